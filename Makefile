@@ -1,0 +1,47 @@
+# Everything happens inside the checkout: .venv/ and build/. See README.md.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: help demo test lint types imports unit slow bench format proto clean
+
+help:
+	@echo "make demo    three private concepts, one round, one picture (build/demo/)"
+	@echo "make test    lint, strict types, import directions, all tests"
+	@echo "make slow    the slow tests"
+	@echo "make format  rewrite the code in its one format"
+
+.venv: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch .venv
+
+demo: .venv
+	$(BIN)/mos-bench demo --out build/demo
+
+test: lint types imports unit
+
+lint: .venv
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: .venv
+	$(BIN)/mypy
+
+imports: .venv
+	$(BIN)/lint-imports
+
+unit: .venv
+	$(BIN)/python -m pytest
+
+slow: .venv
+	$(BIN)/python -m pytest -m slow
+
+format: .venv
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+proto: .venv
+	$(BIN)/python -m grpc_tools.protoc -I common --python_out=common --pyi_out=common --grpc_python_out=common common/mos_common/mos.proto
+
+clean:
+	rm -rf build .venv

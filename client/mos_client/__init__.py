@@ -1,0 +1,1 @@
+"""The participant's side: tune a concept, take part in rounds, draw."""

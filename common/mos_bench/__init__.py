@@ -1,0 +1,1 @@
+"""Measurements and the demo: the one package that may use both sides."""

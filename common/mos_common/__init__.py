@@ -1,0 +1,1 @@
+"""What both sides mean by the same word."""

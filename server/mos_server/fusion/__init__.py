@@ -1,0 +1,1 @@
+"""Gradient fusion: second moments in, one low-rank change per layer out."""
