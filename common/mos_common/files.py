@@ -1,0 +1,115 @@
+"""Files that are whole or not there at all, whatever happens while they are written."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from mos_common.errors import StateError
+
+_READ_BYTES = 1 << 20
+
+
+def sha256_of(path: Path) -> str:
+    """The sha256 of a file as hex, read in pieces."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(_READ_BYTES):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def canonical_json(value: object) -> bytes:
+    """One text per value: sorted keys, no spaces, UTF-8. NaN and infinities are refused: they are not JSON."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+
+
+def write_atomically(path: Path, data: bytes, *, mode: int = 0o644) -> None:
+    """Write `data` to `path`: after a crash there is the old file or the new one, never half of either."""
+    beside: Path | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        beside = Path(name)
+        with os.fdopen(descriptor, "wb") as file:
+            os.fchmod(file.fileno(), mode)
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.rename(path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise could_not_write(path, error) from error
+    finally:
+        if beside is not None:
+            beside.unlink(missing_ok=True)
+
+
+@contextmanager
+def replacing_folder(path: Path) -> Iterator[Path]:
+    """A new folder to write into, which becomes `path` when the block ends well and is gone when it does not.
+
+    A folder that was at `path` is replaced. Between its leaving and the new one's arrival lies one rename, since POSIX
+    cannot swap two folders in one step; a crash just there leaves the old one beside, under a name with a dot.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+        beside.chmod(0o755)
+    except OSError as error:
+        raise could_not_write(path, error) from error
+    try:
+        yield beside
+        for written in sorted(beside.rglob("*"), reverse=True):
+            _sync_folder(written) if written.is_dir() else _sync_file(written)
+        _sync_folder(beside)
+        _put_in_place(beside, path)
+    except OSError as error:
+        raise could_not_write(path, error) from error
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def could_not_write(path: Path, error: OSError) -> StateError:
+    """The error to raise for an `OSError` while writing `path`: what happened, and what to do about it."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return StateError(f"{path}: the disk is full; make room and run the command again, nothing written was lost")
+    if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+        return StateError(f"{path}: cannot be written ({error.strerror}); give this user the right to write there")
+    return StateError(f"{path}: cannot be written: {error.strerror or error}")
+
+
+def _put_in_place(beside: Path, path: Path) -> None:
+    aside = path.with_name(f".{path.name}.old")
+    if path.exists():
+        shutil.rmtree(aside, ignore_errors=True)
+        path.rename(aside)
+    try:
+        beside.rename(path)
+    except OSError:
+        with suppress(OSError):
+            aside.rename(path)
+        raise
+    _sync_folder(path.parent)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _sync_file(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def _sync_folder(path: Path) -> None:
+    """Make renames within a folder durable."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

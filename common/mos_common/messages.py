@@ -1,0 +1,175 @@
+"""What travels in Flower messages, and how it is believed. Every record key is named here, once.
+
+    train     ->  ConfigRecord "round"     {round, base}
+              <-  ArrayRecord  "concept"   one array "file": the concept file's bytes
+                  MetricRecord "numbers"   {seconds, bytes}
+    evaluate  ->  ConfigRecord "round"     {round, base, candidate, candidate_digest}
+              <-  MetricRecord "identity"  {class_word, single, fused, ceiling}
+
+A concept file travels as it is on disk, in one array of bytes: one object for Flower to store instead of hundreds,
+and nothing that a reader must interpret before it is checked. Readers raise ConceptError for what a participant sent
+wrongly and TrustError for what a server did.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+
+from mos_common.errors import ConceptError, MosError, TrustError
+
+ROUND, CONCEPT, FILE, NUMBERS, IDENTITY = "round", "concept", "file", "numbers", "identity"
+
+# A rank-4 concept of SD 1.5 is 3 MB and of SDXL 20 MB; what is larger is not what we asked for.
+CONCEPT_BYTES_AT_MOST = 64 << 20
+
+_HEX_DIGEST = re.compile(r"[0-9a-f]{64}")
+# Model identifiers become names of folders on both sides.
+_ROUND_ID = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
+
+
+@dataclass(frozen=True)
+class TrainRequest:
+    """Ask for a participant's concept: for which round, on which base model."""
+
+    round: str
+    base: str
+
+    def __post_init__(self) -> None:
+        _must_match(_ROUND_ID, round=self.round)
+        _must_match(_HEX_DIGEST, base=self.base)
+
+
+@dataclass(frozen=True)
+class EvaluateRequest:
+    """Ask how well a participant's concept survived in a candidate, which mos.v1 serves under that name."""
+
+    round: str
+    base: str
+    candidate: str
+    candidate_digest: str
+
+    def __post_init__(self) -> None:
+        _must_match(_ROUND_ID, round=self.round, candidate=self.candidate)
+        _must_match(_HEX_DIGEST, base=self.base, candidate_digest=self.candidate_digest)
+
+
+@dataclass(frozen=True)
+class Upload:
+    """A concept file as it arrived, unread, and how long it took to make."""
+
+    data: bytes
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Identity:
+    """How well a concept is recognised on its owner's held-back pictures: four cosines."""
+
+    class_word: float
+    single: float
+    fused: float
+    ceiling: float
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if not (math.isfinite(value) and -1 <= value <= 1):
+                raise ConceptError(f"identity {name} is {value}: expected a finite number from -1 to 1")
+
+
+def train_content(request: TrainRequest) -> RecordDict:
+    """The records of a train request."""
+    return RecordDict({ROUND: ConfigRecord(dict(vars(request)))})
+
+
+def evaluate_content(request: EvaluateRequest) -> RecordDict:
+    """The records of an evaluate request."""
+    return RecordDict({ROUND: ConfigRecord(dict(vars(request)))})
+
+
+def upload_content(upload: Upload) -> RecordDict:
+    """The records that answer a train request."""
+    size = len(upload.data)
+    array = Array(dtype="uint8", shape=(size,), stype="numpy.ndarray", data=array_header(size) + upload.data)
+    numbers = MetricRecord({"seconds": float(upload.seconds), "bytes": size})
+    return RecordDict({CONCEPT: ArrayRecord({FILE: array}), NUMBERS: numbers})
+
+
+def identity_content(identity: Identity) -> RecordDict:
+    """The records that answer an evaluate request: four numbers and nothing else."""
+    return RecordDict({IDENTITY: MetricRecord(dict(vars(identity)))})
+
+
+def read_train(content: RecordDict) -> TrainRequest:
+    """The train request that a server sent."""
+    return TrainRequest(**_texts(content, {"round", "base"}))
+
+
+def read_evaluate(content: RecordDict) -> EvaluateRequest:
+    """The evaluate request that a server sent."""
+    return EvaluateRequest(**_texts(content, {"round", "base", "candidate", "candidate_digest"}))
+
+
+def read_upload(content: RecordDict) -> Upload:
+    """The concept file's bytes that a participant sent, without interpreting any of them.
+
+    `Array.numpy()` is never called: a declared dtype is not checked there, and a header may ask for terabytes.
+    """
+    wrong = _complain("the upload", ConceptError)
+    if set(content) != {CONCEPT, NUMBERS}:
+        raise wrong(f"has the records {sorted(content)}: expected {sorted({CONCEPT, NUMBERS})}")
+    arrays, numbers = content[CONCEPT], content[NUMBERS]
+    if not isinstance(arrays, ArrayRecord) or list(arrays) != [FILE]:
+        raise wrong(f"must hold exactly one array called {FILE!r}")
+    array = arrays[FILE]
+    if array.stype != "numpy.ndarray" or array.dtype != "uint8" or len(array.shape) != 1:
+        raise wrong(f"is {array.stype} {array.dtype} of shape {array.shape}: expected a row of uint8 bytes")
+    size = array.shape[0]
+    if not 0 < size <= CONCEPT_BYTES_AT_MOST:
+        raise wrong(f"claims {size} bytes: a concept file has at most {CONCEPT_BYTES_AT_MOST}")
+    header = array_header(size)
+    if len(array.data) != len(header) + size or not array.data.startswith(header):
+        raise wrong(f"carries {len(array.data)} bytes that are not a header and the {size} bytes it claims")
+    seconds = numbers.get("seconds") if isinstance(numbers, MetricRecord) else None
+    if not isinstance(seconds, float) or not math.isfinite(seconds) or seconds < 0:
+        raise wrong("does not say in how many seconds it was made")
+    return Upload(data=bytes(memoryview(array.data)[len(header) :]), seconds=seconds)
+
+
+def read_identity(content: RecordDict) -> Identity:
+    """The identity numbers that a participant sent, each a finite cosine."""
+    wrong = _complain("the evaluation", ConceptError)
+    if set(content) != {IDENTITY} or not isinstance(record := content[IDENTITY], MetricRecord):
+        raise wrong(f"has the records {sorted(content)}: expected [{IDENTITY!r}]")
+    if set(record) != set(Identity.__annotations__) or not all(isinstance(v, float | int) for v in record.values()):
+        raise wrong(f"has the numbers {sorted(record)}: expected {sorted(Identity.__annotations__)}")
+    return Identity(**{name: float(value) for name, value in record.items()})
+
+
+def array_header(size: int) -> bytes:
+    """The 128 bytes that numpy's file format (version 1.0) puts before a row of `size` bytes."""
+    text = f"{{'descr': '|u1', 'fortran_order': False, 'shape': ({size},), }}"
+    return b"\x93NUMPY\x01\x00" + (118).to_bytes(2, "little") + text.ljust(117).encode("latin1") + b"\n"
+
+
+def _texts(content: RecordDict, names: set[str]) -> dict[str, str]:
+    wrong = _complain("the server's request", TrustError)
+    if set(content) != {ROUND} or not isinstance(record := content[ROUND], ConfigRecord):
+        raise wrong(f"has the records {sorted(content)}: expected [{ROUND!r}]")
+    if set(record) != names or not all(isinstance(value, str) for value in record.values()):
+        raise wrong(f"has the entries {sorted(record)}: expected {sorted(names)}, each a text")
+    return {name: str(value) for name, value in record.items()}
+
+
+def _must_match(pattern: re.Pattern[str], **texts: str) -> None:
+    for name, text in texts.items():
+        if not pattern.fullmatch(text):
+            raise TrustError(f"the server's request has {name} {text[:80]!r}: expected {pattern.pattern}")
+
+
+def _complain(about: str, error: type[MosError]) -> Callable[[str], MosError]:
+    return lambda what: error(f"{about} {what}")
