@@ -1,0 +1,254 @@
+"""The base model everybody starts from: load it, fingerprint it, answer questions about it.
+
+Nothing about a model is remembered here. How many cross-attention layers it has, how wide they are, which token ends a text:
+all of that is asked of the loaded modules, so `tiny` and Stable Diffusion 1.5 go through the same lines.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mos_common.errors import BaseModelError, RequestError
+from mos_common.presets import Preset, preset_for
+
+log = logging.getLogger(__name__)
+
+TINY = "tiny"
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """A text-to-image latent diffusion model in the Stable Diffusion 1.x layout, frozen and in eval mode.
+
+    `scheduler` is the base's own; whoever denoises makes a copy of it. `fingerprint` says which model this is, whatever
+    precision it was downloaded in.
+    """
+
+    name: str
+    tokenizer: Any
+    text_encoder: nn.Module
+    unet: nn.Module
+    vae: nn.Module
+    scheduler: Any
+    fingerprint: str
+
+    @property
+    def device(self) -> torch.device:
+        """Where the UNet lives."""
+        return next(self.unet.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The number format of the UNet's weights."""
+        return next(self.unet.parameters()).dtype
+
+    @property
+    def preset(self) -> Preset:
+        """How this base likes to be tuned and drawn."""
+        return preset_for(self.name)
+
+    @property
+    def token_table(self) -> Tensor:
+        """The text encoder's embeddings, one row a token."""
+        table = self.text_encoder.get_input_embeddings().weight  # type: ignore[operator]
+        assert isinstance(table, Tensor)
+        return table
+
+    @property
+    def text_length(self) -> int:
+        """Token positions of one prompt, the start and the end included."""
+        return int(self.text_encoder.config.max_position_embeddings)  # type: ignore[union-attr, arg-type]
+
+    @property
+    def pixels_per_latent(self) -> int:
+        """How many pixels one latent cell is wide."""
+        return int(2 ** (len(self.vae.config.block_out_channels) - 1))  # type: ignore[union-attr, arg-type]
+
+    @property
+    def picture_size(self) -> int:
+        """The side of the square pictures this base was trained on, in pixels."""
+        return int(self.unet.config.sample_size) * self.pixels_per_latent  # type: ignore[union-attr, arg-type]
+
+    @torch.no_grad()
+    def encode_pictures(self, pictures: Tensor) -> Tensor:
+        """Latents (n c h w) of pictures (n 3 H W) in [-1, 1]: the mean of the VAE's posterior, scaled."""
+        posterior = self.vae.encode(pictures.to(self.device, self.dtype)).latent_dist  # type: ignore[operator]
+        mean: Tensor = posterior.mean
+        return mean * float(self.vae.config.scaling_factor)  # type: ignore[union-attr, arg-type]
+
+    @torch.no_grad()
+    def decode_latents(self, latents: Tensor) -> Tensor:
+        """Pictures (n 3 H W) in [-1, 1] of latents (n c h w), float32 on the CPU."""
+        unscaled = latents.to(self.device, self.dtype) / float(self.vae.config.scaling_factor)  # type: ignore[union-attr, arg-type]
+        decoded: Tensor = self.vae.decode(unscaled).sample  # type: ignore[operator]
+        return decoded.float().clamp(-1, 1).cpu()
+
+
+def load_base(name: str = TINY, *, device: str | None = None, dtype: str | None = None) -> BaseModel:
+    """Load `tiny` or a diffusers folder (or a hub id that is already in the local cache).
+
+    Without `device` and `dtype` the best there is: a GPU in float16 where one exists, else the CPU in float32.
+
+    Raises:
+        BaseModelError: the folder is missing, is not a diffusion model, or is not of the Stable Diffusion 1.x layout.
+        RequestError: the device or dtype does not exist here.
+
+    """
+    target_device, target_dtype = choose_device(device), choose_dtype(dtype, choose_device(device))
+    folder = base_path(name)
+    parts = _load_parts(name, folder)
+    fingerprint = fingerprint_of_parts(
+        parts["tokenizer"], parts["text_encoder"], parts["unet"], parts["vae"], parts["scheduler"]
+    )
+    for part in ("text_encoder", "unet", "vae"):
+        parts[part].requires_grad_(False).eval().to(device=target_device, dtype=target_dtype)
+    parts["unet"].to(memory_format=torch.channels_last)
+    return BaseModel(name=name, fingerprint=fingerprint, **parts)
+
+
+def base_path(name: str) -> Path:
+    """Where a base model's diffusers folder lies.
+
+    Raises:
+        BaseModelError: there is none.
+
+    """
+    if name == TINY:
+        from mos_tiny import base_folder
+
+        return base_folder()
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        if not (folder / "model_index.json").is_file():
+            raise BaseModelError(
+                f"{name} is not a diffusion model: it has no model_index.json. Give a folder written by diffusers' save_pretrained, or `tiny`"
+            )
+        return folder
+    if folder.exists():
+        raise BaseModelError(f"{name} is a file; a base model is a diffusers folder (with model_index.json), or `tiny`")
+    return _cached_snapshot(name)
+
+
+def choose_device(device: str | None) -> torch.device:
+    """The device asked for, or the best there is.
+
+    Raises:
+        RequestError: there is no such device here.
+
+    """
+    if device is None:
+        return torch.device(
+            "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        )
+    try:
+        chosen = torch.device(device)
+        torch.empty(1, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        raise RequestError(
+            f"--device {device} cannot be used here ({str(error).splitlines()[0]}): try --device cpu"
+        ) from error
+    return chosen
+
+
+def choose_dtype(dtype: str | None, device: torch.device) -> torch.dtype:
+    """The number format asked for; by default float16 on a GPU, float32 on a CPU."""
+    if dtype is None:
+        return torch.float32 if device.type == "cpu" else torch.float16
+    if dtype not in DTYPES:
+        raise RequestError(f"--dtype {dtype} is not known: choose one of {', '.join(DTYPES)}")
+    return DTYPES[dtype]
+
+
+def fingerprint_of(name: str) -> str:
+    """The fingerprint of a base model that need not be kept loaded."""
+    return load_base(name, device="cpu", dtype="float32").fingerprint
+
+
+def fingerprint_of_parts(
+    tokenizer: Any, text_encoder: nn.Module, unet: nn.Module, vae: nn.Module, scheduler: Any
+) -> str:
+    """Sha256 over the weights in float16 and what gives them meaning (vocabulary, prediction type, scaling factor).
+
+    Rounding to float16 first makes the float16 and float32 downloads of one model the same base.
+    """
+    digest = hashlib.sha256()
+    for name, parameter in sorted(_canonical_parameters(text_encoder, unet, vae)):
+        digest.update(f"{name}\0{tuple(parameter.shape)}\0".encode())
+        digest.update(parameter.detach().to("cpu", torch.float16).contiguous().view(torch.uint8).numpy().data)
+    for word, index in sorted(tokenizer.get_vocab().items()):
+        digest.update(f"{word}\0{index}\0".encode())
+    digest.update(f"{scheduler.config.prediction_type}\0{float(vae.config.scaling_factor)}".encode())  # type: ignore[union-attr, arg-type]
+    return digest.hexdigest()
+
+
+def text_module_name(name: str) -> str:
+    """A text encoder's module under one name: transformers wrote `text_model.` before it, and some classes still do."""
+    return name if name.startswith("text_model.") else f"text_model.{name}"
+
+
+def _canonical_parameters(text_encoder: nn.Module, unet: nn.Module, vae: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from ((f"text_encoder.{text_module_name(name)}", p) for name, p in text_encoder.named_parameters())
+    yield from ((f"unet.{name}", p) for name, p in unet.named_parameters())
+    yield from ((f"vae.{name}", p) for name, p in vae.named_parameters())
+
+
+def _load_parts(name: str, folder: Path) -> dict[str, Any]:
+    from diffusers import AutoencoderKL, DiffusionPipeline, SchedulerMixin, UNet2DConditionModel
+    from transformers import CLIPTextModel, CLIPTokenizer
+    from transformers.utils import logging as transformers_logging
+
+    index = DiffusionPipeline.load_config(folder, local_files_only=True)
+    if "text_encoder_2" in index or not {"unet", "vae", "text_encoder", "tokenizer", "scheduler"} <= index.keys():
+        raise BaseModelError(
+            f"{name} is a {index.get('_class_name', 'folder of unknown kind')}; this version works with Stable Diffusion 1.x models "
+            "(one CLIP text encoder, a UNet2DConditionModel, an AutoencoderKL)"
+        )
+    transformers_logging.disable_progress_bar()
+    try:
+        import diffusers
+
+        scheduler_class = getattr(diffusers, index["scheduler"][1])
+        if not issubclass(scheduler_class, SchedulerMixin):
+            raise BaseModelError(
+                f"{name} names {index['scheduler'][1]} as its scheduler, which diffusers does not know as one"
+            )
+        return {
+            "tokenizer": CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True),
+            "text_encoder": CLIPTextModel.from_pretrained(
+                folder / "text_encoder", dtype=torch.float32, local_files_only=True
+            ),
+            "unet": UNet2DConditionModel.from_pretrained(
+                folder / "unet", dtype=torch.float32, local_files_only=True, low_cpu_mem_usage=False
+            ),
+            "vae": AutoencoderKL.from_pretrained(
+                folder / "vae", dtype=torch.float32, local_files_only=True, low_cpu_mem_usage=False
+            ),
+            "scheduler": scheduler_class.from_pretrained(folder / "scheduler", local_files_only=True),
+        }
+    except (OSError, ValueError, RuntimeError, AttributeError, KeyError) as error:
+        raise BaseModelError(f"{name} cannot be loaded as a diffusion model: {str(error).splitlines()[0]}") from error
+
+
+def _cached_snapshot(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=["*.json", "*.txt", "*.safetensors"]))
+    except HFValidationError as error:
+        raise BaseModelError(
+            f"no base model at {name}: give `tiny`, a diffusers folder, or a hub id such as owner/model"
+        ) from error
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        raise BaseModelError(
+            f"no base model at {name}: there is no such folder, and as a hub id it could not be fetched ({type(error).__name__})"
+        ) from error

@@ -1,0 +1,141 @@
+"""Drawing: one denoising loop for plain prompts, layer-wise words, regions, and recording under fusion."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mos_common.attention import RegionText, TextMemory, layerwise_attention
+from mos_common.base_model import BaseModel
+from mos_common.errors import RequestError
+from mos_common.regions import Region
+from mos_common.words import Vocabulary, encode_prompts
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """How to draw: sizes in pixels (0: the base's own), `guidance` 0 for the base's own scale, 1 for none."""
+
+    steps: int = 20
+    guidance: float = 0.0
+    height: int = 0
+    width: int = 0
+    negative: str = ""
+    scheduler: str = ""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.steps <= 1000:
+            raise RequestError(f"{self.steps} steps: expected 1 to 1000")
+        if self.guidance < 0 or self.height < 0 or self.width < 0:
+            raise RequestError("guidance, height and width cannot be negative")
+
+    def sized_for(self, base: BaseModel) -> tuple[int, int]:
+        """(height, width) in pixels.
+
+        Raises:
+            RequestError: they are no multiple of what the base's UNet can halve.
+
+        """
+        unit = base.pixels_per_latent * 2 ** (len(base.unet.config.block_out_channels) - 1)  # type: ignore[union-attr, arg-type]
+        height, width = self.height or base.picture_size, self.width or base.picture_size
+        if height % unit or width % unit:
+            raise RequestError(f"{width} x {height} pixels: this base model draws sizes that are multiples of {unit}")
+        return height, width
+
+
+def draw(
+    base: BaseModel,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    *,
+    vocabulary: Vocabulary | None = None,
+    regions: Sequence[Region] = (),
+    how: Drawing | None = None,
+    on_step: Progress | None = None,
+) -> Float[Tensor, "pictures 3 height width"]:
+    """One picture per prompt and seed, in [-1, 1], float32 on the CPU.
+
+    Regions have prompts of their own and hold for every picture. The noise is drawn on the CPU, so a seed means the same
+    picture on every device.
+
+    Raises:
+        RequestError: a prompt names an unknown concept, or a size does not fit the base.
+
+    """
+    how = how or Drawing()
+    height, width = how.sized_for(base)
+    guidance = how.guidance or base.preset.guidance
+    words = vocabulary or {}
+    with torch.inference_mode(), layerwise_attention(base):
+        texts = [how.negative] * len(prompts) + list(prompts) if guidance != 1 else list(prompts)
+        unique = list(dict.fromkeys([*texts, *(region.prompt for region in regions)]))
+        features = dict(zip(unique, encode_prompts(base, unique, words), strict=True))
+        memory = TextMemory(
+            torch.stack([features[text] for text in texts]),
+            [RegionText(region, features[region.prompt]) for region in regions],
+            first_regional_row=len(texts) - len(prompts),
+            aspect=width / height,
+            keep=True,
+        )
+        latents = initial_noise(base, seeds, height, width)
+        return base.decode_latents(
+            denoise(base, latents, memory, scheduler_for(base, how), how.steps, guidance, on_step)
+        )
+
+
+def denoise(
+    base: BaseModel,
+    latents: Float[Tensor, "n c h w"],
+    memory: TextMemory,
+    scheduler: Any,
+    steps: int,
+    guidance: float,
+    on_step: Progress | None = None,
+) -> Float[Tensor, "n c h w"]:
+    """Latents of finished pictures. The caller has `layerwise_attention` on.
+
+    With guidance other than 1 the memory holds the unconditional texts first, then the prompts.
+    """
+    scheduler.set_timesteps(steps, device=base.device)
+    latents = latents * scheduler.init_noise_sigma
+    for step, t in enumerate(scheduler.timesteps):
+        twice = torch.cat([latents, latents]) if guidance != 1 else latents
+        scaled = scheduler.scale_model_input(twice, t).to(base.dtype)
+        predicted = base.unet(scaled, t, encoder_hidden_states=memory).sample.to(latents.dtype)
+        if guidance != 1:
+            unconditional, conditional = predicted.chunk(2)
+            predicted = unconditional + guidance * (conditional - unconditional)
+        latents = scheduler.step(predicted, t, latents).prev_sample
+        if on_step:
+            on_step(step + 1, len(scheduler.timesteps))
+    return latents
+
+
+def initial_noise(base: BaseModel, seeds: Sequence[int], height: int, width: int) -> Float[Tensor, "n c h w"]:
+    """Standard normal latents, one generator per seed on the CPU, float32 on the base's device."""
+    shape = (int(base.unet.config.in_channels), height // base.pixels_per_latent, width // base.pixels_per_latent)  # type: ignore[union-attr, arg-type]
+    noise = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+    return torch.stack(noise).to(base.device)
+
+
+def scheduler_for(base: BaseModel, how: Drawing) -> Any:
+    """A fresh copy of the base's own scheduler, or the compatible one that `how` names.
+
+    Raises:
+        RequestError: no such scheduler for this base; the message lists those there are.
+
+    """
+    if not how.scheduler:
+        return copy.deepcopy(base.scheduler)
+    known = {kind.__name__: kind for kind in base.scheduler.compatibles}
+    if how.scheduler not in known:
+        raise RequestError(f"scheduler {how.scheduler} does not go with this base; there is {', '.join(sorted(known))}")
+    return known[how.scheduler].from_config(base.scheduler.config)

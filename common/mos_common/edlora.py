@@ -1,0 +1,70 @@
+"""The low-rank pair of ED-LoRA and how it is put onto a model and taken off again.
+
+A concept changes a linear layer's weight W by ΔW = s·B·A with s = alpha/rank (PEFT's convention; ours writes alpha = rank).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from mos_common.base_model import BaseModel
+from mos_common.layers import Layer, concept_layers
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """The change of one layer: A (r x d_in), B (d_out x r) and alpha."""
+
+    A: Float[Tensor, "rank d_in"]
+    B: Float[Tensor, "d_out rank"]
+    alpha: float
+
+    @property
+    def rank(self) -> int:
+        """Rows of A."""
+        return self.A.shape[0]
+
+    @property
+    def scale(self) -> float:
+        """The factor s = alpha/rank before B·A."""
+        return self.alpha / max(self.rank, 1)
+
+    def change(self, dtype: torch.dtype = torch.float32) -> Float[Tensor, "d_out d_in"]:
+        """ΔW = s·B·A, multiplied in `dtype`."""
+        return self.scale * (self.B.to(dtype) @ self.A.to(dtype))
+
+    def balanced(self) -> LowRank:
+        """The same change with |A| = |B| column by column, so that rounding to float16 costs least; alpha becomes the rank."""
+        A, B = self.A.double(), self.scale * self.B.double()
+        ratio = (B.norm(dim=0) / A.norm(dim=1)).sqrt()
+        ratio = torch.where(torch.isfinite(ratio) & (ratio > 0), ratio, torch.ones_like(ratio))
+        return LowRank((A * ratio[:, None]).float(), (B / ratio).float(), float(max(self.rank, 1)))
+
+
+@contextmanager
+def attached(base: BaseModel, changes: Mapping[str, LowRank]) -> Iterator[None]:
+    """The base with every named layer's weight W replaced by W + ΔW; the very same W is back afterwards, also on an error.
+
+    Weights are exchanged by pointer: nothing is subtracted, so nothing is lost to rounding.
+    """
+    layers = {layer.name: layer for layer in concept_layers(base) if layer.name in changes}
+    originals = {name: layer.module.weight for name, layer in layers.items()}
+    try:
+        for name, layer in layers.items():
+            layer.module.weight = nn.Parameter(_changed(layer, changes[name]), requires_grad=False)
+        yield
+    finally:
+        for name, layer in layers.items():
+            layer.module.weight = originals[name]
+
+
+def _changed(layer: Layer, pair: LowRank) -> Tensor:
+    weight = layer.module.weight
+    change = LowRank(pair.A.to(weight.device), pair.B.to(weight.device), pair.alpha).change()
+    return (weight.float() + change).to(weight.dtype)

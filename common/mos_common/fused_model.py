@@ -1,0 +1,159 @@
+"""The fused model: one low-rank change per layer, everybody's words, and a manifest that says what went in.
+
+adapter.safetensors      <layer>.lora_A.weight (r x d_in), <layer>.lora_B.weight (d_out x r), float32, alpha = rank
+embeddings.safetensors   one tensor (cross-attention layers x words x width) for each concept, under its token
+manifest.json            what the base was, what went in, how it was fused, how well each concept survived
+manifest.sig             the operator's signature of manifest.json, which holds the digests of the other files
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+from pydantic import BaseModel as Schema
+from pydantic import ConfigDict, Field, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from mos_common.base_model import BaseModel
+from mos_common.concept import Concept
+from mos_common.edlora import LowRank
+from mos_common.errors import BaseModelError, FusionError
+
+ADAPTER, EMBEDDINGS, MANIFEST = "adapter.safetensors", "embeddings.safetensors", "manifest.json"
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+@dataclass(frozen=True)
+class NamedConcept:
+    """A concept and who brought it; together they make the token that prompts use."""
+
+    participant: str
+    concept: Concept
+
+    @property
+    def token(self) -> str:
+        """`<alice/cat>`, or `<cat>` where there are no participants (files fused by hand)."""
+        return f"<{self.participant}/{self.concept.name[1:]}" if self.participant else self.concept.name
+
+
+class Survival(Schema):
+    """How one group of layers serves a concept after fusion.
+
+    `energy_kept` is 1 - ‖Xi (Δ* - ΔWi)ᵀ‖² / ‖Xi ΔWiᵀ‖² over the group: 1 is perfect. `residual` maps layers to the mean square of
+    Xi (Δ* - ΔWi)ᵀ per row.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+    energy_kept: float
+    residual: dict[str, float]
+
+
+class Identity(Schema):
+    """Image alignment with held-back pictures: of the class word on the base, the single concept, the fused model, the pictures
+    themselves through the VAE.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+    class_word: Annotated[float, Field(ge=-1, le=1)]
+    single: Annotated[float, Field(ge=-1, le=1)]
+    fused: Annotated[float, Field(ge=-1, le=1)]
+    ceiling: Annotated[float, Field(ge=-1, le=1)]
+
+
+class FusedConcept(Schema):
+    """What the manifest says about one concept."""
+
+    model_config = ConfigDict(extra="forbid")
+    token: str
+    participant: str
+    name: str
+    class_word: str
+    digest: Sha256
+    licence: str
+    author: str
+    survival: dict[str, Survival]
+    identity: Identity | None = None
+
+
+class File(Schema):
+    """A file of the model, as it was when the manifest was written."""
+
+    model_config = ConfigDict(extra="forbid")
+    size: int
+    sha256: Sha256
+
+
+class Manifest(Schema):
+    """`manifest.json`."""
+
+    model_config = ConfigDict(extra="forbid")
+    format: Literal[1] = 1
+    base: Sha256
+    base_name: str
+    method: str
+    settings: dict[str, object]
+    versions: dict[str, str]
+    concepts: list[FusedConcept]
+    round: str | None = None
+    files: dict[str, File] = Field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class FusedModel:
+    """A fused model in memory."""
+
+    changes: Mapping[str, LowRank]
+    vocabulary: Mapping[str, Tensor]
+    manifest: Manifest
+
+
+def read_fused(folder: Path) -> FusedModel:
+    """Read a fused model's folder. Who downloaded it has checked its signature (`mos_common.signing.verify_model`).
+
+    Raises:
+        FusionError: the folder is not a fused model, or a file of it is damaged.
+
+    """
+    try:
+        manifest = Manifest.model_validate_json((folder / MANIFEST).read_bytes())
+        tensors, vocabulary = load_file(folder / ADAPTER), load_file(folder / EMBEDDINGS)
+    except FileNotFoundError as error:
+        raise FusionError(f"{folder} is not a fused model: {Path(str(error.filename)).name} is missing") from error
+    except (OSError, ValidationError, SafetensorError) as error:
+        raise FusionError(f"{folder} is damaged ({str(error).splitlines()[0]}): download or fuse it again") from error
+    halves = {
+        name.removesuffix(".lora_A.weight"): tensor
+        for name, tensor in tensors.items()
+        if name.endswith(".lora_A.weight")
+    }
+    changes = {layer: LowRank(A, tensors[f"{layer}.lora_B.weight"], float(A.shape[0])) for layer, A in halves.items()}
+    return FusedModel(changes, vocabulary, manifest)
+
+
+def fused_tensors(model: FusedModel) -> dict[str, Tensor]:
+    """The tensors of `adapter.safetensors`."""
+    tensors = {}
+    for layer, pair in model.changes.items():
+        tensors[f"{layer}.lora_A.weight"] = pair.A.to(torch.float32).contiguous()
+        tensors[f"{layer}.lora_B.weight"] = (pair.scale * pair.B).to(torch.float32).contiguous()
+    return tensors
+
+
+def check_base(model: FusedModel, base: BaseModel) -> None:
+    """Check that a fused model belongs to a base.
+
+    Raises:
+        BaseModelError: it was made from another one.
+
+    """
+    if model.manifest.base != base.fingerprint:
+        raise BaseModelError(
+            f"this model was fused on {model.manifest.base_name} ({model.manifest.base[:12]}), not on {base.name} ({base.fingerprint[:12]}): "
+            "give that base model with --base"
+        )

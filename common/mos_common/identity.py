@@ -1,0 +1,94 @@
+"""How well a concept is drawn: image alignment with pictures that were held back from tuning.
+
+Four numbers on one scale. The floor is what the untouched base draws for the class word. `single` is the concept on its own,
+`fused` the same concept in a fused model: same prompts, same seeds. The ceiling is what real pictures of the concept score: those
+it was tuned on, through the VAE, against those held back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from jaxtyping import Float
+from torch import Tensor
+
+from mos_common.base_model import BaseModel
+from mos_common.concept import Concept
+from mos_common.concept_file import content_digest
+from mos_common.drawing import Drawing, draw
+from mos_common.edlora import LowRank, attached
+from mos_common.fused_model import FusedModel
+from mos_common.prompts import SCORED, about
+from mos_common.scores import ImageScorer, image_alignment
+from mos_common.words import Vocabulary, resolve
+
+DRAWINGS_PER_CONTEXT = 1
+
+
+@dataclass(frozen=True)
+class IdentityScores:
+    """Image alignments in [-1, 1]; `fused` is None where there was no fused model to score."""
+
+    class_word: float
+    single: float
+    fused: float | None
+    ceiling: float
+
+
+@dataclass(frozen=True)
+class IdentityProbe:
+    """One concept's yardstick: its held-back pictures' features, and the contexts and seeds of its drawings."""
+
+    base: BaseModel
+    scorer: ImageScorer
+    references: Float[Tensor, "n features"]
+    seeds: Sequence[int]
+    steps: int = 20
+
+    def score(self, subject: str, changes: Mapping[str, LowRank], vocabulary: Vocabulary) -> float:
+        """Image alignment of drawings of `subject` with `changes` attached."""
+        return image_alignment(self.scorer.features(self.drawings(subject, changes, vocabulary)), self.references)
+
+    def drawings(
+        self, subject: str, changes: Mapping[str, LowRank], vocabulary: Vocabulary
+    ) -> Float[Tensor, "n 3 h w"]:
+        """One drawing for each scored context."""
+        prompts = [about(context, subject) for context in SCORED] * DRAWINGS_PER_CONTEXT
+        with attached(self.base, changes):
+            return draw(self.base, prompts, self.seeds, vocabulary=vocabulary, how=Drawing(steps=self.steps))
+
+
+def probe_for(
+    base: BaseModel, concept: Concept, held_back: Float[Tensor, "n 3 h w"], scorer: ImageScorer
+) -> IdentityProbe:
+    """The yardstick of a concept. Seeds come from its content digest: whoever measures it draws the same pictures."""
+    first = int(content_digest(concept)[:8], 16)
+    count = len(SCORED) * DRAWINGS_PER_CONTEXT
+    return IdentityProbe(base, scorer, scorer.features(held_back), [first + i for i in range(count)])
+
+
+def measure_identity(
+    base: BaseModel,
+    concept: Concept,
+    tuned_on: Float[Tensor, "m 3 h w"],
+    held_back: Float[Tensor, "n 3 h w"],
+    *,
+    fused: FusedModel | None = None,
+    fused_token: str | None = None,
+) -> IdentityScores:
+    """The four numbers of one concept; `fused_token` is how the fused model calls it."""
+    scorer = ImageScorer(str(base.device))
+    probe = probe_for(base, concept, held_back, scorer)
+    rebuilt = base.decode_latents(base.encode_pictures(tuned_on))
+    return IdentityScores(
+        class_word=probe.score(f"a {concept.class_word}", {}, {}),
+        single=probe.score(concept.name, concept.pairs, {concept.name: concept.words[0].float()}),
+        fused=score_in(probe, fused, fused_token or concept.name) if fused else None,
+        ceiling=image_alignment(scorer.features(rebuilt), probe.references),
+    )
+
+
+def score_in(probe: IdentityProbe, fused: FusedModel, token: str) -> float:
+    """How well a fused model draws the probe's concept, which it calls `token`."""
+    return probe.score(resolve(token, fused.vocabulary), fused.changes, fused.vocabulary)

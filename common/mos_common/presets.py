@@ -1,0 +1,55 @@
+"""Settings that depend on the base model, as one small table.
+
+The paper's numbers were found on Stable Diffusion 1.x. They are kept for every base that is not known better; `tiny`, the
+embedded model, has measured ones (docs/tuning.md). Spreads and norms of word embeddings are not here: they are asked of the
+base's own token table (`mos_client.tuning`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Preset:
+    """How one family of base models likes to be tuned and drawn.
+
+    Learning rates are per AdamW step: `words` for the new embedding rows, `text` for the text encoder's LoRA, `unet` for the
+    UNet's. `guidance` is the classifier-free guidance scale of drawings.
+    """
+
+    name: str
+    steps: int
+    batch: int
+    learning_rate_words: float
+    learning_rate_text: float
+    learning_rate_unet: float
+    guidance: float
+    noise_offset: float
+
+
+STABLE_DIFFUSION = Preset(
+    "stable-diffusion",
+    steps=800,
+    batch=4,
+    learning_rate_words=1e-3,
+    learning_rate_text=1e-5,
+    learning_rate_unet=1e-4,
+    guidance=7.5,
+    noise_offset=0.01,
+)
+TINY = Preset(
+    "tiny",
+    steps=300,
+    batch=8,
+    learning_rate_words=1e-2,
+    learning_rate_text=3e-4,
+    learning_rate_unet=1e-3,
+    guidance=4.0,
+    noise_offset=0.0,
+)
+
+
+def preset_for(base_name: str) -> Preset:
+    """The preset of a base model, by the name it was asked for: `tiny`, or anything else."""
+    return TINY if base_name == TINY.name else STABLE_DIFFUSION

@@ -1,0 +1,83 @@
+"""What every command has in common: one line for an error, an exit code, progress that suits a terminal or a log."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from mos_common.errors import MosError
+
+INTERRUPTED = 130
+PLAIN_EVERY_S = 5.0
+OnCount = Callable[[int, int, str], None]
+
+
+def run(app: typer.Typer) -> None:
+    """Run a command line: exit codes are those of `mos_common.errors`, 130 after Ctrl-C, 2 for unknown flags."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("mos_common").setLevel(logging.INFO)
+    logging.getLogger("mos_client").setLevel(logging.INFO)
+    logging.getLogger("mos_server").setLevel(logging.INFO)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        app(standalone_mode=False)
+    except MosError as error:
+        say(f"error: {error}", error=True)
+        sys.exit(error.exit_code)
+    except typer.Exit as stop:
+        sys.exit(stop.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        say("interrupted", error=True)
+        sys.exit(INTERRUPTED)
+    except Exception as error:
+        from click import ClickException
+
+        if isinstance(error, ClickException):
+            error.show()
+            sys.exit(error.exit_code)
+        raise
+
+
+def say(text: str, *, error: bool = False) -> None:
+    """One line for the person at the keyboard."""
+    stream = sys.stderr if error else sys.stdout
+    stream.write(text + "\n")
+    stream.flush()
+
+
+@contextmanager
+def counting(what: str) -> Iterator[OnCount]:
+    """A progress bar on a terminal, a plain line every few seconds otherwise: call it with (done, total, note)."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield _plain_lines(what)
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed:.0f}/{task.total:.0f} {task.fields[note]}"),
+    )
+    with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console) as bar:
+        task = bar.add_task(what, total=1, note="")
+        yield lambda done, total, note: bar.update(task, completed=done, total=total, note=note)
+
+
+def _plain_lines(what: str) -> OnCount:
+    last = 0.0
+
+    def line(done: int, total: int, note: str) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if done == total or now - last >= PLAIN_EVERY_S:
+            last = now
+            say(f"{what} {done}/{total} {note}", error=True)
+
+    return line

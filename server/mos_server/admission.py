@@ -1,0 +1,58 @@
+"""What an upload must satisfy: one verdict, with every reason.
+
+Nothing of it is believed before it is checked: the file's form (`mos_common.concept_file`), its fit to the round's base, and
+bounds on how far it changes any layer, so that no upload can drown the others.
+"""
+
+from __future__ import annotations
+
+from mos_common.base_model import BaseModel
+from mos_common.concept import Concept, check_fits
+from mos_common.concept_file import concept_from_bytes
+from mos_common.edlora import LowRank
+from mos_common.errors import ConceptError
+from mos_common.layers import Layer, concept_layers
+
+# Tuned concepts change a layer by a few percent of its norm; a change as large as the layer itself redraws every picture.
+MOST_RELATIVE_CHANGE = 1.0
+# Tuning stops words at 1.4 times the median; other tools let them grow, but one of ten times the norm drowns its prompt.
+MOST_RELATIVE_WORD = 10.0
+
+
+def admit(data: bytes, base: BaseModel) -> Concept:
+    """The concept in an upload, if it may be fused on `base`.
+
+    Raises:
+        ConceptError: it may not; the message says every reason, in the operator's and the participant's words.
+
+    """
+    concept = concept_from_bytes(data)
+    check_fits(concept, base)
+    layers = {layer.name: layer for layer in concept_layers(base)}
+    reasons = [reason for name, pair in concept.pairs.items() if (reason := _too_large(layers[name], pair))]
+    reasons += _long_words(concept, base)
+    if not concept.pairs and not concept.words:
+        reasons.append("it is empty: neither words nor changes")
+    if reasons:
+        raise ConceptError(f"concept {concept.name} is not admitted: " + "; ".join(reasons[:8]))
+    return concept
+
+
+def _too_large(layer: Layer, pair: LowRank) -> str | None:
+    change = _norm(pair)
+    most = MOST_RELATIVE_CHANGE * float(layer.module.weight.float().norm())
+    return f"{layer.name} is changed by norm {change:.3g}, at most {most:.3g} is admitted" if change > most else None
+
+
+def _norm(pair: LowRank) -> float:
+    """‖s·B·A‖ without forming it: ‖BA‖² = ⟨BᵀB, AAᵀ⟩."""
+    A, B = pair.A.double(), pair.B.double()
+    return abs(pair.scale) * float(((B.T @ B) * (A @ A.T)).sum().clamp(min=0).sqrt())
+
+
+def _long_words(concept: Concept, base: BaseModel) -> list[str]:
+    typical = float(base.token_table.float().norm(dim=1).median())
+    longest = max((float(words.float().norm(dim=-1).max()) for words in concept.words), default=0.0)
+    if longest > MOST_RELATIVE_WORD * typical:
+        return [f"a word has norm {longest:.3g}, at most {MOST_RELATIVE_WORD * typical:.3g} is admitted"]
+    return []

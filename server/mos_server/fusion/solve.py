@@ -1,0 +1,87 @@
+"""The equation of gradient fusion, and nothing else.
+
+Concept i changed a layer by ΔWi = si·Bi·Ai, and its own prompts feed that layer the rows Xi (mi x d_in). We want the one change
+Δ that acts on every concept's rows as that concept's own change did, and on ordinary rows X0 not at all:
+
+    Δ* = argmin_Δ  Σi wi ‖Xi (Δ - ΔWi)ᵀ‖²/mi  +  μ ‖X0 Δᵀ‖²/m0  +  λ·(tr S/d_in)·‖Δ‖²
+
+With the second moments Gi = Xiᵀ Xi / mi and S = Σi wi Gi + μ G0 its normal equation is Δ* (S + λ·(tr S/d_in)·I) = Σi wi ΔWi Gi, so
+
+    Δ* = [B1 … Bn] · M,    M = [w1 s1 A1 G1; …; wn sn An Gn] (S + λ·(tr S/d_in)·I)⁻¹
+
+which is itself of rank Σ ri at most: nothing of size d_out x d_in is ever formed. (Paper section 3.3, equation 4, which stops
+L-BFGS before its optimum; λ → 0 and μ = 0 is its objective.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from mos_common.edlora import LowRank
+from mos_common.errors import FusionError
+from torch import Tensor
+
+RIDGES = ("trace", "diagonal")
+
+
+def solve_change(
+    S: Float[Tensor, "d_in d_in"],
+    left: Float[Tensor, "d_out ranks"],
+    right: Float[Tensor, "ranks d_in"],
+    *,
+    ridge: float,
+    ridge_kind: str = "trace",
+) -> LowRank:
+    """Δ* of the equation above, in float64, from S, left = [B1 … Bn] and right = [w1 s1 A1 G1; …]. `ridge` is λ.
+
+    `ridge_kind` "diagonal" weighs every input by its own second moment (λ·diag S) in place of their mean (λ·tr S/d_in).
+
+    Raises:
+        FusionError: S + λ… is not positive definite: λ is below the rounding of the second moments.
+
+    """
+    S = S.double()
+    diagonal = S.diagonal()
+    damping = diagonal.mean().expand_as(diagonal) if ridge_kind == "trace" else diagonal
+    if float(diagonal.mean()) == 0:
+        return refactored(left, torch.zeros_like(right))
+    factor, failed = torch.linalg.cholesky_ex(S + torch.diag(ridge * damping))
+    if int(failed):
+        raise FusionError(f"ridge {ridge} is below the rounding of the second moments: give a larger one, 1e-9 or more")
+    M = torch.cholesky_solve(right.double().T, factor).T
+    return refactored(left, M)
+
+
+def refactored(left: Float[Tensor, "d_out ranks"], right: Float[Tensor, "ranks d_in"]) -> LowRank:
+    """left·right as a balanced pair cut at its numerical rank: QR of both sides, then an SVD of the small core, in float64.
+
+    [B1 … Bn] itself would cancel badly in low precision, could be wider than the layer, and would hand everybody's B to everybody.
+    """
+    Ql, Rl = torch.linalg.qr(left.double())
+    Qr, Rr = torch.linalg.qr(right.double().T)
+    U, sigma, Vt = torch.linalg.svd(Rl @ Rr.T)
+    size = max(left.shape[0], right.shape[1])
+    kept = max(int((sigma > sigma[:1] * size * torch.finfo(torch.float64).eps).sum()), 1)
+    root = sigma[:kept].sqrt()
+    A, B = root[:, None] * (Vt[:kept] @ Qr.T), (Ql @ U[:, :kept]) * root
+    return LowRank(A.float(), B.float(), float(kept))
+
+
+def residual(G: Float[Tensor, "d_in d_in"], fused: LowRank, own: LowRank) -> tuple[float, float]:
+    """(‖X (Δ - ΔW)ᵀ‖²/m, ‖X ΔWᵀ‖²/m) from the second moment G = Xᵀ X / m alone: tr(D G Dᵀ) with D = Δ - ΔW.
+
+    D stays factored, D = [BΔ  -s·BW]·[AΔ; AW], so that tr(D G Dᵀ) = ⟨LᵀL, R G Rᵀ⟩ costs no product of layer size.
+    """
+    L = torch.cat([fused.scale * fused.B.double(), -own.scale * own.B.double()], dim=1)
+    R = torch.cat([fused.A.double(), own.A.double()])
+    B, A = own.scale * own.B.double(), own.A.double()
+    left_over = ((L.T @ L) * (R @ G @ R.T)).sum()
+    energy = ((B.T @ B) * (A @ G @ A.T)).sum()
+    return max(float(left_over), 0.0), max(float(energy), 0.0)
+
+
+def stacked_left(pairs: Sequence[LowRank]) -> Float[Tensor, "d_out ranks"]:
+    """[B1 … Bn]."""
+    return torch.cat([pair.B.double() for pair in pairs], dim=1)

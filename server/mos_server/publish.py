@@ -1,0 +1,123 @@
+"""Write a fused model's folder, sign it, and export it to other people's formats."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mos_common.errors import RequestError, StateError
+from mos_common.files import canonical_json, replacing_folder, write_atomically
+from mos_common.fused_model import (
+    ADAPTER,
+    EMBEDDINGS,
+    MANIFEST,
+    File,
+    FusedModel,
+    Identity,
+    Manifest,
+    check_base,
+    fused_tensors,
+    read_fused,
+)
+from safetensors.torch import save
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from mos_common.base_model import BaseModel
+
+
+def write_fused(fused: FusedModel, folder: Path, *, round: str | None = None) -> None:
+    """Write a fused model, whole or not at all.
+
+    Raises:
+        StateError: the folder exists already (a published model is never changed), or cannot be written.
+
+    """
+    if folder.exists():
+        raise StateError(
+            f"{folder} is there already and a fused model is never changed: choose another --out, or remove it"
+        )
+    words = {token: tensor.contiguous() for token, tensor in fused.vocabulary.items()}
+    files = {ADAPTER: save(fused_tensors(fused)), EMBEDDINGS: save(words)}
+    described = {name: File(size=len(data), sha256=hashlib.sha256(data).hexdigest()) for name, data in files.items()}
+    manifest = fused.manifest.model_copy(update={"files": described, "round": round})
+    with replacing_folder(folder) as beside:
+        for name, data in files.items():
+            write_atomically(beside / name, data)
+        write_atomically(beside / MANIFEST, manifest_bytes(manifest))
+
+
+def publish_candidate(candidate: Path, published: Path, identity: Mapping[str, Identity], signing_key: Any) -> None:
+    """Make a scored candidate the published model: add what the clients measured (by token) to its manifest, and sign that.
+
+    Raises:
+        StateError: it is published already, or cannot be written.
+
+    """
+    from mos_common.signing import sign_manifest
+
+    if published.exists():
+        raise StateError(f"{published} is published already and is never changed")
+    manifest = Manifest.model_validate_json((candidate / MANIFEST).read_bytes())
+    concepts = [concept.model_copy(update={"identity": identity.get(concept.token)}) for concept in manifest.concepts]
+    with replacing_folder(published) as beside:
+        for name in manifest.files:
+            shutil.copyfile(candidate / name, beside / name)
+        write_atomically(beside / MANIFEST, manifest_bytes(manifest.model_copy(update={"concepts": concepts})))
+        sign_manifest(beside, signing_key)
+
+
+def manifest_bytes(manifest: Manifest) -> bytes:
+    """`manifest.json` as it is written: canonical, so equal models have equal manifests."""
+    return canonical_json(manifest.model_dump(mode="json")) + b"\n"
+
+
+def export_diffusers(folder: Path, base: BaseModel, out: Path) -> None:
+    """A whole diffusers folder: the base with every change added into its weights.
+
+    `StableDiffusionPipeline.from_pretrained` loads it and predicts the same noise as base + adapter. Layer-wise words have no
+    place in that format; they lie beside it as `embeddings.safetensors`, and mos-client reads them from there.
+
+    Raises:
+        StateError: `out` exists already. BaseModelError: the model belongs to another base.
+
+    """
+    from diffusers import StableDiffusionPipeline
+    from mos_common.edlora import attached
+
+    fused = read_fused(folder)
+    check_base(fused, base)
+    if out.exists():
+        raise StateError(f"{out} is there already: choose another --out")
+    with attached(base, fused.changes), replacing_folder(out) as beside:
+        pipeline = StableDiffusionPipeline(
+            vae=base.vae,
+            text_encoder=base.text_encoder,
+            tokenizer=base.tokenizer,
+            unet=base.unet,
+            scheduler=base.scheduler,
+            safety_checker=None,
+            feature_extractor=None,
+            image_encoder=None,
+            requires_safety_checker=False,
+        )
+        pipeline.save_pretrained(beside)
+        shutil.copyfile(folder / EMBEDDINGS, beside / EMBEDDINGS)
+
+
+EXPORTS = {"diffusers": export_diffusers}
+
+
+def export(folder: Path, base: BaseModel, kind: str, out: Path) -> None:
+    """Write a fused model in another format.
+
+    Raises:
+        RequestError: no such format.
+
+    """
+    if kind not in EXPORTS:
+        raise RequestError(f"--format {kind} is not known: choose one of {', '.join(EXPORTS)}")
+    EXPORTS[kind](folder, base, out)
