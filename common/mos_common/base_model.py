@@ -110,7 +110,8 @@ def load_base(name: str = TINY, *, device: str | None = None, dtype: str | None 
         parts["tokenizer"], parts["text_encoder"], parts["unet"], parts["vae"], parts["scheduler"]
     )
     for part in ("text_encoder", "unet", "vae"):
-        parts[part].requires_grad_(False).eval().to(device=target_device, dtype=target_dtype)
+        module: nn.Module = parts[part].requires_grad_(False).eval()
+        nn.Module.to(module, device=target_device, dtype=target_dtype)  # diffusers' own `to` logs a warning about every cast
     parts["unet"].to(memory_format=torch.channels_last)
     return BaseModel(name=name, fingerprint=fingerprint, **parts)
 

@@ -55,9 +55,7 @@ class Survival(Schema):
 
 
 class Identity(Schema):
-    """Image alignment with held-back pictures: of the class word on the base, the single concept, the fused model, the pictures
-    themselves through the VAE.
-    """
+    """Image alignment with held-back pictures: of the class word, the single concept, the fused model, other real pictures."""
 
     model_config = ConfigDict(extra="forbid")
     class_word: Annotated[float, Field(ge=-1, le=1)]

@@ -1,0 +1,164 @@
+"""`make demo`: the product itself, in small. Three participants, one operator, one round, one picture.
+
+Every stage is a command that a person would type, as a process of its own: keys, kits, states and picture folders are separate,
+and what they say to each other goes over TLS on loopback. Only the report at the end, which sees all sides, is the demo's own.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mos_common.files import write_atomically
+from mos_common.shell import say
+from mos_tiny import demo_concepts
+
+from mos_bench.processes import Processes
+
+PARTICIPANTS = ("alice", "bob", "carol")
+
+
+@dataclass(frozen=True)
+class Participant:
+    """One participant of the demo: a name, a concept, and folders that nobody else looks into."""
+
+    name: str
+    concept: str
+    class_word: str
+    folder: Path
+
+    @property
+    def pictures(self) -> Path:
+        """The private pictures."""
+        return self.folder / "pictures"
+
+    @property
+    def state(self) -> Path:
+        """Key, cache and downloads."""
+        return self.folder / "state"
+
+    @property
+    def kit(self) -> Path:
+        """What the operator sent."""
+        return self.folder / "kit.json"
+
+    @property
+    def token(self) -> str:
+        """How the fused model calls the concept."""
+        return f"<{self.name}/{self.concept[1:]}"
+
+
+@dataclass
+class Clock:
+    """Wall time of each stage, seconds."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Time a stage and say that it begins."""
+        say(f"── {name}")
+        started = time.monotonic()
+        yield
+        self.seconds[name] = round(time.monotonic() - started, 1)
+
+
+def run_demo(out: Path, *, steps: int | None = None) -> None:
+    """Run the demo into `out` and print where everything is, what was sent, the scores and the times."""
+    out = out.resolve()
+    shutil.rmtree(out, ignore_errors=True)
+    participants = prepare(out)
+    state, clock = out / "server", Clock()
+    with Processes({"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}) as processes:
+        with clock.stage("set up the server and invite"):
+            fleet, mos = free_ports(2)
+            processes.do(
+                "operator",
+                ["mos-server", "init", state, "--host", "127.0.0.1", "--fleet-port", fleet, "--mos-port", mos],
+            )
+            for someone in participants:
+                processes.do("operator", ["mos-server", "invite", state, someone.name, "--out", someone.kit])
+        with clock.stage("tune, upload, fuse, score, publish, download"):
+            processes.start("server", ["mos-server", "serve", state], {"OMP_NUM_THREADS": "2"})
+            for someone in participants:
+                processes.start(someone.name, join_command(someone, steps))
+            names = [someone.name for someone in participants]
+            processes.start(
+                "operator", ["mos-server", "round", state, "--wait", str(len(participants)), "--deadline", "2h"]
+            )
+            processes.wait("operator", beside=["server"])
+            for name in names:
+                processes.wait(name, timeout_s=120, beside=["server"])
+            processes.stop("server")
+        shutil.copytree(latest_model(participants[0].state), out / "fused")
+        with clock.stage("draw two concepts in one picture"):
+            processes.do("drawing", draw_command(out, participants), {"OMP_NUM_THREADS": "2"})
+        with clock.stage("report"):
+            from mos_bench.report import report_of, show
+
+            report = report_of(out, state, participants, clock.seconds)
+    report["seconds"] = clock.seconds
+    write_atomically(out / "report.json", json.dumps(report, indent=2).encode() + b"\n")
+    show(out, report)
+
+
+def prepare(out: Path) -> list[Participant]:
+    """Give each participant a private folder with the pictures of one of the shipped concepts."""
+    participants = []
+    for name, source in zip(PARTICIPANTS, sorted(p for p in demo_concepts().iterdir() if p.is_dir()), strict=True):
+        about = json.loads((source / "concept.json").read_text(encoding="utf-8"))
+        someone = Participant(name, about["name"], about["class"], out / "participants" / name)
+        shutil.copytree(source, someone.pictures)
+        participants.append(someone)
+    return participants
+
+
+def join_command(someone: Participant, steps: int | None) -> list[str | Path]:
+    """`mos-client join` as this participant would type it."""
+    command: list[str | Path] = ["mos-client", "join", someone.kit, someone.pictures, "--concept", someone.concept]
+    command += ["--class", someone.class_word, "--state", someone.state, "--rounds", "1"]
+    return command + (["--steps", str(steps)] if steps else [])
+
+
+def draw_command(out: Path, participants: list[Participant]) -> list[str | Path]:
+    """`mos-client draw` with the first participant's concept on the left and the second's on the right."""
+    left, right = participants[0], participants[1]
+    return [
+        "mos-client",
+        "draw",
+        out / "fused",
+        f"a {left.class_word} on the left and a {right.class_word} on the right in the forest",
+        "--region",
+        f"{left.token} in the forest @ 0,0,0.5,1",
+        "--region",
+        f"{right.token} in the forest @ 0.5,0,1,1",
+        "--width",
+        "128",
+        "--height",
+        "64",
+        "--seed",
+        "3",
+        "--out",
+        out / "picture.png",
+    ]
+
+
+def latest_model(state: Path) -> Path:
+    """The one model that a participant of one round has downloaded."""
+    (model,) = (folder for folder in (state / "models").iterdir() if (folder / "manifest.json").is_file())
+    return model
+
+
+def free_ports(count: int) -> list[str]:
+    """Ports of the loopback interface that nobody uses right now."""
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [str(server.getsockname()[1]) for server in sockets]
+    for server in sockets:
+        server.close()
+    return ports
