@@ -1,0 +1,101 @@
+"""What the journal holds: participants, rounds, and what arrived for them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mos_common.errors import RequestError
+
+ASKED, COLLECTING, FUSING, SCORING = "asked", "collecting", "fusing", "scoring"
+PUBLISHED, HELD_BACK, FAILED, CANCELLED = "published", "held back", "failed", "cancelled"
+UNFINISHED = (ASKED, COLLECTING, FUSING, SCORING)
+
+
+@dataclass(frozen=True)
+class RoundSettings:
+    """What an operator asked of a round.
+
+    wait: do not stop before so many uploads are admitted, unless the deadline comes.
+    deadline_s: seconds from the start after which no upload is waited for.
+    min_identity: publish only when every concept's fused identity reaches this; None publishes whatever it is.
+    scoring_s: seconds that the participants have to score a candidate.
+    """
+
+    wait: int = 1
+    deadline_s: float = 7200.0
+    min_identity: float | None = None
+    scoring_s: float = 3600.0
+
+    def __post_init__(self) -> None:
+        if self.wait < 1:
+            raise RequestError(f"--wait {self.wait}: a round needs at least one concept")
+        if not 1 <= self.deadline_s <= 30 * 86400:
+            raise RequestError(f"--deadline of {self.deadline_s:.0f} s: expected one second to thirty days")
+        if self.min_identity is not None and not -1 <= self.min_identity <= 1:
+            raise RequestError(f"--min-identity {self.min_identity}: a cosine, so from -1 to 1")
+
+
+@dataclass(frozen=True)
+class Participant:
+    """Somebody who enrolled; `key` is the digest of the node key. One name may have several keys."""
+
+    key: str
+    name: str
+    pem: bytes
+    admitted: float
+    revoked: float | None
+    seen: float | None
+
+
+@dataclass(frozen=True)
+class Round:
+    """A round and where it stands."""
+
+    id: str
+    status: str
+    reason: str
+    settings: RoundSettings
+    asked: float
+    ended: float | None
+
+    @property
+    def deadline(self) -> float:
+        """When uploads are no longer waited for, in seconds since the epoch."""
+        return self.asked + self.settings.deadline_s
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether a server has still to work on it."""
+        return self.status in UNFINISHED
+
+
+@dataclass(frozen=True)
+class Member:
+    """What one participant does in a round."""
+
+    key: str
+    name: str
+    activity: str
+    attempts: int
+    at: float
+
+
+@dataclass(frozen=True)
+class Upload:
+    """A concept that arrived; `refused` says why it is not fused, and is None where it is."""
+
+    id: int
+    round: str | None
+    key: str
+    participant: str
+    concept: str
+    digest: str
+    bytes: int
+    received: float
+    refused: str | None
+    identity: dict[str, float] | None
+
+    @property
+    def token(self) -> str:
+        """How prompts name it: `<alice/cat>`."""
+        return f"<{self.participant}/{self.concept.strip('<>')}>"

@@ -1,0 +1,187 @@
+"""The operator's state folder: everything a federation is, in one place that can be backed up by copying it.
+
+config.json    what `mos-server init` was told        concepts/    admitted uploads, by content digest
+pki/           keys and certificates                  moments/     second moments kept from fusion to fusion
+server.db      the journal (store.py)                 models/      published models and candidates
+lock           held while a server runs               flower/      Flower's own database and files
+                                                      log/         what the server and each round wrote
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from mos_common.errors import RequestError, StateError
+from mos_common.files import canonical_json, could_not_write, write_atomically
+from pydantic import BaseModel as Schema
+from pydantic import ConfigDict, Field, ValidationError
+
+from mos_server.pki import Pki, create_pki
+
+CONFIG = "config.json"
+FOLDERS = ("pki", "concepts", "moments", "models", "flower", "log")
+_HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.:-]{0,251}[A-Za-z0-9])?")
+Port = Annotated[int, Field(ge=1, le=65535)]
+
+
+class ServerConfig(Schema):
+    """What `mos-server init` was told, and the server's own identity.
+
+    host: the name or address that participants reach the two public ports under.
+    private_port: Flower's own port, on loopback only; participants never see it.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    base: str
+    base_fingerprint: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    host: str = "127.0.0.1"
+    fleet_port: Port = 9092
+    mos_port: Port = 9093
+    private_port: Port = 9091
+    server_id: str = Field(default_factory=lambda: secrets.token_hex(16))
+
+
+@dataclass(frozen=True)
+class State:
+    """An existing state folder."""
+
+    path: Path
+    config: ServerConfig
+
+    @property
+    def pki(self) -> Pki:
+        """Keys and certificates."""
+        return Pki(self.path / "pki")
+
+    @property
+    def database(self) -> Path:
+        """The journal."""
+        return self.path / "server.db"
+
+    @property
+    def concepts(self) -> Path:
+        """Admitted uploads."""
+        return self.path / "concepts"
+
+    @property
+    def moments(self) -> Path:
+        """Second moments kept from fusion to fusion."""
+        return self.path / "moments"
+
+    @property
+    def models(self) -> Path:
+        """Published models and candidates."""
+        return self.path / "models"
+
+    @property
+    def flower(self) -> Path:
+        """Flower's database and home."""
+        return self.path / "flower"
+
+    @property
+    def log(self) -> Path:
+        """Logs of the server and of every round."""
+        return self.path / "log"
+
+    def model(self, round_id: str) -> Path:
+        """Where the published model of a round is."""
+        return self.models / round_id
+
+    def candidate(self, round_id: str) -> Path:
+        """Where the candidate of a round is."""
+        return self.models / f"{round_id}-candidate"
+
+
+def create_state(path: Path, config: ServerConfig) -> State:
+    """Make a state folder: keys, certificates, an empty journal.
+
+    Raises:
+        StateError: there is something at `path` already, or it cannot be written.
+        RequestError: the host is not a name or an address, or two ports are the same.
+
+    """
+    if not _HOST.fullmatch(config.host):
+        raise RequestError(
+            f"--host {config.host!r}: give the name or address that participants reach this machine under"
+        )
+    if len({config.fleet_port, config.mos_port, config.private_port}) < 3:
+        raise RequestError(
+            f"ports {config.fleet_port}, {config.mos_port} and {config.private_port}: three different ones are needed"
+        )
+    try:
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise StateError(f"{path} is there already and not empty: choose another folder, or remove it")
+        for folder in FOLDERS:
+            (path / folder).mkdir(parents=True, exist_ok=True)
+        path.chmod(0o700)
+    except OSError as error:
+        raise could_not_write(path, error) from error
+    create_pki(path / "pki", config.host)
+    # Last: a folder with a config is a whole one.
+    write_atomically(path / CONFIG, canonical_json(config.model_dump()) + b"\n")
+    return State(path.resolve(), config)
+
+
+def open_state(path: Path) -> State:
+    """The state folder at `path`.
+
+    Raises:
+        StateError: it is none, it is damaged, or it cannot be read and written.
+
+    """
+    try:
+        config = ServerConfig.model_validate_json((path / CONFIG).read_bytes())
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise StateError(f"{path} is not a server's state folder: make one with mos-server init {path}") from error
+    except (OSError, ValidationError) as error:
+        reason = str(error).splitlines()[0]
+        raise StateError(f"{path / CONFIG} cannot be used ({reason}): restore it from a backup") from error
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise StateError(f"{path} cannot be written: give this user the right to, or mount it for writing")
+    return State(path.resolve(), config)
+
+
+@contextmanager
+def locked(state: State) -> Iterator[None]:
+    """Be the one server of a state folder. The lock is the kernel's: it is gone with the process, however it ends.
+
+    Raises:
+        StateError: another server runs on it.
+
+    """
+    try:
+        file = (state.path / "lock").open("a+")
+    except OSError as error:
+        raise could_not_write(state.path / "lock", error) from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            raise StateError(
+                f"{state.path} is served already, by process {file.read().strip() or '?'}: stop that one first"
+            ) from error
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n")
+        file.flush()
+        yield
+
+
+def is_served(state: State) -> bool:
+    """Whether a server runs on a state folder at this moment."""
+    try:
+        with (state.path / "lock").open("a+") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError as error:
+        raise could_not_write(state.path / "lock", error) from error
+    return False
