@@ -126,4 +126,5 @@ def layerwise_attention(base: BaseModel) -> Iterator[None]:
 
 
 def _heads(attn: Any, rows: Tensor) -> Tensor:
-    return rows.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
+    batch, count, width = rows.shape
+    return rows.reshape(batch, count, attn.heads, width // attn.heads).transpose(1, 2)

@@ -83,7 +83,8 @@ class BaseModel:
         """Latents (n c h w) of pictures (n 3 H W) in [-1, 1]: the mean of the VAE's posterior, scaled."""
         posterior = self.vae.encode(pictures.to(self.device, self.dtype)).latent_dist  # type: ignore[operator]
         mean: Tensor = posterior.mean
-        return mean * float(self.vae.config.scaling_factor)  # type: ignore[union-attr, arg-type]
+        scaled: Tensor = mean * float(self.vae.config.scaling_factor)  # type: ignore[union-attr, arg-type]
+        return scaled
 
     @torch.no_grad()
     def decode_latents(self, latents: Tensor) -> Tensor:
@@ -111,7 +112,9 @@ def load_base(name: str = TINY, *, device: str | None = None, dtype: str | None 
     )
     for part in ("text_encoder", "unet", "vae"):
         module: nn.Module = parts[part].requires_grad_(False).eval()
-        nn.Module.to(module, device=target_device, dtype=target_dtype)  # diffusers' own `to` logs a warning about every cast
+        nn.Module.to(
+            module, device=target_device, dtype=target_dtype
+        )  # diffusers' own `to` logs a warning about every cast
     parts["unet"].to(memory_format=torch.channels_last)
     return BaseModel(name=name, fingerprint=fingerprint, **parts)
 

@@ -25,7 +25,6 @@ from mos_common.edlora import LowRank
 from mos_common.errors import ConceptError
 from mos_common.files import canonical_json, write_atomically
 
-FORMAT = 1
 METADATA_KEY = "mos"
 MAX_BYTES = 64 * 2**20  # a rank-4 concept of SD 1.5 is 2 MB, of SDXL 5 MB; Flower messages stay below this too
 MAX_HEADER_BYTES = 2**20
@@ -66,7 +65,7 @@ def concept_to_bytes(concept: Concept, dtype: torch.dtype = torch.float16) -> by
         tensors[f"{name}.lora_B.weight"] = pair.B.to(dtype)
     _check_finite(concept.name, tensors)
     header = Header(
-        format=FORMAT,
+        format=1,
         name=concept.name,
         class_word=concept.class_word,
         base=concept.base_fingerprint,
