@@ -35,8 +35,7 @@ Port = Annotated[int, Field(ge=1, le=65535)]
 class ServerConfig(Schema):
     """What `mos-server init` was told, and the server's own identity.
 
-    host: the name or address that participants reach the two public ports under.
-    private_port: Flower's own port, on loopback only; participants never see it.
+    host: the name or address that participants reach the two ports under.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -45,7 +44,6 @@ class ServerConfig(Schema):
     host: str = "127.0.0.1"
     fleet_port: Port = 9092
     mos_port: Port = 9093
-    private_port: Port = 9091
     server_id: str = Field(default_factory=lambda: secrets.token_hex(16))
 
 
@@ -112,10 +110,8 @@ def create_state(path: Path, config: ServerConfig) -> State:
         raise RequestError(
             f"--host {config.host!r}: give the name or address that participants reach this machine under"
         )
-    if len({config.fleet_port, config.mos_port, config.private_port}) < 3:
-        raise RequestError(
-            f"ports {config.fleet_port}, {config.mos_port} and {config.private_port}: three different ones are needed"
-        )
+    if config.fleet_port == config.mos_port:
+        raise RequestError(f"port {config.fleet_port} is given twice: --fleet-port and --mos-port must differ")
     try:
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise StateError(f"{path} is there already and not empty: choose another folder, or remove it")

@@ -267,6 +267,11 @@ class Store:
         with self._transaction() as db:
             db.execute("UPDATE uploads SET identity = ? WHERE id = ?", (json.dumps(identity), upload))
 
+    def forget_identities(self, name: str) -> None:
+        """Forget the scores of a candidate that is replaced."""
+        with self._transaction() as db:
+            db.execute("UPDATE uploads SET identity = NULL WHERE round = ?", (name,))
+
     def withdraw(self, wanted: str) -> list[Upload]:
         """Take a concept out of everything to come, by `<alice/cat>`, or by `<cat>` while only one participant has it.
 
