@@ -1,0 +1,210 @@
+"""What every test starts from: one thread, fixed seeds, the embedded base model, and a random one of another shape."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image, ImageDraw
+
+from mos_common.base_model import BaseModel, load_base
+from mos_common.concept import Concept
+from mos_common.edlora import LowRank
+from mos_common.layers import concept_layers, cross_attentions
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def tiny() -> BaseModel:
+    """The embedded base model, loaded once: leave it as you found it."""
+    return load_base("tiny", device="cpu")
+
+
+@pytest.fixture(scope="session")
+def random_base_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Write (once per set of settings) a random model laid out like Stable Diffusion 1.5; see `write_random_base`."""
+    written: dict[tuple, Path] = {}
+
+    def folder(**settings: object) -> Path:
+        key = tuple(sorted(settings.items()))
+        if key not in written:
+            written[key] = tmp_path_factory.mktemp("random_base")
+            write_random_base(written[key], **settings)
+        return written[key]
+
+    return folder
+
+
+@pytest.fixture(scope="session")
+def random_base(random_base_folder: Callable[..., Path]) -> Callable[..., BaseModel]:
+    """Load (once per set of settings) a random model with 16 cross-attention layers: leave it as you found it."""
+    loaded: dict[tuple, BaseModel] = {}
+
+    def base(**settings: object) -> BaseModel:
+        key = tuple(sorted(settings.items()))
+        if key not in loaded:
+            loaded[key] = load_base(str(random_base_folder(**settings)), device="cpu")
+        return loaded[key]
+
+    return base
+
+
+@pytest.fixture(scope="session")
+def sixteen(random_base: Callable[..., BaseModel]) -> BaseModel:
+    """The random model as it comes: 16 cross-attention layers, predicts epsilon, PNDM, other widths and token ids than tiny."""
+    return random_base()
+
+
+@pytest.fixture(params=["tiny", "sixteen"])
+def base(request: pytest.FixtureRequest) -> BaseModel:
+    """Both base models, one after the other."""
+    return request.getfixturevalue(request.param)
+
+
+@pytest.fixture(scope="session")
+def make_concept() -> Callable[..., Concept]:
+    """Random concepts: `make_concept(base, "<cat>", seed=1, rank=2)`."""
+    return random_concept
+
+
+@pytest.fixture
+def make_pictures(tmp_path: Path) -> Callable[..., Path]:
+    """Folders of small drawn pictures: `make_pictures(count=5, name="cat")`."""
+
+    def folder(count: int = 5, name: str = "pictures", side: int = 64) -> Path:
+        to = tmp_path / name
+        to.mkdir(parents=True)
+        for i in range(count):
+            picture = Image.new("RGB", (side, side), (250, 240, 40 * i % 256))
+            ImageDraw.Draw(picture).ellipse((8 + i, 8, side - 16 + i, side - 8), fill=(200, 30 * i % 256, 60))
+            picture.save(to / f"{i:02}.png")
+        return to
+
+    return folder
+
+
+def random_concept(
+    base: BaseModel,
+    name: str = "<cat>",
+    *,
+    seed: int = 0,
+    rank: int = 2,
+    strength: float = 0.3,
+    class_word: str = "cat",
+    words: int = 2,
+    licence: str = "",
+    author: str = "",
+) -> Concept:
+    """A concept with a change on every layer of `base`; `strength` is about |ΔW| / |W| of random weights."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator)
+
+    pairs = {
+        layer.name: LowRank(
+            normal(rank, layer.d_in) / layer.d_in**0.5, strength * normal(layer.d_out, rank) / rank**0.5, float(rank)
+        )
+        for layer in concept_layers(base)
+    }
+    table = base.token_table.float()
+    embeddings = normal(len(cross_attentions(base)), words, table.shape[1]) * table.std()
+    return Concept(
+        name=name,
+        class_word=class_word,
+        base_fingerprint=base.fingerprint,
+        pairs=pairs,
+        words=(embeddings,) if words else (),
+        tool_version="a test",
+        licence=licence,
+        author=author,
+    )
+
+
+def write_random_base(
+    folder: Path, *, seed: int = 0, prediction_type: str = "epsilon", scheduler: str = "PNDMScheduler", width: int = 16
+) -> None:
+    """A diffusers folder shaped like Stable Diffusion 1.5 (four levels, 16 cross-attention layers), random and narrow."""
+    import diffusers
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    torch.manual_seed(seed)
+    tokenizer = _tokenizer()
+    text_width = 24
+    text_encoder = CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=text_width,
+            intermediate_size=48,
+            num_hidden_layers=2,
+            num_attention_heads=3,
+            max_position_embeddings=20,
+            projection_dim=text_width,
+            initializer_range=0.2,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+    unet = diffusers.UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(width, width, 2 * width, 2 * width),
+        layers_per_block=2,
+        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+        attention_head_dim=2,
+        cross_attention_dim=text_width,
+        norm_num_groups=8,
+    )
+    vae = diffusers.AutoencoderKL(
+        block_out_channels=(8, 16),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        latent_channels=4,
+        norm_num_groups=4,
+        scaling_factor=0.3,
+        sample_size=16,
+    )
+    betas = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
+    special = {"skip_prk_steps": True} if scheduler == "PNDMScheduler" else {"clip_sample": False}
+    steps = getattr(diffusers, scheduler)(prediction_type=prediction_type, set_alpha_to_one=False, **betas, **special)
+    diffusers.StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        unet=unet,
+        scheduler=steps,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    ).save_pretrained(folder)
+
+
+def _tokenizer() -> object:
+    """CLIP's own tokenizer over single letters, with its special tokens at unusual ids."""
+    from transformers import CLIPTokenizer
+
+    letters = [chr(c) for c in range(ord("!"), ord("~") + 1)]
+    tokens = ["<|endoftext|>", *letters, "<|startoftext|>", *(f"{letter}</w>" for letter in letters), "ca", "cat</w>"]
+    return CLIPTokenizer(
+        vocab={token: i for i, token in enumerate(tokens)},
+        merges=[("c", "a"), ("ca", "t</w>")],
+        unk_token="<|endoftext|>",
+        bos_token="<|startoftext|>",
+        eos_token="<|endoftext|>",
+        pad_token="!",
+        model_max_length=20,
+    )
