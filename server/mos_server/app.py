@@ -15,13 +15,12 @@ from queue import Queue
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
-from mos_common.errors import MosError
 
+from mos_common.errors import MosError
 from mos_server.records import FAILED
+from mos_server.rounds import ADDRESS, DEVICE, DTYPE, ROUND, STATE
 from mos_server.state import open_state
 from mos_server.store import Store
-
-STATE, ROUND, DEVICE, DTYPE, ADDRESS = "MOS_STATE", "MOS_ROUND", "MOS_DEVICE", "MOS_DTYPE", "MOS_SUPERLINK"
 
 log = logging.getLogger(__name__)
 app = ServerApp()
@@ -34,7 +33,6 @@ def run_round(grid: Grid, context: Context) -> None:
     with closing(Store(state.database)) as store:
         try:
             from mos_common.base_model import load_base
-
             from mos_server.strategy import GradientFusion
 
             base = load_base(state.config.base, device=os.environ.get(DEVICE), dtype=os.environ.get(DTYPE))
@@ -42,8 +40,8 @@ def run_round(grid: Grid, context: Context) -> None:
             GradientFusion(state, store, round_id, base).start(grid)
         except MosError as error:
             log.error("%s: %s", round_id, error)
-            store.advance(round_id, FAILED, str(error))
             store.note(round_id, f"failed: {error}")
+            store.advance(round_id, FAILED, str(error))
 
 
 def _check_base(found: str, expected: str) -> None:

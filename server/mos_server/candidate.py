@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mos_common.errors import FusionError
-
 from mos_server.concepts import read_spooled
 from mos_server.records import Round, Upload
 from mos_server.state import State
@@ -23,7 +22,6 @@ def fuse_candidate(state: State, store: Store, round_id: str, base: BaseModel, p
     """Fuse what is admitted to a round into its candidate; one that was there is replaced, and its scores are forgotten."""
     from mos_common.concept_file import concept_from_bytes
     from mos_common.fused_model import NamedConcept
-
     from mos_server.config import FusionSettings
     from mos_server.fusion.fuse import fuse
     from mos_server.publish import write_fused
@@ -69,7 +67,6 @@ def reasons_to_hold_back(round_: Round, uploads: list[Upload]) -> list[str]:
 def publish(state: State, round_: Round, uploads: list[Upload]) -> Path:
     """Sign a scored candidate and make it the round's model; once that is done, do nothing. Its folder."""
     from mos_common.fused_model import Identity
-
     from mos_server.publish import publish_candidate
 
     published, candidate = state.model(round_.id), state.candidate(round_.id)

@@ -6,7 +6,6 @@ from pathlib import Path
 
 from mos_common.errors import StateError
 from mos_common.files import could_not_write, write_atomically
-
 from mos_server.records import Upload
 from mos_server.state import State
 from mos_server.store import Store

@@ -15,8 +15,9 @@ import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-from mos_common.errors import TrustError
 from mos_common.node_key import key_digest
+
+from mos_common.errors import TrustError
 
 log = logging.getLogger(__name__)
 

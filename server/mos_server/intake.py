@@ -6,7 +6,6 @@ import time
 from typing import TYPE_CHECKING
 
 from mos_common.errors import BaseModelError, ConceptError, RequestError
-
 from mos_server.concepts import spool
 from mos_server.records import Participant, Upload
 from mos_server.state import State
@@ -26,7 +25,6 @@ def take_upload(
 
     """
     from mos_common.concept_file import content_digest
-
     from mos_server.admission import admit
 
     name, digest = "?", ""

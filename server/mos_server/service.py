@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import grpc
+from mos_common.node_key import CallVerifier, check_proof
+
 from mos_common import mos_pb2, mos_pb2_grpc
 from mos_common.errors import MosError, NetworkError, StateError, TrustError
 from mos_common.files import sha256_of
-from mos_common.node_key import CallVerifier, check_proof
-
 from mos_server.records import SCORING
 from mos_server.state import State
 from mos_server.store import Store

@@ -19,11 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from mos_common.errors import RequestError, StateError
-from mos_common.files import canonical_json, could_not_write, write_atomically
 from pydantic import BaseModel as Schema
 from pydantic import ConfigDict, Field, ValidationError
 
+from mos_common.errors import RequestError, StateError
+from mos_common.files import canonical_json, could_not_write, write_atomically
 from mos_server.pki import Pki, create_pki
 
 CONFIG = "config.json"
@@ -112,9 +112,8 @@ def create_state(path: Path, config: ServerConfig) -> State:
         )
     if config.fleet_port == config.mos_port:
         raise RequestError(f"port {config.fleet_port} is given twice: --fleet-port and --mos-port must differ")
+    check_can_create(path)
     try:
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise StateError(f"{path} is there already and not empty: choose another folder, or remove it")
         for folder in FOLDERS:
             (path / folder).mkdir(parents=True, exist_ok=True)
         path.chmod(0o700)
@@ -124,6 +123,20 @@ def create_state(path: Path, config: ServerConfig) -> State:
     # Last: a folder with a config is a whole one.
     write_atomically(path / CONFIG, canonical_json(config.model_dump()) + b"\n")
     return State(path.resolve(), config)
+
+
+def check_can_create(path: Path) -> None:
+    """Check that a state folder can be made at `path`.
+
+    Raises:
+        StateError: there is something already.
+
+    """
+    try:
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise StateError(f"{path} is there already and not empty: choose another folder, or remove it")
+    except OSError as error:
+        raise could_not_write(path, error) from error
 
 
 def open_state(path: Path) -> State:

@@ -18,7 +18,6 @@ from dataclasses import asdict
 from pathlib import Path
 
 from mos_common.errors import RequestError, StateError, TrustError
-
 from mos_server.records import ASKED, PUBLISHED, UNFINISHED, Member, Participant, Round, RoundSettings, Upload
 
 _SCHEMA = """

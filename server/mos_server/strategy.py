@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING, Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord
 from flwr.serverapp.strategy import Result, Strategy
+from mos_common.node_key import key_digest
+
 from mos_common import messages
 from mos_common.errors import ConceptError, FusionError, MosError
 from mos_common.files import sha256_of
-from mos_common.node_key import key_digest
-
 from mos_server.candidate import fuse_candidate, is_current, publish, reasons_to_hold_back
 from mos_server.exchange import ATTEMPTS, Exchange
 from mos_server.intake import refuse_upload, take_upload
@@ -42,6 +42,7 @@ from mos_server.store import Store
 
 if TYPE_CHECKING:
     from flwr.serverapp import Grid
+
     from mos_common.base_model import BaseModel
 
 log = logging.getLogger(__name__)
@@ -226,12 +227,12 @@ class GradientFusion(Strategy):
         reasons = reasons_to_hold_back(self._round, uploads)
         if reasons:
             asked = f"the round was asked for identity {self._round.settings.min_identity:g} or more"
-            self._store.advance(self._round.id, HELD_BACK, f"{'; '.join(reasons)}; {asked}")
             self._note(f"held back: {'; '.join(reasons)}; {asked}")
+            self._store.advance(self._round.id, HELD_BACK, f"{'; '.join(reasons)}; {asked}")
             return
         folder = publish(self._state, self._round, uploads)
-        self._store.advance(self._round.id, PUBLISHED)
         self._note(f"published: {folder}")
+        self._store.advance(self._round.id, PUBLISHED)
 
     def _exchange(self, grid: Grid, questions: Callable[[], Iterable[Message]], activity: str) -> Exchange:
         def asked(message_id: str, node: int) -> None:

@@ -21,7 +21,6 @@ from typing import Any
 
 from mos_common.errors import NetworkError
 from mos_common.flower_app import build_app, silence_flower
-
 from mos_server.gate import Gate
 from mos_server.state import State
 
@@ -208,7 +207,13 @@ def _create_application(state: State, private_port: int) -> Any:
         fleet_event_log_plugin=None,
         enable_event_log=False,
     )
-    return create_app(config, SuperLinkLifespan)
+    application = create_app(config, SuperLinkLifespan)
+    # Flower's logger writes to the console by itself, every request; its warnings go where ours go.
+    flower_log = logging.getLogger("flwr")
+    flower_log.handlers.clear()
+    flower_log.propagate = True
+    flower_log.setLevel(logging.WARNING)
+    return application
 
 
 def _account() -> Any:

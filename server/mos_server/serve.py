@@ -1,0 +1,102 @@
+"""`mos-server serve`: both ports, and the process of whatever round is asked for, until somebody says stop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import time
+from collections.abc import Callable
+from contextlib import closing
+from logging.handlers import RotatingFileHandler
+
+from mos_common.errors import StateError
+from mos_common.files import could_not_write
+from mos_server.rounds import RoundRunner
+from mos_server.service import MosService, start_service
+from mos_server.state import State, locked
+from mos_server.store import Store
+from mos_server.superlink import SuperLink, listening_address
+
+log = logging.getLogger(__name__)
+
+_LOOK_EVERY_S = 0.5
+_SEEN_EVERY_S = 15.0
+_SERVICE_GRACE_S = 1.0
+
+
+def serve(state: State, listening: Callable[[], None], *, device: str | None = None, dtype: str | None = None) -> None:
+    """Serve a state folder until SIGTERM or SIGINT; then leave no process behind. A running round goes on at the next start.
+
+    Raises:
+        StateError: another server has the folder. NetworkError: a port is in use.
+
+    """
+    with locked(state), closing(Store(state.database)) as store:
+        log_to_file(state)
+        superlink = SuperLink(state, admitted=store.is_admitted, saw=Seen(store))
+        for participant in store.participants():
+            if participant.revoked is None:
+                superlink.register(participant.pem, participant.name)
+            else:
+                superlink.unregister(participant.pem)
+        address = f"{listening_address(state.config.host)}:{state.config.mos_port}"
+        service = start_service(MosService(state, store, superlink.register), state, address)
+        try:
+            asyncio.run(_serve(superlink, RoundRunner(state, store, superlink, device, dtype), listening))
+        finally:
+            service.stop(_SERVICE_GRACE_S).wait()
+
+
+class Seen:
+    """Remembers who was here, without a write for each of Flower's many requests."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._last: dict[str, float] = {}
+
+    def __call__(self, key: str) -> None:
+        """Say that a participant is here."""
+        now = time.monotonic()
+        if now - self._last.get(key, -_SEEN_EVERY_S) >= _SEEN_EVERY_S:
+            self._last[key] = now
+            try:
+                self._store.saw(key)
+            except StateError as error:
+                log.error("%s", error)
+
+
+def log_to_file(state: State) -> None:
+    """Write the log to the state folder too, and quieten Flower's own to its warnings."""
+    try:
+        handler = RotatingFileHandler(state.log / "serve.log", maxBytes=10 << 20, backupCount=3)
+    except OSError as error:
+        raise could_not_write(state.log, error) from error
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.getLogger().addHandler(handler)
+
+
+async def _serve(superlink: SuperLink, rounds: RoundRunner, listening: Callable[[], None]) -> None:
+    asked_to_stop, ports_may_close = asyncio.Event(), asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, asked_to_stop.set)
+    serving = asyncio.create_task(superlink.serve(ports_may_close, listening))
+    try:
+        while not asked_to_stop.is_set() and not serving.done():
+            try:
+                await asyncio.to_thread(rounds.step)
+            except StateError as error:
+                log.error("%s", error)  # a full disk: the next look may find room
+            await _wait(asked_to_stop, _LOOK_EVERY_S)
+    finally:
+        # The process of a round says goodbye through the private port: close that last.
+        await asyncio.to_thread(rounds.stop)
+        ports_may_close.set()
+        await serving
+
+
+async def _wait(event: asyncio.Event, seconds: float) -> None:
+    try:
+        await asyncio.wait_for(event.wait(), seconds)
+    except TimeoutError:
+        return
