@@ -11,10 +11,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
+
 from mos_common.edlora import LowRank
 from mos_common.errors import FusionError
 from mos_server.fusion.solve import RIDGES, refactored, residual, solve_change, stacked_left
-from torch import Tensor
 
 _spec = importlib.util.spec_from_file_location("lbfgs", Path(__file__).parents[1] / "reference" / "lbfgs.py")
 lbfgs = importlib.util.module_from_spec(_spec)
@@ -184,7 +185,7 @@ def test_a_layer_that_reads_nothing_but_zeros_is_not_changed():
 
 def test_a_ridge_below_rounding_is_an_error_that_says_so():
     X = torch.ones(4, D_IN, dtype=torch.float64)
-    with pytest.raises(FusionError, match="ridge 1e-30 is below the rounding.*larger one"):
+    with pytest.raises(FusionError, match=r"ridge 1e-30 is below the rounding.*larger one"):
         solve_change(X.T @ X, torch.ones(D_OUT, 1), torch.ones(1, D_IN), ridge=1e-30)
 
 
