@@ -210,7 +210,10 @@ def _load_parts(name: str, folder: Path) -> dict[str, Any]:
     from transformers import CLIPTextModel, CLIPTokenizer
     from transformers.utils import logging as transformers_logging
 
-    index = DiffusionPipeline.load_config(folder, local_files_only=True)
+    try:
+        index = dict(DiffusionPipeline.load_config(folder, local_files_only=True))
+    except (OSError, ValueError, TypeError) as error:
+        raise BaseModelError(f"{name} is not a diffusion model: its model_index.json cannot be read") from error
     if "text_encoder_2" in index or not {"unet", "vae", "text_encoder", "tokenizer", "scheduler"} <= index.keys():
         raise BaseModelError(
             f"{name} is a {index.get('_class_name', 'folder of unknown kind')}; this version works with Stable Diffusion 1.x models "
