@@ -1,0 +1,82 @@
+"""The kit: one file that an operator sends to one participant, with everything that joining needs.
+
+It holds a one-time token, so it is as secret as a password until it has been used.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel as Schema
+from pydantic import ConfigDict, Field, ValidationError
+
+from mos_common.errors import TrustError
+from mos_common.files import canonical_json, write_atomically
+
+Address = Annotated[str, Field(pattern=r"^\S+:\d{1,5}$", max_length=300)]
+AGAIN = "ask the operator for a new one (mos-server invite)"
+
+
+class Kit(Schema):
+    """What a kit file says.
+
+    fleet, mos: the two addresses of the server. ca: the certificate of its authority, the only one a participant trusts for it.
+    base: fingerprint of the base model; base_name: what the operator calls it. signing_key: checks published models.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    format: Literal[1] = 1
+    server_id: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,31}$")]
+    fleet: Address
+    mos: Address
+    ca: Annotated[str, Field(pattern=r"^-----BEGIN CERTIFICATE-----", max_length=20_000)]
+    token: Annotated[str, Field(min_length=16, max_length=200)]
+    expires: dt.datetime
+    base: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    base_name: Annotated[str, Field(max_length=200)]
+    signing_key: Annotated[str, Field(pattern=r"^-----BEGIN PUBLIC KEY-----", max_length=2_000)]
+
+    def check_valid(self, now: dt.datetime | None = None) -> None:
+        """Check that the kit may still be used to enrol.
+
+        Raises:
+            TrustError: it has expired.
+
+        """
+        if (now or dt.datetime.now(dt.UTC)) >= self.expires:
+            raise TrustError(f"this kit expired on {self.expires:%Y-%m-%d %H:%M} UTC: {AGAIN}")
+
+
+def read_kit(path: Path) -> Kit:
+    """A kit file.
+
+    Raises:
+        TrustError: there is none, or it is not a kit.
+
+    """
+    try:
+        kit = Kit.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise TrustError(
+            f"kit {path} cannot be read ({error.strerror}): give the file that the operator sent"
+        ) from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the file"
+        raise TrustError(f"{path} is not a kit ({where}: {first['msg']}): {AGAIN}") from error
+    if kit.expires.tzinfo is None:
+        raise TrustError(f"{path} is not a kit (expires has no time zone): {AGAIN}")
+    return kit
+
+
+def write_kit(kit: Kit, path: Path) -> None:
+    """Write a kit file, readable by its owner alone.
+
+    Raises:
+        StateError: it cannot be written.
+
+    """
+    write_atomically(path, canonical_json(kit.model_dump(mode="json")) + b"\n", mode=0o600)

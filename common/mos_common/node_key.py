@@ -1,0 +1,183 @@
+"""A participant's node key: who it is towards Flower and towards `mos.v1`.
+
+One ECDSA P-384 key in OpenSSH's private format, which is what `flower-supernode` reads. Flower signs only a time with it; our own
+calls sign the method, the time, a nonce and the whole request, under a prefix of their own so that neither signature can stand
+in for the other.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from mos_common.errors import TrustError
+from mos_common.files import write_atomically
+
+PREFIX, ENROL_PREFIX = b"mos-v1", b"mos-v1-enrol"
+KEY, TIME, NONCE, SIGNATURE = "mos-key-bin", "mos-time", "mos-nonce", "mos-signature-bin"
+CLOCK_TOLERANCE_S = 60.0
+PEM_BYTES_AT_MOST = 4096
+
+Metadata = Sequence[tuple[str, str | bytes]]
+
+
+class Request(Protocol):
+    """A protobuf message."""
+
+    def SerializeToString(self, *, deterministic: bool = ...) -> bytes:  # noqa: N802 - protobuf's name
+        """The message as bytes."""
+        ...
+
+
+def create_node_key(path: Path) -> ec.EllipticCurvePrivateKey:
+    """A new key at `path` (mode 0600), its public half beside it as `path`.pub.
+
+    Raises:
+        StateError: it cannot be written.
+
+    """
+    key = ec.generate_private_key(ec.SECP384R1())
+    private = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
+    )
+    public = key.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
+    write_atomically(path, private, mode=0o600)
+    write_atomically(path.with_name(path.name + ".pub"), public + b"\n")
+    return key
+
+
+def load_node_key(path: Path) -> ec.EllipticCurvePrivateKey:
+    """The key at `path`.
+
+    Raises:
+        TrustError: there is none, or it is not an ECDSA key in OpenSSH's format.
+
+    """
+    try:
+        key = serialization.load_ssh_private_key(path.read_bytes(), password=None)
+    except (OSError, ValueError, UnsupportedAlgorithm) as error:
+        raise TrustError(
+            f"node key {path} cannot be read ({error}): restore it from a backup, or join anew with a new kit"
+        ) from error
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise TrustError(f"node key {path} is not an ECDSA key: restore it from a backup, or join anew with a new kit")
+    return key
+
+
+def public_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+    """The public half as PEM, SubjectPublicKeyInfo: what the operator's journal keeps."""
+    return key.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+
+
+def key_digest(pem: bytes) -> str:
+    """Sha256 of a public key's DER form, in hex: the same whatever the line breaks of its PEM.
+
+    Raises:
+        TrustError: `pem` is not an elliptic curve public key.
+
+    """
+    der = _public_key(pem).public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+    return hashlib.sha256(der).hexdigest()
+
+
+def prove(key: ec.EllipticCurvePrivateKey, token: str) -> bytes:
+    """A signature that shows who enrols with `token` to own `key`."""
+    return key.sign(ENROL_PREFIX + b"\0" + token.encode(), ec.ECDSA(hashes.SHA256()))
+
+
+def check_proof(pem: bytes, token: str, proof: bytes) -> str:
+    """The digest of the key that signed `token`.
+
+    Raises:
+        TrustError: the proof does not belong to the key.
+
+    """
+    try:
+        _public_key(pem).verify(proof, ENROL_PREFIX + b"\0" + token.encode(), ec.ECDSA(hashes.SHA256()))
+    except InvalidSignature as error:
+        raise TrustError("the proof does not belong to the key that asks to be enrolled") from error
+    return key_digest(pem)
+
+
+def sign_call(key: ec.EllipticCurvePrivateKey, method: str, request: Request) -> Metadata:
+    """The gRPC metadata that authenticates one call."""
+    now, nonce = f"{time.time():.3f}", secrets.token_hex(16)
+    signature = key.sign(_signed_text(method, now, nonce, request), ec.ECDSA(hashes.SHA256()))
+    return ((KEY, public_pem(key)), (TIME, now), (NONCE, nonce), (SIGNATURE, signature))
+
+
+class CallVerifier:
+    """Checks the metadata of calls: an admitted key, a right clock, a signature over this very request, never twice."""
+
+    def __init__(self, allowed: Callable[[str], bool]) -> None:
+        self._allowed = allowed
+        self._nonces: dict[str, float] = {}
+        self._lock = threading.Lock()
+
+    def verify(self, metadata: Metadata, method: str, request: Request) -> str:
+        """The digest of the caller's key.
+
+        Raises:
+            TrustError: the call is not signed by an admitted key, comes from a wrong clock, or is a replay.
+
+        """
+        values = dict(metadata)
+        pem, signature = values.get(KEY), values.get(SIGNATURE)
+        now, nonce = values.get(TIME), values.get(NONCE)
+        if not (
+            isinstance(pem, bytes) and isinstance(signature, bytes) and isinstance(now, str) and isinstance(nonce, str)
+        ):
+            raise TrustError("the call is not signed: it needs a participant's node key")
+        digest = key_digest(pem)
+        if not self._allowed(digest):
+            raise TrustError("this key is not admitted: enrol with a kit first, or ask the operator why it was revoked")
+        self._check_clock(now)
+        try:
+            _public_key(pem).verify(signature, _signed_text(method, now, nonce, request), ec.ECDSA(hashes.SHA256()))
+        except InvalidSignature as error:
+            raise TrustError("the signature does not belong to this call") from error
+        self._remember(nonce)
+        return digest
+
+    def _check_clock(self, told: str) -> None:
+        try:
+            ahead = float(told) - time.time()
+        except ValueError as error:
+            raise TrustError("the call does not say when it was made") from error
+        if not abs(ahead) <= CLOCK_TOLERANCE_S:
+            which = "ahead of" if ahead > 0 else "behind"
+            raise TrustError(
+                f"the participant's clock is {abs(ahead):.0f} s {which} the server's, at most {CLOCK_TOLERANCE_S:.0f} s are allowed: set both by NTP"
+            )
+
+    def _remember(self, nonce: str) -> None:
+        now = time.time()
+        with self._lock:
+            self._nonces = {known: at for known, at in self._nonces.items() if at > now - 2 * CLOCK_TOLERANCE_S}
+            if nonce in self._nonces:
+                raise TrustError("this call was made before: a replay is refused")
+            self._nonces[nonce] = now
+
+
+def _signed_text(method: str, now: str, nonce: str, request: Request) -> bytes:
+    body = hashlib.sha256(request.SerializeToString(deterministic=True)).digest()
+    return b"\0".join([PREFIX, method.encode(), now.encode(), nonce.encode(), body])
+
+
+def _public_key(pem: bytes) -> ec.EllipticCurvePublicKey:
+    try:
+        key = serialization.load_pem_public_key(pem if len(pem) <= PEM_BYTES_AT_MOST else b"")
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise TrustError("not a public key in PEM form") from error
+    if not isinstance(key, ec.EllipticCurvePublicKey):
+        raise TrustError("not an elliptic curve public key")
+    return key
