@@ -1,0 +1,107 @@
+"""Which layers a concept may change, seen from what the networks really execute."""
+
+from __future__ import annotations
+
+import torch
+from diffusers.models.attention_processor import Attention
+from torch import nn
+
+from mos_common.layers import Group, concept_layers, cross_attentions
+
+
+def run_unet(base) -> None:
+    size = base.unet.config.sample_size
+    text = torch.randn(1, base.text_length, base.token_table.shape[1])
+    with torch.no_grad():
+        base.unet(torch.randn(1, 4, size, size), torch.tensor([7]), encoder_hidden_states=text)
+
+
+def test_cross_attention_counts_from_the_model(tiny, sixteen):
+    assert len(cross_attentions(tiny)) == 7
+    assert len(cross_attentions(sixteen)) == 16
+
+
+def test_cross_attentions_are_listed_in_the_order_in_which_they_run(base):
+    """Observed with hooks: whichever attention module is given text, in the order of the calls."""
+    ran, handles = [], []
+    for name, module in base.unet.named_modules():
+        if isinstance(module, Attention):
+
+            def note(_module, _args, kwargs, name=name):
+                if kwargs.get("encoder_hidden_states") is not None:
+                    ran.append(name)
+
+            handles.append(module.register_forward_pre_hook(note, with_kwargs=True))
+    try:
+        run_unet(base)
+    finally:
+        for handle in handles:
+            handle.remove()
+    assert [name for name, _ in cross_attentions(base)] == ran
+    assert ran != [name for name, module in base.unet.named_modules() if name in ran], (
+        "execution is not registration order"
+    )
+
+
+def test_the_layers_are_every_linear_of_every_attention_of_text_encoder_and_unet(base):
+    expected = {
+        id(linear)
+        for _, module in base.unet.named_modules()
+        if isinstance(module, Attention)
+        for linear in module.modules()
+        if isinstance(linear, nn.Linear)
+    } | {
+        id(linear)
+        for name, linear in base.text_encoder.named_modules()
+        if isinstance(linear, nn.Linear) and "self_attn" in name
+    }
+    layers = concept_layers(base)
+    assert {id(layer.module) for layer in layers} == expected
+    assert len(layers) == len(expected) == len({layer.name for layer in layers})
+
+
+def test_names_are_canonical_and_lead_to_the_module(base):
+    for layer in concept_layers(base):
+        part, _, path = layer.name.partition(".")
+        if part == "unet":
+            assert base.unet.get_submodule(path) is layer.module
+        else:
+            assert part == "text_encoder"
+            assert path.startswith("text_model.encoder.layers.")
+            own = dict(base.text_encoder.named_modules())
+            assert own.get(path, own.get(path.removeprefix("text_model."))) is layer.module
+
+
+def test_the_order_is_that_of_fusion(base):
+    groups = [layer.group for layer in concept_layers(base)]
+    assert list(dict.fromkeys(groups)) == [Group.TEXT, Group.CROSS, Group.SPATIAL]
+    assert groups == sorted(groups, key=list(Group).index)
+
+
+def test_layers_share_statistics_exactly_when_they_read_the_same_rows(base):
+    """Layers of one `reads` get one and the same tensor; layers of different ones never do."""
+    seen: dict[str, list[torch.Tensor]] = {}
+    handles = []
+    for layer in concept_layers(base):
+
+        def note(_module, args, reads=layer.reads):
+            seen.setdefault(reads, []).append(args[0])
+
+        handles.append(layer.module.register_forward_pre_hook(note))
+    try:
+        run_unet(base)
+        with torch.no_grad():
+            base.text_encoder(torch.zeros(1, base.text_length, dtype=torch.long))
+    finally:
+        for handle in handles:
+            handle.remove()
+    for rows in seen.values():
+        assert all(torch.equal(row, rows[0]) for row in rows)
+    spatial = [rows[0] for reads, rows in seen.items() if not reads.endswith(".text")]
+    for i, one in enumerate(spatial):
+        assert not any(one.shape == other.shape and torch.equal(one, other) for other in spatial[:i])
+
+
+def test_widths_are_the_modules_own(base):
+    for layer in concept_layers(base):
+        assert layer.module.weight.shape == (layer.d_out, layer.d_in)

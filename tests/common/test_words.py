@@ -1,0 +1,190 @@
+"""A concept's words: where they stand in a prompt, and what each cross-attention layer reads of them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from mos_common.errors import RequestError
+from mos_common.layers import cross_attentions
+from mos_common.words import encode_prompts, encode_rows, resolve, text_rows, tokenise
+
+
+def vocabulary(base, *names: str, words: int = 2, seed: int = 0) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    shape = (len(cross_attentions(base)), words, base.token_table.shape[1])
+    return {name: torch.randn(shape, generator=generator) * base.token_table.std() for name in names}
+
+
+def encoded_by_the_table(base, prompt: str, words: torch.Tensor) -> torch.Tensor:
+    """The other road, textual inversion's: write layer k's vectors into the token table, encode, put the table back.
+
+    `prompt` says "cat cat" where the concept's two words stand; the first and second "cat" get ids of their own.
+    """
+    ids = base.tokenizer(
+        prompt, padding="max_length", truncation=True, max_length=base.text_length, return_tensors="pt"
+    ).input_ids
+    (cat,) = base.tokenizer("cat", add_special_tokens=False).input_ids
+    places = (ids[0] == cat).nonzero()[:, 0].tolist()
+    borrowed = [i for i in range(len(base.token_table)) if i not in ids][: words.shape[1]]
+    for i, place in enumerate(places):
+        ids[0, place] = borrowed[i % words.shape[1]]
+    before = base.token_table.detach().clone()
+    features = []
+    try:
+        for k in range(len(words)):
+            base.token_table.data[borrowed] = words[k]
+            with torch.no_grad():
+                features.append(base.text_encoder(ids).last_hidden_state[0])
+    finally:
+        base.token_table.data.copy_(before)
+    return torch.stack(features)
+
+
+@pytest.mark.parametrize("prompt", ["", "cat", "a cat in the snow, at night", "CAT!? (really)", "a " * 99])
+def test_a_plain_prompt_is_tokenised_as_everywhere_in_stable_diffusion(base, prompt):
+    expected = base.tokenizer(prompt, padding="max_length", truncation=True, max_length=base.text_length).input_ids
+    assert list(tokenise(base, prompt, {}).ids) == expected
+
+
+def test_the_end_is_the_first_end_token(base):
+    text = tokenise(base, "cat", {})
+    assert text.ids[text.end] == base.tokenizer.eos_token_id
+    assert text.ids[0] == base.tokenizer.bos_token_id
+    assert text.end == 1 + len(base.tokenizer("cat", add_special_tokens=False).input_ids)
+
+
+def test_a_plain_prompt_has_one_encoding_which_every_layer_reads(base):
+    with torch.no_grad():
+        features = encode_prompts(base, ["cat, cat"], {})
+        ids = base.tokenizer(
+            "cat, cat", padding="max_length", max_length=base.text_length, return_tensors="pt"
+        ).input_ids
+        expected = base.text_encoder(ids).last_hidden_state
+    assert features.shape[:2] == (1, len(cross_attentions(base)))
+    for k in range(features.shape[1]):
+        torch.testing.assert_close(features[:, k], expected)
+
+
+@pytest.mark.parametrize("prompt", ["<cat>", "a <cat>, it", "<cat> <cat>", "a<cat>!"])
+def test_layer_k_reads_encoding_k(base, prompt):
+    known = vocabulary(base, "<cat>")
+    with torch.no_grad():
+        features = encode_prompts(base, [prompt], known)[0]
+    expected = encoded_by_the_table(base, prompt.replace("<cat>", " cat cat "), known["<cat>"])
+    torch.testing.assert_close(features, expected, rtol=1e-4, atol=1e-5)
+    assert not torch.equal(features[0], features[1])
+
+
+def test_words_are_replaced_only_where_they_stand(base):
+    """Everything before the concept is what it is without it: CLIP's text encoder looks back only."""
+    known = vocabulary(base, "<cat>")
+    with torch.no_grad():
+        with_concept = encode_prompts(base, ["a a <cat> a"], known)[0]
+        without = encode_prompts(base, ["a a"], known)[0]
+    position = tokenise(base, "a a <cat> a", known).words[0][0]
+    torch.testing.assert_close(with_concept[:, :position], without[:, :position])
+    assert (with_concept[:, position:] - without[:, position:]).abs().amax(dim=-1).min() > 1e-4
+
+
+def test_the_table_and_its_hooks_are_as_before(base):
+    table, before = base.text_encoder.get_input_embeddings(), base.token_table.clone()
+    encode_prompts(base, ["<cat>"], vocabulary(base, "<cat>"))
+    with pytest.raises(IndexError):
+        encode_prompts(base, ["<cat>"], {"<cat>": vocabulary(base, "<cat>")["<cat>"][:1]})
+    assert torch.equal(base.token_table, before)
+    assert not table._forward_hooks
+
+
+def test_gradients_reach_the_words_and_only_through_their_places(base):
+    words = vocabulary(base, "<cat>")["<cat>"].requires_grad_()
+    encode_prompts(base, ["<cat>"], {"<cat>": words})[0, 3].sum().backward()
+    touched = words.grad.abs().amax(dim=(1, 2)) > 0
+    assert touched.tolist() == [k == 3 for k in range(len(words))]
+    assert base.token_table.grad is None
+
+
+def test_equal_rows_are_encoded_once(base):
+    known, layers = vocabulary(base, "<cat>"), len(cross_attentions(base))
+    texts = [tokenise(base, prompt, known) for prompt in ("a", "<cat>", "a", "<cat>", "")]
+    rows = text_rows(base, texts)
+    assert len(rows.texts) == 2 + layers
+    assert rows.index[0] == rows.index[2] == (rows.index[0][0],) * layers
+    assert rows.index[1] == rows.index[3]
+    assert len(set(rows.index[1])) == layers
+
+    batches = []
+    handle = base.text_encoder.register_forward_pre_hook(lambda _m, args: batches.append(args[0].shape[0]))
+    try:
+        encode_prompts(base, ["a", "<cat>", "a", "<cat>", ""], known)
+    finally:
+        handle.remove()
+    assert batches == [2 + layers], "one pass, each distinct row once"
+
+
+def test_rows_and_prompts_are_the_same_features(base):
+    known = vocabulary(base, "<cat>")
+    texts = [tokenise(base, prompt, known) for prompt in ("<cat> a", "a")]
+    rows = text_rows(base, texts)
+    features = encode_rows(base, rows, known)
+    together = encode_prompts(base, ["<cat> a", "a"], known)
+    for p in range(2):
+        for k, row in enumerate(rows.index[p]):
+            assert torch.equal(together[p, k], features[row])
+
+
+def test_a_concept_of_one_or_three_words_takes_as_many_places(base):
+    for words in (1, 3):
+        known = vocabulary(base, "<cat>", words=words)
+        assert [word for _, _, word in tokenise(base, "a <cat>", known).words] == list(range(words))
+
+
+def test_two_concepts_stand_side_by_side(base):
+    known = vocabulary(base, "<cat>", "<dog>")
+    assert [(token, word) for _, token, word in tokenise(base, "<dog> <cat>", known).words] == [
+        ("<dog>", 0),
+        ("<dog>", 1),
+        ("<cat>", 0),
+        ("<cat>", 1),
+    ]
+
+
+def test_a_name_alone_is_enough_while_only_one_participant_has_it():
+    known = dict.fromkeys(("<alice/cat>", "<bob/cat>", "<bob/dog>"))
+    assert resolve("<alice/cat>", known) == "<alice/cat>"
+    assert resolve("<dog>", known) == "<bob/dog>"
+
+
+def test_an_ambiguous_name_lists_the_candidates():
+    with pytest.raises(RequestError, match=r"<cat> could be any of <alice/cat>, <bob/cat>"):
+        resolve("<cat>", dict.fromkeys(("<bob/cat>", "<alice/cat>", "<bob/dog>", "<eve/bobcat>")))
+
+
+def test_an_unknown_name_lists_what_there_is():
+    with pytest.raises(RequestError, match=r"no concept <cow> here; there is <alice/cat>"):
+        resolve("<cow>", {"<alice/cat>": None})
+    with pytest.raises(RequestError, match="none at all"):
+        resolve("<cow>", {})
+    with pytest.raises(RequestError, match="no concept <cat>"):
+        resolve("<cat>", {"<alice/bobcat>": None})
+
+
+def test_a_prompt_names_concepts_by_participant_or_alone(base):
+    known = vocabulary(base, "<alice/cat>", "<bob/dog>")
+    texts = [tokenise(base, prompt, known) for prompt in ("<alice/cat> a", "<cat> a")]
+    assert texts[0] == texts[1]
+
+
+def test_text_beyond_the_length_is_cut_but_a_concept_there_is_an_error(base):
+    known, long = vocabulary(base, "<cat>"), "a " * (base.text_length - 4)
+    text = tokenise(base, f"{long}<cat>", known)
+    assert text.words[-1][0] == base.text_length - 2, "the last place before the end token"
+    assert len(text.ids) == base.text_length
+    with pytest.raises(RequestError, match=r"too long: <cat> comes after"):
+        tokenise(base, f"{long}a <cat>", known)
+    assert len(tokenise(base, f"<cat> {long * 2}", known).ids) == base.text_length
+
+
+@pytest.mark.parametrize("prompt", ["a < b > c", "<Cat>", "< cat>", "<>", "<a b>"])
+def test_what_has_not_the_form_of_a_name_is_plain_text(base, prompt):
+    assert tokenise(base, prompt, {}).words == ()
