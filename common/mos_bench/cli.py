@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+
 from mos_common.shell import run
 
 app = typer.Typer(

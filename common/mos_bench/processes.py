@@ -13,6 +13,7 @@ from pathlib import Path
 from types import FrameType, TracebackType
 
 import psutil
+
 from mos_common.errors import MosError
 from mos_common.shell import say
 

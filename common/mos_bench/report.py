@@ -8,6 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
 from mos_client.dataset import load_pictures, split_pictures
 from mos_client.draw_command import as_image
 from mos_common.base_model import load_base
@@ -21,8 +24,6 @@ from mos_common.scores import ImageScorer
 from mos_common.shell import say
 from mos_server.config import FusionSettings
 from mos_server.fusion.fuse import fuse
-from PIL import Image, ImageDraw, ImageFont
-from torch import Tensor
 
 if TYPE_CHECKING:
     from mos_bench.demo import Participant
