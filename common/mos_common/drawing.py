@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -133,9 +132,9 @@ def scheduler_for(base: BaseModel, how: Drawing) -> Any:
         RequestError: no such scheduler for this base; the message lists those there are.
 
     """
-    if not how.scheduler:
-        return copy.deepcopy(base.scheduler)
     known = {kind.__name__: kind for kind in base.scheduler.compatibles}
-    if how.scheduler not in known:
+    if how.scheduler and how.scheduler not in known:
         raise RequestError(f"scheduler {how.scheduler} does not go with this base; there is {', '.join(sorted(known))}")
-    return known[how.scheduler].from_config(base.scheduler.config)
+    kind = known[how.scheduler] if how.scheduler else type(base.scheduler)
+    # Latents are not pixels and must not be clipped to [-1, 1], which some schedulers do unless they are told.
+    return kind.from_config({**base.scheduler.config, "clip_sample": False})

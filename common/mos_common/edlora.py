@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mos_common.base_model import BaseModel
+from mos_common.errors import ConceptError
 from mos_common.layers import Layer, concept_layers
 
 
@@ -52,8 +53,16 @@ def attached(base: BaseModel, changes: Mapping[str, LowRank]) -> Iterator[None]:
     """The base with every named layer's weight W replaced by W + ΔW; the very same W is back afterwards, also on an error.
 
     Weights are exchanged by pointer: nothing is subtracted, so nothing is lost to rounding.
+
+    Raises:
+        ConceptError: a change is meant for a layer that the base does not have.
+
     """
     layers = {layer.name: layer for layer in concept_layers(base) if layer.name in changes}
+    if unknown := changes.keys() - layers.keys():
+        raise ConceptError(
+            f"{min(unknown)} is no layer of {base.name}: use the base model that the change was made for"
+        )
     originals = {name: layer.module.weight for name, layer in layers.items()}
     try:
         for name, layer in layers.items():
