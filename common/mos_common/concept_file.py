@@ -132,14 +132,16 @@ def read_concept(path: Path) -> Concept:
 
 
 def content_digest(concept: Concept) -> str:
-    """Sha256 over sorted (name, dtype, shape, bytes) of the tensors of the concept *as read from its file*.
+    """Sha256 over sorted (name, dtype, shape, bytes) of the tensors of the concept *as read from its file*, and their alphas.
 
-    It keys statistics and seeds, so an edited licence or author changes nothing else.
+    It keys statistics and seeds, so an edited licence or author changes nothing else; an edited alpha is another change.
     """
     digest = hashlib.sha256()
     for name, tensor in sorted(concept_tensors(concept).items()):
         digest.update(f"{name}\0{DTYPES[tensor.dtype]}\0{tuple(tensor.shape)}\0".encode())
         digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+    for name, pair in sorted(concept.pairs.items()):
+        digest.update(f"{name}\0{pair.alpha}\0".encode())
     return digest.hexdigest()
 
 

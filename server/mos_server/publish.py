@@ -7,6 +7,8 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from safetensors.torch import save
+
 from mos_common.errors import RequestError, StateError
 from mos_common.files import canonical_json, replacing_folder, write_atomically
 from mos_common.fused_model import (
@@ -21,7 +23,6 @@ from mos_common.fused_model import (
     fused_tensors,
     read_fused,
 )
-from safetensors.torch import save
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -40,7 +41,7 @@ def write_fused(fused: FusedModel, folder: Path, *, round: str | None = None) ->
         raise StateError(
             f"{folder} is there already and a fused model is never changed: choose another --out, or remove it"
         )
-    words = {token: tensor.contiguous() for token, tensor in fused.vocabulary.items()}
+    words = {token: tensor.contiguous().clone() for token, tensor in fused.vocabulary.items()}
     files = {ADAPTER: save(fused_tensors(fused)), EMBEDDINGS: save(words)}
     described = {name: File(size=len(data), sha256=hashlib.sha256(data).hexdigest()) for name, data in files.items()}
     manifest = fused.manifest.model_copy(update={"files": described, "round": round})
@@ -86,6 +87,7 @@ def export_diffusers(folder: Path, base: BaseModel, out: Path) -> None:
 
     """
     from diffusers import StableDiffusionPipeline
+
     from mos_common.edlora import attached
 
     fused = read_fused(folder)

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from reference import lbfgs
 from torch import Tensor
 
 from mos_common.edlora import LowRank
 from mos_common.errors import FusionError
 from mos_server.fusion.solve import RIDGES, refactored, residual, solve_change, stacked_left
-
-_spec = importlib.util.spec_from_file_location("lbfgs", Path(__file__).parents[1] / "reference" / "lbfgs.py")
-lbfgs = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(lbfgs)
 
 D_IN, D_OUT = 12, 9
 FLOAT32 = {"rtol": 1e-5, "atol": 1e-6}  # factors are handed out in float32

@@ -9,13 +9,13 @@ from collections.abc import Sequence
 
 import torch
 from jaxtyping import Bool
+from torch import Tensor
+
 from mos_common.attention import TextMemory, layerwise_attention
 from mos_common.base_model import BaseModel
 from mos_common.drawing import Drawing, denoise, initial_noise, scheduler_for
 from mos_common.layers import Group, Layer
 from mos_common.words import TokenIds, Vocabulary, encode_prompts, encode_rows, encode_token_ids, text_rows, tokenise
-from torch import Tensor
-
 from mos_server.config import FusionSettings, Rows
 from mos_server.fusion.moments import Moments, recording
 

@@ -18,6 +18,8 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
+from torch import Tensor
+
 from mos_common.base_model import BaseModel
 from mos_common.concept import Concept, check_fits
 from mos_common.concept_file import content_digest
@@ -27,8 +29,6 @@ from mos_common.files import canonical_json
 from mos_common.fused_model import FusedConcept, FusedModel, Manifest, NamedConcept, Survival
 from mos_common.layers import Group, Layer, concept_layers
 from mos_common.prompts import about
-from torch import Tensor
-
 from mos_server.config import FusionSettings
 from mos_server.fusion.activations import record_group
 from mos_server.fusion.moments import Moments, read_moments, write_moments
@@ -157,7 +157,8 @@ class _Recorder:
 
     def keep(self, named: NamedConcept | None, title: str, progress: Progress) -> Path:
         """The file with the moments of a concept (None: of ordinary prompts on the base), recorded now if it is not there."""
-        path = self.folder / f"{self._key(named)}.safetensors"
+        whose = content_digest(named.concept) if named else "ordinary"  # `concepts withdraw` erases by this name
+        path = self.folder / f"{whose}-{self._key(named)}.safetensors"
         if read_moments(path) is not None:
             progress(f"{self.group}: {title} is known")
             return path
@@ -207,6 +208,7 @@ class _Recorder:
             "group": self.group.name,
             "concept": content_digest(named.concept) if named else None,
             "prompts": list(settings.contexts if named else settings.ordinary),
+            "subject": None if named is None or named.concept.words else named.concept.class_word,
         }
         if self.group is Group.SPATIAL:
             made_by |= {"steps": settings.steps, "guidance": settings.guidance, "batch": settings.batch}

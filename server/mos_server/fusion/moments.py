@@ -13,12 +13,13 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from mos_common.errors import FusionError
-from mos_common.files import write_atomically
-from mos_common.layers import Layer
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
+
+from mos_common.errors import FusionError
+from mos_common.files import write_atomically
+from mos_common.layers import Layer
 
 
 @dataclass

@@ -19,9 +19,10 @@ from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
+from torch import Tensor
+
 from mos_common.edlora import LowRank
 from mos_common.errors import FusionError
-from torch import Tensor
 
 RIDGES = ("trace", "diagonal")
 
@@ -49,7 +50,7 @@ def solve_change(
         return refactored(left, torch.zeros_like(right))
     factor, failed = torch.linalg.cholesky_ex(S + torch.diag(ridge * damping))
     if int(failed):
-        raise FusionError(f"ridge {ridge} is below the rounding of the second moments: give a larger one, 1e-9 or more")
+        raise FusionError(f"ridge {ridge} is below the rounding of the second moments: give a larger one, such as 1e-4")
     M = torch.cholesky_solve(right.double().T, factor).T
     return refactored(left, M)
 
