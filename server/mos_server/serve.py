@@ -7,7 +7,7 @@ import logging
 import signal
 import time
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import ExitStack, closing
 from logging.handlers import RotatingFileHandler
 
 from mos_common.errors import StateError
@@ -32,9 +32,12 @@ def serve(state: State, listening: Callable[[], None], *, device: str | None = N
         StateError: another server has the folder. NetworkError: a port is in use.
 
     """
-    with locked(state), closing(Store(state.database)) as store:
+    with ExitStack() as stack:
+        stack.enter_context(locked(state))
+        store = stack.enter_context(closing(Store(state.database)))
         log_to_file(state)
         superlink = SuperLink(state, admitted=store.is_admitted, saw=Seen(store))
+        stack.callback(superlink.close)
         for participant in store.participants():
             if participant.revoked is None:
                 superlink.register(participant.pem, participant.name)

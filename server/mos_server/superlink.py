@@ -62,6 +62,11 @@ class SuperLink:
         """Where the process of a round reaches Flower."""
         return f"127.0.0.1:{self._private.getsockname()[1]}"
 
+    def close(self) -> None:
+        """Give the ports back."""
+        self._private.close()
+        self._public.close()
+
     def register(self, pem: bytes, name: str) -> None:
         """Let a participant's key be a node; a key that is one already stays the same node."""
         from flwr.proto.control_pb2 import RegisterNodeRequest
@@ -111,6 +116,7 @@ class SuperLink:
         finally:
             private.should_exit = public.should_exit = True
             await asyncio.gather(*serving, return_exceptions=True)
+            self.close()
 
     def _server(self, application: Any, *, lifespan: str) -> Any:
         import uvicorn
@@ -124,6 +130,7 @@ class SuperLink:
             uvicorn.Config(
                 application,
                 lifespan=lifespan,
+                ws="none",
                 ssl_certfile=str(self._pki.certificate),
                 ssl_keyfile=str(self._pki.key),
                 log_config=None,
