@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from mos_common.concept import Concept
+from mos_common.concept import CONCEPT_NAME, Concept
 from mos_common.edlora import LowRank
 from mos_common.errors import ConceptError
 from mos_common.files import canonical_json, write_atomically
@@ -34,7 +34,9 @@ MAX_TENSORS = 4096
 DTYPES = {torch.float16: "F16", torch.float32: "F32", torch.bfloat16: "BF16"}
 PAIR = re.compile(r"(?P<layer>(?:unet|text_encoder|text_encoder_2)\.[a-z0-9_.]{1,200})\.lora_(?P<half>[AB])\.weight")
 EMBEDDINGS = re.compile(r"embeddings\.(?P<encoder>[01])")
-Text = Annotated[str, Field(max_length=500)]
+PRINTABLE = r"^\P{Cc}*$"  # what a stranger wrote is shown on our terminals: no control characters
+Text = Annotated[str, Field(max_length=500, pattern=PRINTABLE)]
+LayerName = Annotated[str, Field(max_length=220, pattern=r"^[a-z0-9_.]+$")]
 
 
 class Header(Schema):
@@ -42,10 +44,10 @@ class Header(Schema):
 
     model_config = ConfigDict(extra="forbid", strict=True)
     format: Literal[1]
-    name: Annotated[str, Field(max_length=64)]
-    class_word: Annotated[str, Field(max_length=64)]
+    name: Annotated[str, Field(max_length=64, pattern=f"^{CONCEPT_NAME.pattern}$")]
+    class_word: Annotated[str, Field(max_length=64, pattern=PRINTABLE)]
     base: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-    layers: dict[str, tuple[int, float]]
+    layers: dict[LayerName, tuple[int, float]]
     tool: Text
     licence: Text
     author: Text
@@ -55,7 +57,7 @@ def concept_to_bytes(concept: Concept, dtype: torch.dtype = torch.float16) -> by
     """The concept as a file; factors are balanced before they are rounded to `dtype`, and alpha becomes the rank.
 
     Raises:
-        ConceptError: a value does not fit into `dtype`.
+        ConceptError: a value does not fit into `dtype`, or a text is too long or not printable.
 
     """
     balanced = {name: pair.balanced() for name, pair in concept.pairs.items()}
@@ -64,16 +66,19 @@ def concept_to_bytes(concept: Concept, dtype: torch.dtype = torch.float16) -> by
         tensors[f"{name}.lora_A.weight"] = pair.A.to(dtype)
         tensors[f"{name}.lora_B.weight"] = pair.B.to(dtype)
     _check_finite(concept.name, tensors)
-    header = Header(
-        format=1,
-        name=concept.name,
-        class_word=concept.class_word,
-        base=concept.base_fingerprint,
-        layers={name: (pair.rank, pair.alpha) for name, pair in balanced.items()},
-        tool=concept.tool_version,
-        licence=concept.licence,
-        author=concept.author,
-    )
+    try:
+        header = Header(
+            format=1,
+            name=concept.name,
+            class_word=concept.class_word,
+            base=concept.base_fingerprint,
+            layers={name: (pair.rank, pair.alpha) for name, pair in balanced.items()},
+            tool=concept.tool_version,
+            licence=concept.licence,
+            author=concept.author,
+        )
+    except ValidationError as error:
+        raise ConceptError(f"concept {concept.name} cannot be written: {_first_problem(error)}") from error
     contiguous = {name: tensors[name].cpu().contiguous() for name in sorted(tensors)}
     return save(contiguous, {METADATA_KEY: canonical_json(header.model_dump()).decode()})
 
@@ -170,9 +175,8 @@ def _parse(data: bytes) -> tuple[Header, dict[str, Tensor]]:
         header = Header.model_validate_json(metadata[METADATA_KEY])
         tensors = load(data)
     except ValidationError as error:
-        first = error.errors()[0]
-        raise ConceptError(f"metadata field {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
-    except (SafetensorError, ValueError, AttributeError, TypeError, RecursionError) as error:
+        raise ConceptError(_first_problem(error)) from error
+    except (SafetensorError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise ConceptError(f"not a safetensors file ({type(error).__name__})") from error
     for name, tensor in tensors.items():
         if tensor.dtype not in DTYPES:
@@ -215,3 +219,8 @@ def _check_finite(name: str, tensors: dict[str, Tensor]) -> None:
     for tensor_name, tensor in tensors.items():
         if not torch.isfinite(tensor).all():
             raise ConceptError(f"tensor {tensor_name!r} of concept {name} holds NaN or infinity")
+
+
+def _first_problem(error: ValidationError) -> str:
+    first = error.errors()[0]
+    return f"metadata field {'.'.join(map(str, first['loc']))!r}: {first['msg']}"
