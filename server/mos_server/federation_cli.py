@@ -64,7 +64,6 @@ def invite(
 ) -> None:
     """Make a kit with which one participant can join, once."""
     from mos_common.kit import Kit, write_kit
-
     from mos_server.state import open_state
     from mos_server.store import Store
 
@@ -84,14 +83,16 @@ def invite(
         mos=f"{address}:{config.mos_port}",
         ca=opened.pki.authority_pem(),
         token=token,
-        expires=dt.datetime.fromtimestamp(expires, dt.UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
+        expires=dt.datetime.fromtimestamp(int(expires), dt.UTC),
         base=config.base_fingerprint,
         # A folder of the operator's is the operator's business: only its name is told.
         base_name=Path(config.base).name,
         signing_key=opened.pki.signing_key_pem(),
     )
     write_kit(kit, out)
-    say(f'{out}: for {name}, once, until {kit.expires}: mos-client join {out} PICTURES --concept "<cat>" --class cat')
+    say(
+        f'{out}: for {name}, once, until {kit.expires:%Y-%m-%d %H:%M} UTC: mos-client join {out} PICTURES --concept "<cat>" --class cat'
+    )
 
 
 def serve(

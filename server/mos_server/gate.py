@@ -15,9 +15,8 @@ import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-from mos_common.node_key import key_digest
-
 from mos_common.errors import TrustError
+from mos_common.node_key import key_digest
 
 log = logging.getLogger(__name__)
 

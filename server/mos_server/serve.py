@@ -44,11 +44,9 @@ def serve(state: State, listening: Callable[[], None], *, device: str | None = N
             else:
                 superlink.unregister(participant.pem)
         address = f"{listening_address(state.config.host)}:{state.config.mos_port}"
-        service = start_service(MosService(state, store, superlink.register), state, address)
-        try:
-            asyncio.run(_serve(superlink, RoundRunner(state, store, superlink, device, dtype), listening))
-        finally:
-            service.stop(_SERVICE_GRACE_S).wait()
+        service, _ = start_service(MosService(state, store, superlink.register), state, address)
+        stack.callback(lambda: service.stop(_SERVICE_GRACE_S).wait())
+        asyncio.run(_serve(superlink, RoundRunner(state, store, superlink, device, dtype), listening))
 
 
 class Seen:

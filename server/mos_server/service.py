@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import grpc
-from mos_common.node_key import CallVerifier, check_proof
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from mos_common import mos_pb2, mos_pb2_grpc
 from mos_common.errors import MosError, NetworkError, StateError, TrustError
 from mos_common.files import sha256_of
+from mos_common.node_key import CallVerifier, check_proof
 from mos_server.records import SCORING
 from mos_server.state import State
 from mos_server.store import Store
@@ -47,8 +49,9 @@ class MosService(mos_pb2_grpc.MosServicer):
         """Admit the key that the token was sent with."""
         try:
             key = check_proof(request.public_key, request.token, request.proof)
-            name = self._store.enrol(request.token, key, request.public_key)
-            self._enrolled(request.public_key, name)
+            pem = _canonical(request.public_key)
+            name = self._store.enrol(request.token, key, pem)
+            self._enrolled(pem, name)
         except TrustError as error:
             log.warning("enrolment refused: %s", error)
             _abort(context, grpc.StatusCode.PERMISSION_DENIED, str(error))
@@ -121,8 +124,8 @@ class MosService(mos_pb2_grpc.MosServicer):
         return scoring and any(upload.key == key for upload in self._store.admitted(name))
 
 
-def start_service(service: MosService, state: State, address: str) -> grpc.Server:
-    """Listen for participants at `address`, "host:port"; the caller stops the server that it gets.
+def start_service(service: MosService, state: State, address: str) -> tuple[grpc.Server, int]:
+    """Listen for participants at `address`, "host:port": the server, which the caller stops, and the port it got.
 
     Raises:
         NetworkError: the port is in use.
@@ -141,7 +144,15 @@ def start_service(service: MosService, state: State, address: str) -> grpc.Serve
         ) from error
     server.start()
     log.info("mos.v1 listens on port %d", port)
-    return server
+    return server, port
+
+
+def _canonical(pem: bytes) -> bytes:
+    """The one PEM of a key: Flower compares texts. It knows the NIST curves only, of which participants use P-384."""
+    key = serialization.load_pem_public_key(pem)
+    if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP384R1):
+        raise TrustError("the key is not on the curve P-384: let mos-client join make one")
+    return key.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
 
 
 def _described_files(folder: Path) -> dict[str, tuple[int, bytes]]:

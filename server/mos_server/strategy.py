@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING, Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord
 from flwr.serverapp.strategy import Result, Strategy
-from mos_common.node_key import key_digest
 
 from mos_common import messages
 from mos_common.errors import ConceptError, FusionError, MosError
 from mos_common.files import sha256_of
+from mos_common.node_key import key_digest
 from mos_server.candidate import fuse_candidate, is_current, publish, reasons_to_hold_back
 from mos_server.exchange import ATTEMPTS, Exchange
 from mos_server.intake import refuse_upload, take_upload
