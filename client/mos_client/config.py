@@ -10,7 +10,7 @@ from mos_common.presets import Preset
 
 @dataclass(frozen=True)
 class TuningConfig:
-    """How one concept is tuned. Learning rates are AdamW's at the first step; they fall linearly to a tenth.
+    """How one concept is tuned. Learning rates are AdamW's at the first step; they fall linearly to zero.
 
     `rank` is that of every LoRA pair, alpha equals it. `seed` decides batches, times, noise and initial values.
     """

@@ -29,7 +29,6 @@ V = "<v>"
 NORM_STOP = (
     1.4  # times the median norm of the base's tokens; 0.55 on Stable Diffusion 1.5, as in the paper's repository
 )
-FINAL_RATE = 0.1
 
 
 @dataclass(frozen=True)
@@ -74,7 +73,7 @@ class Tuning:
     def _step(self, scheduler: Any) -> float:
         config, base, generator = self.config, self.base, self.generator
         for group in self.optimiser.param_groups:
-            group["lr"] = group["full_rate"] * (1 - (1 - FINAL_RATE) * self.done / config.steps)
+            group["lr"] = group["full_rate"] * (1 - self.done / config.steps)
         chosen = _batch(len(self.latents), config.batch, generator)
         texts = [self.captions[i][_integer(len(self.captions[i]), generator)] for i in chosen]
         latents = self.latents[chosen]

@@ -26,17 +26,16 @@ def run(app: typer.Typer) -> None:
     logging.getLogger("mos_common").setLevel(logging.INFO)
     logging.getLogger("mos_client").setLevel(logging.INFO)
     logging.getLogger("mos_server").setLevel(logging.INFO)
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    quiet = {"TRANSFORMERS_VERBOSITY": "error", "DIFFUSERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    for name, value in {"TOKENIZERS_PARALLELISM": "false", **quiet}.items():
+        os.environ.setdefault(name, value)
     try:
-        app(standalone_mode=False)
+        code = app(standalone_mode=False)  # typer hands back, not raises, what typer.Exit and Ctrl-C mean
     except MosError as error:
         say(f"error: {error}", error=True)
         sys.exit(error.exit_code)
-    except typer.Exit as stop:
-        sys.exit(stop.exit_code)
     except (KeyboardInterrupt, typer.Abort):
-        say("interrupted", error=True)
-        sys.exit(INTERRUPTED)
+        code = INTERRUPTED
     except Exception as error:
         from click import ClickException
 
@@ -44,6 +43,10 @@ def run(app: typer.Typer) -> None:
             error.show()
             sys.exit(error.exit_code)
         raise
+    if code == INTERRUPTED:
+        say("interrupted", error=True)
+    if code:
+        sys.exit(code)
 
 
 def say(text: str, *, error: bool = False) -> None:

@@ -27,7 +27,7 @@ class FusionSettings:
     """
 
     method: Method = "gradient"
-    ridge: float = 1e-2
+    ridge: float = 0.1
     ridge_kind: Literal["trace", "diagonal"] = "trace"
     preserve: float = 0.3
     rows: Rows = "all"
