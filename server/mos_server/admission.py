@@ -12,6 +12,7 @@ from mos_common.concept_file import concept_from_bytes
 from mos_common.edlora import LowRank
 from mos_common.errors import ConceptError
 from mos_common.layers import Layer, concept_layers
+from mos_common.words import TOKEN
 
 # Tuned concepts change a layer by a few percent of its norm; a change as large as the layer itself redraws every picture.
 MOST_RELATIVE_CHANGE = 1.0
@@ -31,6 +32,9 @@ def admit(data: bytes, base: BaseModel) -> Concept:
     layers = {layer.name: layer for layer in concept_layers(base)}
     reasons = [reason for name, pair in concept.pairs.items() if (reason := _too_large(layers[name], pair))]
     reasons += _long_words(concept, base)
+    # The class word stands in prompts here; a token in it would name another concept, or none.
+    if not concept.class_word.strip() or TOKEN.search(concept.class_word):
+        reasons.append(f"its class word is {concept.class_word!r}; expected a word such as 'cat'")
     if not concept.pairs and not concept.words:
         reasons.append("it is empty: neither words nor changes")
     if reasons:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from mos_common.base_model import load_base
+from mos_common.base_model import BaseModel, load_base
+from mos_common.concept import Concept
 from mos_common.concept_file import read_concept
-from mos_common.errors import RequestError, StateError
+from mos_common.errors import ConceptError, RequestError, StateError
 from mos_common.fused_model import FusedModel, NamedConcept
-
 from mos_server.admission import admit
 from mos_server.config import FusionSettings
 from mos_server.fusion.fuse import fuse
@@ -50,7 +50,14 @@ def fuse_files(
     for file in files:
         read_concept(file)
     loaded = load_base(base, device=device, dtype=dtype)
-    concepts = [NamedConcept("", admit(file.read_bytes(), loaded)) for file in files]
+    concepts = [NamedConcept("", _admitted(file, loaded)) for file in files]
     fused = fuse(loaded, concepts, settings, moments_dir=moments_dir, progress=progress)
     write_fused(fused, out)
     return fused
+
+
+def _admitted(file: Path, base: BaseModel) -> Concept:
+    try:
+        return admit(file.read_bytes(), base)
+    except ConceptError as error:
+        raise ConceptError(f"{file} cannot be fused: {error}") from error

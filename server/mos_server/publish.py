@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors.torch import save
 
-from mos_common.errors import RequestError, StateError
+from mos_common.errors import RequestError, StateError, TrustError
 from mos_common.files import canonical_json, replacing_folder, write_atomically
 from mos_common.fused_model import (
     ADAPTER,
@@ -55,14 +55,19 @@ def publish_candidate(candidate: Path, published: Path, identity: Mapping[str, I
     """Make a scored candidate the published model: add what the clients measured (by token) to its manifest, and sign that.
 
     Raises:
-        StateError: it is published already, or cannot be written.
+        StateError: it is published already, its files are no longer those that were scored, or it cannot be written.
 
     """
-    from mos_common.signing import sign_manifest
+    from mos_common.signing import check_files, sign_manifest
 
     if published.exists():
         raise StateError(f"{published} is published already and is never changed")
-    manifest = Manifest.model_validate_json((candidate / MANIFEST).read_bytes())
+    told = (candidate / MANIFEST).read_bytes()
+    try:
+        check_files(candidate, told)
+    except TrustError as error:
+        raise StateError(f"{candidate} is no longer what was scored, so it is not signed: run a new round") from error
+    manifest = Manifest.model_validate_json(told)
     concepts = [concept.model_copy(update={"identity": identity.get(concept.token)}) for concept in manifest.concepts]
     with replacing_folder(published) as beside:
         for name in manifest.files:

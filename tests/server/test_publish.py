@@ -1,0 +1,203 @@
+"""What is published: a folder that tells the truth about itself, is signed, and is never changed; and its export."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+import pytest
+import torch
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ed25519
+from safetensors.torch import load_file
+
+from mos_common.attention import TextMemory, layerwise_attention
+from mos_common.edlora import attached
+from mos_common.errors import BaseModelError, RequestError, StateError, TrustError
+from mos_common.fused_model import Identity, NamedConcept, read_fused
+from mos_common.signing import verify_model
+from mos_common.words import encode_prompts
+from mos_server.config import FusionSettings
+from mos_server.fusion.fuse import fuse
+from mos_server.publish import export, publish_candidate, write_fused
+
+SCORES = Identity(class_word=0.3, single=0.8, fused=0.75, ceiling=0.9)
+
+
+@pytest.fixture
+def fused(tiny, make_concept):
+    concepts = [
+        NamedConcept("alice", make_concept(tiny, "<cat>", seed=1, author="Alice", licence="CC0")),
+        NamedConcept("bob", make_concept(tiny, "<dog>", seed=2, rank=3)),
+    ]
+    return fuse(tiny, concepts, FusionSettings(contexts=("V",), ordinary=("",), steps=1, guidance=1.0))
+
+
+@pytest.fixture
+def key():
+    return ed25519.Ed25519PrivateKey.generate()
+
+
+def public(key) -> str:
+    return (
+        key.public_key()
+        .public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+        .decode()
+    )
+
+
+def names(folder) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_the_folder_holds_the_model_and_what_it_says_of_its_files_is_true(fused, tmp_path):
+    write_fused(fused, tmp_path / "fused", round="round-001")
+    assert names(tmp_path / "fused") == ["adapter.safetensors", "embeddings.safetensors", "manifest.json"]
+    assert names(tmp_path) == ["fused"]
+    manifest = json.loads((tmp_path / "fused" / "manifest.json").read_bytes())
+    assert manifest["round"] == "round-001"
+    assert sorted(manifest["files"]) == ["adapter.safetensors", "embeddings.safetensors"]
+    for name, told in manifest["files"].items():
+        data = (tmp_path / "fused" / name).read_bytes()
+        assert told == {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+
+
+def test_the_manifest_says_what_went_in(fused, tiny, tmp_path):
+    write_fused(fused, tmp_path / "fused")
+    manifest = json.loads((tmp_path / "fused" / "manifest.json").read_bytes())
+    assert manifest["base"] == tiny.fingerprint
+    assert (manifest["method"], manifest["settings"]["ridge"], manifest["settings"]["contexts"]) == (
+        "gradient",
+        1e-2,
+        ["V"],
+    )
+    assert {"torch", "diffusers", "transformers", "federated-mix-of-show"} == manifest["versions"].keys()
+    alice = next(concept for concept in manifest["concepts"] if concept["token"] == "<alice/cat>")
+    assert (alice["author"], alice["licence"], alice["class_word"]) == ("Alice", "CC0", "cat")
+    assert sorted(alice["survival"]) == ["cross", "spatial", "text"]
+
+
+def test_what_is_written_is_what_is_read(fused, tmp_path):
+    write_fused(fused, tmp_path / "fused")
+    back = read_fused(tmp_path / "fused")
+    assert back.manifest == fused.manifest.model_copy(update={"files": back.manifest.files})
+    assert back.vocabulary.keys() == fused.vocabulary.keys()
+    for name, pair in fused.changes.items():
+        assert torch.equal(back.changes[name].change(), pair.change())
+        assert load_file(tmp_path / "fused" / "adapter.safetensors")[f"{name}.lora_A.weight"].dtype == torch.float32
+
+
+def test_equal_models_are_equal_files(fused, tmp_path):
+    for name in ("one", "other"):
+        write_fused(fused, tmp_path / name, round="r")
+    for file in names(tmp_path / "one"):
+        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "other" / file).read_bytes()
+
+
+def test_a_model_without_words_is_written_too(tiny, make_concept, tmp_path):
+    plain = NamedConcept("", make_concept(tiny, words=0))
+    write_fused(fuse(tiny, [plain], FusionSettings(method="average")), tmp_path / "fused")
+    assert read_fused(tmp_path / "fused").vocabulary == {}
+
+
+def test_a_model_is_never_overwritten(fused, tmp_path):
+    (tmp_path / "fused").mkdir()
+    (tmp_path / "fused" / "precious").write_text("mine")
+    with pytest.raises(StateError, match="is there already"):
+        write_fused(fused, tmp_path / "fused")
+    assert names(tmp_path / "fused") == ["precious"]
+
+
+def test_a_scored_candidate_is_published_signed(fused, tmp_path, key):
+    """Same files, the numbers that clients measured, and a signature that the kit's key verifies."""
+    write_fused(fused, tmp_path / "candidate", round="round-001")
+    publish_candidate(tmp_path / "candidate", tmp_path / "round-001", {"<alice/cat>": SCORES}, key)
+    assert names(tmp_path / "round-001") == [*names(tmp_path / "candidate"), "manifest.sig"]
+    verify_model(tmp_path / "round-001", public(key))
+    identities = {c.token: c.identity for c in read_fused(tmp_path / "round-001").manifest.concepts}
+    assert identities == {"<alice/cat>": SCORES, "<bob/dog>": None}
+
+
+@pytest.mark.parametrize("file", ["adapter.safetensors", "embeddings.safetensors", "manifest.json", "manifest.sig"])
+def test_any_changed_byte_shows(fused, tmp_path, key, file):
+    write_fused(fused, tmp_path / "candidate")
+    publish_candidate(tmp_path / "candidate", tmp_path / "published", {}, key)
+    data = bytearray((tmp_path / "published" / file).read_bytes())
+    data[len(data) // 2] ^= 1
+    (tmp_path / "published" / file).write_bytes(data)
+    with pytest.raises(TrustError):
+        verify_model(tmp_path / "published", public(key))
+
+
+def test_what_is_published_is_never_changed(fused, tmp_path, key):
+    write_fused(fused, tmp_path / "candidate")
+    publish_candidate(tmp_path / "candidate", tmp_path / "published", {}, key)
+    before = (tmp_path / "published" / "manifest.json").read_bytes()
+    with pytest.raises(StateError, match="published already"):
+        publish_candidate(tmp_path / "candidate", tmp_path / "published", {"<alice/cat>": SCORES}, key)
+    assert (tmp_path / "published" / "manifest.json").read_bytes() == before
+
+
+def test_a_candidate_whose_files_are_not_what_its_manifest_says_is_not_published(fused, tmp_path, key):
+    """Whoever downloads would only find out; the operator's disk is the place to notice."""
+    write_fused(fused, tmp_path / "candidate")
+    path = tmp_path / "candidate" / "adapter.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"\x7f")
+    with pytest.raises(StateError, match="no longer what was scored"):
+        publish_candidate(tmp_path / "candidate", tmp_path / "published", {}, key)
+    assert names(tmp_path) == ["candidate"]
+
+
+# -- export -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_diffusers_export_predicts_the_noise_of_base_and_adapter(fused, tiny, tmp_path):
+    """Loaded by diffusers itself, without a line of ours: text features and noise are those of the base with the change on."""
+    from diffusers import StableDiffusionPipeline
+
+    write_fused(fused, tmp_path / "fused")
+    export(tmp_path / "fused", tiny, "diffusers", tmp_path / "exported")
+    pipeline = StableDiffusionPipeline.from_pretrained(tmp_path / "exported", local_files_only=True)
+    pipeline.set_progress_bar_config(disable=True)
+    latents, t = torch.randn(1, 4, 16, 16), torch.tensor(500)
+    with torch.no_grad():
+        text, _ = pipeline.encode_prompt("a tree at night", "cpu", 1, do_classifier_free_guidance=False)
+        theirs = pipeline.unet(latents, t, encoder_hidden_states=text).sample
+        with attached(tiny, fused.changes), layerwise_attention(tiny):
+            features = encode_prompts(tiny, ["a tree at night"], {})
+            ours = tiny.unet(latents, t, encoder_hidden_states=TextMemory(features)).sample
+        unchanged = tiny.unet(latents, t, encoder_hidden_states=text).sample
+    torch.testing.assert_close(features[:, 0], text)
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+    assert (ours - unchanged).norm() > 1e-2 * ours.norm()
+    assert load_file(tmp_path / "exported" / "embeddings.safetensors").keys() == fused.vocabulary.keys()
+
+
+def test_an_export_leaves_the_base_as_it_was_and_is_a_base_itself(fused, tiny, tmp_path):
+    """An exported folder loads as a base model; it is another one, and says so by its fingerprint."""
+    from mos_common.base_model import load_base
+
+    before = tiny.unet.state_dict()["mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight"].clone()
+    write_fused(fused, tmp_path / "fused")
+    export(tmp_path / "fused", tiny, "diffusers", tmp_path / "exported")
+    after = tiny.unet.state_dict()["mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight"]
+    assert torch.equal(before, after)
+    assert load_base(str(tmp_path / "exported"), device="cpu").fingerprint != tiny.fingerprint
+
+
+def test_an_export_never_overwrites(fused, tiny, tmp_path):
+    write_fused(fused, tmp_path / "fused")
+    (tmp_path / "exported").mkdir()
+    with pytest.raises(StateError, match="is there already"):
+        export(tmp_path / "fused", tiny, "diffusers", tmp_path / "exported")
+
+
+def test_an_export_onto_another_base_is_refused(fused, tiny, sixteen, tmp_path):
+    write_fused(fused, tmp_path / "fused")
+    with pytest.raises(BaseModelError, match="was fused on tiny"):
+        export(tmp_path / "fused", sixteen, "diffusers", tmp_path / "exported")
+
+
+def test_an_unknown_format_lists_the_known_ones(fused, tiny, tmp_path):
+    with pytest.raises(RequestError, match=r"--format onnx is not known: choose one of diffusers"):
+        export(tmp_path / "fused", tiny, "onnx", tmp_path / "exported")
