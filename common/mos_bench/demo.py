@@ -140,25 +140,28 @@ def join_command(someone: Participant, steps: int | None) -> list[str | Path]:
 
 
 def draw_command(out: Path, participants: list[Participant]) -> list[str | Path]:
-    """`mos-client draw` with the first participant's concept on the left and the second's on the right."""
-    left, right = participants[0], participants[1]
+    """`mos-client draw` with one participant's concept on the left and another's on the right.
+
+    Each region's prompt tells the whole picture and names its own concept: the base then knows where in it the concept stands.
+    """
+    left, right = participants[-1], participants[0]
+
+    def both(one: str, other: str) -> str:
+        return f"{one} on the left and {other} on the right in a meadow"
+
+    a_left, a_right = f"a {left.class_word}", f"a {right.class_word}"
+    regions = [f"{both(left.token, a_right)} @ 0,0,0.5,1", f"{both(a_left, right.token)} @ 0.5,0,1,1"]
+    size: list[str | Path] = ["--width", "128", "--height", "64", "--seed", "1", "--out", out / "picture.png"]
     return [
         "mos-client",
         "draw",
         out / "fused",
-        f"a {left.class_word} on the left and a {right.class_word} on the right in the forest",
+        both(a_left, a_right),
         "--region",
-        f"{left.token} in the forest @ 0,0,0.5,1",
+        regions[0],
         "--region",
-        f"{right.token} in the forest @ 0.5,0,1,1",
-        "--width",
-        "128",
-        "--height",
-        "64",
-        "--seed",
-        "3",
-        "--out",
-        out / "picture.png",
+        regions[1],
+        *size,
     ]
 
 
