@@ -118,19 +118,20 @@ def read_fused(folder: Path) -> FusedModel:
         FusionError: the folder is not a fused model, or a file of it is damaged.
 
     """
+    for name in (MANIFEST, ADAPTER, EMBEDDINGS):
+        if not (folder / name).is_file():
+            raise FusionError(f"{folder} is not a fused model: {name} is missing")
     try:
         manifest = Manifest.model_validate_json((folder / MANIFEST).read_bytes())
         tensors, vocabulary = load_file(folder / ADAPTER), load_file(folder / EMBEDDINGS)
-    except FileNotFoundError as error:
-        raise FusionError(f"{folder} is not a fused model: {Path(str(error.filename)).name} is missing") from error
     except (OSError, ValidationError, SafetensorError) as error:
         raise FusionError(f"{folder} is damaged ({str(error).splitlines()[0]}): download or fuse it again") from error
-    halves = {
-        name.removesuffix(".lora_A.weight"): tensor
-        for name, tensor in tensors.items()
-        if name.endswith(".lora_A.weight")
-    }
-    changes = {layer: LowRank(A, tensors[f"{layer}.lora_B.weight"], float(A.shape[0])) for layer, A in halves.items()}
+    layers = {name.rpartition(".lora_")[0] for name in tensors}
+    try:
+        pairs = {layer: (tensors[f"{layer}.lora_A.weight"], tensors[f"{layer}.lora_B.weight"]) for layer in layers}
+    except KeyError as error:
+        raise FusionError(f"{folder} is damaged ({error.args[0]} is missing): download or fuse it again") from error
+    changes = {layer: LowRank(A, B, float(A.shape[0])) for layer, (A, B) in sorted(pairs.items())}
     return FusedModel(changes, vocabulary, manifest)
 
 
