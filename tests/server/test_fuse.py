@@ -20,7 +20,16 @@ from mos_server.fusion.fuse import fuse
 from mos_server.publish import write_fused
 
 SETTINGS = FusionSettings(
-    contexts=("V", "photo of a V"), ordinary=("", "a tree"), steps=2, guidance=3.0, batch=2, preserve=0.2
+    ridge=1e-2,
+    ridge_kind="trace",
+    preserve=0.2,
+    rows="all",
+    text_inputs="fused",
+    contexts=("V", "photo of a V"),
+    ordinary=("", "a tree"),
+    steps=2,
+    guidance=3.0,
+    batch=2,
 )
 TEXT_ONLY = Group.TEXT, Group.CROSS
 

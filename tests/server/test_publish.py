@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -66,11 +67,8 @@ def test_the_manifest_says_what_went_in(fused, tiny, tmp_path):
     write_fused(fused, tmp_path / "fused")
     manifest = json.loads((tmp_path / "fused" / "manifest.json").read_bytes())
     assert manifest["base"] == tiny.fingerprint
-    assert (manifest["method"], manifest["settings"]["ridge"], manifest["settings"]["contexts"]) == (
-        "gradient",
-        1e-2,
-        ["V"],
-    )
+    assert (manifest["method"], manifest["settings"]["contexts"]) == ("gradient", ["V"])
+    assert manifest["settings"].keys() == asdict(FusionSettings()).keys()
     assert {"torch", "diffusers", "transformers", "federated-mix-of-show"} == manifest["versions"].keys()
     alice = next(concept for concept in manifest["concepts"] if concept["token"] == "<alice/cat>")
     assert (alice["author"], alice["licence"], alice["class_word"]) == ("Alice", "CC0", "cat")
