@@ -18,7 +18,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from mos_common.errors import MosError
 from mos_server.records import FAILED
-from mos_server.rounds import ADDRESS, DEVICE, DTYPE, ROUND, STATE
+from mos_server.rounds import ADDRESS, DEVICE, DTYPE, PARENT, ROUND, STATE
 from mos_server.state import open_state
 from mos_server.store import Store
 
@@ -57,6 +57,8 @@ def main() -> None:
     from flwr.superlink.runtime import run_serverapp
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    for noisy in ("httpx", "flwr"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
     token = sys.stdin.readline().strip()
     state = open_state(Path(os.environ[STATE]))
     run_serverapp(
@@ -65,7 +67,7 @@ def main() -> None:
         token=token,
         insecure=False,
         certificates=state.pki.authority.read_bytes(),
-        parent_pid=os.getppid(),
+        parent_pid=int(os.environ[PARENT]),
         runtime_dependency_install=False,
     )
 

@@ -17,7 +17,8 @@ from mos_server.superlink import SuperLink
 log = logging.getLogger(__name__)
 
 # How the process is told what it is for; Flower's token goes through its standard input, which nobody else can read.
-STATE, ROUND, DEVICE, DTYPE, ADDRESS = "MOS_STATE", "MOS_ROUND", "MOS_DEVICE", "MOS_DTYPE", "MOS_SUPERLINK"
+STATE, ROUND, DEVICE, DTYPE = "MOS_STATE", "MOS_ROUND", "MOS_DEVICE", "MOS_DTYPE"
+ADDRESS, PARENT = "MOS_SUPERLINK", "MOS_SERVER_PROCESS"
 
 # A process that dies has run out of memory, or met a bug: the same again and again.
 ATTEMPTS = 3
@@ -65,10 +66,12 @@ class RoundRunner:
             self._round, self._heard = round_.id, 0
         self._attempts[round_.id] = self._attempts.get(round_.id, 0) + 1
         task = self.superlink.start_run()
+        self.store.note(round_.id, f"starting on {self.state.config.base}")
         settings = {
             STATE: str(self.state.path),
             ROUND: round_.id,
             ADDRESS: task.address,
+            PARENT: str(os.getpid()),
             DEVICE: self.device,
             DTYPE: self.dtype,
         }

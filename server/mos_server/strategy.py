@@ -103,9 +103,12 @@ class GradientFusion(Strategy):
         return Result()
 
     def summary(self) -> None:
-        """Tell what the round was asked to do."""
-        minutes = max(0.0, self._round.deadline - time.time()) / 60
-        self._note(f"waiting for {self._round.settings.wait} or more concepts, for at most {minutes:.0f} minutes")
+        """Tell what the round waits for, or goes on with."""
+        if self._is_settled():
+            self._note(f"going on with {len(self._admitted())} concepts that are here")
+            return
+        until = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(self._round.deadline))
+        self._note(f"waiting for {self._round.settings.wait} or more concepts, until {until} at the latest")
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -163,8 +166,8 @@ class GradientFusion(Strategy):
         return None
 
     def _collect(self, exchange: Exchange) -> None:
-        if self._store.round(self._round.id).status in (FUSING, SCORING):
-            return  # what is fused was settled before the server was killed
+        if self._is_settled():
+            return
         self._store.advance(self._round.id, COLLECTING)
         for upload in self._store.adopt_late_uploads(self._round.id):
             self._note(f"{upload.token} is here already ({upload.bytes / 1e6:.2f} MB)")
@@ -176,6 +179,10 @@ class GradientFusion(Strategy):
             )
         if count < wanted:
             self._note(f"the deadline has come with {count} of {wanted} concepts: going on with these")
+
+    def _is_settled(self) -> bool:
+        """Whether it was settled what is fused before the server was killed."""
+        return self._store.round(self._round.id).status in (FUSING, SCORING)
 
     def _collected(self, exchange: Exchange) -> bool:
         self._check_cancelled()

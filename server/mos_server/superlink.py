@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 # Uploads hold the write lock of Flower's database for seconds; with its own 5 s a push fails and the reply is lost.
 _LOCK_WAIT_MS = "60000"
-_GRACE_S = 2
+_GRACE_S = 1
 
 
 @dataclass(frozen=True)
@@ -184,6 +184,11 @@ def _create_application(state: State, private_port: int) -> Any:
     from flwr.superlink.config_loader import SuperLinkLifespanConfig
     from flwr.superlink.main import create_app
 
+    # Flower's logger writes every request to the console by itself; its warnings go where ours go.
+    flower_log = logging.getLogger("flwr")
+    flower_log.handlers.clear()
+    flower_log.propagate = True
+    flower_log.setLevel(logging.WARNING)
     # Freed pages held uploads: overwrite them.
     ours = {"busy_timeout": _LOCK_WAIT_MS, "secure_delete": "ON"}
     sql.SQLITE_PRAGMAS = tuple({**dict(sql.SQLITE_PRAGMAS), **ours}.items())
@@ -214,13 +219,7 @@ def _create_application(state: State, private_port: int) -> Any:
         fleet_event_log_plugin=None,
         enable_event_log=False,
     )
-    application = create_app(config, SuperLinkLifespan)
-    # Flower's logger writes to the console by itself, every request; its warnings go where ours go.
-    flower_log = logging.getLogger("flwr")
-    flower_log.handlers.clear()
-    flower_log.propagate = True
-    flower_log.setLevel(logging.WARNING)
-    return application
+    return create_app(config, SuperLinkLifespan)
 
 
 def _account() -> Any:
