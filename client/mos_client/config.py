@@ -35,7 +35,7 @@ class TuningConfig:
     def of(cls, preset: Preset, *, steps: int | None = None, seed: int = 0, rank: int = 4) -> TuningConfig:
         """The settings of a base's preset; `steps` replaces the preset's."""
         return cls(
-            steps=steps or preset.steps,
+            steps=preset.steps if steps is None else steps,
             batch=preset.batch,
             learning_rate_words=preset.learning_rate_words,
             learning_rate_text=preset.learning_rate_text,

@@ -1,0 +1,249 @@
+"""ED-LoRA tuning: what it changes, what it leaves alone, where it starts."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from diffusers import DDPMScheduler
+
+from mos_client.config import TuningConfig
+from mos_client.dataset import Example
+from mos_client.loss import noise_loss
+from mos_client.tuning import NORM_STOP, Tuning, initial_pair, initial_words, trained
+from mos_common.attention import layerwise_attention
+from mos_common.edlora import LowRank, attached
+from mos_common.errors import ConceptError, RequestError
+from mos_common.layers import concept_layers, cross_attentions
+from mos_common.words import encode_prompts
+
+CONFIG = TuningConfig(
+    steps=3,
+    batch=2,
+    learning_rate_words=1e-2,
+    learning_rate_text=1e-3,
+    learning_rate_unet=1e-3,
+    noise_offset=0.1,
+    rank=2,
+)
+
+
+def examples(base, count: int = 3) -> list[Example]:
+    size, g = base.unet.config.sample_size, torch.Generator().manual_seed(5)
+    return [Example(None, torch.randn(4, size, size, generator=g), ("photo of a V", "V")) for _ in range(count)]
+
+
+def tuning_of(base, config: TuningConfig = CONFIG) -> Tuning:
+    return Tuning(base, "cat", examples(base), config)
+
+
+def everything(base) -> dict[str, torch.Tensor]:
+    return {
+        f"{part}.{name}": tensor
+        for part in ("text_encoder", "unet", "vae")
+        for name, tensor in getattr(base, part).state_dict().items()
+    }
+
+
+# ---- where it starts
+
+
+def test_words_start_as_noise_of_the_table_s_spread_and_the_class_word(base):
+    words = initial_words(base, "cat", torch.Generator().manual_seed(0))
+    (cat,) = base.tokenizer("cat", add_special_tokens=False).input_ids
+    assert words.shape == (len(cross_attentions(base)), 2, base.token_table.shape[1])
+    assert torch.equal(words, words[:1].expand_as(words)), "every layer starts the same"
+    torch.testing.assert_close(words[0, 1], base.token_table[cat])
+    assert 0.6 < float(words[0, 0].std() / base.token_table.std()) < 1.4
+
+
+def test_a_class_of_several_tokens_is_their_mean(base):
+    ids = base.tokenizer("cat cat dog", add_special_tokens=False).input_ids
+    assert len(ids) > 2
+    words = initial_words(base, "cat cat dog", torch.Generator())
+    torch.testing.assert_close(words[0, 1], base.token_table[ids].mean(dim=0))
+
+
+def test_a_class_word_without_letters_is_refused(sixteen):
+    with pytest.raises(ConceptError, match="give a word like cat"):
+        initial_words(sixteen, "  ", torch.Generator())
+
+
+def test_of_each_pair_a_is_random_and_b_is_zero(sixteen):
+    for layer in concept_layers(sixteen):
+        A, B = (factor.detach() for factor in initial_pair(layer, 64, torch.Generator().manual_seed(1)))
+        assert A.shape == (64, layer.d_in)
+        assert B.shape == (layer.d_out, 64)
+        assert not B.any()
+        rows = torch.randn(1000, layer.d_in, generator=torch.Generator().manual_seed(2))
+        assert 0.8 < float((rows @ A.T).std()) < 1.2, "unit variance in, unit variance out"
+
+
+def test_the_first_step_s_loss_is_the_base_s_own(base):
+    """B = 0 and V = (noise, class word): the other road draws the same numbers by hand and asks the untouched base."""
+    tuning = tuning_of(base)
+    words, latents = tuning.words.detach().clone(), torch.stack([e.latent for e in examples(base)])
+    g = torch.Generator()
+    g.set_state(tuning.generator.get_state())
+    found = next(tuning.steps()).loss
+
+    chosen = torch.randperm(3, generator=g)[:2]
+    texts = [("photo of a <v>", "<v>")[int(torch.randint(2, (1,), generator=g))] for _ in chosen]
+    shape = (2, *latents.shape[1:])
+    noise = torch.randn(shape, generator=g)
+    noise = noise + CONFIG.noise_offset * torch.randn((2, 4, 1, 1), generator=g)
+    offset = torch.rand(1, generator=g)
+    times = (((offset + torch.tensor([0.0, 0.5])) % 1) * 1000).long()[torch.randperm(2, generator=g)]
+    scheduler = DDPMScheduler.from_config({**base.scheduler.config, "clip_sample": False})
+    with torch.no_grad(), layerwise_attention(base):
+        features = encode_prompts(base, texts, {"<v>": words})
+        expected = noise_loss(base, scheduler, latents[chosen], noise, times, features)
+    assert found == pytest.approx(float(expected), rel=1e-5)
+
+
+# ---- what it changes
+
+
+def test_only_words_and_pairs_receive_gradients_and_the_base_stays_bit_identical(base):
+    before = {name: (tensor.data_ptr(), tensor.clone()) for name, tensor in everything(base).items()}
+    hooks = [(module, dict(module._forward_hooks)) for module in (*base.unet.modules(), *base.text_encoder.modules())]
+    processors = [module.processor for _, module in cross_attentions(base)]
+    tuning = tuning_of(base)
+    start = [tuning.words.detach().clone(), *(B.detach().clone() for _, B in tuning.pairs.values())]
+    assert len(list(tuning.steps())) == CONFIG.steps
+
+    assert not any(
+        p.requires_grad or p.grad is not None
+        for part in (base.text_encoder, base.unet, base.vae)
+        for p in part.parameters()
+    )
+    after = everything(base)
+    assert after.keys() == before.keys()
+    for name, tensor in after.items():
+        assert tensor.data_ptr() == before[name][0], f"{name} is another tensor"
+        assert torch.equal(tensor, before[name][1]), f"{name} has changed"
+    assert all(module._forward_hooks == kept for module, kept in hooks)
+    assert all(m.processor is p for (_, m), p in zip(cross_attentions(base), processors, strict=True))
+
+    trained_now = [tuning.words.detach(), *(B.detach() for _, B in tuning.pairs.values())]
+    assert all(not torch.equal(a, b) for a, b in zip(start, trained_now, strict=True)), (
+        "every pair and the words were tuned"
+    )
+
+
+def test_the_parameters_are_the_words_and_two_factors_a_layer(base):
+    tuning = tuning_of(base)
+    groups = [group["params"] for group in tuning.optimiser.param_groups]
+    assert groups[0] == [tuning.words] or groups[0][0] is tuning.words
+    assert sum(map(len, groups)) == 1 + 2 * len(concept_layers(base))
+    text = sum(layer.name.startswith("text_encoder.") for layer in concept_layers(base))
+    assert [len(group) for group in groups] == [1, 2 * text, 2 * (len(concept_layers(base)) - text)]
+    assert [group["full_rate"] for group in tuning.optimiser.param_groups] == [1e-2, 1e-3, 1e-3]
+
+
+def test_an_abandoned_run_leaves_the_base_as_it_was(sixteen):
+    steps = tuning_of(sixteen).steps()
+    next(steps)
+    steps.close()
+    assert not any(module._forward_hooks for module in sixteen.unet.modules())
+    assert not any("Layerwise" in type(m.processor).__name__ for _, m in cross_attentions(sixteen))
+
+
+def test_training_with_hooks_is_attaching_the_change(base, make_concept):
+    """The hook's W x + B A x is the exchanged weight's (W + BA) x, through the whole model."""
+    concept = make_concept(base, rank=2)
+    pairs = {name: (pair.A, pair.B) for name, pair in concept.pairs.items()}
+    size = base.unet.config.sample_size
+    noisy, text = torch.randn(1, 4, size, size), torch.zeros(1, base.text_length, dtype=torch.long)
+
+    def outputs():
+        with torch.no_grad():
+            features = base.text_encoder(text).last_hidden_state
+            return base.unet(noisy, torch.tensor([5]), encoder_hidden_states=features).sample
+
+    with trained(concept_layers(base), pairs):
+        hooked = outputs()
+    with attached(base, concept.pairs):
+        torch.testing.assert_close(hooked, outputs(), rtol=1e-3, atol=1e-4)
+
+
+def test_changes_are_what_was_tuned_with_alpha_equal_to_the_rank(sixteen):
+    tuning = tuning_of(sixteen)
+    list(tuning.steps())
+    for name, change in tuning.changes().items():
+        assert isinstance(change, LowRank)
+        assert change.scale == 1
+        assert torch.equal(change.B, tuning.pairs[name][1])
+        assert not change.A.requires_grad
+
+
+def test_tuning_lowers_the_loss(tiny):
+    """On one picture, measured before and after with the same noise, which tuning has not seen."""
+    config = replace(CONFIG, steps=12, batch=4, learning_rate_unet=5e-3, learning_rate_text=5e-3)
+    tuning = Tuning(tiny, "cat", examples(tiny, 1), config)
+    scheduler = DDPMScheduler.from_config({**tiny.scheduler.config, "clip_sample": False})
+    noise = torch.randn((8, *tuning.latents.shape[1:]), generator=torch.Generator().manual_seed(99))
+
+    def loss() -> float:
+        with torch.no_grad(), layerwise_attention(tiny), trained(tuning.layers, tuning.pairs):
+            features = encode_prompts(tiny, ["photo of a <v>"] * 8, {"<v>": tuning.words})
+            times = torch.arange(8) * 125 + 60
+            return float(noise_loss(tiny, scheduler, tuning.latents.expand_as(noise), noise, times, features))
+
+    before = loss()
+    list(tuning.steps())
+    assert loss() < 0.9 * before
+
+
+def test_the_same_seed_is_the_same_run_and_another_is_not(sixteen):
+    losses = [[s.loss for s in tuning_of(sixteen, replace(CONFIG, seed=seed)).steps()] for seed in (1, 1, 2)]
+    assert losses[0] == losses[1] != losses[2]
+
+
+def test_rates_fall_linearly_from_the_full_rate(sixteen):
+    tuning = tuning_of(sixteen, replace(CONFIG, steps=4))
+    seen = [tuning.optimiser.param_groups[0]["lr"] for _ in tuning.steps()]
+    assert seen == pytest.approx([1e-2, 0.75e-2, 0.5e-2, 0.25e-2])
+
+
+# ---- the norm stop
+
+
+def test_words_stop_growing_at_a_multiple_of_the_median_norm_of_the_table(base):
+    tuning = tuning_of(base, replace(CONFIG, steps=2))
+    norms = sorted(float(row.norm()) for row in base.token_table.float())
+    assert tuning.norm_stop == pytest.approx(NORM_STOP * norms[(len(norms) - 1) // 2], rel=1e-5)
+
+
+def test_a_word_beyond_the_stop_receives_no_gradient_and_the_others_do(sixteen):
+    tuning = tuning_of(sixteen, replace(CONFIG, steps=1))
+    with torch.no_grad():
+        tuning.words[3, 0] *= 100
+    before = tuning.words.detach().clone()
+    list(tuning.steps())
+    moved = (tuning.words.detach() - before).norm(dim=-1)
+    decay = 1 - CONFIG.learning_rate_words * 0.01
+    torch.testing.assert_close(tuning.words.detach()[3, 0], before[3, 0] * decay)
+    assert (moved[[0, 1, 2, 4, 5]] > 1e-3).all()
+
+
+def test_a_loss_that_is_not_finite_is_an_error_that_says_when(sixteen):
+    tuning = tuning_of(sixteen)
+    tuning.latents = tuning.latents * torch.nan
+    with pytest.raises(ConceptError, match=r"became nan at step 1: lower the learning rates"):
+        list(tuning.steps())
+
+
+@pytest.mark.parametrize("wrong", [{"steps": 0}, {"steps": 100_001}, {"rank": 0}, {"rank": 257}, {"batch": 0}])
+def test_impossible_settings_are_refused(wrong):
+    with pytest.raises(RequestError):
+        replace(CONFIG, **wrong)
+
+
+def test_settings_come_from_the_preset_of_the_base(tiny):
+    config = TuningConfig.of(tiny.preset, seed=3)
+    assert (config.steps, config.batch, config.seed) == (tiny.preset.steps, tiny.preset.batch, 3)
+    assert TuningConfig.of(tiny.preset, steps=7).steps == 7
+    with pytest.raises(RequestError, match="0 steps"):
+        TuningConfig.of(tiny.preset, steps=0)
