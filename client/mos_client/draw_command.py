@@ -6,6 +6,9 @@ import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from PIL import Image
+from torch import Tensor
+
 from mos_common.base_model import BaseModel, load_base
 from mos_common.concept import check_fits
 from mos_common.concept_file import read_concept
@@ -13,11 +16,9 @@ from mos_common.drawing import Drawing, Progress
 from mos_common.drawing import draw as draw_pictures
 from mos_common.edlora import LowRank, attached
 from mos_common.errors import RequestError
-from mos_common.files import write_atomically
+from mos_common.files import check_writable, write_atomically
 from mos_common.fused_model import check_base, read_fused
 from mos_common.regions import Region
-from PIL import Image
-from torch import Tensor
 
 
 def draw_picture(
@@ -42,6 +43,7 @@ def draw_picture(
     """
     if not model.exists():
         raise RequestError(f"no model at {model}: give a fused model's folder or a concept file")
+    check_writable(out)
     loaded = load_base(base, device=device, dtype=dtype)
     changes, vocabulary = changes_and_words(model, loaded)
     with attached(loaded, changes):

@@ -9,17 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import closing, suppress
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from mos_common.base_model import BaseModel, load_base
-from mos_common.concept import Concept, check_concept_name
-from mos_common.concept_file import write_concept
-from mos_common.errors import StateError
-from mos_common.files import canonical_json, write_atomically
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
@@ -27,6 +23,12 @@ from torch import Tensor
 from mos_client.config import TuningConfig
 from mos_client.dataset import load_examples, pictures_digest, split_pictures
 from mos_client.tuning import Step, Tuning
+from mos_common.base_model import BaseModel, load_base
+from mos_common.concept import Concept
+from mos_common.concept_file import concept_to_bytes, write_concept
+from mos_common.errors import StateError
+from mos_common.files import canonical_json, check_writable, write_atomically
+from mos_common.names import check_concept_name
 
 log = logging.getLogger(__name__)
 CHECKPOINT = "checkpoint.safetensors"
@@ -53,7 +55,7 @@ def tune_folder(
     """Tune `concept` on the pictures of `images` (two are held back) and write its concept file to `out`.
 
     Raises:
-        PicturesError, BaseModelError, RequestError, StateError: before anything is tuned.
+        PicturesError, BaseModelError, RequestError, ConceptError, StateError: before anything is tuned, as far as can be known.
 
     """
     check_concept_name(concept)
@@ -61,16 +63,21 @@ def tune_folder(
     loaded = base if isinstance(base, BaseModel) else load_base(base, device=device, dtype=dtype)
     config = TuningConfig.of(loaded.preset, steps=steps, seed=seed)
     tuning = Tuning(loaded, class_word, load_examples(loaded, tuned_on), config)
+    concept_to_bytes(tuned_concept(tuning, concept, class_word, author, licence))  # what cannot be written is said now
+    check_writable(out)
     run = run_digest(loaded, class_word, pictures_digest(tuned_on), config)
     checkpoint = work / CHECKPOINT
     if resume and restore(tuning, checkpoint, run):
         log.info("going on from step %d of %d", tuning.done, config.steps)
-    for step in tuning.steps():
-        on_step(step)
-        if step.number % config.checkpoint_every == 0 and step.number < step.total:
-            write_atomically(checkpoint, snapshot(tuning, run))
+    with closing(tuning.steps()) as steps_left:  # whatever happens, the base is as it was
+        for step in steps_left:
+            on_step(step)
+            if step.number % config.checkpoint_every == 0 and step.number < step.total:
+                write_atomically(checkpoint, snapshot(tuning, run))
     write_concept(tuned_concept(tuning, concept, class_word, author, licence), out)
     checkpoint.unlink(missing_ok=True)
+    with suppress(OSError):
+        work.rmdir()
     return out
 
 
@@ -101,7 +108,7 @@ def snapshot(tuning: Tuning, run: str) -> bytes:
         tensors[f"{i}.value"] = parameter.detach().cpu().contiguous()
         for key, value in tuning.optimiser.state.get(parameter, {}).items():
             tensors[f"{i}.{key}"] = value.detach().cpu().contiguous()
-    return save(tensors, {"run": run, "done": str(tuning.done)})
+    return save(tensors, {"run": run, "done": str(tuning.done), "digest": _digest(tensors, run, tuning.done)})
 
 
 def restore(tuning: Tuning, checkpoint: Path, run: str) -> bool:
@@ -120,14 +127,18 @@ def restore(tuning: Tuning, checkpoint: Path, run: str) -> bool:
     try:
         tensors = load(data)
         metadata = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
+        saved_run, done = metadata["run"], int(metadata["done"])
+        whole = metadata["digest"] == _digest(tensors, saved_run, done)
     except (SafetensorError, ValueError, KeyError):
+        whole = False
+    if not whole:
         log.warning("checkpoint %s is damaged: tuning starts anew", checkpoint)
         return False
-    if metadata.get("run") != run:
+    if saved_run != run:
         log.warning("checkpoint %s belongs to other pictures or settings: tuning starts anew", checkpoint)
         return False
     tuning.generator.set_state(tensors["generator"])
-    tuning.done = int(metadata["done"])
+    tuning.done = done
     with torch.no_grad():
         for i, parameter in enumerate(_parameters(tuning)):
             parameter.copy_(tensors[f"{i}.value"])
@@ -136,6 +147,15 @@ def restore(tuning: Tuning, checkpoint: Path, run: str) -> bool:
                 saved = tensors[f"{i}.{key}"]
                 state[key] = saved if key == "step" else saved.to(parameter.device)
     return True
+
+
+def _digest(tensors: Mapping[str, Tensor], run: str, done: int) -> str:
+    """Sha256 over everything a checkpoint holds: a bit that fell over on the disk is no state to go on from."""
+    digest = hashlib.sha256(f"{run}\0{done}\0".encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name}\0{tuple(tensor.shape)}\0".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _parameters(tuning: Tuning) -> list[Tensor]:

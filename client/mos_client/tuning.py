@@ -7,23 +7,23 @@ the untouched base.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor, nn
+
+from mos_client.config import TuningConfig
+from mos_client.dataset import Example
+from mos_client.loss import noise_loss, spread_times
 from mos_common.attention import layerwise_attention
 from mos_common.base_model import BaseModel
 from mos_common.edlora import LowRank
 from mos_common.errors import ConceptError
 from mos_common.layers import Group, Layer, concept_layers, cross_attentions
 from mos_common.words import TokenIds, encode_token_ids, tokenise
-from torch import Tensor, nn
-
-from mos_client.config import TuningConfig
-from mos_client.dataset import Example
-from mos_client.loss import noise_loss, spread_times
 
 V = "<v>"
 NORM_STOP = (
@@ -54,7 +54,7 @@ class Tuning:
         self.captions = [[_tokenised(base, c, self.words) for c in example.captions] for example in examples]
         self.norm_stop = NORM_STOP * float(base.token_table.float().norm(dim=1).median())
 
-    def steps(self) -> Iterator[Step]:
+    def steps(self) -> Generator[Step, None, None]:
         """Run the remaining steps; each yield is a moment at which the state may be saved."""
         from diffusers import DDPMScheduler
 

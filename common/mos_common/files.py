@@ -52,6 +52,23 @@ def write_atomically(path: Path, data: bytes, *, mode: int = 0o644) -> None:
             beside.unlink(missing_ok=True)
 
 
+def check_writable(path: Path) -> None:
+    """Find out that `path` cannot be written before the hour of work whose result it is to hold.
+
+    Raises:
+        StateError: as `write_atomically` would.
+
+    """
+    if path.is_dir():
+        raise StateError(f"{path} is a folder: give the name of a file")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise could_not_write(path, error) from error
+
+
 @contextmanager
 def replacing_folder(path: Path) -> Iterator[Path]:
     """A new folder to write into, which becomes `path` when the block ends well and is gone when it does not.
