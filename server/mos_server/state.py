@@ -166,22 +166,30 @@ def locked(state: State) -> Iterator[None]:
         StateError: another server runs on it.
 
     """
+    descriptor = _lock(state)
     try:
-        file = (state.path / "lock").open("a+")
-    except OSError as error:
-        raise could_not_write(state.path / "lock", error) from error
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            file.seek(0)
-            raise StateError(
-                f"{state.path} is served already, by process {file.read().strip() or '?'}: stop that one first"
-            ) from error
-        file.truncate(0)
-        file.write(f"{os.getpid()}\n")
-        file.flush()
         yield
+    finally:
+        os.close(descriptor)
+
+
+def _lock(state: State) -> int:
+    path = state.path / "lock"
+    descriptor = -1
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, f"{os.getpid()}\n".encode())
+    except BlockingIOError as error:
+        holder = os.read(descriptor, 20).decode().strip() or "?"
+        os.close(descriptor)
+        raise StateError(f"{state.path} is served already, by process {holder}: stop that one first") from error
+    except OSError as error:
+        if descriptor >= 0:
+            os.close(descriptor)
+        raise could_not_write(path, error) from error
+    return descriptor
 
 
 def is_served(state: State) -> bool:

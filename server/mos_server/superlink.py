@@ -19,7 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from mos_common.errors import NetworkError
+from mos_common.errors import NetworkError, StateError
 from mos_common.flower_app import build_app, silence_flower
 from mos_server.gate import Gate
 from mos_server.state import State
@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 # Uploads hold the write lock of Flower's database for seconds; with its own 5 s a push fails and the reply is lost.
 _LOCK_WAIT_MS = "60000"
 _GRACE_S = 1
+# SuperNodes hold a few connections each and try again when they are turned away.
+_CONNECTIONS_AT_MOST = 512
 
 
 @dataclass(frozen=True)
@@ -136,6 +138,7 @@ class SuperLink:
                 log_config=None,
                 access_log=False,
                 server_header=False,
+                limit_concurrency=_CONNECTIONS_AT_MOST,
                 # SuperNodes keep connections open; without a limit they hold the shutdown for half a minute.
                 timeout_graceful_shutdown=_GRACE_S,
             )
@@ -183,6 +186,7 @@ def _create_application(state: State, private_port: int) -> Any:
     from flwr.superlink.cli.flower_superlink import SuperLinkLifespan
     from flwr.superlink.config_loader import SuperLinkLifespanConfig
     from flwr.superlink.main import create_app
+    from sqlalchemy.exc import SQLAlchemyError
 
     # Flower's logger writes every request to the console by itself; its warnings go where ours go.
     flower_log = logging.getLogger("flwr")
@@ -219,7 +223,13 @@ def _create_application(state: State, private_port: int) -> Any:
         fleet_event_log_plugin=None,
         enable_event_log=False,
     )
-    return create_app(config, SuperLinkLifespan)
+    try:
+        return create_app(config, SuperLinkLifespan)
+    except SQLAlchemyError as error:
+        raise StateError(
+            f"{config.database} cannot be used ({error.args[0]}): is the disk full or read-only? Without that file a server "
+            "starts as well, and only forgets a running round's questions"
+        ) from error
 
 
 def _account() -> Any:
