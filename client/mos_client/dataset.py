@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jaxtyping import Float
-from mos_common.errors import PicturesError
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from mos_common.errors import PicturesError
+
 if TYPE_CHECKING:  # a command checks its folder before anything heavy is imported
-    from mos_common.base_model import BaseModel
     from torch import Tensor
+
+    from mos_common.base_model import BaseModel
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 FEWEST = 3  # one to tune on is too few to tell the thing from its place; two are held back

@@ -6,11 +6,12 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn.functional import mse_loss
+
 from mos_common.attention import TextMemory
 from mos_common.base_model import BaseModel
 from mos_common.errors import BaseModelError
-from torch import Tensor
-from torch.nn.functional import mse_loss
 
 
 def noise_loss(
