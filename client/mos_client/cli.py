@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+
 from mos_common.shell import counting, run, say
 
 app = typer.Typer(
@@ -41,9 +42,8 @@ def tune(
     dtype: Dtype = None,
 ) -> None:
     """Tune a concept on a folder of pictures and write its concept file."""
-    from mos_common.concept import check_concept_name
-
     from mos_client.dataset import split_pictures
+    from mos_common.names import check_concept_name
 
     check_concept_name(concept)
     split_pictures(images)

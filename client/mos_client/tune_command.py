@@ -24,10 +24,11 @@ from mos_client.config import TuningConfig
 from mos_client.dataset import load_examples, pictures_digest, split_pictures
 from mos_client.tuning import Step, Tuning
 from mos_common.base_model import BaseModel, load_base
-from mos_common.concept import Concept, check_concept_name
+from mos_common.concept import Concept
 from mos_common.concept_file import concept_to_bytes, write_concept
 from mos_common.errors import StateError
 from mos_common.files import canonical_json, check_writable, write_atomically
+from mos_common.names import check_concept_name
 
 log = logging.getLogger(__name__)
 CHECKPOINT = "checkpoint.safetensors"

@@ -94,7 +94,7 @@ def run_demo(out: Path, *, steps: int | None = None) -> None:
             processes.start(
                 "operator", ["mos-server", "round", state, "--wait", str(len(participants)), "--deadline", "2h"]
             )
-            processes.wait("operator", beside=["server"])
+            processes.wait("operator", beside=["server", *names])
             for name in names:
                 processes.wait(name, timeout_s=120, beside=["server"])
             processes.stop("server")

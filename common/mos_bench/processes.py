@@ -64,16 +64,16 @@ class Processes:
         threading.Thread(target=_show, args=(name, child), daemon=True).start()
 
     def wait(self, name: str, *, timeout_s: float | None = None, beside: Sequence[str] = ()) -> None:
-        """Wait until `name` has ended well; fail at once when one of `beside` ends before it.
+        """Wait until `name` has ended well; fail at once when one of `beside` fails before it ends.
 
         Raises:
-            MosError: it failed, took too long, or one that should go on beside it ended.
+            MosError: it failed, took too long, or one beside it failed.
 
         """
         waited = 0.0
         while (code := self.running[name].poll()) is None:
             for other in beside:
-                if (other_code := self.running[other].poll()) is not None:
+                if other_code := self.running[other].poll():
                     raise MosError(
                         f"{other} ended with exit code {other_code} while {name} was running: its lines above say why"
                     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -12,10 +11,9 @@ from torch import Tensor
 
 from mos_common.base_model import BaseModel
 from mos_common.edlora import LowRank
-from mos_common.errors import ConceptError, RequestError
+from mos_common.errors import ConceptError
 from mos_common.layers import concept_layers, cross_attentions
-
-CONCEPT_NAME = re.compile(r"<[a-z0-9][a-z0-9_-]*>")
+from mos_common.names import check_concept_name
 
 
 @dataclass(frozen=True)
@@ -37,20 +35,6 @@ class Concept:
 
     def __post_init__(self) -> None:
         check_concept_name(self.name)
-
-
-def check_concept_name(name: str) -> str:
-    """The name itself, when it keeps the grammar.
-
-    Raises:
-        RequestError: it does not.
-
-    """
-    if not CONCEPT_NAME.fullmatch(name):
-        raise RequestError(
-            f'concept name {name!r} breaks the grammar <[a-z0-9][a-z0-9_-]*>: write it like "<cat>" or "<my-dog2>", in lower case and in quotes'
-        )
-    return name
 
 
 def check_fits(concept: Concept, base: BaseModel) -> None:

@@ -20,10 +20,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from mos_common.concept import CONCEPT_NAME, Concept
+from mos_common.concept import Concept
 from mos_common.edlora import LowRank
 from mos_common.errors import ConceptError
 from mos_common.files import canonical_json, write_atomically
+from mos_common.names import CONCEPT_NAME
 
 METADATA_KEY = "mos"
 MAX_BYTES = 64 * 2**20  # a rank-4 concept of SD 1.5 is 2 MB, of SDXL 5 MB; Flower messages stay below this too

@@ -30,7 +30,7 @@ class ImageScorer:
     def features(self, pictures: Float[Tensor, "n 3 height width"]) -> Float[Tensor, "n features"]:
         """Features of pictures in [-1, 1], of length 1, on the CPU."""
         found = []
-        for part in pictures.float().split(BATCH):
+        for part in torch.split(pictures.float(), BATCH):
             sized = interpolate(part.to(self.device), size=SIDE, mode="bicubic", antialias=True)
             maps = self._network.extract_features(((sized + 1) / 2 - MEAN) / DEVIATION)
             found.append(maps.mean(dim=(2, 3)).cpu())

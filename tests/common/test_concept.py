@@ -7,10 +7,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from mos_common.concept import check_concept_name, check_fits
+from mos_common.concept import check_fits
 from mos_common.edlora import LowRank
 from mos_common.errors import ConceptError, RequestError
 from mos_common.layers import concept_layers, cross_attentions
+from mos_common.names import check_concept_name
 
 
 @pytest.mark.parametrize("name", ["<cat>", "<a>", "<0>", "<my-dog_2>"])

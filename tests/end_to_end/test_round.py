@@ -39,7 +39,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, 
         for someone in participants:
             processes.start(someone.name, join_command(someone, STEPS))
         processes.start("operator", ["mos-server", "round", state, "--wait", "2", "--deadline", "8m"])
-        processes.wait("operator", timeout_s=400, beside=["server"])
+        processes.wait("operator", timeout_s=400, beside=["server", *(each.name for each in participants)])
         for someone in participants:
             processes.wait(someone.name, timeout_s=120, beside=["server"])
         yield out, participants, processes
@@ -55,7 +55,7 @@ def command(*words: object) -> subprocess.CompletedProcess[str]:
 
 
 def test_everybody_has_the_same_signed_model(published):
-    out, participants, _ = published
+    _, participants, _ = published
     manifests = set()
     for someone in participants:
         model = latest_model(someone.state)
@@ -96,7 +96,7 @@ def test_a_picture_with_both_concepts_is_drawn(published):
 
 def test_the_gate_lets_strangers_reach_nothing(published):
     """Flower's control and runtime interfaces, its pages and unsigned fleet calls are all closed to who comes from outside."""
-    out, participants, _ = published
+    _, participants, _ = published
     host, port = read_kit(participants[0].kit).fleet.split(":")
     context = ssl.create_default_context(cadata=read_kit(participants[0].kit).ca)
     answers = {}
@@ -148,7 +148,7 @@ def test_a_second_server_on_the_same_state_is_refused(published):
 
 
 def test_a_port_in_use_is_said(published, tmp_path):
-    out, participants, _ = published
+    _, participants, _ = published
     taken = read_kit(participants[0].kit).fleet.split(":")[1]
     (free,) = free_ports(1)
     made = command("mos-server", "init", tmp_path / "other", "--fleet-port", taken, "--mos-port", free)

@@ -1,0 +1,131 @@
+"""From a kit to membership: make a key of one's own, trade the kit's one-time token for its admission."""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from mos_common import mos_pb2, mos_pb2_grpc
+from mos_common.errors import NetworkError, RequestError, StateError, TrustError
+from mos_common.files import canonical_json, write_atomically
+from mos_common.kit import Kit, read_kit, write_kit
+from mos_common.node_key import create_node_key, load_node_key, prove, public_pem
+
+log = logging.getLogger(__name__)
+ENROLLED, KIT, NODE_KEY = "enrolled.json", "kit.json", "node_key"
+CALL_S = 20.0
+LONGEST_PAUSE_S = 30.0
+_UNREACHABLE = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Enrolment:
+    """Membership: the participant's name at the server, its key, and the kit that says where the server is."""
+
+    participant: str
+    key: ec.EllipticCurvePrivateKey
+    kit: Kit
+
+
+def enrol(kit: Kit, state: Path, say: Say = log.info, *, patient: bool = True) -> Enrolment:
+    """Become a member, or find that one is already. A server that cannot be reached is waited for, unless not `patient`.
+
+    Raises:
+        TrustError: the kit is expired, used, or of another server than this state folder's.
+        NetworkError: the server cannot be reached and we are not to wait.
+
+    """
+    if (state / ENROLLED).exists():
+        enrolment = read_enrolment(state)
+        if enrolment.kit.server_id != kit.server_id:
+            raise TrustError(f"{state} belongs to another federation than this kit: give another --state folder")
+        return enrolment
+    kit.check_valid()
+    key = load_node_key(state / NODE_KEY) if (state / NODE_KEY).exists() else create_node_key(state / NODE_KEY)
+    request = mos_pb2.EnrolRequest(token=kit.token, public_key=public_pem(key), proof=prove(key, kit.token))
+    with calling(kit) as stub:
+        participant = str(waiting(lambda: stub.Enrol(request, timeout=CALL_S), kit, say, patient=patient).participant)
+    write_kit(kit, state / KIT)
+    write_atomically(state / ENROLLED, canonical_json({"participant": participant}) + b"\n")
+    return Enrolment(participant, key, kit)
+
+
+def read_enrolment(state: Path) -> Enrolment:
+    """The membership that a state folder holds.
+
+    Raises:
+        StateError: it holds none.
+
+    """
+    try:
+        participant = str(json.loads((state / ENROLLED).read_bytes())["participant"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise StateError(f"{state} has not joined a federation: run mos-client join with a kit") from error
+    return Enrolment(participant, load_node_key(state / NODE_KEY), read_kit(state / KIT))
+
+
+@contextmanager
+def calling(kit: Kit) -> Iterator[Any]:
+    """A stub of the server's `mos.v1`, over TLS that trusts the kit's authority alone."""
+    channel = grpc.secure_channel(kit.mos, grpc.ssl_channel_credentials(kit.ca.encode()))
+    try:
+        yield mos_pb2_grpc.MosStub(channel)  # type: ignore[no-untyped-call]
+    finally:
+        channel.close()
+
+
+def waiting(call: Callable[[], Any], kit: Kit, say: Say, *, patient: bool = True) -> Any:
+    """The answer of `call`; while the server cannot be reached, try again with growing pauses and say so once.
+
+    Raises:
+        NetworkError: it cannot be reached and we are not to wait, or it answers something unforeseen.
+        TrustError: it refuses us. RequestError: it has no such thing.
+
+    """
+    pause_s, said = 1.0, False
+    while True:
+        try:
+            answer = call()
+        except grpc.RpcError as error:
+            if error.code() not in _UNREACHABLE or not patient:
+                raise explained(error, kit) from error
+            if not said:
+                say(f"the server at {kit.mos} cannot be reached ({_reason(error)}): waiting for it, Ctrl-C stops")
+                said = True
+            threading.Event().wait(pause_s)
+            pause_s = min(pause_s * 1.5, LONGEST_PAUSE_S)
+            continue
+        if said:
+            say(f"the server at {kit.mos} is there again")
+        return answer
+
+
+def explained(error: Any, kit: Kit) -> NetworkError | TrustError | RequestError:
+    """A gRPC error in a person's words."""
+    code, details = error.code(), error.details() or ""
+    if code in _UNREACHABLE:
+        return NetworkError(
+            f"the server at {kit.mos} cannot be reached ({_reason(error)}): is it running, and is this the right network?"
+        )
+    if code in (grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.UNAUTHENTICATED):
+        return TrustError(f"the server refuses: {details}")
+    if code == grpc.StatusCode.NOT_FOUND:
+        return RequestError(f"the server says: {details}")
+    return NetworkError(f"the server at {kit.mos} answered {code.name}: {details}")
+
+
+def _reason(error: Any) -> str:
+    details = str(error.details() or error.code().name)
+    if "CERTIFICATE_VERIFY_FAILED" in details:
+        return "its certificate is not the one of the kit: another server, or somebody in between"
+    return "no answer in time" if error.code() == grpc.StatusCode.DEADLINE_EXCEEDED else "no connection"

@@ -1,0 +1,124 @@
+"""Take part in rounds: enrol, tune at once, answer what the server asks, fetch what it publishes."""
+
+from __future__ import annotations
+
+import json
+import logging
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+from mos_client.download import download_model, wait_for_model
+from mos_client.enrolment import Enrolment, enrol
+from mos_client.session import OnStep, Session, locked
+from mos_client.supernode import SuperNode
+from mos_common.errors import BaseModelError
+from mos_common.files import write_atomically
+from mos_common.kit import Kit
+
+log = logging.getLogger(__name__)
+Say = Callable[[str], None]
+
+
+def join(session: Session, kit: Kit, *, rounds: int | None, say: Say, on_step: OnStep) -> None:
+    """Serve round after round until interrupted, or until `rounds` models were published and downloaded.
+
+    Everything that can be checked without the network has been checked (`mos_client.federation_cli`).
+
+    Raises:
+        TrustError, NetworkError, BaseModelError, StateError: with what to do.
+
+    """
+    with locked(session.state), _terminated_is_interrupted():
+        enrolment = enrol(kit, session.state, say)
+        say(f"enrolled as {enrolment.participant}; the key is {session.node_key}")
+        session.save()
+        with _answering(session, enrolment):
+            announce(session, enrolment, session.concept_file(on_step), say)
+            serve(session, enrolment, rounds, say)
+
+
+def announce(session: Session, enrolment: Enrolment, concept: Path, say: Say) -> None:
+    """Say what will leave this machine, tensor by tensor, and that it fits the federation.
+
+    Raises:
+        BaseModelError: it was tuned on another base than the operator's.
+
+    """
+    from mos_client.inspect_command import describe
+    from mos_common.concept_file import read_concept
+
+    ours, theirs = read_concept(concept).base_fingerprint, enrolment.kit.base
+    if ours != theirs:
+        raise BaseModelError(
+            f"{session.concept} was tuned on base model {ours[:12]}, this federation fuses on {enrolment.kit.base_name} ({theirs[:12]}): "
+            "join with that model (--base)"
+        )
+    lines = list(describe(concept))
+    listing = session.state / "what-leaves.txt"
+    write_atomically(listing, "\n".join(lines).encode() + b"\n")
+    say(
+        f"what will leave this machine, when the server asks: {lines[-1]} ({concept}); every one is listed in {listing}"
+    )
+
+
+def serve(session: Session, enrolment: Enrolment, rounds: int | None, say: Say) -> None:
+    """Wait for published models and fetch each."""
+    stop = threading.Event()
+    had, seen = 0, _newest(session)
+    say("waiting for the server to ask; Ctrl-C ends it, and nothing is lost")
+    while rounds is None or had < rounds:
+        latest = wait_for_model(enrolment, seen, stop)
+        assert latest is not None
+        folder = download_model(enrolment, latest, session.models)
+        had, seen = had + 1, latest
+        token = f"<{enrolment.participant}/{session.concept[1:]}"
+        say(f"{latest} is published, downloaded and verified: {folder}")
+        say(f'draw with it: mos-client draw {folder} "{token} on the beach" --base {session.base} --out picture.png')
+
+
+@contextmanager
+def _answering(session: Session, enrolment: Enrolment) -> Iterator[None]:
+    """Within: the SuperNode runs and its tasks are executed by a thread of this process."""
+    from mos_client.app import STATE, app
+    from mos_client.executor import Executor
+
+    certificate = session.state / "ca.crt"
+    write_atomically(certificate, enrolment.kit.ca.encode())
+    node_config = f"{STATE}={json.dumps(str(session.state.resolve()))}"
+    node = SuperNode(enrolment.kit.fleet, certificate, session.node_key, session.state / "flower", node_config)
+    stop = threading.Event()
+    worker = threading.Thread(
+        target=Executor(node.address, node.secret_file, app).run,
+        args=(stop, node.look_after),
+        name="executor",
+        daemon=True,
+    )
+    worker.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        worker.join(3.0)  # it may be in the middle of a drawing: what it computes is asked for again
+        node.stop()
+
+
+def _newest(session: Session) -> str | None:
+    """The newest model that was downloaded before, so that it is not fetched again as news."""
+    names = sorted(folder.name for folder in session.models.glob("round-*") if folder.is_dir())
+    return names[-1] if names else None
+
+
+@contextmanager
+def _terminated_is_interrupted() -> Iterator[None]:
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

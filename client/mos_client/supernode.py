@@ -1,0 +1,116 @@
+"""The local SuperNode: Flower's own `flower-supernode`, in a mode in which it runs no code, looked after by us.
+
+It dials out to the operator and holds messages for the executor; it opens one port on loopback. It ends by itself in several
+harmless cases (its server restarted; it was restarted within a minute under the same key), so it is started again whenever it has ended.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mos_common.files import write_atomically
+from mos_common.flower_app import FLOWER_ENVIRONMENT
+
+log = logging.getLogger(__name__)
+LONGEST_PAUSE_S = (
+    75.0  # Flower takes a node for online up to a minute after its last heartbeat, and refuses a second one
+)
+STABLE_S = 120.0
+_TERM_S = 4.0
+# Run before the SuperNode in its own process: be told to end (15) when the parent is killed (1 = PR_SET_PDEATHSIG).
+_END_WITH_PARENT = (
+    "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 15, 0, 0, 0); os.execv(sys.argv[1], sys.argv[1:])"
+)
+
+
+def free_port() -> int:
+    """A port of the loopback interface that nobody uses right now."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+@dataclass
+class SuperNode:
+    """Starts the SuperNode and keeps it running. `fleet` is the operator's address, `folder` its own place for files."""
+
+    fleet: str
+    certificate: Path
+    node_key: Path
+    folder: Path
+    node_config: str
+    port: int = field(default_factory=free_port)
+    _process: subprocess.Popen[bytes] | None = None
+    _started: float = 0.0
+    _pause_s: float = 1.0
+    _not_before: float = 0.0
+
+    @property
+    def address(self) -> str:
+        """Where the executor asks for tasks."""
+        return f"127.0.0.1:{self.port}"
+
+    @property
+    def secret_file(self) -> Path:
+        """The secret that only this participant's executor knows."""
+        return self.folder / "secret"
+
+    def look_after(self) -> bool:
+        """Start the SuperNode if it is not running and its pause is over; True while it runs."""
+        if self._process is not None and (code := self._process.poll()) is not None:
+            self._ended(code)
+        if self._process is None and time.monotonic() >= self._not_before:
+            self._start()
+        return self._process is not None
+
+    def stop(self) -> None:
+        """End it, for sure."""
+        if self._process is None:
+            return
+        self._process.terminate()
+        try:
+            self._process.wait(_TERM_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._process = None
+
+    def _ended(self, code: int) -> None:
+        lasted = time.monotonic() - self._started
+        self._pause_s = 1.0 if lasted > STABLE_S else min(self._pause_s * 2, LONGEST_PAUSE_S)
+        self._not_before = time.monotonic() + self._pause_s
+        self._process = None
+        log.warning(
+            "the connection to %s ended (code %d, see %s): trying again in %.0f s",
+            self.fleet,
+            code,
+            self.folder / "log",
+            self._pause_s,
+        )
+
+    def _start(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.secret_file, secrets.token_hex(32).encode(), mode=0o600)
+        command = [sys.executable, "-c", _END_WITH_PARENT] if sys.platform == "linux" else []
+        command += [str(Path(sys.executable).parent / "flower-supernode"), "--superlink", self.fleet]
+        command += ["--root-certificates", str(self.certificate), "--auth-supernode-private-key", str(self.node_key)]
+        command += ["--host", "127.0.0.1", "--port", str(self.port), "--isolation", "process"]
+        command += ["--superexec-auth-secret-file", str(self.secret_file), "--node-config", self.node_config]
+        environment = os.environ | FLOWER_ENVIRONMENT | {"FLWR_HOME": str(self.folder), "OMP_NUM_THREADS": "1"}
+        with (self.folder / "log").open("ab") as output:
+            self._process = subprocess.Popen(
+                command,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # Ctrl-C is ours: we end it in order
+            )
+        self._started = time.monotonic()
