@@ -151,7 +151,7 @@ def draw_command(out: Path, participants: list[Participant]) -> list[str | Path]
 
     a_left, a_right = f"a {left.class_word}", f"a {right.class_word}"
     regions = [f"{both(left.token, a_right)} @ 0,0,0.5,1", f"{both(a_left, right.token)} @ 0.5,0,1,1"]
-    size: list[str | Path] = ["--width", "128", "--height", "64", "--seed", "1", "--out", out / "picture.png"]
+    size: list[str | Path] = ["--width", "128", "--height", "64", "--out", out / "picture.png"]
     return [
         "mos-client",
         "draw",

@@ -19,7 +19,6 @@ from mos_common.files import write_atomically
 from mos_common.fused_model import FusedConcept, FusedModel, NamedConcept, read_fused
 from mos_common.identity import IdentityProbe, probe_for, score_in
 from mos_common.node_key import key_digest, load_node_key, public_pem
-from mos_common.prompts import SCORED, about
 from mos_common.scores import ImageScorer
 from mos_common.shell import say
 from mos_server.config import FusionSettings
@@ -90,16 +89,13 @@ def _identity(said: FusedConcept, average: float) -> dict[str, float]:
 def _row(
     probe: IdentityProbe, someone: Participant, concept: Any, fused: FusedModel, average: FusedModel, pictures: Tensor
 ) -> list[tuple[str, Tensor]]:
-    few = SCORED[:SHOWN]
     single = probe.drawings(concept.name, concept.pairs, {concept.name: concept.words[0].float()})[:SHOWN]
     both = [probe.drawings(someone.token, model.changes, model.vocabulary)[:SHOWN] for model in (fused, average)]
-    title = f"{someone.concept}  {about(few[0], someone.concept)}, …"
-    return [
-        (f"{title}: pictures", pictures),
-        ("single concept", single),
-        ("fused", both[0]),
-        ("weight-averaged", both[1]),
+    titles = [
+        f"pictures of {someone.concept}",
+        *(f"{kind} {someone.concept}" for kind in ("single", "fused", "weight-averaged")),
     ]
+    return list(zip(titles, [pictures, single, *both], strict=True))
 
 
 def contact_sheet(rows: Sequence[Sequence[tuple[str, Tensor]]]) -> Image.Image:
