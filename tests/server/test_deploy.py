@@ -1,0 +1,280 @@
+"""What `deploy/` and the pages for people say is what the commands, the code and the files are."""
+
+from __future__ import annotations
+
+import configparser
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+import typer
+import yaml
+
+import mos_client.cli
+import mos_client.federation_cli
+import mos_server.cli
+import mos_server.federation_cli
+from mos_common import errors
+from mos_common.flower_app import POINTER
+from mos_common.node_key import create_node_key, key_digest, public_pem
+from mos_server.state import ServerConfig, create_state
+from mos_server.store import Store
+
+TOP = Path(__file__).parents[2]
+DEPLOY, DOCS = TOP / "deploy", TOP / "docs"
+PAGES = [TOP / "README.md", DEPLOY / "README.md", DOCS / "operating.md", DOCS / "participating.md"]
+UNITS = ["mos-server.service", "mos-client@.service"]
+CONTAINERFILES = ["Containerfile.server", "Containerfile.client"]
+
+
+def commands_of(cli: object, federation: object) -> dict[str, object]:
+    """The commands of one side, by name, as `main` puts them together."""
+    registered = typer.Typer()
+    federation.register(registered)
+    return {**typer.main.get_command(cli.app).commands, **typer.main.get_command(registered).commands}
+
+
+COMMANDS = {
+    "mos-client": commands_of(mos_client.cli, mos_client.federation_cli),
+    "mos-server": commands_of(mos_server.cli, mos_server.federation_cli),
+}
+
+
+def check_command(words: list[str]) -> None:
+    """Parse `mos-… COMMAND FLAGS` as the command itself would, without running it."""
+    program, name, *arguments = words
+    assert name in COMMANDS[program], words
+    COMMANDS[program][name].make_context(name, arguments)
+
+
+def commands_in(words: list[str]) -> Iterator[list[str]]:
+    """The command of ours in a line of shell: by itself, after sudo, or in a container."""
+    if words[0] == "sudo":
+        words = words[3:] if words[1] == "-u" else words[1:]
+    if words[:2] == ["docker", "compose"] and "server" in words:
+        inside = words[words.index("server") + 1 :]
+        words = ["mos-server", *inside] if "run" in words else inside
+    if words[:2] == ["podman", "run"]:
+        (image,) = (i for i, word in enumerate(words) if word.startswith("federated-mix-of-show-client"))
+        words = ["mos-client", *words[image + 1 :]]
+    if words and Path(words[0]).name in COMMANDS:
+        yield [Path(words[0]).name, *words[1:]]
+
+
+def shell_lines(page: Path) -> Iterator[list[str]]:
+    text = page.read_text(encoding="utf-8").replace("\\\n", " ")
+    for line in text.splitlines():
+        if re.match(r" {4,}\S", line) and not re.match(r" +(from|import|with|base|pictures) ?", line):
+            yield shlex.split(line, comments=True)
+
+
+def blocks_under(page: Path, heading: str) -> list[str]:
+    """The indented blocks of one section."""
+    section = page.read_text(encoding="utf-8").split(f"\n## {heading}\n")[1].split("\n## ")[0]
+    return [re.sub("^    ", "", block, flags=re.M) for block in re.findall(r"(?:^    .*\n)+", section, flags=re.M)]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(TOP)))
+def test_every_command_on_a_page_is_one_that_the_program_takes(page):
+    """Names, flags and arguments: as copied from the page."""
+    found = [command for words in shell_lines(page) for command in commands_in(words)]
+    assert found
+    for command in found:
+        check_command(command)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(TOP)))
+def test_every_command_within_a_sentence_exists(page):
+    for quoted in re.findall(r"`(mos-(?:client|server) [^`]+)`", page.read_text(encoding="utf-8")):
+        words = shlex.split(quoted)
+        if len(words) == 2:
+            assert words[1] in COMMANDS[words[0]] or words[1] == "COMMAND", quoted
+        elif "COMMAND" not in words:
+            check_command(words)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(TOP)))
+def test_every_file_that_a_page_links_or_copies_is_there(page):
+    text = page.read_text(encoding="utf-8")
+    linked = re.findall(r"\]\((?!https?:|#)([^)#]+)", text)
+    for target in linked:
+        assert (page.parent / target).exists() or target.endswith(".png"), target
+    for path in re.findall(r"(?<![\w/.])((?:deploy|docs|common|tests)/[\w./@-]+\w)", text):
+        assert (TOP / path).exists() or path.endswith(".png"), path
+
+
+def test_every_anchor_on_a_page_is_a_heading():
+    for page in PAGES:
+        for file, anchor in re.findall(r"\]\(([\w./]*)#([\w-]+)\)", page.read_text(encoding="utf-8")):
+            text = (page.parent / file if file else page).read_text(encoding="utf-8")
+            slugs = {re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in re.findall(r"^#+ (.+)$", text, re.M)}
+            assert anchor in slugs, f"{page.name}: #{anchor}"
+
+
+@pytest.mark.parametrize("page", [DOCS / "operating.md", DOCS / "participating.md"], ids=lambda page: page.name)
+def test_every_message_under_troubleshooting_is_one_that_the_code_says(page):
+    """Word for word between the ellipses."""
+    sources = [file for side in ("client", "server", "common") for file in sorted((TOP / side).rglob("*.py"))]
+    said = "\n".join(file.read_text(encoding="utf-8") for file in sources)
+    said = re.sub(r'"\s*\n\s*f?"', "", said)  # literals that continue on the next line
+    rows = page.read_text(encoding="utf-8").split("\n## Troubleshooting\n")[1]
+    first_cells = re.findall(r"^\| ([^|]*`[^|]*) \|", rows, re.M)
+    assert len(first_cells) > 8
+    for message in re.findall(r"`([^`]+)`", " ".join(first_cells)):
+        for part in message.split("…"):
+            # Numbers are written into the sentence when it is said.
+            for words in re.split(r"\d+", part):
+                assert words.strip() in said, message
+
+
+def test_the_table_of_exit_codes_is_that_of_the_code():
+    text = (DOCS / "operating.md").read_text(encoding="utf-8").split("\n## Exit codes\n")[1].split("\n## ")[0]
+    told = {int(code) for code in re.findall(r"^\| (\d+) \|", text, re.M)}
+    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.MosError)]
+    assert told == {0, 130} | {kind.exit_code for kind in kinds}
+
+
+def test_the_pointer_app_is_the_one_that_is_sent():
+    assert (DEPLOY / "flower-app" / "pyproject.toml").read_text(encoding="utf-8") == POINTER
+
+
+@pytest.mark.parametrize("name", UNITS)
+def test_a_unit_starts_a_command_that_exists(name):
+    service = unit(name)["Service"]
+    words = shlex.split(service["ExecStart"])
+    assert words[0].startswith("/opt/mos/bin/")
+    (command,) = commands_in(words)
+    check_command(command)
+
+
+@pytest.mark.parametrize("name", UNITS)
+def test_a_unit_gives_no_rights_that_are_not_needed_and_leaves_nothing_behind(name):
+    service = unit(name)["Service"]
+    expected = {"NoNewPrivileges": "yes", "ProtectSystem": "strict", "KillMode": "mixed", "CapabilityBoundingSet": ""}
+    assert {key: service[key] for key in expected} == expected
+    assert service["User"] != "root"
+    assert int(service["TimeoutStopSec"]) >= 20
+    assert f"/var/lib/{service['StateDirectory']}/" in service["ExecStart"]
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="no systemd here")
+@pytest.mark.parametrize("name", UNITS)
+def test_systemd_understands_a_unit(name, tmp_path):
+    # An instance is verified, and with a program that exists on this machine.
+    file = tmp_path / name.replace("@", "@cat")
+    text = (DEPLOY / name).read_text(encoding="utf-8")
+    (tmp_path / name).write_text(re.sub(r"/opt/mos/bin/\S+", sys.executable, text))
+    file.write_text((tmp_path / name).read_text())
+    verified = subprocess.run(
+        ["systemd-analyze", "verify", str(file)], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (verified.returncode, verified.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("name", CONTAINERFILES)
+def test_a_container_file_names_files_that_exist_and_ends_as_an_ordinary_user(name):
+    lines = instructions(name)
+    for words in (arguments.split() for instruction, arguments in lines if instruction == "COPY"):
+        if not words[0].startswith("--from="):
+            assert all((TOP / source).exists() for source in words[:-1]), words
+    users = [arguments for instruction, arguments in lines if instruction == "USER"]
+    assert users
+    assert not users[-1].startswith(("0", "root"))
+    (entry,) = json.loads(dict(lines)["ENTRYPOINT"])
+    scripts = tomllib.loads((TOP / "pyproject.toml").read_text(encoding="utf-8"))["project"]["scripts"]
+    assert entry in scripts
+    command = json.loads(dict(lines)["CMD"])
+    if command != ["--help"]:
+        check_command([entry, *command])
+
+
+def test_both_images_are_built_the_same_way():
+    server, client = (instructions(name) for name in CONTAINERFILES)
+    ports_and_commands = ("EXPOSE", "ENTRYPOINT", "CMD")
+    assert [line for line in server if line[0] not in ports_and_commands] == [
+        line for line in client if line[0] not in ports_and_commands
+    ]
+
+
+def test_torch_has_a_pinned_version_to_install():
+    assert re.search(r"^torch==", (TOP / "constraints.txt").read_text(encoding="utf-8"), re.M)
+
+
+def test_compose_runs_the_server_on_the_ports_of_the_kits():
+    server = yaml.safe_load((DEPLOY / "compose.yaml").read_text(encoding="utf-8"))["services"]["server"]
+    fields = ServerConfig.model_fields
+    ports = [fields["fleet_port"].default, fields["mos_port"].default]
+    assert server["ports"] == [f"{port}:{port}" for port in ports]
+    check_command(["mos-server", *server["command"]])
+    assert (DEPLOY / server["build"]["context"] / server["build"]["dockerfile"]).is_file()
+    probe = server["healthcheck"]["test"]
+    assert probe[:3] == ["CMD", "python", "-c"]
+    compile(probe[3], "healthcheck", "exec")
+    assert str(tuple(ports)) in probe[3]
+    assert server["read_only"] is True
+    assert server["cap_drop"] == ["ALL"]
+    assert dict(instructions("Containerfile.server"))["VOLUME"] == server["volumes"][0].split(":")[1]
+
+
+def test_a_participant_is_barred_by_the_lines_in_the_page(tmp_path, monkeypatch):
+    store, key = federation_with_alice(tmp_path)
+    with closing(store):
+        text = (DOCS / "operating.md").read_text(encoding="utf-8")
+        (snippet,) = re.findall(r"```python\n(.*?)```", text, re.S)
+        monkeypatch.chdir(tmp_path)
+        exec(compile(snippet, "operating.md", "exec"), {})
+        assert not store.is_admitted(key)
+
+
+def test_a_backup_made_and_restored_by_the_lines_in_the_page_is_the_federation_again(tmp_path):
+    """Made while the journal is open, as it is while a server runs."""
+    make, restore = blocks_under(DOCS / "operating.md", "Backup and restore")
+    store, key = federation_with_alice(tmp_path)
+    (tmp_path / "federation" / "concepts" / "ab.safetensors").write_bytes(b"a concept")
+    with closing(store):
+        run_lines(make, tmp_path)
+    shutil.rmtree(tmp_path / "federation")
+    run_lines(restore, tmp_path)
+    with closing(Store(tmp_path / "federation" / "server.db")) as restored:
+        assert restored.is_admitted(key)
+    assert (tmp_path / "federation" / "concepts" / "ab.safetensors").read_bytes() == b"a concept"
+    assert (tmp_path / "federation").stat().st_mode & 0o777 == 0o700
+    assert (tmp_path / "federation" / "pki" / "signing.key").stat().st_mode & 0o777 == 0o600
+
+
+def federation_with_alice(folder: Path) -> tuple[Store, str]:
+    state = create_state(folder / "federation", ServerConfig(base="tiny", base_fingerprint="ab" * 32))
+    store, pem = Store(state.database), public_pem(create_node_key(folder / "node_key"))
+    token, _ = store.invite("alice", valid_s=60)
+    store.enrol(token, key_digest(pem), pem)
+    return store, key_digest(pem)
+
+
+def run_lines(block: str, folder: Path) -> None:
+    """Run a block of shell, except for commands of ours."""
+    lines = [line for line in block.splitlines() if not line.startswith("mos-")]
+    script = "\n".join(["set -e", *lines]).replace("python3 ", f"{shlex.quote(sys.executable)} ")
+    subprocess.run(["bash", "-c", script], cwd=folder, check=True, timeout=60)
+
+
+def unit(name: str) -> configparser.ConfigParser:
+    class Unit(configparser.RawConfigParser):
+        optionxform = staticmethod(str)
+
+    parsed = Unit(strict=False, comment_prefixes=("#",), delimiters=("=",))
+    parsed.read(DEPLOY / name, encoding="utf-8")
+    return parsed
+
+
+def instructions(name: str) -> list[tuple[str, str]]:
+    """The instructions of a container file, in order."""
+    text = re.sub(r"\\\n\s*", "", (DEPLOY / name).read_text(encoding="utf-8"))
+    return [tuple(line.split(maxsplit=1)) for line in text.splitlines() if line and not line.startswith("#")]
