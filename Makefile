@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help demo test lint types imports unit slow bench format proto clean
+.PHONY: help demo test lint types imports unit slow format proto clean
 
 help:
 	@echo "make demo    three private concepts, one round, one picture (build/demo/)"

@@ -30,6 +30,7 @@ class Processes:
     def __init__(self, env: Mapping[str, str]) -> None:
         self.env = {**os.environ, **env}
         self.running: dict[str, subprocess.Popen[str]] = {}
+        self.showing: list[threading.Thread] = []
 
     def __enter__(self) -> Processes:
         if sys.platform == "linux":
@@ -61,7 +62,8 @@ class Processes:
             start_new_session=True,  # a Ctrl-C reaches the demo alone, which then ends its children in order
         )
         self.running[name] = child
-        threading.Thread(target=_show, args=(name, child), daemon=True).start()
+        self.showing.append(threading.Thread(target=_show, args=(name, child), daemon=True))
+        self.showing[-1].start()
 
     def wait(self, name: str, *, timeout_s: float | None = None, beside: Sequence[str] = ()) -> None:
         """Wait until `name` has ended well; fail at once when one of `beside` fails before it ends.
@@ -107,13 +109,16 @@ class Processes:
         psutil.wait_procs(alive, timeout=3)
         for child in self.running.values():
             child.wait()
+        for thread in self.showing:
+            thread.join(timeout=3)
 
 
 def _show(name: str, child: subprocess.Popen[str]) -> None:
     assert child.stdout is not None
-    for line in child.stdout:
-        if text := line.rstrip():
-            say(f"{name:>9} | {text}")
+    with child.stdout as lines:
+        for line in lines:
+            if text := line.rstrip():
+                say(f"{name:>9} | {text}")
 
 
 def _as_interrupt(_signal: int, _frame: FrameType | None) -> None:

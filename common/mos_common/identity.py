@@ -24,6 +24,7 @@ from mos_common.scores import ImageScorer, image_alignment
 from mos_common.words import Vocabulary, resolve
 
 DRAWINGS_PER_CONTEXT = 1
+STEPS = 20
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class IdentityProbe:
     scorer: ImageScorer
     references: Float[Tensor, "n features"]
     seeds: Sequence[int]
-    steps: int = 20
+    steps: int
 
     def score(self, subject: str, changes: Mapping[str, LowRank], vocabulary: Vocabulary) -> float:
         """Image alignment of drawings of `subject` with `changes` attached."""
@@ -60,12 +61,17 @@ class IdentityProbe:
 
 
 def probe_for(
-    base: BaseModel, concept: Concept, held_back: Float[Tensor, "n 3 h w"], scorer: ImageScorer
+    base: BaseModel,
+    concept: Concept,
+    held_back: Float[Tensor, "n 3 h w"],
+    scorer: ImageScorer,
+    *,
+    steps: int = STEPS,
 ) -> IdentityProbe:
     """The yardstick of a concept. Seeds come from its content digest: whoever measures it draws the same pictures."""
     first = int(content_digest(concept)[:8], 16)
     count = len(SCORED) * DRAWINGS_PER_CONTEXT
-    return IdentityProbe(base, scorer, scorer.features(held_back), [first + i for i in range(count)])
+    return IdentityProbe(base, scorer, scorer.features(held_back), [first + i for i in range(count)], steps)
 
 
 def measure_identity(
@@ -76,10 +82,11 @@ def measure_identity(
     *,
     fused: FusedModel | None = None,
     fused_token: str | None = None,
+    steps: int = STEPS,
 ) -> IdentityScores:
-    """The four numbers of one concept; `fused_token` is how the fused model calls it."""
+    """The four numbers of one concept; `fused_token` is how the fused model calls it, `steps` those of each drawing."""
     scorer = ImageScorer(str(base.device))
-    probe = probe_for(base, concept, held_back, scorer)
+    probe = probe_for(base, concept, held_back, scorer, steps=steps)
     rebuilt = base.decode_latents(base.encode_pictures(tuned_on))
     return IdentityScores(
         class_word=probe.score(f"a {concept.class_word}", {}, {}),
