@@ -7,6 +7,7 @@ whose path the SuperNode's local node configuration tells.
 from __future__ import annotations
 
 import logging
+import shutil
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,6 +56,7 @@ def evaluate(message: Message, context: Context) -> Message:
     log.info(
         "%s: identity %s", request.round, ", ".join(f"{k.replace('_', ' ')} {v:.3f}" for k, v in vars(scores).items())
     )
+    shutil.rmtree(folder, ignore_errors=True)  # what is published is fetched as such
     assert scores.fused is not None
     identity = messages.Identity(scores.class_word, scores.single, scores.fused, scores.ceiling)
     return Message(messages.identity_content(identity), reply_to=message)

@@ -49,7 +49,9 @@ def enrol(kit: Kit, state: Path, say: Say = log.info, *, patient: bool = True) -
         enrolment = read_enrolment(state)
         if enrolment.kit.server_id != kit.server_id:
             raise TrustError(f"{state} belongs to another federation than this kit: give another --state folder")
-        return enrolment
+        if kit != enrolment.kit:
+            write_kit(kit, state / KIT)  # the server has moved: a new kit of the same federation says where to
+        return Enrolment(enrolment.participant, enrolment.key, kit)
     kit.check_valid()
     key = load_node_key(state / NODE_KEY) if (state / NODE_KEY).exists() else create_node_key(state / NODE_KEY)
     request = mos_pb2.EnrolRequest(token=kit.token, public_key=public_pem(key), proof=prove(key, kit.token))

@@ -1,9 +1,14 @@
 """What one participant brings to a federation, and the state folder it keeps: key, enrolment, concept, downloads.
 
-node_key, node_key.pub    who this participant is          concepts/   what was tuned, once and for all
-kit.json, enrolled.json   which federation, under what name    tuning/     checkpoints of a run under way
-settings.json             what `join` was told              models/     downloaded models
-flower/                   the SuperNode's own files          lock        held while `join` runs
+node_key, node_key.pub      who this participant is
+kit.json, enrolled.json     which federation, and under what name
+settings.json               what `join` was told
+concepts/                   what was tuned, once and for all
+what-leaves.txt             every tensor that is sent when the server asks
+tuning/                     checkpoints of a run under way
+models/, candidates/        downloaded models; a candidate while it is scored
+flower/, ca.crt             the SuperNode's own files
+lock                        held while `join` runs
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+
 from mos_common.shell import run, say
 
 app = typer.Typer(
@@ -71,7 +72,6 @@ def export(
 ) -> None:
     """Write a fused model in another format; `diffusers` is a folder that StableDiffusionPipeline.from_pretrained loads."""
     from mos_common.base_model import load_base
-
     from mos_server.publish import export as write_export
 
     write_export(model, load_base(base, device="cpu", dtype="float32"), kind, out)

@@ -39,12 +39,12 @@ def init(
     mos_port: Annotated[int, typer.Option("--mos-port", min=1, max=65535, help="For enrolment and downloads.")] = 9093,
 ) -> None:
     """Make a federation: keys, certificates, an empty journal."""
-    from mos_common.base_model import fingerprint_of
+    from mos_common.base_model import TINY, fingerprint_of
     from mos_server.state import ServerConfig, check_can_create, create_state
 
     check_can_create(state)
-    base_path = Path(base)
-    base = str(base_path.resolve()) if base_path.is_dir() else base
+    if base != TINY and Path(base).is_dir():
+        base = str(Path(base).resolve())  # `serve` may be started from elsewhere
     config = ServerConfig(
         base=base, base_fingerprint=fingerprint_of(base), host=host, fleet_port=fleet_port, mos_port=mos_port
     )

@@ -31,6 +31,10 @@ def take_upload(
     try:
         concept = admit(data, base)
         name, digest = concept.name, content_digest(concept)
+        if store.was_withdrawn(participant.key, digest):
+            raise RequestError(
+                f"{name} was withdrawn, and a concept that was withdrawn stays out: tune it again to bring it back"
+            )
         if round_id is not None:
             _check_new(store.admitted(round_id), participant.name, name, digest)
     except (ConceptError, BaseModelError, RequestError) as error:

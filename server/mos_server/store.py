@@ -289,6 +289,11 @@ class Store:
             db.executemany("UPDATE uploads SET refused = 'withdrawn' WHERE id = ?", [(upload.id,) for upload in found])
         return found
 
+    def was_withdrawn(self, key: str, digest: str) -> bool:
+        """Whether this participant's concept with these contents was withdrawn before."""
+        query = "SELECT 1 FROM uploads WHERE key = ? AND digest = ? AND refused = 'withdrawn'"
+        return bool(self._rows(query, key, digest))
+
     def is_kept(self, digest: str) -> bool:
         """Whether any concept that is kept has these contents."""
         return bool(self._rows("SELECT 1 FROM uploads WHERE digest = ? AND refused IS NULL", digest))

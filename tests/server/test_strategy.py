@@ -421,6 +421,15 @@ def test_a_concept_withdrawn_while_it_is_scored_is_not_published(federation: Fed
     assert tokens(federation, name) == ["<alice/alices-cat>"]
 
 
+def test_a_withdrawn_concept_stays_out_of_the_rounds_to_come_though_its_owner_answers_again(federation: Federation):
+    alice, bob = federation.node("alice"), federation.node("bob")
+    federation.run(Grid(alice, bob), wait=2)
+    withdraw(federation.state, federation.store, "<bob/bobs-cat>")
+    name = federation.run(Grid(federation.node("carol"), bob))
+    assert tokens(federation, name) == ["<carol/carols-cat>"]
+    assert "was withdrawn" in federation.notes(name)
+
+
 def test_a_cancelled_round_stops(federation: Federation):
     def cancel(message: Message) -> None:
         federation.store.advance("round-001", CANCELLED)
