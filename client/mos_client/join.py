@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ from mos_client.supernode import SuperNode
 from mos_common.errors import BaseModelError
 from mos_common.files import write_atomically
 from mos_common.kit import Kit
+from mos_common.shell import INTERRUPTED
 
 log = logging.getLogger(__name__)
 Say = Callable[[str], None]
@@ -36,8 +38,9 @@ def join(session: Session, kit: Kit, *, rounds: int | None, say: Say, on_step: O
         enrolment = enrol(kit, session.state, say)
         say(f"enrolled as {enrolment.participant}; the key is {session.node_key}")
         session.save()
-        with _answering(session, enrolment):
-            announce(session, enrolment, session.concept_file(on_step), say)
+        begun = threading.Event()
+        with _answering(session, enrolment, begun, say):
+            announce(session, enrolment, session.concept_file(on_step, begun), say)
             serve(session, enrolment, rounds, say)
 
 
@@ -81,7 +84,7 @@ def serve(session: Session, enrolment: Enrolment, rounds: int | None, say: Say) 
 
 
 @contextmanager
-def _answering(session: Session, enrolment: Enrolment) -> Iterator[None]:
+def _answering(session: Session, enrolment: Enrolment, begun: threading.Event, say: Say) -> Iterator[None]:
     """Within: the SuperNode runs and its tasks are executed by a thread of this process."""
     from mos_client.app import STATE, app
     from mos_client.executor import Executor
@@ -91,19 +94,32 @@ def _answering(session: Session, enrolment: Enrolment) -> Iterator[None]:
     node_config = f"{STATE}={json.dumps(str(session.state.resolve()))}"
     node = SuperNode(enrolment.kit.fleet, certificate, session.node_key, session.state / "flower", node_config)
     stop = threading.Event()
+
+    def ready() -> bool:
+        # Tasks wait until this process tunes under the eyes of the person at the keyboard.
+        return node.look_after() and begun.is_set()
+
     worker = threading.Thread(
         target=Executor(node.address, node.secret_file, app).run,
-        args=(stop, node.look_after),
+        args=(stop, ready),
         name="executor",
         daemon=True,
     )
     worker.start()
     try:
         yield
+    except KeyboardInterrupt:
+        stop.set()
+        node.stop()
+        say("interrupted: the same command goes on where this one stopped")
+        worker.join(1.0)
+        if worker.is_alive():  # deep in torch, which aborts a process whose interpreter is taken down under it
+            os._exit(INTERRUPTED)
+        raise
     finally:
         stop.set()
-        worker.join(3.0)  # it may be in the middle of a drawing: what it computes is asked for again
         node.stop()
+        worker.join(3.0)
 
 
 def _newest(session: Session) -> str | None:

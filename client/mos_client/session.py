@@ -98,9 +98,14 @@ class Session:
         digest = hashlib.sha256(canonical_json(made_of)).hexdigest()[:16]
         return self.state / "concepts" / f"{self.concept.strip('<>')}-{digest}.safetensors"
 
-    def concept_file(self, on_step: OnStep = lambda step: None) -> Path:
-        """The concept file, tuned now if it has never been. A second caller waits for the first one's."""
+    def concept_file(self, on_step: OnStep = lambda step: None, begun: threading.Event | None = None) -> Path:
+        """The concept file, tuned now if it has never been. A second caller waits for the first one's.
+
+        `begun` is set once this call is the first: whoever shows progress should be it.
+        """
         with _TUNING:
+            if begun is not None:
+                begun.set()
             path = self.cached()
             if path.is_file():
                 return path
