@@ -11,7 +11,7 @@ from mos_common.errors import StateError
 from mos_common.files import could_not_write
 
 
-def save_state(path: Path, state: dict[str, Any]) -> None:
+def save_state(path: Path, state: Any) -> None:
     """Write the state beside its place and rename it: a training killed meanwhile goes on from the one before."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -22,7 +22,7 @@ def save_state(path: Path, state: dict[str, Any]) -> None:
         raise could_not_write(path, error) from error
 
 
-def load_state(path: Path, device: str = "cpu") -> dict[str, Any] | None:
+def load_state(path: Path, device: str = "cpu") -> Any:
     """The state to go on from, or None where nothing was trained yet.
 
     Raises:
@@ -32,7 +32,6 @@ def load_state(path: Path, device: str = "cpu") -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+        return torch.load(path, map_location=device, weights_only=True)
     except (OSError, RuntimeError, ValueError) as error:
         raise StateError(f"{path} cannot be read as the state of a training: move it away to start afresh") from error
-    return state
