@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from mos_common.files import replacing_folder
+from mos_tiny.tokenizer import save_tokenizer
 
 SCHEDULE = {
     "beta_start": 0.00085,
@@ -41,6 +42,7 @@ def pack(folder: Path, *, unet: Any, text_encoder: Any, vae: Any, tokenizer: Any
     )
     with replacing_folder(folder) as beside:
         pipeline.save_pretrained(beside)
+        save_tokenizer(tokenizer, beside / "tokenizer")
         for file in beside.rglob("*.json"):
             _forget_origin(file)
 

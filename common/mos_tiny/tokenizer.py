@@ -86,7 +86,8 @@ def save_tokenizer(tokenizer: Any, out: Path) -> None:
     tokenizer.save_pretrained(out)
     model = json.loads((out / "tokenizer.json").read_text())["model"]
     pairs = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
-    write_atomically(out / "vocab.json", json.dumps(tokenizer.get_vocab()).encode())
+    ids = dict(sorted(tokenizer.get_vocab().items(), key=lambda item: item[1]))
+    write_atomically(out / "vocab.json", json.dumps(ids).encode())
     write_atomically(out / "merges.txt", "\n".join(["#version: 0.2", *pairs, ""]).encode())
 
 
