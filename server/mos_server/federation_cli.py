@@ -27,6 +27,7 @@ def register(app: typer.Typer) -> None:
     app.command("round", epilog="Example: mos-server round federation --wait 3 --deadline 2h")(round_)
     app.command(epilog="Example: mos-server status federation")(status)
     app.command(epilog='Example: mos-server concepts federation withdraw "<alice/cat>"')(concepts)
+    app.command(epilog="Example: mos-server bar federation alice")(bar)
 
 
 def init(
@@ -214,6 +215,21 @@ def concepts(
         inside = sorted({upload.round for upload in withdrawn if upload.round in published})
         if inside:
             say(f"it is still in {', '.join(inside)}: run a new round to publish a model without it")
+
+
+def bar(
+    state: StateFolder, name: Annotated[str, typer.Argument(help="The participant, as in mos-server status.")]
+) -> None:
+    """Let a participant in no more, at once. What they brought stays until it is withdrawn."""
+    from mos_server.state import open_state
+    from mos_server.store import Store
+
+    with closing(Store(open_state(state).database)) as store:
+        keys = store.bar(name)
+        kept = sorted({upload.token for upload in store.concepts() if upload.participant == name})
+    say(f"{name}: barred, {keys} key{'s' if keys > 1 else ''}; unused kits of that name are void")
+    for token in kept:
+        say(f'{token} is still kept: mos-server concepts {state} withdraw "{token}" takes it out of rounds to come')
 
 
 def duration_s(text: str, flag: str) -> float:

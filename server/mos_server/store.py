@@ -106,6 +106,26 @@ class Store:
         with self._transaction() as db:
             db.execute("UPDATE participants SET revoked = ? WHERE key = ?", (time.time(), key))
 
+    def bar(self, name: str) -> int:
+        """Let every key of a participant in no more, and let unused kits of that name enrol nobody; how many keys it had.
+
+        Raises:
+            RequestError: nobody of that name is in.
+
+        """
+        with self._transaction() as db:
+            mine = [each for each in self.participants() if each.name == name and each.revoked is None]
+            if not mine:
+                inside = (
+                    ", ".join(sorted({each.name for each in self.participants() if each.revoked is None})) or "nobody"
+                )
+                raise RequestError(f"no participant {name!r} is in: there is {inside}")
+            db.executemany(
+                "UPDATE participants SET revoked = ? WHERE key = ?", [(time.time(), each.key) for each in mine]
+            )
+            db.execute("DELETE FROM invitations WHERE participant = ? AND used IS NULL", (name,))
+        return len(mine)
+
     def is_admitted(self, key: str) -> bool:
         """Whether a key may come in at this moment."""
         return bool(self._rows("SELECT 1 FROM participants WHERE key = ? AND revoked IS NULL", key))

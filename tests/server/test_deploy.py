@@ -224,16 +224,6 @@ def test_compose_runs_the_server_on_the_ports_of_the_kits():
     assert dict(instructions("Containerfile.server"))["VOLUME"] == server["volumes"][0].split(":")[1]
 
 
-def test_a_participant_is_barred_by_the_lines_in_the_page(tmp_path, monkeypatch):
-    store, key = federation_with_alice(tmp_path)
-    with closing(store):
-        text = (DOCS / "operating.md").read_text(encoding="utf-8")
-        (snippet,) = re.findall(r"```python\n(.*?)```", text, re.S)
-        monkeypatch.chdir(tmp_path)
-        exec(compile(snippet, "operating.md", "exec"), {})
-        assert not store.is_admitted(key)
-
-
 def test_a_backup_made_and_restored_by_the_lines_in_the_page_is_the_federation_again(tmp_path):
     """Made while the journal is open, as it is while a server runs."""
     make, restore = blocks_under(DOCS / "operating.md", "Backup and restore")

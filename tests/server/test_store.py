@@ -50,6 +50,27 @@ def test_a_key_whose_reply_was_lost_may_enrol_again(store: Store):
     assert len(store.participants()) == 1
 
 
+def test_who_is_barred_is_out_at_once_with_every_key_and_every_unused_kit(store: Store):
+    admit(store, "alice", "bob")
+    second, _ = store.invite("alice", valid_s=WEEK)
+    store.enrol(second, "another key of alice", b"pem")
+    unused, _ = store.invite("alice", valid_s=WEEK)
+    assert store.bar("alice") == 2
+    assert [store.is_admitted(key) for key in ("key of alice", "another key of alice", "key of bob")] == [
+        False,
+        False,
+        True,
+    ]
+    with pytest.raises(TrustError):
+        store.enrol(unused, "a third key", b"pem")
+
+
+def test_only_who_is_in_can_be_barred(store: Store):
+    admit(store, "bob")
+    with pytest.raises(RequestError, match="there is bob"):
+        store.bar("alice")
+
+
 def test_expired_and_foreign_tokens_are_told_apart(store: Store):
     token, _ = store.invite("alice", valid_s=-1)
     with pytest.raises(TrustError, match="expired"):
