@@ -47,8 +47,8 @@ def download_model(
     with calling(enrolment.kit) as stub:
         described = describe(enrolment, stub, model)
         folder = into / str(described.model)
-        if manifest_digest and folder.is_dir() and sha256_of(folder / MANIFEST) != manifest_digest:
-            shutil.rmtree(folder)  # a candidate that was fused again, after a concept was withdrawn
+        if manifest_digest and folder.is_dir() and not _is_whole(folder, enrolment, manifest_digest):
+            shutil.rmtree(folder)  # a candidate that was fused again, or we were killed while we deleted it
         if not folder.is_dir():
             part = into / f".{described.model}.part"
             _fetch_all(enrolment, stub, described, part, progress)
@@ -164,6 +164,14 @@ def _check(folder: Path, enrolment: Enrolment, manifest_digest: str | None) -> N
     if hashlib.sha256(manifest).hexdigest() != manifest_digest:
         raise TrustError(f"{folder.name} has another manifest than the operator announced: it is not scored")
     check_files(folder, manifest)
+
+
+def _is_whole(folder: Path, enrolment: Enrolment, manifest_digest: str) -> bool:
+    try:
+        _check(folder, enrolment, manifest_digest)
+    except (TrustError, OSError):
+        return False
+    return True
 
 
 def _move(part: Path, folder: Path) -> None:

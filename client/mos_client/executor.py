@@ -23,9 +23,9 @@ _PAUSE_S = 0.5
 
 
 class Executor:
-    """One participant's executor. `app` is the installed ClientApp."""
+    """One participant's executor. `address` tells where the SuperNode is now; `app` is the installed ClientApp."""
 
-    def __init__(self, address: str, secret_file: Path, app: Callable[..., Any]) -> None:
+    def __init__(self, address: Callable[[], str], secret_file: Path, app: Callable[..., Any]) -> None:
         silence_flower()
         self._address, self._secret_file, self._app = address, secret_file, app
         self._bundle_digest = build_app()[1]
@@ -33,7 +33,12 @@ class Executor:
     def run(self, stop: threading.Event, ready: Callable[[], bool]) -> None:
         """Work until `stop`; `ready` looks after the SuperNode and says whether it is there to be asked."""
         while not stop.is_set():
-            if not ready() or not self._one_task():
+            try:
+                busy = ready() and self._one_task()
+            except Exception as error:  # nobody would see this thread end, and no request be answered ever after
+                log.error("cannot take requests at the moment: %s", error, exc_info=not isinstance(error, MosError))
+                busy = False
+            if not busy:
                 stop.wait(_PAUSE_S)
 
     def _one_task(self) -> bool:
@@ -59,12 +64,12 @@ class Executor:
         return True
 
     def _do(self, token: str) -> None:
-        from flwr.supercore.heartbeat import HeartbeatSender, make_task_heartbeat_fn_http
+        from flwr.supercore.heartbeat import HeartbeatSender
         from flwr.supercore.interceptors import RuntimeTokenHttpInterceptor
         from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message, push_task_output
 
         client = self._client(RuntimeTokenHttpInterceptor(token))
-        heartbeat = HeartbeatSender(make_task_heartbeat_fn_http(client))
+        heartbeat = HeartbeatSender(_heartbeat_of(client))
         heartbeat.start()
         try:
             message, context, run, bundle = pull_task_input(client)
@@ -101,8 +106,26 @@ class Executor:
 
         # No retry invoker: Flower's sends this very process a SIGINT when a token has expired.
         return RuntimeHttpClient.from_server_address(
-            server_address=self._address,
+            server_address=self._address(),
             insecure=True,  # loopback; the secret and the token protect it
             root_certificates=None,
             interceptors=[RuntimeVersionHttpInterceptor(component_name="mos-client"), interceptor],
         )
+
+
+def _heartbeat_of(client: Any) -> Callable[[], bool]:
+    """Tell the SuperNode that its task is being worked on; False if it did not take that.
+
+    Flower's own function sends this very process a SIGINT when the task was given up, as it is when a machine has slept,
+    and lets its thread die of a refusal.
+    """
+    from flwr.proto.runtime_pb2 import SendTaskHeartbeatRequest
+
+    def beat() -> bool:
+        try:
+            return bool(client.SendTaskHeartbeat(SendTaskHeartbeatRequest()).success)
+        except Exception as error:
+            log.debug("no heartbeat: %s", type(error).__name__)
+            return False
+
+    return beat

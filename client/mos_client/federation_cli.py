@@ -48,7 +48,9 @@ def join(
     tuned_on, held_back = split_pictures(images)
     opened = read_kit(kit)
     state = state or Path("mos-state") / concept.strip("<>")
-    session = Session(state, images, concept, class_word, base, steps, seed, author, licence, device, dtype)
+    session = Session(
+        state, images, concept, class_word, base, opened.base, steps, seed, author, licence, device, dtype
+    )
     say(
         f"{len(tuned_on)} pictures to tune on, {len(held_back)} held back to score with; none of them leaves this machine"
     )

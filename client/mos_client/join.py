@@ -16,7 +16,6 @@ from mos_client.download import download_model, wait_for_model
 from mos_client.enrolment import Enrolment, enrol
 from mos_client.session import OnStep, Session, locked
 from mos_client.supernode import SuperNode
-from mos_common.errors import BaseModelError
 from mos_common.files import write_atomically
 from mos_common.kit import Kit
 from mos_common.shell import INTERRUPTED
@@ -40,26 +39,14 @@ def join(session: Session, kit: Kit, *, rounds: int | None, say: Say, on_step: O
         session.save()
         begun = threading.Event()
         with _answering(session, enrolment, begun, say):
-            announce(session, enrolment, session.concept_file(on_step, begun), say)
+            announce(session, session.concept_file(on_step, begun), say)
             serve(session, enrolment, rounds, say)
 
 
-def announce(session: Session, enrolment: Enrolment, concept: Path, say: Say) -> None:
-    """Say what will leave this machine, tensor by tensor, and that it fits the federation.
-
-    Raises:
-        BaseModelError: it was tuned on another base than the operator's.
-
-    """
+def announce(session: Session, concept: Path, say: Say) -> None:
+    """Say what will leave this machine, tensor by tensor."""
     from mos_client.inspect_command import describe
-    from mos_common.concept_file import read_concept
 
-    ours, theirs = read_concept(concept).base_fingerprint, enrolment.kit.base
-    if ours != theirs:
-        raise BaseModelError(
-            f"{session.concept} was tuned on base model {ours[:12]}, this federation fuses on {enrolment.kit.base_name} ({theirs[:12]}): "
-            "join with that model (--base)"
-        )
     lines = list(describe(concept))
     listing = session.state / "what-leaves.txt"
     write_atomically(listing, "\n".join(lines).encode() + b"\n")
@@ -100,7 +87,7 @@ def _answering(session: Session, enrolment: Enrolment, begun: threading.Event, s
         return node.look_after() and begun.is_set()
 
     worker = threading.Thread(
-        target=Executor(node.address, node.secret_file, app).run,
+        target=Executor(lambda: node.address, node.secret_file, app).run,
         args=(stop, ready),
         name="executor",
         daemon=True,

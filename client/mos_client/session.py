@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from mos_client.dataset import pictures_digest, split_pictures
-from mos_common.errors import StateError
+from mos_common.errors import BaseModelError, StateError
 from mos_common.files import canonical_json, could_not_write, write_atomically
 
 SETTINGS = "settings.json"
@@ -34,13 +34,17 @@ OnStep = Callable[[Any], None]
 
 @dataclass(frozen=True)
 class Session:
-    """What `join` was told; `state` is the folder that everything of this participant lies in."""
+    """What `join` was told; `state` is the folder that everything of this participant lies in.
+
+    `fingerprint` is that of the base model that the operator fuses on; `base` is where this participant has it.
+    """
 
     state: Path
     images: Path
     concept: str
     class_word: str
     base: str
+    fingerprint: str
     steps: int | None = None
     seed: int = 0
     author: str = ""
@@ -83,12 +87,12 @@ class Session:
             raise StateError(f"{state} is not a participant's state folder: run mos-client join with a kit") from error
 
     def cached(self) -> Path:
-        """Where this session's concept file is kept: another folder of pictures or setting is another file."""
+        """Where this session's concept file is kept: another folder of pictures, setting or base model is another file."""
         tuned_on, _ = split_pictures(self.images)
         made_of = [
             self.concept,
             self.class_word,
-            self.base,
+            self.fingerprint,
             self.steps,
             self.seed,
             self.author,
@@ -102,6 +106,10 @@ class Session:
         """The concept file, tuned now if it has never been. A second caller waits for the first one's.
 
         `begun` is set once this call is the first: whoever shows progress should be it.
+
+        Raises:
+            BaseModelError: `base` is not the operator's model; nothing is tuned on it.
+
         """
         with _TUNING:
             if begun is not None:
@@ -110,20 +118,25 @@ class Session:
             if path.is_file():
                 return path
             from mos_client.tune_command import tune_folder
+            from mos_common.base_model import load_base
 
+            base = load_base(self.base, device=self.device, dtype=self.dtype)
+            if base.fingerprint != self.fingerprint:
+                raise BaseModelError(
+                    f"{self.base} is base model {base.fingerprint[:12]}, this federation fuses on {self.fingerprint[:12]}: "
+                    "join with the model that the operator uses (--base)"
+                )
             return tune_folder(
                 self.images,
                 concept=self.concept,
                 class_word=self.class_word,
-                base=self.base,
+                base=base,
                 out=path,
                 work=self.state / "tuning",
                 steps=self.steps,
                 seed=self.seed,
                 author=self.author,
                 licence=self.licence,
-                device=self.device,
-                dtype=self.dtype,
                 on_step=on_step,
             )
 

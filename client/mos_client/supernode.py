@@ -12,10 +12,12 @@ import secrets
 import socket
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from mos_common.errors import StateError
 from mos_common.files import write_atomically
 from mos_common.flower_app import FLOWER_ENVIRONMENT
 
@@ -46,7 +48,9 @@ class SuperNode:
     node_key: Path
     folder: Path
     node_config: str
-    port: int = field(default_factory=free_port)
+    port: int = 0
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _stopped: bool = False
     _process: subprocess.Popen[bytes] | None = None
     _started: float = 0.0
     _pause_s: float = 1.0
@@ -63,15 +67,34 @@ class SuperNode:
         return self.folder / "secret"
 
     def look_after(self) -> bool:
-        """Start the SuperNode if it is not running and its pause is over; True while it runs."""
-        if self._process is not None and (code := self._process.poll()) is not None:
-            self._ended(code)
-        if self._process is None and time.monotonic() >= self._not_before:
-            self._start()
-        return self._process is not None
+        """Start the SuperNode if it is not running and its pause is over; True while it runs. Once stopped, never again.
+
+        Raises:
+            StateError: it cannot be started now; it is tried again after a pause.
+
+        """
+        with self._lock:
+            if self._process is not None and (code := self._process.poll()) is not None:
+                self._process = None
+                self._wait_longer()
+                log.warning(
+                    "the connection to %s ended (code %d, see %s): trying again in %.0f s",
+                    self.fleet,
+                    code,
+                    self.folder / "log",
+                    self._pause_s,
+                )
+            if self._process is None and not self._stopped and time.monotonic() >= self._not_before:
+                self._start()
+            return self._process is not None
 
     def stop(self) -> None:
-        """End it, for sure."""
+        """End it, for sure, and for good: whoever looks after it in another thread starts no other."""
+        with self._lock:
+            self._stopped = True
+            self._end()
+
+    def _end(self) -> None:
         if self._process is None:
             return
         self._process.terminate()
@@ -82,20 +105,23 @@ class SuperNode:
             self._process.wait()
         self._process = None
 
-    def _ended(self, code: int) -> None:
+    def _wait_longer(self) -> None:
         lasted = time.monotonic() - self._started
         self._pause_s = 1.0 if lasted > STABLE_S else min(self._pause_s * 2, LONGEST_PAUSE_S)
         self._not_before = time.monotonic() + self._pause_s
-        self._process = None
-        log.warning(
-            "the connection to %s ended (code %d, see %s): trying again in %.0f s",
-            self.fleet,
-            code,
-            self.folder / "log",
-            self._pause_s,
-        )
 
     def _start(self) -> None:
+        self._started = time.monotonic()
+        self.port = free_port()  # the one of last time may be somebody else's by now
+        try:
+            self._spawn()
+        except (OSError, StateError) as error:
+            self._wait_longer()
+            raise StateError(
+                f"the connection cannot be opened ({error}): trying again in {self._pause_s:.0f} s"
+            ) from error
+
+    def _spawn(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         write_atomically(self.secret_file, secrets.token_hex(32).encode(), mode=0o600)
         command = [sys.executable, "-c", _END_WITH_PARENT] if sys.platform == "linux" else []
@@ -113,4 +139,3 @@ class SuperNode:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # Ctrl-C is ours: we end it in order
             )
-        self._started = time.monotonic()
