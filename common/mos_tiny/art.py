@@ -80,15 +80,21 @@ def trained_objects(objects: Art) -> list[int]:
     ]
 
 
-def trained_characters(characters: Art) -> list[int]:
-    """Which people the base may learn from: those of its three styles."""
-    return [i for i, label in enumerate(characters.labels) if label["style"] in STYLES]
+def trained_characters(characters: Art, concepts: Art) -> list[int]:
+    """Which people the base may learn from: those of its three styles who do not look as a kept one does.
+
+    Stricter than the art itself, which keeps combinations of hair, back hair and colours apart: there a bald head comes with an
+    invisible hair colour, so that one kept face (`personas` 0) was among the characters. It is now kept by what can be seen.
+    """
+    kept = {look(label) for label in concepts.labels if not label["unseenStyle"]}
+    return [i for i, label in enumerate(characters.labels) if label["style"] in STYLES and look(label) not in kept]
 
 
 def look(label: Label) -> tuple[object, ...]:
-    """What makes a person of the base's own styles recognisable whatever they wear and whatever they feel."""
-    keys = ("style", "hair", "hairKind", "hairColor", "hat", "skin", "beard", "glasses")
-    return tuple(label.get(key) for key in keys)
+    """What can be told of a person of the base's own styles, whatever they wear and whatever they feel."""
+    hair = None if label.get("hairKind") == "bald" else label["hatColor"] if label.get("hat") else label["hairColor"]
+    keys = ("style", "hair", "hairKind", "hat", "skin", "beard", "glasses")
+    return (*(label.get(key) for key in keys), hair)
 
 
 def pack(raw: Path, out: Path) -> None:
@@ -121,10 +127,9 @@ def art(
         found = load_art(name, folder)
         styles = ", ".join(f"{count} {style}" for style, count in Counter(m["style"] for m in found.labels).items())
         say(f"{name}: {len(found.labels)} pictures ({styles})")
-    objects, characters = load_art("objects", folder), load_art("characters", folder)
-    say(
-        f"learnt from: {len(trained_objects(objects))} icons of {len(NOUNS)} nouns, {len(trained_characters(characters))} people"
-    )
+    icons = trained_objects(load_art("objects", folder))
+    people = trained_characters(load_art("characters", folder), load_art("concepts", folder))
+    say(f"learnt from: {len(icons)} icons of {len(NOUNS)} nouns, {len(people)} people")
     say(f"licences and credits: {LICENCES}")
 
 

@@ -24,7 +24,7 @@ from jaxtyping import UInt8
 from mos_common.errors import StateError
 from mos_common.files import write_atomically
 from mos_common.shell import OnCount, counting, run
-from mos_tiny.art import SIDE, TRAINED_ICONS, Art, Label, load_art, trained_characters, trained_objects
+from mos_tiny.art import SETS, SIDE, TRAINED_ICONS, Art, Label, load_art, trained_characters, trained_objects
 from mos_tiny.scenes import HEIGHT, Icons, background, scene
 from mos_tiny.sprites import Sprite, dominant_hue, mirrored, paste, recoloured, resized
 from mos_tiny.world import HAIR, HUES, PALETTE, RECOLOURED, SCENES, STYLES, nearest, rgb, with_article
@@ -58,6 +58,7 @@ class World:
 
     objects: Art = field(default_factory=lambda: load_art("objects"))
     characters: Art = field(default_factory=lambda: load_art("characters"))
+    concepts: Art = field(default_factory=lambda: load_art("concepts"))
 
     @cached_property
     def icons(self) -> Icons:
@@ -82,7 +83,7 @@ class World:
     @cached_property
     def people(self) -> list[int]:
         """The characters that the base learns."""
-        return trained_characters(self.characters)
+        return trained_characters(self.characters, self.concepts)
 
     def thing(self, random: Random) -> Subject:
         """An object, perhaps in a colour of its own."""
@@ -206,7 +207,7 @@ def composed(
     art: Annotated[Path | None, typer.Option("--art", help="Where the art lies; default: the packaged one.")] = None,
 ) -> None:
     """Compose captioned pictures to train on."""
-    world = World(load_art("objects", art), load_art("characters", art))
+    world = World(*(load_art(name, art) for name in SETS))
     for width, count in zip(WIDTHS, (square, wide), strict=True):
         with counting(f"64 x {width}") as on_count:
             pictures, captions = compose(world, count, width, seed + width, on_count)

@@ -35,7 +35,7 @@ def encode(vae: Any, pictures: np.ndarray, on_count: OnCount | None = None) -> F
     """The means of the posteriors, float16 on the CPU."""
     device, found = next(vae.parameters()).device, []
     for i in range(0, len(pictures), BATCH):
-        part = as_tensor(np.ascontiguousarray(pictures[i : i + BATCH])).to(device, memory_format=torch.channels_last)
+        part = as_tensor(np.array(pictures[i : i + BATCH])).to(device, memory_format=torch.channels_last)
         found.append(vae.encode(part).latent_dist.mean.half().cpu())
         if on_count:
             on_count(min(i + BATCH, len(pictures)), len(pictures), "")
@@ -80,7 +80,7 @@ def latents(
         raise StateError(f"no pictures in {data}: run `python -m mos_tiny.compose --out {data}` first") from error
     if not keep:
         normalise(vae, encode(vae, pictures[WIDTHS[0]][:MEASURED]))
-    say(f"reconstruction of composed pictures: {psnr(vae, as_tensor(pictures[WIDTHS[0]][:256])):.2f} dB")
+    say(f"reconstruction of composed pictures: {psnr(vae, as_tensor(np.array(pictures[WIDTHS[0]][:256]))):.2f} dB")
     out.mkdir(parents=True, exist_ok=True)
     vae.save_pretrained(out / "vae")
     vae = vae.to(device, memory_format=torch.channels_last)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from pickle import UnpicklingError  # what torch raises for a file that is none of its own
 from typing import Any
 
 import torch
@@ -33,5 +34,5 @@ def load_state(path: Path, device: str = "cpu") -> Any:
         return None
     try:
         return torch.load(path, map_location=device, weights_only=True)
-    except (OSError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError, UnpicklingError) as error:
         raise StateError(f"{path} cannot be read as the state of a training: move it away to start afresh") from error
