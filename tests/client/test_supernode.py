@@ -82,7 +82,7 @@ def test_however_it_ends_it_is_started_again_after_growing_pauses(node, pretend,
             assert count(starts) == number  # not before its time
             pauses[-1] += 1
             clock.now += 1
-        until(lambda: count(starts) == number + 1)
+        until(lambda started=number + 1: count(starts) == started)
     assert pauses[0] <= 2
     assert pauses == sorted(pauses)
     # Flower holds a node for online for a minute after its last sign of life, and refuses a second one until then.
@@ -181,7 +181,7 @@ def test_a_full_disk_is_said_and_tried_again_after_a_pause(node, pretend, clock,
 
     with monkeypatch.context() as patch:
         patch.setattr(supernode, "write_atomically", full)
-        with pytest.raises(StateError, match="the disk is full.*trying again in 2 s"):
+        with pytest.raises(StateError, match=r"the disk is full.*trying again in 2 s"):
             node.look_after()
         assert not node.look_after()
     assert count(starts) == 0
