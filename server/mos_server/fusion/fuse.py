@@ -262,7 +262,7 @@ def _manifest(
 ) -> Manifest:
     return Manifest(
         base=base.fingerprint,
-        base_name=base.name,
+        base_name=Path(base.name).name,  # a path is the operator's business
         method=settings.method,
         settings={name: list(value) if isinstance(value, tuple) else value for name, value in asdict(settings).items()},
         versions={name: version(name) for name in ("federated-mix-of-show", "torch", "diffusers", "transformers")},
