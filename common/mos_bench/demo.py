@@ -15,6 +15,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from mos_bench.participant import Participant
 from mos_bench.processes import Processes
 from mos_common.files import write_atomically
 from mos_common.shell import say
@@ -24,36 +25,6 @@ from mos_tiny import demo_concepts
 
 PARTICIPANTS = ("alice", "bob", "carol")
 SOLVED = " layers solved in "
-
-
-@dataclass(frozen=True)
-class Participant:
-    """One participant of the demo: a name, a concept, and folders that nobody else looks into."""
-
-    name: str
-    concept: str
-    class_word: str
-    folder: Path
-
-    @property
-    def pictures(self) -> Path:
-        """The private pictures."""
-        return self.folder / "pictures"
-
-    @property
-    def state(self) -> Path:
-        """Key, cache and downloads."""
-        return self.folder / "state"
-
-    @property
-    def kit(self) -> Path:
-        """What the operator sent."""
-        return self.folder / "kit.json"
-
-    @property
-    def token(self) -> str:
-        """How the fused model calls the concept."""
-        return f"<{self.name}/{self.concept[1:]}"
 
 
 @dataclass

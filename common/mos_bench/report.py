@@ -5,12 +5,13 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from mos_bench.participant import Participant
 from mos_client.dataset import load_pictures, split_pictures
 from mos_client.draw_command import as_image
 from mos_common.base_model import load_base
@@ -23,9 +24,6 @@ from mos_common.scores import ImageScorer
 from mos_common.shell import say
 from mos_server.config import FusionSettings
 from mos_server.fusion.fuse import fuse
-
-if TYPE_CHECKING:
-    from mos_bench.demo import Participant
 
 SHOWN = 3
 CELL, GAP, HEAD = 128, 6, 26

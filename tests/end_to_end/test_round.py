@@ -13,7 +13,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from mos_bench.demo import Participant, draw_command, free_ports, join_command, latest_model, prepare
+from mos_bench.demo import draw_command, free_ports, join_command, latest_model, prepare
+from mos_bench.participant import Participant
 from mos_bench.processes import Processes
 from mos_common.errors import NetworkError, TrustError
 from mos_common.fused_model import read_fused
