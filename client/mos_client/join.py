@@ -16,12 +16,14 @@ from mos_client.download import download_model, wait_for_model
 from mos_client.enrolment import Enrolment, enrol
 from mos_client.session import OnStep, Session, locked
 from mos_client.supernode import SuperNode
+from mos_common.errors import NetworkError
 from mos_common.files import write_atomically
 from mos_common.kit import Kit
 from mos_common.shell import INTERRUPTED
 
 log = logging.getLogger(__name__)
 Say = Callable[[str], None]
+RETRY_S = 10.0
 
 
 def join(session: Session, kit: Kit, *, rounds: int | None, say: Say, on_step: OnStep) -> None:
@@ -63,11 +65,21 @@ def serve(session: Session, enrolment: Enrolment, rounds: int | None, say: Say) 
     while rounds is None or had < rounds:
         latest = wait_for_model(enrolment, seen, stop)
         assert latest is not None
-        folder = download_model(enrolment, latest, session.models)
+        try:
+            folder = download_model(enrolment, latest, session.models)
+        except NetworkError as error:
+            log.warning("%s is published and cannot be fetched yet: %s", latest, error)
+            stop.wait(RETRY_S)
+            continue
         had, seen = had + 1, latest
         token = f"<{enrolment.participant}/{session.concept[1:]}"
         say(f"{latest} is published, downloaded and verified: {folder}")
-        say(f'draw with it: mos-client draw {folder} "{token} on the beach" --base {session.base} --out picture.png')
+        if token in _tokens(folder):
+            say(
+                f'draw with it: mos-client draw {folder} "{token} on the beach" --base {session.base} --out picture.png'
+            )
+        else:
+            say(f"{token} is not in it: the operator sees in mos-server status why; we answer again in the next round")
 
 
 @contextmanager
@@ -107,6 +119,11 @@ def _answering(session: Session, enrolment: Enrolment, begun: threading.Event, s
         stop.set()
         node.stop()
         worker.join(3.0)
+
+
+def _tokens(model: Path) -> set[str]:
+    """The concepts of a model that was verified."""
+    return {concept["token"] for concept in json.loads((model / "manifest.json").read_bytes())["concepts"]}
 
 
 def _newest(session: Session) -> str | None:

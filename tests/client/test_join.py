@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import json
 import os
 import signal
 import socket
@@ -19,6 +20,7 @@ from mos_client.enrolment import Enrolment
 from mos_client.join import announce, serve
 from mos_client.session import Session, locked
 from mos_common.concept_file import write_concept
+from mos_common.errors import NetworkError
 from mos_common.kit import Kit, write_kit
 from mos_server.pki import create_pki
 
@@ -171,7 +173,7 @@ def test_what_will_leave_is_listed_tensor_by_tensor(session, sixteen, make_conce
     assert str(session.state / "what-leaves.txt") in said[0]
 
 
-def test_models_that_are_here_already_are_no_news(session, monkeypatch):
+def test_every_new_model_is_fetched_whatever_happens_on_the_way(session, monkeypatch):
     """A model from before is not waited for; as many as asked for are fetched, one after the other."""
     for name in ("round-002", "round-010"):
         (session.models / name).mkdir(parents=True)
@@ -183,7 +185,20 @@ def test_models_that_are_here_already_are_no_news(session, monkeypatch):
         return {"round-010": "round-011", "round-011": "round-012"}[newer_than]
 
     monkeypatch.setattr("mos_client.join.wait_for_model", latest)
-    monkeypatch.setattr("mos_client.join.download_model", lambda enrolment, name, into: into / name)
+    concepts = {"round-011": ["<alice/cat>", "<bob/dog>"], "round-012": ["<bob/dog>"]}
+    failures = [NetworkError("the server was restarted just now")]
+
+    def download(enrolment: Enrolment, name: str, into: Path) -> Path:
+        if failures:
+            raise failures.pop()
+        (into / name).mkdir()
+        manifest = {"concepts": [{"token": token} for token in concepts[name]]}
+        (into / name / "manifest.json").write_text(json.dumps(manifest))
+        return into / name
+
+    monkeypatch.setattr("mos_client.join.RETRY_S", 0.0)
+    monkeypatch.setattr("mos_client.join.download_model", download)
     serve(session, Enrolment("alice", None, None), 2, said.append)
-    assert waited == ["round-010", "round-011"]
-    assert "<alice/cat>" in said[-1]
+    assert waited == ["round-010", "round-010", "round-011"]
+    assert [line for line in said if line.startswith("draw with it")] == [said[2]]
+    assert "<alice/cat> is not in it" in said[-1]

@@ -151,8 +151,8 @@ def test_status_tells_a_newcomer_what_to_do_next(state: State, capsys: pytest.Ca
     assert "begin one: mos-server round" in told
 
 
-def test_the_commands_are_those_of_the_design():
+def test_an_operator_has_a_command_for_each_part_of_the_job():
     app = typer.Typer()
     commands.register(app)
     names = {command.name or command.callback.__name__ for command in app.registered_commands}
-    assert names == {"init", "invite", "serve", "round", "status", "concepts"}
+    assert names == {"init", "invite", "bar", "serve", "round", "status", "concepts"}
