@@ -12,7 +12,7 @@ from torch import Tensor
 from mos_common.base_model import BaseModel
 from mos_common.edlora import LowRank
 from mos_common.errors import ConceptError
-from mos_common.layers import concept_layers, cross_attentions
+from mos_common.layers import adaptable_layers, cross_attentions
 from mos_common.names import check_concept_name
 
 
@@ -55,7 +55,7 @@ def check_fits(concept: Concept, base: BaseModel) -> None:
 
 
 def _pair_problems(concept: Concept, base: BaseModel) -> list[str]:
-    layers = {layer.name: layer for layer in concept_layers(base)}
+    layers = {layer.name: layer for layer in adaptable_layers(base)}
     problems = []
     for name, pair in concept.pairs.items():
         if name not in layers:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from mos_common.base_model import BaseModel
 from mos_common.errors import ConceptError
-from mos_common.layers import Layer, concept_layers
+from mos_common.layers import Layer, adaptable_layers
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def attached(base: BaseModel, changes: Mapping[str, LowRank]) -> Iterator[None]:
         ConceptError: a change is meant for a layer that the base does not have.
 
     """
-    layers = {layer.name: layer for layer in concept_layers(base) if layer.name in changes}
+    layers = {layer.name: layer for layer in adaptable_layers(base) if layer.name in changes}
     if unknown := changes.keys() - layers.keys():
         raise ConceptError(
             f"{min(unknown)} is no layer of {base.name}: use the base model that the change was made for"
@@ -81,4 +81,4 @@ def attached(base: BaseModel, changes: Mapping[str, LowRank]) -> Iterator[None]:
 def _changed(layer: Layer, pair: LowRank) -> Tensor:
     weight = layer.module.weight
     change = LowRank(pair.A.to(weight.device), pair.B.to(weight.device), pair.alpha).change()
-    return (weight.float() + change).to(weight.dtype)
+    return (weight.float() + change.view(weight.shape)).to(weight.dtype)

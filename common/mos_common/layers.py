@@ -2,6 +2,9 @@
 
 Names are the same whatever the installed library calls its modules: `text_encoder.text_model.<module>` and `unet.<module>`.
 The order is that of fusion: text encoder, then keys and values of cross-attention, then the rest of the UNet.
+
+Tuning changes the attention's linears (`concept_layers`); an imported concept may change any linear or 1x1 convolution
+(`adaptable_layers`), such as feed-forwards and projections.
 """
 
 from __future__ import annotations
@@ -9,7 +12,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from mos_common.base_model import BaseModel, text_module_name
 
@@ -30,24 +34,46 @@ class Layer:
     """
 
     name: str
-    module: nn.Linear
+    module: nn.Linear | nn.Conv2d
     group: Group
     reads: str
 
     @property
     def d_in(self) -> int:
         """Width of the rows it reads."""
-        return self.module.in_features
+        return self.module.weight.shape[1]
 
     @property
     def d_out(self) -> int:
         """Width of the rows it writes."""
-        return self.module.out_features
+        return self.module.weight.shape[0]
+
+    def rows(self, batch: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch rows d_in"]:
+        """An input of this layer as rows: a 1x1 convolution reads one row a pixel."""
+        pixels = batch.flatten(2).transpose(1, 2) if isinstance(self.module, nn.Conv2d) else batch
+        return pixels.reshape(pixels.shape[0], -1, self.d_in)
 
 
 def concept_layers(base: BaseModel) -> list[Layer]:
     """Every linear of every attention module of the text encoder and the UNet, in the order of fusion."""
     return [*_text_layers(base), *_unet_layers(base, Group.CROSS), *_unet_layers(base, Group.SPATIAL)]
+
+
+def adaptable_layers(base: BaseModel) -> list[Layer]:
+    """Every linear and every 1x1 convolution of the text encoder and the UNet, group by group in the order of fusion.
+
+    Within a group the attention's linears come first, as in `concept_layers`.
+    """
+    attention = concept_layers(base)
+    known = {layer.module for layer in attention}
+    others = []
+    for part, model, group in (("text_encoder", base.text_encoder, Group.TEXT), ("unet", base.unet, Group.SPATIAL)):
+        for name, module in model.named_modules():
+            if module in known or not (isinstance(module, nn.Linear) or _is_pointwise(module)):
+                continue
+            full = f"{part}.{text_module_name(name) if group is Group.TEXT else name}"
+            others.append(Layer(full, module, group, f"{full}.input"))  # type: ignore[arg-type]
+    return [layer for group in Group for layer in [*attention, *others] if layer.group is group]
 
 
 def cross_attentions(base: BaseModel) -> list[tuple[str, nn.Module]]:
@@ -58,6 +84,10 @@ def cross_attentions(base: BaseModel) -> list[tuple[str, nn.Module]]:
     found = [(n, m) for n, m in base.unet.named_modules() if n.endswith(".attn2")]
     stages = ("down_blocks.", "mid_block.", "up_blocks.")
     return [(n, m) for stage in stages for n, m in found if n.startswith(stage)]
+
+
+def _is_pointwise(module: nn.Module) -> bool:
+    return isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1) and module.groups == 1
 
 
 def _text_layers(base: BaseModel) -> list[Layer]:

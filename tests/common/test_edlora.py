@@ -6,12 +6,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 from torch.nn.functional import linear
 
 from mos_common.base_model import load_base
 from mos_common.edlora import LowRank, attached
 from mos_common.errors import ConceptError
-from mos_common.layers import concept_layers
+from mos_common.layers import adaptable_layers, concept_layers
 
 
 def test_the_change_is_alpha_over_rank_times_b_a():
@@ -135,3 +136,15 @@ def test_balanced_factors_lose_least_to_half_precision():
         return float((rounded - pair.change(torch.float64)).norm() / pair.change(torch.float64).norm())
 
     assert error(pair.balanced()) < 1e-3 < error(pair)
+
+
+def test_a_change_of_a_pointwise_convolution_is_added_to_its_kernel(tiny):
+    layer = next(it for it in adaptable_layers(tiny) if isinstance(it.module, nn.Conv2d))
+    pair = LowRank(torch.randn(2, layer.d_in), torch.randn(layer.d_out, 2), 2.0)
+    before, picture = layer.module.weight, torch.randn(1, layer.d_in, 3, 5)
+    without = layer.module(picture)
+    with attached(tiny, {layer.name: pair}):
+        changed = layer.module(picture)
+    expected = without + (layer.rows(picture) @ pair.change().T).transpose(1, 2).reshape(without.shape)
+    torch.testing.assert_close(changed, expected, rtol=1e-4, atol=1e-4)
+    assert layer.module.weight is before

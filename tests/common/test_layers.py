@@ -6,7 +6,7 @@ import torch
 from diffusers.models.attention_processor import Attention
 from torch import nn
 
-from mos_common.layers import Group, concept_layers, cross_attentions
+from mos_common.layers import Group, adaptable_layers, concept_layers, cross_attentions
 
 
 def run_unet(base) -> None:
@@ -105,3 +105,27 @@ def test_layers_share_statistics_exactly_when_they_read_the_same_rows(base):
 def test_widths_are_the_modules_own(base):
     for layer in concept_layers(base):
         assert layer.module.weight.shape == (layer.d_out, layer.d_in)
+
+
+def test_a_concept_may_change_any_linear_and_any_pointwise_convolution(base):
+    """Each once; the attention's first in each group, and groups in the order of fusion."""
+    layers = adaptable_layers(base)
+    expected = {
+        id(module)
+        for model in (base.unet, base.text_encoder)
+        for module in model.modules()
+        if isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1))
+    }
+    assert {id(layer.module) for layer in layers} == expected
+    assert len(layers) == len(expected) == len({layer.name for layer in layers})
+    assert [layer.group for layer in layers] == sorted((layer.group for layer in layers), key=list(Group).index)
+    assert set(concept_layers(base)) <= set(layers)
+
+
+def test_what_a_pointwise_convolution_reads_is_one_row_a_pixel(tiny):
+    layer = next(it for it in adaptable_layers(tiny) if isinstance(it.module, nn.Conv2d))
+    picture = torch.randn(2, layer.d_in, 3, 5)
+    rows = layer.rows(picture)
+    by_rows = rows @ layer.module.weight.flatten(1).T + layer.module.bias
+    assert rows.shape == (2, 15, layer.d_in)
+    torch.testing.assert_close(by_rows.transpose(1, 2).reshape(2, -1, 3, 5), layer.module(picture))
