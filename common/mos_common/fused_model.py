@@ -75,8 +75,17 @@ class FusedConcept(Schema):
     digest: Sha256
     licence: str
     author: str
+    weight: float = 1.0
     survival: dict[str, Survival]
     identity: Identity | None = None
+
+
+class Excluded(Schema):
+    """A concept that was given and could not be fused."""
+
+    model_config = ConfigDict(extra="forbid")
+    token: str
+    reason: str
 
 
 class File(Schema):
@@ -88,7 +97,10 @@ class File(Schema):
 
 
 class Manifest(Schema):
-    """`manifest.json`."""
+    """`manifest.json`.
+
+    `drift` is by group of layers: the energy of what fusion adds on ordinary prompts, over the energy that the base writes there.
+    """
 
     model_config = ConfigDict(extra="forbid")
     format: Literal[1] = 1
@@ -98,6 +110,8 @@ class Manifest(Schema):
     settings: dict[str, object]
     versions: dict[str, str]
     concepts: list[FusedConcept]
+    excluded: list[Excluded] = Field(default_factory=list)
+    drift: dict[str, float] = Field(default_factory=dict)
     round: str | None = None
     files: dict[str, File] = Field(default_factory=dict)
 

@@ -19,7 +19,14 @@ if TYPE_CHECKING:
 
 
 def fuse_candidate(state: State, store: Store, round_id: str, base: BaseModel, progress: Callable[[str], None]) -> Path:
-    """Fuse what is admitted to a round into its candidate; one that was there is replaced, and its scores are forgotten."""
+    """Fuse what is admitted to a round into its candidate; one that was there is replaced, and its scores are forgotten.
+
+    What cannot be fused is refused, with the reason, and the rest is fused.
+
+    Raises:
+        FusionError: nothing is left to fuse.
+
+    """
     from mos_common.concept_file import concept_from_bytes
     from mos_common.fused_model import NamedConcept
     from mos_server.config import FusionSettings
@@ -36,6 +43,10 @@ def fuse_candidate(state: State, store: Store, round_id: str, base: BaseModel, p
         NamedConcept(upload.participant, concept_from_bytes(read_spooled(state, upload.digest))) for upload in uploads
     ]
     fused = fuse(base, concepts, FusionSettings(), moments_dir=state.moments, progress=progress)
+    reasons = {excluded.token: excluded.reason for excluded in fused.manifest.excluded}
+    for upload in uploads:
+        if upload.token in reasons:
+            store.refuse(upload.id, f"it cannot be fused: {reasons[upload.token]}")
     write_fused(fused, candidate, round=round_id)
     return candidate
 

@@ -9,7 +9,10 @@ from mos_common.errors import RequestError
 from mos_common.prompts import ORDINARY, RECORDED
 
 Method = Literal["gradient", "average", "sum"]
-Rows = Literal["words", "text", "all"]
+Inputs = Literal["own", "fused"]
+
+# How much new words with the first end, the rest of the text, and the padding count.
+ROWS = {"words": (1.0, 0.0, 0.0), "text": (1.0, 1.0, 0.0), "all": (1.0, 1.0, 1.0)}
 
 
 @dataclass(frozen=True)
@@ -18,11 +21,17 @@ class FusionSettings:
 
     ridge: λ, in units of the mean second moment (`ridge_kind` "trace") or of each input's own ("diagonal").
     preserve: μ, the weight of ordinary prompts on the untouched base; 0 is the paper.
-    rows: which text positions count: new words and the first end ("words", the paper), all up to it ("text"), padding too ("all").
+    rows: which text positions count: new words and the first end ("words", the paper), all up to it ("text"), padding too ("all");
+        or the weights of the three kinds, such as "1,1,0.2".
     text_inputs: cross-attention keys and values read the features of the fused text encoder (the paper) or each concept's own.
+    unet_inputs: the rest of the UNet reads what the concept's own model makes (the paper's text), or what the fused text encoder
+        and the fused keys and values make with the concept's own remaining changes (the paper's code).
+    unconditional: the empty prompt on the concept's model counts too, in text and, with guidance, in the UNet.
     contexts, ordinary: prompts under which concepts and base are recorded.
-    steps, guidance: of the sampling that is recorded; guidance 0 is the base's own scale. Only conditional rows are recorded.
+    steps, guidance: of the sampling that is recorded; guidance 0 is the base's own scale.
     batch: prompts sampled together; more is faster and needs more memory.
+    cap: a concept whose inputs or whose effect on a layer have more than `cap` times the energy that the base has there on ordinary
+        prompts counts less by that factor, so that none can drown the others.
     sum_weight: what `sum` multiplies every change with; `average` takes 1/n.
     """
 
@@ -30,13 +39,16 @@ class FusionSettings:
     ridge: float = 0.1
     ridge_kind: Literal["trace", "diagonal"] = "trace"
     preserve: float = 0.3
-    rows: Rows = "all"
-    text_inputs: Literal["fused", "own"] = "fused"
+    rows: str = "all"
+    text_inputs: Inputs = "fused"
+    unet_inputs: Inputs = "own"
+    unconditional: bool = False
     contexts: tuple[str, ...] = RECORDED
     ordinary: tuple[str, ...] = ORDINARY
     steps: int = 20
     guidance: float = 0.0
     batch: int = 8
+    cap: float = 4.0
     sum_weight: float = 0.6
 
     def __post_init__(self) -> None:
@@ -44,5 +56,23 @@ class FusionSettings:
             raise RequestError(
                 f"ridge {self.ridge}, preserve {self.preserve}: expected ridge above 0 and preserve 0 or more, both at most 1000"
             )
-        if not self.contexts or not 1 <= self.steps <= 1000 or self.batch < 1:
-            raise RequestError("fusion needs at least one context, 1 to 1000 steps and a batch of 1 or more")
+        if not self.contexts or not self.ordinary or not 1 <= self.steps <= 1000 or self.batch < 1:
+            raise RequestError(
+                "fusion needs at least one context and one ordinary prompt, 1 to 1000 steps, a batch of 1"
+            )
+        if not self.cap > 0:
+            raise RequestError(f"cap {self.cap}: expected a factor above 0")
+        _ = self.row_weights
+
+    @property
+    def row_weights(self) -> tuple[float, float, float]:
+        """What `rows` says: the weights of new words with the first end, of other text, and of padding."""
+        if self.rows in ROWS:
+            return ROWS[self.rows]
+        try:
+            words, text, padding = (float(part) for part in self.rows.split(","))
+        except ValueError:
+            words = text = padding = -1.0
+        if min(words, text, padding) < 0 or not 0 < words + text + padding < 1e6:
+            raise RequestError(f"rows {self.rows}: expected {', '.join(ROWS)}, or three weights such as 1,1,0.2")
+        return words, text, padding

@@ -266,6 +266,11 @@ class Store:
         """Every concept that is kept, of all rounds and of none."""
         return self._uploads("WHERE refused IS NULL")
 
+    def refuse(self, upload: int, reason: str) -> None:
+        """Take an upload that was admitted out of its round: it cannot be fused."""
+        with self._transaction() as db:
+            db.execute("UPDATE uploads SET refused = ? WHERE id = ?", (reason, upload))
+
     def adopt_late_uploads(self, name: str) -> list[Upload]:
         """Give a round what arrived too late for the one before, of participants who are still admitted.
 

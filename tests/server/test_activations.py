@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,8 +12,8 @@ from mos_common.edlora import attached
 from mos_common.errors import FusionError
 from mos_common.layers import Group, concept_layers, cross_attentions
 from mos_common.words import tokenise
-from mos_server.config import FusionSettings
-from mos_server.fusion.activations import chosen_positions, record_group
+from mos_server.config import ROWS, FusionSettings
+from mos_server.fusion.activations import position_weights, record_group
 
 SETTINGS = FusionSettings(contexts=("V",), steps=2, guidance=3.0, batch=2)
 PROMPTS = ("<cat>", "photo of a <cat>")
@@ -71,6 +72,8 @@ def test_only_conditional_rows_of_a_drawing_are_recorded(tiny, make_concept):
         settings = FusionSettings(contexts=("V",), steps=3, guidance=guidance, batch=2)
         moments = record(Group.SPATIAL, tiny, vocabulary, settings=settings)
         assert moments.rows[reads] == 8 * 8 * 3 * len(PROMPTS)
+        both = record(Group.SPATIAL, tiny, vocabulary, settings=replace(settings, unconditional=True))
+        assert both.rows[reads] == (2 if guidance != 1 else 1) * moments.rows[reads]
 
 
 def test_a_batch_is_a_matter_of_speed(base, vocabulary):
@@ -97,11 +100,26 @@ def test_chosen_positions(tiny, make_concept):
     texts = [tokenise(tiny, prompt, vocabulary) for prompt in ("photo of a <cat>", "photo of a")]
     first = [position for position, _, _ in texts[0].words]
     assert texts[0].end == first[-1] + 1
-    named, plain = chosen_positions(texts, "words").long()
+    named, plain = position_weights(texts, ROWS["words"])
     assert named.nonzero().flatten().tolist() == [*first, texts[0].end]
     assert plain.nonzero().flatten().tolist() == list(range(texts[1].end + 1))
-    assert chosen_positions(texts, "text").sum(dim=1).tolist() == [texts[0].end + 1, texts[1].end + 1]
-    assert chosen_positions(texts, "all").all()
+    assert position_weights(texts, ROWS["text"]).sum(dim=1).tolist() == [texts[0].end + 1, texts[1].end + 1]
+    assert position_weights(texts, ROWS["all"]).all()
+    weighted = position_weights(texts, (4.0, 2.0, 0.5))[0].tolist()
+    assert weighted == [2.0] * first[0] + [4.0] * 3 + [0.5] * (tiny.text_length - texts[0].end - 1)
+
+
+def test_weighted_rows_are_counted_by_their_weights(base, vocabulary):
+    """With weights, G is Σ w x xᵀ / Σ w: of recordings by kind alone, the mean by what each kind weighs."""
+    of_kind = {
+        kind: record(Group.CROSS, base, vocabulary, settings=FusionSettings(rows=kind))
+        for kind in ("1,0,0", "0,1,0", "0,0,1", "3,1,0.25")
+    }
+    *kinds, together = of_kind.values()
+    for reads in together.sums:
+        total = sum(w * one.sums[reads] for w, one in zip((3, 1, 0.25), kinds, strict=True))
+        count = sum(w * one.rows[reads] for w, one in zip((3, 1, 0.25), kinds, strict=True))
+        torch.testing.assert_close(together.mean(reads), total / count, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("group", Group)

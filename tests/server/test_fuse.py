@@ -13,9 +13,9 @@ from mos_common.concept_file import content_digest
 from mos_common.edlora import LowRank
 from mos_common.errors import ConceptError, FusionError, RequestError
 from mos_common.fused_model import NamedConcept
-from mos_common.layers import Group, concept_layers
+from mos_common.layers import Group, adaptable_layers, concept_layers
 from mos_server.config import FusionSettings
-from mos_server.fusion import fuse as fusing
+from mos_server.fusion import statistics
 from mos_server.fusion.fuse import fuse
 from mos_server.publish import write_fused
 
@@ -30,6 +30,7 @@ SETTINGS = FusionSettings(
     steps=2,
     guidance=3.0,
     batch=2,
+    cap=1e30,  # none: the equation alone
 )
 TEXT_ONLY = Group.TEXT, Group.CROSS
 
@@ -171,13 +172,13 @@ def test_the_base_is_left_as_it_was(tiny, three):
 def recordings(monkeypatch) -> Counter:
     """How often each group was recorded."""
     counted: Counter = Counter()
-    record = fusing.record_group
+    record = statistics.record_group
 
     def counting(group, *arguments):
         counted[group] += 1
         return record(group, *arguments)
 
-    monkeypatch.setattr(fusing, "record_group", counting)
+    monkeypatch.setattr(statistics, "record_group", counting)
     return counted
 
 
@@ -268,7 +269,11 @@ def test_what_changes_the_recording_is_recorded_anew(tiny, make_concept, tmp_pat
         ("ordinary", ("a house",), set(Group)),
         ("contexts", ("V at night",), set(Group)),
         ("rows", "words", {Group.TEXT, Group.CROSS}),
+        ("rows", "1,1,0.1", {Group.TEXT, Group.CROSS}),
         ("text_inputs", "own", {Group.CROSS}),
+        ("unet_inputs", "fused", {Group.SPATIAL}),
+        ("unconditional", True, set(Group)),
+        ("cap", 1e-3, set(Group)),
         ("steps", 3, {Group.SPATIAL}),
         ("guidance", 1.0, {Group.SPATIAL}),
         ("batch", 1, set()),
@@ -305,6 +310,10 @@ def test_guidance_0_is_the_base_s_own(tiny, three):
         {"contexts": ()},
         {"steps": 0},
         {"batch": 0},
+        {"cap": 0.0},
+        {"rows": "none"},
+        {"rows": "0,0,0"},
+        {"rows": "1,-1,1"},
     ],
     ids=str,
 )
@@ -367,13 +376,132 @@ def test_a_concept_of_another_base_is_refused(tiny, sixteen, make_concept):
         fuse(tiny, [NamedConcept("alice", make_concept(sixteen, "<cat>"))])
 
 
-@pytest.mark.parametrize("layer", ["text_encoder", "unet"])
-def test_a_concept_that_breaks_the_forward_pass_is_named(tiny, three, layer):
-    """Finite weights can still overflow: the error says whose they were, and the base is whole afterwards."""
-    name = next(it.name for it in concept_layers(tiny) if it.name.startswith(layer) and it.group is not Group.CROSS)
-    pair = three[1].concept.pairs[name]
-    pairs = {**three[1].concept.pairs, name: LowRank(pair.A * 1e19, pair.B * 1e19, pair.alpha)}
-    broken = NamedConcept("bob", replace(three[1].concept, pairs=pairs))
-    with pytest.raises(ConceptError, match=r"concept <bob/dog>: the activations of .* are not finite"):
-        fuse(tiny, [three[0], broken], SETTINGS)
-    fuse(tiny, three[:1], SETTINGS)
+# -- one bad concept ----------------------------------------------------------------------------------------------------
+
+
+def overflowing(concept, layer: str):
+    """The concept with one change that is finite and makes what the layer writes infinite."""
+    pair = concept.pairs[layer]
+    return replace(concept, pairs={**concept.pairs, layer: LowRank(pair.A * 1e19, pair.B * 1e19, pair.alpha)})
+
+
+@pytest.mark.parametrize("part", ["text_encoder", "unet"])
+def test_a_concept_that_breaks_the_forward_pass_is_left_out_by_name(tiny, three, part):
+    """Finite weights can still overflow: the others are fused as if it had never come, and the manifest says whose they were."""
+    layer = next(it.name for it in concept_layers(tiny) if it.name.startswith(part) and it.group is not Group.CROSS)
+    broken = NamedConcept("bob", overflowing(three[1].concept, layer))
+    told: list[str] = []
+    fused = fuse(tiny, [three[0], broken, three[2]], SETTINGS, progress=told.append)
+    (excluded,) = fused.manifest.excluded
+    assert excluded.token == "<bob/dog>"
+    assert f"activations of {part}" in excluded.reason
+    assert any("<bob/dog> is left out" in line for line in told)
+    assert_bit_equal(fused, fuse(tiny, [three[0], three[2]], SETTINGS))
+
+
+def test_if_nothing_can_be_fused_the_error_names_concept_and_layer(tiny, three):
+    layer = next(it.name for it in concept_layers(tiny))
+    broken = NamedConcept("bob", overflowing(three[1].concept, layer))
+    with pytest.raises(FusionError, match=r"concept <bob/dog>: the activations of text_encoder\..* are not finite"):
+        fuse(tiny, [broken], SETTINGS)
+
+
+def kept(fused, token: str) -> float:
+    """The worst of a concept's energies kept, over the groups."""
+    told = next(concept for concept in fused.manifest.concepts if concept.token == token)
+    return min(survival.energy_kept for survival in told.survival.values())
+
+
+@pytest.mark.parametrize("what", ["changes", "words"])
+def test_a_huge_concept_does_not_drown_the_others(tiny, three, what):
+    """Changes a thousand times too large, or words that blow activations up: with the cap, the others keep what they kept without it."""
+    hostile = three[2].concept
+    if what == "changes":
+        pairs = {name: LowRank(pair.A, pair.B, 1000 * pair.alpha) for name, pair in hostile.pairs.items()}
+        hostile = replace(hostile, pairs=pairs)
+    else:
+        hostile = replace(hostile, words=[1e4 * hostile.words[0]])
+    attacked = [*three[:2], NamedConcept("carol", hostile)]
+    with_cap, without = (fuse(tiny, attacked, replace(SETTINGS, cap=cap)) for cap in (4.0, 1e30))
+    peaceful = fuse(tiny, three, SETTINGS)
+    for token in ("<alice/cat>", "<bob/dog>"):
+        assert kept(with_cap, token) > kept(peaceful, token) - 0.1
+        if what == "changes":
+            assert kept(without, token) < kept(peaceful, token) - 1
+
+
+def test_the_cap_leaves_ordinary_concepts_alone(tiny, three):
+    assert_bit_equal(fuse(tiny, three, SETTINGS), fuse(tiny, three, replace(SETTINGS, cap=FusionSettings.cap)))
+
+
+# -- weights and drift --------------------------------------------------------------------------------------------------
+
+
+def test_a_weight_of_two_counts_as_two_of_the_same(tiny, three):
+    twice = [NamedConcept("mallory", three[0].concept), *three[:2]]
+    weighted = fuse(tiny, three[:2], SETTINGS, weights={"<alice/cat>": 2.0})
+    for name, pair in fuse(tiny, twice, SETTINGS).changes.items():
+        assert relative(weighted.changes[name].change(torch.float64), pair.change(torch.float64)) < 1e-5
+    assert {it.token: it.weight for it in weighted.manifest.concepts} == {"<alice/cat>": 2.0, "<bob/dog>": 1.0}
+
+
+@pytest.mark.parametrize("weights", [{"<nobody>": 1.0}, {"<bob/dog>": 0.0}, {"<bob/dog>": float("nan")}])
+def test_weights_for_nobody_or_of_nothing_are_refused(tiny, three, weights):
+    with pytest.raises(FusionError, match=r"weight"):
+        fuse(tiny, three[:2], SETTINGS, weights=weights)
+
+
+def test_drift_is_what_ordinary_prompts_say(tiny, three):
+    """Over stored rows of ordinary prompts: what fusion adds to what the layers write, in energy."""
+    fused = fuse(tiny, three, SETTINGS)
+    for group in Group:
+        rows = dense_rows(tiny, group, None, SETTINGS, {})
+        layers = [layer for layer in concept_layers(tiny) if layer.group is group]
+        moved = sum(mean_square(rows[it.name] @ fused.changes[it.name].change(torch.float64).T) for it in layers)
+        whole = sum(mean_square(rows[it.name] @ it.module.weight.double().T) for it in layers)
+        assert fused.manifest.drift[group.name.lower()] == pytest.approx(moved / whole, rel=1e-3)
+
+
+def test_preserving_more_drifts_less(tiny, three, tmp_path):
+    drifts = [
+        sum(fuse(tiny, three, replace(SETTINGS, preserve=it), moments_dir=tmp_path).manifest.drift.values())
+        for it in (0.0, 0.5, 5.0)
+    ]
+    assert drifts == sorted(drifts, reverse=True)
+
+
+# -- interruption, layers beyond the attention --------------------------------------------------------------------------
+
+
+def test_an_interrupted_fusion_goes_on(tiny, three, tmp_path, monkeypatch, recordings):
+    """Stopped while the UNet was recorded: what was recorded before is not recorded again, and the model is the same."""
+    counting = statistics.record_group
+
+    def interrupted(group, *arguments):
+        if group is Group.SPATIAL and recordings[group] == 2:
+            raise KeyboardInterrupt
+        return counting(group, *arguments)
+
+    monkeypatch.setattr(statistics, "record_group", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        fuse(tiny, three, SETTINGS, moments_dir=tmp_path)
+    monkeypatch.setattr(statistics, "record_group", counting)
+    before = recordings.copy()
+    resumed = fuse(tiny, three, SETTINGS, moments_dir=tmp_path)
+    assert recordings - before == {Group.SPATIAL: 2}
+    assert_bit_equal(resumed, fuse(tiny, three, SETTINGS))
+
+
+def test_layers_beyond_the_attention_are_fused_too(tiny, three, tmp_path):
+    """An imported concept changes a feed-forward and a 1x1 convolution: alone on them, it keeps them; others' moments are made whole."""
+    fuse(tiny, three[:2], SETTINGS, moments_dir=tmp_path)
+    known = {layer.name for layer in concept_layers(tiny)}
+    extra = [it for it in adaptable_layers(tiny) if it.name not in known and it.name.endswith(("mlp.fc1", "proj_in"))]
+    assert {it.group for it in extra} == {Group.TEXT, Group.SPATIAL}
+    pairs = {it.name: LowRank(0.1 * torch.randn(2, it.d_in), 0.1 * torch.randn(it.d_out, 2), 2.0) for it in extra}
+    imported = NamedConcept("dan", replace(three[2].concept, pairs=pairs, name="<lora>"))
+    fused = fuse(tiny, [*three[:2], imported], SETTINGS, moments_dir=tmp_path)
+    assert pairs.keys() <= fused.changes.keys()
+    assert_bit_equal(fused, fuse(tiny, [*three[:2], imported], SETTINGS))
+    alone = fuse(tiny, [imported], replace(SETTINGS, preserve=0.0, ridge=1e-6))
+    assert kept(alone, "<dan/lora>") > 0.999

@@ -68,9 +68,10 @@ def test_an_input_that_layers_share_is_recorded_once(attention):
 def test_a_mask_chooses_positions_and_a_slice_chooses_prompts(attention):
     rows = torch.randn(2, 3, 6)
     mask = torch.tensor([[True, False, True], [False, False, True]])
-    for chosen, kept in ((mask, rows[mask]), (slice(1, None), rows[1])):
+    choices = ((lambda batch: batch[mask], rows[mask]), (lambda batch: batch[1:].flatten(0, 1), rows[1]))
+    for choice, kept in choices:
         moments = Moments()
-        with torch.no_grad(), recording(layers_of(attention), moments, {"rows": chosen}):
+        with torch.no_grad(), recording(layers_of(attention), moments, choice):
             attention(rows)
         torch.testing.assert_close(moments.mean("input").float(), kept.T @ kept / len(kept))
         assert moments.rows["input"] == len(kept)
@@ -78,7 +79,7 @@ def test_a_mask_chooses_positions_and_a_slice_chooses_prompts(attention):
 
 def test_a_mask_that_chooses_nothing_records_nothing(attention):
     moments = Moments()
-    with recording(layers_of(attention), moments, {"rows": torch.zeros(2, 3, dtype=torch.bool)}):
+    with recording(layers_of(attention), moments, lambda batch: batch[torch.zeros(2, 3, dtype=torch.bool)]):
         attention(torch.randn(2, 3, 6))
     assert moments.sums == {}
 
@@ -89,15 +90,15 @@ def test_the_hooks_are_gone_after_an_error(attention):
     assert hooks(attention) == 0
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e30])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_an_input_that_is_not_finite_is_named(attention, value):
-    """1e30 is finite, its square is not in float32."""
     rows = torch.randn(1, 3, 6)
     rows[0, 1, 2] = value
-    named = pytest.raises(FusionError, match=r"activations of input are not finite")
-    with named, recording(layers_of(attention), Moments()):
+    moments = Moments()
+    with recording(layers_of(attention), moments):
         attention(rows)
-    assert hooks(attention) == 0
+    with pytest.raises(FusionError, match=r"activations of input are not finite"):
+        moments.finished()
 
 
 def test_half_precision_is_summed_in_full_precision():
@@ -111,25 +112,15 @@ def test_half_precision_is_summed_in_full_precision():
     assert moments.mean("x").tolist() == [[64.0] * 2] * 2
 
 
-def test_recording_does_not_depend_on_the_products_that_others_allow(attention):
-    before = torch.backends.cuda.matmul.allow_tf32
-    try:
-        torch.backends.cuda.matmul.allow_tf32 = True
-        Moments().add("x", torch.randn(2, 2))
-        assert torch.backends.cuda.matmul.allow_tf32
-    finally:
-        torch.backends.cuda.matmul.allow_tf32 = before
-
-
 def recorded(seed: int = 0) -> Moments:
     moments, generator = Moments(), torch.Generator().manual_seed(seed)
     for reads, width in (("unet.a.input", 7), ("text_encoder.b.input", 1), ("c#odd", 4)):
         moments.add(reads, torch.randn(30, width, generator=generator))
-    return moments
+    return moments.finished()
 
 
 def test_moments_come_back_from_disk_bit_for_bit(tmp_path):
-    """What is kept is the upper half; the lower half is its mirror, where products in float32 may differ in the last bit."""
+    """What is kept is the upper half; the lower half is its mirror."""
     moments = recorded()
     write_moments(moments, tmp_path / "kept.safetensors")
     back = read_moments(tmp_path / "kept.safetensors")
@@ -137,7 +128,7 @@ def test_moments_come_back_from_disk_bit_for_bit(tmp_path):
     assert back.rows == moments.rows
     assert back.sums.keys() == moments.sums.keys()
     for reads, total in moments.sums.items():
-        assert torch.equal(back.sums[reads].triu(), total.triu())
+        assert torch.equal(back.sums[reads], total)
         assert torch.equal(back.sums[reads], back.sums[reads].T)
     write_moments(back, tmp_path / "again.safetensors")
     assert (tmp_path / "again.safetensors").read_bytes() == (tmp_path / "kept.safetensors").read_bytes()
@@ -146,7 +137,7 @@ def test_moments_come_back_from_disk_bit_for_bit(tmp_path):
 def test_moments_take_half_a_square_on_disk(tmp_path):
     moments = Moments()
     moments.add("x", torch.randn(8, 256))
-    write_moments(moments, tmp_path / "kept.safetensors")
+    write_moments(moments.finished(), tmp_path / "kept.safetensors")
     assert (tmp_path / "kept.safetensors").stat().st_size < 0.55 * 256 * 256 * 8
 
 
@@ -154,7 +145,15 @@ def test_missing_moments_are_none(tmp_path):
     assert read_moments(tmp_path / "kept.safetensors") is None
 
 
-@pytest.mark.parametrize("damage", [lambda data: data[:-9], lambda data: b"", lambda data: b"\xff" * len(data)])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: data[:-9],
+        lambda data: b"",
+        lambda data: b"\xff" * len(data),
+        lambda data: data[:-20] + bytes([data[-20] ^ 1]) + data[-19:],  # one bit of one number
+    ],
+)
 def test_damaged_moments_are_none(tmp_path, damage):
     path = tmp_path / "kept.safetensors"
     write_moments(recorded(), path)

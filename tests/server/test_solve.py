@@ -13,7 +13,6 @@ from reference import lbfgs
 from torch import Tensor
 
 from mos_common.edlora import LowRank
-from mos_common.errors import FusionError
 from mos_server.fusion.solve import RIDGES, refactored, residual, solve_change, stacked_left
 
 D_IN, D_OUT = 12, 9
@@ -178,10 +177,25 @@ def test_a_layer_that_reads_nothing_but_zeros_is_not_changed():
     assert float(fused.change().abs().max()) == 0.0
 
 
-def test_a_ridge_below_rounding_is_an_error_that_says_so():
-    X = torch.ones(4, D_IN, dtype=torch.float64)
-    with pytest.raises(FusionError, match=r"ridge 1e-30 is below the rounding.*larger one"):
-        solve_change(X.T @ X, torch.ones(D_OUT, 1), torch.ones(1, D_IN), ridge=1e-30)
+@pytest.mark.parametrize("ridge_kind", RIDGES)
+def test_a_ridge_below_rounding_is_the_pseudo_inverse(ridge_kind):
+    """Fewer rows than inputs and a ridge that float64 cannot see: the smallest change that is perfect on every row."""
+    it = problem(ranks=(2, 2), rows=3)
+    if ridge_kind == "diagonal":  # smallest in units of each input's own size
+        it.rows = [X / it.S().diagonal().sqrt() for X in it.rows]
+    expected = least_squares(it, ridge=0.0)
+    found = solved(it, ridge=1e-30, ridge_kind=ridge_kind).change(torch.float64)
+    torch.testing.assert_close(found, expected, **FLOAT32)
+
+
+@pytest.mark.parametrize("ridge_kind", RIDGES)
+def test_an_input_that_is_always_zero_is_left_alone(ridge_kind):
+    it = problem(ranks=(2, 2), preserve=0.3)
+    for X in (*it.rows, it.ordinary):
+        X[:, 4] = 0.0
+    found = solved(it, ridge_kind=ridge_kind).change(torch.float64)
+    assert float(found[:, 4].abs().max()) < 1e-12
+    torch.testing.assert_close(found, least_squares(it, ridge_kind=ridge_kind), **FLOAT32)
 
 
 def test_preserving_more_changes_ordinary_rows_less():

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Float
 from torch import Tensor
 
 from mos_common.attention import TextMemory, layerwise_attention
@@ -16,8 +16,10 @@ from mos_common.base_model import BaseModel
 from mos_common.drawing import Drawing, denoise, initial_noise, scheduler_for
 from mos_common.layers import Group, Layer
 from mos_common.words import TokenIds, Vocabulary, encode_prompts, encode_rows, encode_token_ids, text_rows, tokenise
-from mos_server.config import FusionSettings, Rows
-from mos_server.fusion.moments import Moments, recording
+from mos_server.config import FusionSettings
+from mos_server.fusion.moments import Choice, Moments, recording
+
+Weights = Float[Tensor, "texts tokens"]
 
 
 def record_group(
@@ -29,35 +31,49 @@ def record_group(
     vocabulary: Vocabulary,
     settings: FusionSettings,
 ) -> Moments:
-    """Second moments of everything that the layers of one group read under `prompts` (and, for the UNet, `seeds`)."""
+    """Second moments of everything that the layers of one group read under `prompts` (and, for the UNet, `seeds`).
+
+    Raises:
+        FusionError: an activation was not finite; the message names the input.
+
+    """
     with torch.no_grad():
         if group is Group.SPATIAL:
-            return record_spatial(base, layers, prompts, seeds, vocabulary, settings)
-        texts = [tokenise(base, prompt, vocabulary) for prompt in prompts]
+            return record_spatial(base, layers, prompts, seeds, vocabulary, settings).finished()
+        unconditional = [""] if settings.unconditional and "" not in prompts else []
+        texts = [tokenise(base, prompt, vocabulary) for prompt in [*prompts, *unconditional]]
         record = record_text if group is Group.TEXT else record_cross
-        return record(base, layers, texts, vocabulary, settings.rows)
+        return record(base, layers, texts, vocabulary, settings.row_weights).finished()
 
 
 def record_text(
-    base: BaseModel, layers: Sequence[Layer], texts: Sequence[TokenIds], vocabulary: Vocabulary, kind: Rows
+    base: BaseModel,
+    layers: Sequence[Layer],
+    texts: Sequence[TokenIds],
+    vocabulary: Vocabulary,
+    kinds: tuple[float, float, float],
 ) -> Moments:
-    """What the text encoder's attention reads, over the encodings of every prompt for every cross-attention layer."""
+    """What the text encoder reads, over the encodings of every prompt for every cross-attention layer."""
     moments, rows = Moments(), text_rows(base, texts)
-    mask = chosen_positions(rows.texts, kind).to(base.device)
-    with recording(layers, moments, {"rows": mask}):
+    weights = position_weights(rows.texts, kinds).to(base.device)
+    with recording(layers, moments, _weighted(weights), float(weights.sum())):
         encode_rows(base, rows, vocabulary)
     return moments
 
 
 def record_cross(
-    base: BaseModel, layers: Sequence[Layer], texts: Sequence[TokenIds], vocabulary: Vocabulary, kind: Rows
+    base: BaseModel,
+    layers: Sequence[Layer],
+    texts: Sequence[TokenIds],
+    vocabulary: Vocabulary,
+    kinds: tuple[float, float, float],
 ) -> Moments:
     """What keys and values read: cross-attention layer k reads encoding k, so each layer has moments of its own."""
     moments = Moments()
     features = encode_token_ids(base, texts, vocabulary)
-    mask = chosen_positions(texts, kind).to(features.device)
+    weights = position_weights(texts, kinds).to(features.device)
     for k, reads in enumerate(dict.fromkeys(layer.reads for layer in layers)):
-        moments.add(reads, features[:, k][mask])
+        moments.add(reads, _weighted(weights)(features[:, k]), float(weights.sum()))
     return moments
 
 
@@ -69,7 +85,7 @@ def record_spatial(
     vocabulary: Vocabulary,
     settings: FusionSettings,
 ) -> Moments:
-    """What the rest of the UNet's attention reads while the prompts are drawn; rows of the unconditional half are left out."""
+    """What the rest of the UNet reads while the prompts are drawn; the unconditional half counts only if settings say so."""
     moments = Moments()
     how = Drawing(steps=settings.steps)
     height, width = how.sized_for(base)
@@ -81,23 +97,33 @@ def record_spatial(
             features = encode_prompts(base, unconditional + part, vocabulary)
             noise = initial_noise(base, seeds[start : start + settings.batch], height, width)
             memory = TextMemory(features, keep=True)
-            with recording(layers, moments, {"rows": slice(len(unconditional), None)}):
+            first = 0 if settings.unconditional else len(unconditional)
+            with recording(layers, moments, _from_row(first)):
                 denoise(base, noise, memory, scheduler_for(base, how), settings.steps, guidance)
     return moments
 
 
-def chosen_positions(texts: Sequence[TokenIds], kind: Rows) -> Bool[Tensor, "texts tokens"]:
-    """Which token positions count: "words" = concept words and the first end, "text" = all up to that end, "all" = padding too.
+def position_weights(texts: Sequence[TokenIds], kinds: tuple[float, float, float]) -> Weights:
+    """How much each token position counts: concept words and the first end, other text up to it, padding after it.
 
-    A text that names no concept has no words to choose; it counts as "text" then.
+    A text that names no concept has no words; all up to its end counts as they do, or as text where words do not count.
     """
-    mask = torch.zeros(len(texts), len(texts[0].ids), dtype=torch.bool)
+    of_words, of_text, of_padding = kinds
+    weights = torch.full((len(texts), len(texts[0].ids)), of_padding)
     for row, text in enumerate(texts):
-        if kind == "all":
-            mask[row] = True
-        elif kind == "text" or not text.words:
-            mask[row, : text.end + 1] = True
-        else:
-            mask[row, [position for position, _, _ in text.words]] = True
-            mask[row, text.end] = True
-    return mask
+        weights[row, : text.end] = of_text if text.words else of_words or of_text
+        weights[row, [position for position, _, _ in text.words]] = of_words
+        weights[row, text.end] = of_words if text.words else of_words or of_text
+    return weights
+
+
+def _from_row(first: int) -> Choice:
+    return lambda batch: batch[first:].flatten(0, 1)
+
+
+def _weighted(weights: Weights) -> Choice:
+    """Rows of positive weight, each times the root of it: XᵀX of them is Σ w x xᵀ."""
+    chosen = weights > 0
+    roots = weights[chosen].sqrt()[:, None]
+    plain = bool((roots == 1).all())
+    return lambda batch: batch[chosen] if plain else batch[chosen].float() * roots

@@ -7,36 +7,32 @@ whenever and in whatever order its members came.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from mos_common.base_model import BaseModel
 from mos_common.concept import Concept, check_fits
 from mos_common.concept_file import content_digest
-from mos_common.edlora import LowRank, attached
-from mos_common.errors import ConceptError, FusionError
-from mos_common.files import canonical_json
-from mos_common.fused_model import FusedConcept, FusedModel, Manifest, NamedConcept, Survival
-from mos_common.layers import Group, Layer, concept_layers
-from mos_common.prompts import about
+from mos_common.edlora import LowRank
+from mos_common.errors import FusionError
+from mos_common.fused_model import Excluded, FusedConcept, FusedModel, Manifest, NamedConcept, Survival
+from mos_common.layers import Group, Layer, adaptable_layers, concept_layers
 from mos_server.config import FusionSettings
-from mos_server.fusion.activations import record_group
-from mos_server.fusion.moments import Moments, read_moments, write_moments
-from mos_server.fusion.solve import refactored, residual, solve_change, stacked_left
+from mos_server.fusion.moments import Moments
+from mos_server.fusion.normal_equation import NormalEquations
+from mos_server.fusion.solve import refactored, residual, stacked_left
+from mos_server.fusion.statistics import Recording, Statistics, UnusableConceptError, wanted_inputs
 
 log = logging.getLogger(__name__)
 Progress = Callable[[str], None]
-RECORDING = 1  # raise when the recording of activations changes: moments kept from before are then recorded anew
 
 
 def fuse(
@@ -44,192 +40,140 @@ def fuse(
     concepts: Sequence[NamedConcept],
     settings: FusionSettings | None = None,
     *,
+    weights: Mapping[str, float] | None = None,
     moments_dir: Path | None = None,
     progress: Progress = log.info,
 ) -> FusedModel:
     """One model that draws every concept.
 
-    Second moments are kept in `moments_dir` by content digest, base and settings, and found there by a later fusion: a concept
-    that joins is the only one to be recorded. Without it they live as long as the call.
+    `weights` by token say how much a concept counts (wi, default 1). Second moments are kept in `moments_dir` by content digest,
+    base and settings, and found there by a later fusion: a concept that joins is the only one to be recorded, and a fusion that
+    was interrupted goes on. Without it they live as long as the call. A concept whose forward pass is not finite is left out, and
+    the manifest says why.
 
     Raises:
-        FusionError: there is nothing to fuse, or two concepts would share a token.
+        FusionError: there is nothing to fuse, two concepts would share a token, or a weight is for nobody or not positive.
         ConceptError: a concept does not fit the base.
 
     """
     settings = settings or FusionSettings()
-    ordered = _in_canonical_order(concepts, base)
+    remaining, excluded = _in_canonical_order(concepts, base), list[Excluded]()
+    weights = _checked_weights(weights or {}, remaining)
     with ExitStack() as stack:
         if moments_dir is None:
             moments_dir = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mos-moments-")))
-        moments_dir.mkdir(parents=True, exist_ok=True)
-        if settings.method == "gradient":
-            changes, survival = _gradient(base, ordered, settings, moments_dir, progress)
-        else:
-            weight = 1 / len(ordered) if settings.method == "average" else settings.sum_weight
-            changes, survival = weighted_sum(base, ordered, weight), [{} for _ in ordered]
-    vocabulary = {named.token: named.concept.words[0].float() for named in ordered if named.concept.words}
-    return FusedModel(changes, vocabulary, _manifest(base, ordered, settings, survival))
+        statistics = Statistics(base, moments_dir, progress)
+        while True:
+            try:
+                solved = _solve(base, remaining, weights, settings, statistics)
+                break
+            except UnusableConceptError as error:
+                remaining = [named for named in remaining if named.token != error.token]
+                if not remaining or len(remaining) + len(excluded) == len(concepts):
+                    raise
+                excluded.append(Excluded(token=error.token, reason=error.reason))
+                progress(f"{error.token} is left out: {error.reason}")
+    vocabulary = {named.token: named.concept.words[0].float() for named in remaining if named.concept.words}
+    return FusedModel(solved.changes, vocabulary, _manifest(base, remaining, weights, settings, solved, excluded))
 
 
-def weighted_sum(base: BaseModel, concepts: Sequence[NamedConcept], weight: float) -> dict[str, LowRank]:
-    """Weight · Σi ΔWi for every layer: FedAvg with 1/n, the scaled sum with anything else."""
+@dataclass
+class Solved:
+    """Δ* of every layer, what survives of each concept by token and group, and the drift of ordinary prompts by group."""
+
+    changes: dict[str, LowRank] = field(default_factory=dict)
+    survival: dict[str, dict[str, Survival]] = field(default_factory=dict)
+    drift: dict[str, float] = field(default_factory=dict)
+
+
+def _solve(
+    base: BaseModel,
+    concepts: Sequence[NamedConcept],
+    weights: Mapping[str, float],
+    settings: FusionSettings,
+    statistics: Statistics,
+) -> Solved:
+    if settings.method == "gradient":
+        return gradient(base, concepts, weights, settings, statistics)
+    if settings.method == "average":
+        total = sum(weights.values())
+        return Solved(weighted_sum(base, concepts, {token: weight / total for token, weight in weights.items()}))
+    factors = {token: settings.sum_weight * weight for token, weight in weights.items()}
+    return Solved(weighted_sum(base, concepts, factors))
+
+
+def weighted_sum(base: BaseModel, concepts: Sequence[NamedConcept], weights: Mapping[str, float]) -> dict[str, LowRank]:
+    """Σi wi ΔWi for every layer: FedAvg with wi = 1/n, the scaled sum with anything else."""
     changes = {}
-    for layer in concept_layers(base):
-        pairs = [named.concept.pairs[layer.name] for named in concepts if layer.name in named.concept.pairs]
-        if pairs:
-            right = torch.cat([weight * pair.scale * pair.A.double() for pair in pairs])
-            changes[layer.name] = refactored(stacked_left(pairs), right)
+    for layer in adaptable_layers(base):
+        given = [(weights[named.token], pair) for named in concepts if (pair := named.concept.pairs.get(layer.name))]
+        if given:
+            right = torch.cat([weight * pair.scale * pair.A.double() for weight, pair in given])
+            changes[layer.name] = refactored(stacked_left([pair for _, pair in given]), right)
     return changes
 
 
-def _gradient(
-    base: BaseModel, concepts: Sequence[NamedConcept], settings: FusionSettings, folder: Path, progress: Progress
-) -> tuple[dict[str, LowRank], list[dict[str, Survival]]]:
-    changes: dict[str, LowRank] = {}
-    survival: list[dict[str, Survival]] = [{} for _ in concepts]
-    for group in Group:
-        layers = [layer for layer in concept_layers(base) if layer.group is group]
-        recorder = _Recorder(base, group, layers, settings, folder, changes)
-        moments = [
-            recorder.keep(named, f"{i}/{len(concepts)} {named.token}", progress) for i, named in enumerate(concepts, 1)
-        ]
-        preserved = recorder.keep(None, "ordinary prompts", progress) if settings.preserve else None
-        started = time.monotonic()
-        changes |= _solve_group(layers, concepts, moments, preserved, settings)
-        progress(f"{group}: {len(layers)} layers solved in {time.monotonic() - started:.1f} s")
-        for i, named in enumerate(concepts):
-            survival[i][group.name.lower()] = _survival(layers, named.concept, read_kept(moments[i]), changes)
-    return changes, survival
-
-
-def _solve_group(
-    layers: Sequence[Layer],
+def gradient(
+    base: BaseModel,
     concepts: Sequence[NamedConcept],
-    kept: Sequence[Path],
-    preserved: Path | None,
+    weights: Mapping[str, float],
     settings: FusionSettings,
-) -> dict[str, LowRank]:
-    """Sum the normal equation of every layer, one concept's moments in memory at a time, and solve it."""
-    S: dict[str, Tensor] = {}
-    left: dict[str, list[LowRank]] = {layer.name: [] for layer in layers}
-    right: dict[str, list[Tensor]] = {layer.name: [] for layer in layers}
-    for named, path in zip(concepts, kept, strict=True):
-        moments = read_kept(path)
-        means = {reads: moments.mean(reads) for reads in moments.sums}
-        for reads, G in means.items():
-            S[reads] = S[reads] + G if reads in S else G.clone()
-        for layer in layers:
-            if pair := named.concept.pairs.get(layer.name):
-                left[layer.name].append(pair)
-                right[layer.name].append(pair.scale * pair.A.double() @ means[layer.reads])
-    if preserved is not None:
-        ordinary = read_kept(preserved)
-        for reads in S:
-            S[reads] += settings.preserve * ordinary.mean(reads)
-    return {
-        layer.name: solve_change(
-            S[layer.reads],
-            stacked_left(left[layer.name]),
-            torch.cat(right[layer.name]),
-            ridge=settings.ridge,
-            ridge_kind=settings.ridge_kind,
-        )
-        for layer in layers
-        if left[layer.name]
-    }
-
-
-class _Recorder:
-    """Records one group's moments of one concept after the other, and keeps them on disk under a key that says what made them."""
-
-    def __init__(
-        self,
-        base: BaseModel,
-        group: Group,
-        layers: Sequence[Layer],
-        settings: FusionSettings,
-        folder: Path,
-        solved: Mapping[str, LowRank],
-    ) -> None:
-        self.base, self.group, self.layers, self.settings, self.folder = base, group, layers, settings, folder
-        self.fused_text = solved if group is Group.CROSS and settings.text_inputs == "fused" else None
-
-    def keep(self, named: NamedConcept | None, title: str, progress: Progress) -> Path:
-        """The file with the moments of a concept (None: of ordinary prompts on the base), recorded now if it is not there."""
-        whose = content_digest(named.concept) if named else "ordinary"  # `concepts withdraw` erases by this name
-        path = self.folder / f"{whose}-{self._key(named)}.safetensors"
-        if read_moments(path) is not None:
-            progress(f"{self.group}: {title} is known")
-            return path
-        started = time.monotonic()
-        write_moments(self._record(named), path)
-        progress(f"{self.group}: {title} recorded in {time.monotonic() - started:.1f} s")
-        return path
-
-    def _record(self, named: NamedConcept | None) -> Moments:
-        changes: Mapping[str, LowRank] = named.concept.pairs if named else {}
-        if self.fused_text is not None and named:
-            changes = self.fused_text
-        prompts, vocabulary = self._prompts(named)
-        try:
-            with attached(self.base, changes):
-                return record_group(
-                    self.group,
-                    self.base,
-                    self.layers,
-                    prompts,
-                    self._seeds(named, len(prompts)),
-                    vocabulary,
-                    self.settings,
-                )
-        except FusionError as error:
-            raise ConceptError(f"concept {named.token if named else 'of ordinary prompts'}: {error}") from error
-
-    def _prompts(self, named: NamedConcept | None) -> tuple[Sequence[str], dict[str, Tensor]]:
-        if named is None:
-            return self.settings.ordinary, {}
-        words = named.concept.words
-        subject = named.concept.name if words else named.concept.class_word
-        return [about(context, subject) for context in self.settings.contexts], {
-            named.concept.name: words[0].float()
-        } if words else {}
-
-    def _seeds(self, named: NamedConcept | None, count: int) -> list[int]:
-        first = int(content_digest(named.concept)[:12], 16) if named else 0
-        return [first + i for i in range(count)]
-
-    def _key(self, named: NamedConcept | None) -> str:
-        settings = self.settings
-        made_by: dict[str, object] = {
-            "recording": RECORDING,
-            "base": self.base.fingerprint,
-            "number format": str(self.base.dtype),
-            "group": self.group.name,
-            "concept": content_digest(named.concept) if named else None,
-            "prompts": list(settings.contexts if named else settings.ordinary),
-            "subject": None if named is None or named.concept.words else named.concept.class_word,
-        }
-        if self.group is Group.SPATIAL:
-            made_by |= {"steps": settings.steps, "guidance": settings.guidance, "batch": settings.batch}
-        else:
-            made_by |= {"rows": settings.rows}
-        if self.fused_text is not None and named:
-            made_by["text encoder"] = _digest(self.fused_text)
-        return hashlib.sha256(canonical_json(made_by)).hexdigest()
-
-
-def read_kept(path: Path) -> Moments:
-    """Moments that were just recorded or found.
+    statistics: Statistics,
+) -> Solved:
+    """Gradient fusion, group after group.
 
     Raises:
-        FusionError: the file has gone or is damaged.
+        UnusableConceptError: a concept's forward pass is not finite.
 
     """
-    moments = read_moments(path)
-    if moments is None:
-        raise FusionError(f"moments {path} disappeared while fusing: fuse again, they are recorded anew")
-    return moments
+    solved = Solved(survival={named.token: {} for named in concepts})
+    for group in Group:
+        layers = _changed_layers(base, concepts, group)
+        if not layers:
+            continue
+        recordings = _recordings(base, concepts, group, layers, settings, solved.changes)
+        statistics.gather([*recordings.values()])
+        started = time.monotonic()
+        equations = NormalEquations(layers, statistics.of(recordings[None]), settings)
+        for named in concepts:
+            equations.add(named.concept, statistics.of(recordings[named.token]), weights[named.token])
+        changes = equations.solve()
+        solved.changes |= changes
+        solved.drift[group.name.lower()] = equations.drift(changes)
+        statistics.progress(f"{group}: {len(layers)} layers solved in {time.monotonic() - started:.1f} s")
+        for named in concepts:
+            moments = statistics.of(recordings[named.token])
+            solved.survival[named.token][group.name.lower()] = _survival(layers, named.concept, moments, changes)
+    return solved
+
+
+def _changed_layers(base: BaseModel, concepts: Sequence[NamedConcept], group: Group) -> list[Layer]:
+    changed = {name for named in concepts for name in named.concept.pairs}
+    return [layer for layer in adaptable_layers(base) if layer.group is group and layer.name in changed]
+
+
+def _recordings(
+    base: BaseModel,
+    concepts: Sequence[NamedConcept],
+    group: Group,
+    layers: Sequence[Layer],
+    settings: FusionSettings,
+    solved: Mapping[str, LowRank],
+) -> dict[str | None, Recording]:
+    """What is to be recorded for a group, by token; None is for ordinary prompts on the untouched base."""
+    reads = wanted_inputs(layers, concept_layers(base), group)
+    group_of = {layer.name: layer.group for layer in adaptable_layers(base)}
+    recordings: dict[str | None, Recording] = {None: Recording(group, None, {}, reads, settings)}
+    for named in concepts:
+        own = dict(named.concept.pairs)
+        if group is not Group.SPATIAL:
+            own = {name: pair for name, pair in own.items() if group_of[name] is Group.TEXT}
+            if group is Group.CROSS and settings.text_inputs == "fused":
+                own = dict(solved)
+        elif settings.unet_inputs == "fused":
+            own = dict(solved) | {name: pair for name, pair in own.items() if group_of[name] is Group.SPATIAL}
+        recordings[named.token] = Recording(group, named, own, reads, settings)
+    return recordings
 
 
 def _survival(layers: Sequence[Layer], concept: Concept, moments: Moments, changes: Mapping[str, LowRank]) -> Survival:
@@ -257,8 +201,22 @@ def _in_canonical_order(concepts: Sequence[NamedConcept], base: BaseModel) -> li
     return sorted(concepts, key=lambda named: (content_digest(named.concept), named.token))
 
 
+def _checked_weights(weights: Mapping[str, float], concepts: Sequence[NamedConcept]) -> dict[str, float]:
+    tokens = {named.token for named in concepts}
+    if unknown := weights.keys() - tokens:
+        raise FusionError(f"a weight is given for {min(unknown)}; there is {', '.join(sorted(tokens))}")
+    if wrong := [token for token, weight in weights.items() if not 0 < weight < 1e6]:
+        raise FusionError(f"the weight of {wrong[0]} is {weights[wrong[0]]}: expected a number above 0")
+    return {token: float(weights.get(token, 1.0)) for token in sorted(tokens)}
+
+
 def _manifest(
-    base: BaseModel, concepts: Sequence[NamedConcept], settings: FusionSettings, survival: Sequence[dict[str, Survival]]
+    base: BaseModel,
+    concepts: Sequence[NamedConcept],
+    weights: Mapping[str, float],
+    settings: FusionSettings,
+    solved: Solved,
+    excluded: Sequence[Excluded],
 ) -> Manifest:
     return Manifest(
         base=base.fingerprint,
@@ -275,17 +233,11 @@ def _manifest(
                 digest=content_digest(named.concept),
                 licence=named.concept.licence,
                 author=named.concept.author,
-                survival=survived,
+                weight=weights[named.token],
+                survival=solved.survival.get(named.token, {}),
             )
-            for named, survived in zip(concepts, survival, strict=True)
+            for named in concepts
         ],
+        excluded=list(excluded),
+        drift=solved.drift,
     )
-
-
-def _digest(changes: Mapping[str, LowRank]) -> str:
-    digest = hashlib.sha256()
-    for name, pair in sorted(changes.items()):
-        digest.update(name.encode())
-        for half in (pair.A, pair.B):
-            digest.update(half.contiguous().numpy().data)
-    return digest.hexdigest()

@@ -1,11 +1,12 @@
 """Second moments: every batch that a layer reads is folded into G = Xᵀ X / m and dropped.
 
-Memory is that of the Grams, whatever the number of concepts, prompts and steps. Products are float32 (without TF32), sums float64.
+Memory is that of the Grams, whatever the number of concepts, prompts and steps.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,60 +14,73 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from mos_common.errors import FusionError
 from mos_common.files import write_atomically
 from mos_common.layers import Layer
+from mos_server.fusion.gram import gram
+
+# Which rows of a batch count, and how much: (batch, rows, d_in) to the rows, each times the root of its weight.
+Choice = Callable[[Float[Tensor, "batch rows d_in"]], Float[Tensor, "chosen d_in"]]
+_DIGEST = "sha256"
 
 
 @dataclass
 class Moments:
-    """Σ XᵀX and the number of rows, for each distinct input (`Layer.reads`)."""
+    """Σ XᵀX and the number of rows (their weights' sum), for each distinct input (`Layer.reads`)."""
 
     sums: dict[str, Float[Tensor, "d_in d_in"]] = field(default_factory=dict)
-    rows: dict[str, int] = field(default_factory=dict)
+    rows: dict[str, float] = field(default_factory=dict)
 
-    def add(self, reads: str, rows: Float[Tensor, "rows d_in"]) -> None:
-        """Fold rows into the sum of one input.
-
-        Raises:
-            FusionError: a row is not finite; the message names the input.
-
-        """
+    def add(self, reads: str, rows: Float[Tensor, "rows d_in"], count: float | None = None) -> None:
+        """Fold rows into the sum of one input; `count` is their number, or the sum of their weights."""
         if rows.shape[0] == 0:
             return
-        with torch.autocast(rows.device.type, enabled=False), _float32_products():
-            product = (rows.float().T @ rows.float()).double().cpu()
-        if not torch.isfinite(product).all():
-            raise FusionError(f"the activations of {reads} are not finite")
+        product = gram(rows)
         self.sums[reads] = self.sums[reads] + product if reads in self.sums else product
-        self.rows[reads] = self.rows.get(reads, 0) + rows.shape[0]
+        self.rows[reads] = self.rows.get(reads, 0.0) + (rows.shape[0] if count is None else count)
 
     def mean(self, reads: str) -> Float[Tensor, "d_in d_in"]:
         """G = Σ XᵀX / m of one input, float64."""
         return self.sums[reads] / self.rows[reads]
 
+    def finished(self) -> Moments:
+        """The same on the CPU, each sum exactly symmetric.
+
+        Raises:
+            FusionError: an input was not finite; the message names the first.
+
+        """
+        sums = {}
+        for reads, total in self.sums.items():
+            if not torch.isfinite(total).all():
+                raise FusionError(f"the activations of {reads} are not finite")
+            half = total.cpu().triu()
+            sums[reads] = half + half.triu(1).T
+        return Moments(sums, dict(self.rows))
+
 
 @contextmanager
-def recording(layers: Sequence[Layer], moments: Moments, chosen: Mapping[str, Any] | None = None) -> Iterator[None]:
+def recording(
+    layers: Sequence[Layer], moments: Moments, choice: Choice | None = None, count: float | None = None
+) -> Iterator[None]:
     """Within: what each distinct input of `layers` reads goes into `moments`.
 
-    `chosen["rows"]`, where given, selects rows of the batch: a mask (batch, positions) or a slice of the batch; it may be changed
-    between forward passes.
+    `choice` takes the rows that count out of a batch (default: all), `count` is the sum of their weights in one batch.
     """
 
-    def fold(reads: str) -> Any:
+    def fold(layer: Layer) -> Any:
         def hook(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            rows = inputs[0]
-            moments.add(reads, (rows[chosen["rows"]] if chosen else rows).detach().flatten(0, -2))
+            batch = layer.rows(inputs[0].detach())
+            moments.add(layer.reads, choice(batch) if choice else batch.flatten(0, 1), count)
 
         return hook
 
     first = {layer.reads: layer for layer in reversed(layers)}
-    handles = [layer.module.register_forward_pre_hook(fold(reads)) for reads, layer in first.items()]
+    handles = [layer.module.register_forward_pre_hook(fold(layer)) for layer in first.values()]
     try:
         yield
     finally:
@@ -75,40 +89,41 @@ def recording(layers: Sequence[Layer], moments: Moments, chosen: Mapping[str, An
 
 
 def write_moments(moments: Moments, path: Path) -> None:
-    """Keep moments on disk: the upper half of each symmetric sum, float64."""
-    tensors = {reads: total[_upper(total.shape[0])].contiguous() for reads, total in sorted(moments.sums.items())}
-    tensors |= {f"{reads}#rows": torch.tensor([moments.rows[reads]]) for reads in moments.sums}
-    write_atomically(path, save(tensors))
+    """Keep finished moments on disk: the upper half of each symmetric sum, float64, and a digest of all."""
+    tensors = {reads: total[_upper(total.shape[0])].contiguous() for reads, total in moments.sums.items()}
+    tensors |= {f"{reads}#rows": torch.tensor([count], dtype=torch.float64) for reads, count in moments.rows.items()}
+    write_atomically(path, save(tensors, {_DIGEST: _digest(tensors)}))
 
 
 def read_moments(path: Path) -> Moments | None:
     """Moments kept on disk, or None where there are none or the file is damaged (they are then recorded again)."""
     try:
+        with safe_open(path, framework="pt") as file:
+            told = (file.metadata() or {}).get(_DIGEST)
         tensors = load(path.read_bytes())
     except (OSError, SafetensorError):
         return None
+    if told != _digest(tensors):
+        return None
     moments = Moments()
-    for reads, half in tensors.items():
-        if reads.endswith("#rows"):
-            continue
+    for reads in sorted(name for name in tensors if not name.endswith("#rows")):
+        half = tensors[reads]
         size = round(((8 * half.numel() + 1) ** 0.5 - 1) / 2)
         total = torch.zeros(size, size, dtype=torch.float64)
         total[_upper(size)] = half
         moments.sums[reads] = total + total.triu(1).T
-        moments.rows[reads] = int(tensors[f"{reads}#rows"])
+        moments.rows[reads] = float(tensors[f"{reads}#rows"])
     return moments
+
+
+def _digest(tensors: dict[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(name.encode())
+        digest.update(tensor.numpy().data)
+    return digest.hexdigest()
 
 
 def _upper(size: int) -> tuple[Tensor, Tensor]:
     row, column = torch.triu_indices(size, size)
     return row, column
-
-
-@contextmanager
-def _float32_products() -> Iterator[None]:
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = False
-    try:
-        yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32 = before

@@ -15,16 +15,16 @@ L-BFGS before its optimum; λ → 0 and μ = 0 is its objective.)
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from mos_common.edlora import LowRank
-from mos_common.errors import FusionError
 
 RIDGES = ("trace", "diagonal")
+Inverse = Callable[[Float[Tensor, "ranks d_in"]], Float[Tensor, "ranks d_in"]]
 
 
 def solve_change(
@@ -35,24 +35,30 @@ def solve_change(
     ridge: float,
     ridge_kind: str = "trace",
 ) -> LowRank:
-    """Δ* of the equation above, in float64, from S, left = [B1 … Bn] and right = [w1 s1 A1 G1; …]. `ridge` is λ.
+    """Δ* of the equation above, in float64, from S, left = [B1 … Bn] and right = [w1 s1 A1 G1; …]. `ridge` is λ."""
+    return refactored(left, damped_inverse(S, ridge, ridge_kind)(right))
+
+
+def damped_inverse(S: Float[Tensor, "d_in d_in"], ridge: float, ridge_kind: str = "trace") -> Inverse:
+    """Multiplication with (S + λ·(tr S/d_in)·I)⁻¹ from the right; factored once for all layers that read one input.
 
     `ridge_kind` "diagonal" weighs every input by its own second moment (λ·diag S) in place of their mean (λ·tr S/d_in).
 
-    Raises:
-        FusionError: S + λ… is not positive definite: λ is below the rounding of the second moments.
-
+    Solved for inputs of unit damping, S' = D^-½ S D^-½ with D the damping over λ. Where S' + λI is not positive definite in float64
+    (λ below the rounding of S), what is left of λ → 0 is the pseudo-inverse.
     """
     S = S.double()
     diagonal = S.diagonal()
     damping = diagonal.mean().expand_as(diagonal) if ridge_kind == "trace" else diagonal
-    if float(diagonal.mean()) == 0:
-        return refactored(left, torch.zeros_like(right))
-    factor, failed = torch.linalg.cholesky_ex(S + torch.diag(ridge * damping))
-    if int(failed):
-        raise FusionError(f"ridge {ridge} is below the rounding of the second moments: give a larger one, such as 1e-4")
-    M = torch.cholesky_solve(right.double().T, factor).T
-    return refactored(left, M)
+    D = torch.where(damping > 0, damping, 1.0).rsqrt()  # D^-½; an input that is always 0 needs no damping
+    damped = D[:, None] * S * D + ridge * torch.eye(len(S), dtype=S.dtype)
+    factor, failed = torch.linalg.cholesky_ex(damped)
+    if not int(failed):
+        return lambda right: torch.cholesky_solve((right.double() * D).T, factor).T * D
+    values, vectors = torch.linalg.eigh(damped)
+    rounding = len(S) * torch.finfo(S.dtype).eps * values[-1]
+    inverse = torch.where(values > rounding, 1 / values, 0.0)
+    return lambda right: (right.double() * D @ vectors) * inverse @ vectors.T * D
 
 
 def refactored(left: Float[Tensor, "d_out ranks"], right: Float[Tensor, "ranks d_in"]) -> LowRank:
@@ -77,10 +83,14 @@ def residual(G: Float[Tensor, "d_in d_in"], fused: LowRank, own: LowRank) -> tup
     """
     L = torch.cat([fused.scale * fused.B.double(), -own.scale * own.B.double()], dim=1)
     R = torch.cat([fused.A.double(), own.A.double()])
-    B, A = own.scale * own.B.double(), own.A.double()
     left_over = ((L.T @ L) * (R @ G @ R.T)).sum()
-    energy = ((B.T @ B) * (A @ G @ A.T)).sum()
-    return max(float(left_over), 0.0), max(float(energy), 0.0)
+    return max(float(left_over), 0.0), energy_of(own, G)
+
+
+def energy_of(pair: LowRank, G: Float[Tensor, "d_in d_in"]) -> float:
+    """‖X ΔWᵀ‖²/m = tr(ΔW G ΔWᵀ) = ⟨BᵀB, A G Aᵀ⟩."""
+    B, A = pair.scale * pair.B.double(), pair.A.double()
+    return max(float(((B.T @ B) * (A @ G @ A.T)).sum()), 0.0)
 
 
 def stacked_left(pairs: Sequence[LowRank]) -> Float[Tensor, "d_out ranks"]:

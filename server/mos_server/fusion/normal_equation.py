@@ -1,0 +1,87 @@
+"""The normal equations of one group of layers: concepts are added one after the other, then every layer is solved.
+
+Memory holds S of every distinct input and Σ ri rows for every layer, never anything of one concept's activations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from mos_common.concept import Concept
+from mos_common.edlora import LowRank
+from mos_common.layers import Layer
+from mos_server.config import FusionSettings
+from mos_server.fusion.moments import Moments
+from mos_server.fusion.solve import Inverse, damped_inverse, energy_of, refactored, stacked_left
+
+
+class NormalEquations:
+    """S and the right-hand side of every layer of a group, with the base's energies on ordinary prompts as the measure of all."""
+
+    def __init__(self, layers: Sequence[Layer], ordinary: Moments, settings: FusionSettings) -> None:
+        self.layers, self.settings, self._ordinary = layers, settings, ordinary
+        self._S = {
+            reads: settings.preserve * ordinary.mean(reads) for reads in dict.fromkeys(layer.reads for layer in layers)
+        }
+        self._left: dict[str, list[LowRank]] = {layer.name: [] for layer in layers}
+        self._right: dict[str, list[Tensor]] = {layer.name: [] for layer in layers}
+
+    def add(self, concept: Concept, moments: Moments, weight: float = 1.0) -> None:
+        """Add wi Gi to S and wi si Ai Gi to the right-hand sides; wi is `weight`, less where the concept's energy is out of bounds."""
+        for reads in self._S:
+            G = moments.mean(reads)
+            pairs = {
+                layer: concept.pairs[layer.name]
+                for layer in self.layers
+                if layer.reads == reads and layer.name in concept.pairs
+            }
+            w = weight * self._bounded(reads, G, pairs)
+            self._S[reads] += w * G
+            for layer, pair in pairs.items():
+                self._left[layer.name].append(pair)
+                self._right[layer.name].append(w * pair.scale * pair.A.double() @ G)
+
+    def solve(self) -> dict[str, LowRank]:
+        """Δ* of every layer that a concept changes."""
+        inverses: dict[str, Inverse] = {}
+        changes = {}
+        for layer in self.layers:
+            if not self._left[layer.name]:
+                continue
+            if layer.reads not in inverses:
+                inverses = {
+                    layer.reads: damped_inverse(self._S[layer.reads], self.settings.ridge, self.settings.ridge_kind)
+                }
+            right = inverses[layer.reads](torch.cat(self._right[layer.name]))
+            changes[layer.name] = refactored(stacked_left(self._left[layer.name]), right)
+        return changes
+
+    def drift(self, changes: Mapping[str, LowRank]) -> float:
+        """Σ ‖X0 Δᵀ‖² / Σ ‖X0 W0ᵀ‖² over the changed layers: what fusion does to ordinary prompts, as a share of what layers write."""
+        changed = [layer for layer in self.layers if layer.name in changes]
+        moved = sum(energy_of(changes[layer.name], self._ordinary.mean(layer.reads)) for layer in changed)
+        whole = sum(self._written[layer.name] for layer in changed)
+        return moved / whole if whole else 0.0
+
+    def _bounded(self, reads: str, G: Tensor, pairs: Mapping[Layer, LowRank]) -> float:
+        """The factor that brings a concept's inputs, and its effect on any layer that reads them, within `cap` times the base's."""
+        ratios = [_ratio(float(G.trace()), float(self._ordinary.mean(reads).trace()))]
+        ratios += [_ratio(energy_of(pair, G), self._written[layer.name]) for layer, pair in pairs.items()]
+        return min(1.0, *(self.settings.cap / ratio for ratio in ratios if ratio > 0))
+
+    @cached_property
+    def _written(self) -> dict[str, float]:
+        """‖X0 W0ᵀ‖²/m0 of every layer: the energy of what the base writes there on ordinary prompts."""
+        energies = {}
+        for layer in self.layers:
+            W0 = layer.module.weight.detach().flatten(1).float().cpu()
+            energies[layer.name] = float(((W0 @ self._ordinary.mean(layer.reads).float()) * W0).sum())
+        return energies
+
+
+def _ratio(energy: float, of_base: float) -> float:
+    return energy / of_base if of_base > 0 else 0.0

@@ -1,0 +1,163 @@
+"""The second moments of every concept, recorded once and kept: what makes a concept that joins or leaves cheap.
+
+They are kept in one folder, in files named by the concept's content digest (`concepts withdraw` erases by it) and by a key that
+says what else made them: base, number format, prompts, sampling, what was attached. Whatever that key does not name must not
+change them; in particular, not the other concepts of the round.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from mos_common.base_model import BaseModel
+from mos_common.concept_file import content_digest
+from mos_common.edlora import LowRank, attached
+from mos_common.errors import FusionError
+from mos_common.files import canonical_json
+from mos_common.fused_model import NamedConcept
+from mos_common.layers import Group, Layer, adaptable_layers
+from mos_common.prompts import about
+from mos_common.words import Vocabulary
+from mos_server.config import FusionSettings
+from mos_server.fusion.activations import record_group
+from mos_server.fusion.moments import Moments, read_moments, write_moments
+
+log = logging.getLogger(__name__)
+Progress = Callable[[str], None]
+RECORDING = 2  # raise when the recording of activations changes: moments kept from before are then recorded anew
+
+
+class UnusableConceptError(FusionError):
+    """A concept whose forward pass breaks down: it cannot be fused, the others can."""
+
+    def __init__(self, token: str, reason: str) -> None:
+        super().__init__(f"concept {token}: {reason}")
+        self.token, self.reason = token, reason
+
+
+@dataclass(frozen=True)
+class Recording:
+    """One recording: a concept (None: ordinary prompts on the base), one group of layers, and what is put onto the base for it.
+
+    `reads` are the inputs that are wanted; a recording of more inputs will do as well.
+    """
+
+    group: Group
+    named: NamedConcept | None
+    attached: Mapping[str, LowRank]
+    reads: frozenset[str]
+    settings: FusionSettings
+
+    @property
+    def token(self) -> str:
+        """Whose it is, for messages."""
+        return self.named.token if self.named else "ordinary prompts"
+
+    def file_name(self, base: BaseModel) -> str:
+        """Whose it is and everything that makes it what it is; not `reads`, since an input's moments do not depend on others'."""
+        settings, concept = self.settings, self.named.concept if self.named else None
+        made_by: dict[str, object] = {
+            "recording": RECORDING,
+            "base": base.fingerprint,
+            "number format": str(base.dtype),
+            "group": self.group.name,
+            "prompts": settings.contexts if concept else settings.ordinary,
+            "subject": concept.class_word if concept and not concept.words else None,
+            "attached": _digest(self.attached),
+            "unconditional": settings.unconditional,
+        }
+        if self.group is Group.SPATIAL:
+            made_by |= {"steps": settings.steps, "guidance": settings.guidance, "batch": settings.batch}
+        else:
+            made_by |= {"rows": settings.row_weights}
+        whose = content_digest(concept) if concept else "ordinary"
+        return f"{whose}-{hashlib.sha256(canonical_json(made_by)).hexdigest()}.safetensors"
+
+    def prompts(self) -> tuple[list[str], Vocabulary]:
+        """The prompts, with the concept in the place of V, and its words."""
+        if self.named is None:
+            return list(self.settings.ordinary), {}
+        concept = self.named.concept
+        if not concept.words:
+            return [about(context, concept.class_word) for context in self.settings.contexts], {}
+        return [about(context, concept.name) for context in self.settings.contexts], {
+            concept.name: concept.words[0].float()
+        }
+
+    def record(self, base: BaseModel) -> Moments:
+        """Run the model.
+
+        Raises:
+            UnusableConceptError: a forward pass is not finite; the message names concept and layer.
+
+        """
+        layers = [layer for layer in adaptable_layers(base) if layer.group is self.group and layer.reads in self.reads]
+        prompts, vocabulary = self.prompts()
+        first = int(content_digest(self.named.concept)[:12], 16) if self.named else 0
+        seeds = [first + i for i in range(len(prompts))]
+        try:
+            with attached(base, self.attached):
+                return record_group(self.group, base, layers, prompts, seeds, vocabulary, self.settings)
+        except FusionError as error:
+            raise UnusableConceptError(self.token, str(error)) from error
+
+
+@dataclass
+class Statistics:
+    """Moments by recording: those that are kept are read, the others are recorded and kept."""
+
+    base: BaseModel
+    folder: Path
+    progress: Progress = log.info
+
+    def __post_init__(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def of(self, recording: Recording) -> Moments:
+        """The moments, now recorded if they are not there (or damaged, or of fewer inputs)."""
+        path = self.folder / recording.file_name(self.base)
+        kept = read_moments(path)
+        if kept is not None and recording.reads <= kept.sums.keys():
+            return kept
+        moments = recording.record(self.base)
+        write_moments(moments, path)
+        return moments
+
+    def is_kept(self, recording: Recording) -> bool:
+        """Whether `of` has only to read."""
+        return (self.folder / recording.file_name(self.base)).is_file()
+
+    def gather(self, recordings: Sequence[Recording]) -> None:
+        """Record what is missing, one after the other, and say how long the rest will take."""
+        missing = [recording for recording in recordings if not self.is_kept(recording)]
+        if known := len(recordings) - len(missing):
+            self.progress(f"{recordings[0].group}: {known} of {len(recordings)} known")
+        started = time.monotonic()
+        for i, recording in enumerate(missing, 1):
+            self.of(recording)
+            passed = time.monotonic() - started
+            left = f", about {passed / i * (len(missing) - i):.0f} s left" if i < len(missing) else ""
+            self.progress(
+                f"{recording.group}: {i}/{len(missing)} {recording.token} recorded, {passed / i:.1f} s each{left}"
+            )
+
+
+def wanted_inputs(layers: Sequence[Layer], base_layers: Sequence[Layer], group: Group) -> frozenset[str]:
+    """What a recording of a group covers: every input of the attention, and those that any concept changes besides."""
+    return frozenset(layer.reads for layer in [*base_layers, *layers] if layer.group is group)
+
+
+def _digest(changes: Mapping[str, LowRank]) -> str:
+    digest = hashlib.sha256()
+    for name, pair in sorted(changes.items()):
+        digest.update(f"{name} {pair.scale!r}".encode())
+        for half in (pair.A, pair.B):
+            digest.update(half.detach().to("cpu", torch.float32).contiguous().numpy().data)
+    return digest.hexdigest()

@@ -1,0 +1,86 @@
+"""XᵀX to the last bit that float32 rows have, with float32 products alone."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mos_server.fusion.gram import ROWS, gram, sliced_gram
+
+# A slice rounds 2^-25 below a column's largest element; a Gram of m such rows can be off by no more than this share of Σ largest².
+SLICES = 2.0**-23
+
+
+def rows(count: int, width: int, *, spread: float = 4.0, offset: float = 3.0, seed: int = 0) -> torch.Tensor:
+    """As a network's activations are: columns of very different size, and far from mean 0."""
+    generator = torch.Generator().manual_seed(seed)
+    scale = torch.logspace(0, -spread, width)
+    return torch.randn(count, width, generator=generator) * scale + offset * torch.randn(width, generator=generator)
+
+
+def exact(X: torch.Tensor) -> torch.Tensor:
+    return X.double().T @ X.double()
+
+
+@settings(max_examples=25)
+@given(
+    count=st.sampled_from([1, 2, ROWS - 1, ROWS, ROWS + 1, 3 * ROWS]),
+    width=st.integers(1, 9),
+    scale=st.floats(1e-12, 1e12),
+    seed=st.integers(0, 1000),
+)
+def test_slices_add_up_to_the_gram(count, width, scale, seed):
+    X = rows(count, width, seed=seed) * scale
+    bound = SLICES * count * X.abs().amax(dim=0).double()
+    error = (sliced_gram(X) - exact(X)).abs()
+    assert bool((error <= bound[:, None] * X.abs().amax(dim=0).double()).all())
+
+
+def test_whole_numbers_are_exact():
+    """Rows that three slices hold without rounding: the same numbers as integer arithmetic gives, bit for bit."""
+    X = torch.randint(-(2**11), 2**11, (700, 8), generator=torch.Generator().manual_seed(0))
+    assert torch.equal(sliced_gram(X.float()), (X.T @ X).double())
+
+
+def test_small_directions_survive():
+    """The smallest eigenvalue is 12 orders below the largest: a float32 product has made it negative, slices have not."""
+    X = rows(2000, 48)
+    smallest = [float(torch.linalg.eigvalsh(G)[0]) for G in (exact(X), sliced_gram(X), (X.T @ X).double())]
+    assert smallest[0] > 0
+    assert smallest[1] == pytest.approx(smallest[0], rel=1e-2)
+    assert smallest[2] < 0
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("product", [gram, sliced_gram])
+def test_what_is_not_finite_is_not_hidden(value, product):
+    X = rows(5, 3)
+    X[2, 1] = value
+    assert not torch.isfinite(product(X)).all()
+
+
+def test_a_column_of_zeros_stays_zero():
+    X = rows(9, 4)
+    X[:, 2] = 0
+    assert sliced_gram(X)[2].abs().max() == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_rows_are_multiplied_in_full(dtype):
+    X = rows(600, 6).to(dtype)
+    for product in (gram, sliced_gram):
+        torch.testing.assert_close(product(X), exact(X), rtol=1e-6, atol=1e-6)
+
+
+def test_other_people_s_precision_is_neither_used_nor_changed():
+    X, before = rows(300, 4), torch.backends.cuda.matmul.allow_tf32
+    try:
+        torch.backends.cuda.matmul.allow_tf32 = True
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert torch.equal(gram(X), exact(X))
+            torch.testing.assert_close(sliced_gram(X), exact(X), rtol=1e-6, atol=1e-6)
+        assert torch.backends.cuda.matmul.allow_tf32
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
