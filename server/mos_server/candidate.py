@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mos_common.errors import FusionError
-from mos_server.concepts import read_spooled
+from mos_server.concepts import named_concepts
 from mos_server.records import Round, Upload
 from mos_server.state import State
 from mos_server.store import Store
@@ -27,8 +27,6 @@ def fuse_candidate(state: State, store: Store, round_id: str, base: BaseModel, p
         FusionError: nothing is left to fuse.
 
     """
-    from mos_common.concept_file import concept_from_bytes
-    from mos_common.fused_model import NamedConcept
     from mos_server.config import FusionSettings
     from mos_server.fusion.fuse import fuse
     from mos_server.publish import write_fused
@@ -39,10 +37,7 @@ def fuse_candidate(state: State, store: Store, round_id: str, base: BaseModel, p
     candidate = state.candidate(round_id)
     store.forget_identities(round_id)
     shutil.rmtree(candidate, ignore_errors=True)
-    concepts = [
-        NamedConcept(upload.participant, concept_from_bytes(read_spooled(state, upload.digest))) for upload in uploads
-    ]
-    fused = fuse(base, concepts, FusionSettings(), moments_dir=state.moments, progress=progress)
+    fused = fuse(base, named_concepts(state, uploads), FusionSettings(), moments_dir=state.moments, progress=progress)
     reasons = {excluded.token: excluded.reason for excluded in fused.manifest.excluded}
     for upload in uploads:
         if upload.token in reasons:

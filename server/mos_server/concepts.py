@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from mos_common.errors import StateError
+from mos_common.errors import RequestError, StateError
 from mos_common.files import could_not_write, write_atomically
 from mos_server.records import Upload
 from mos_server.state import State
 from mos_server.store import Store
+
+if TYPE_CHECKING:
+    from mos_common.fused_model import NamedConcept
 
 
 def spool_path(state: State, digest: str) -> Path:
@@ -30,6 +35,40 @@ def read_spooled(state: State, digest: str) -> bytes:
         raise StateError(
             f"{path} cannot be read ({error.strerror}): restore it from a backup, or withdraw it"
         ) from error
+
+
+def kept_uploads(store: Store, round_id: str | None = None, only: Sequence[str] = ()) -> list[Upload]:
+    """What is kept of one round, or the newest of each token of all rounds.
+
+    `only` chooses among them, by `<alice/cat>`, `alice/cat`, or `cat` while one participant has it.
+
+    Raises:
+        RequestError: no such round, a chosen one is not kept, or several participants have it.
+
+    """
+    kept = store.concepts() if round_id is None else store.admitted(store.round(round_id).id)
+    newest = {upload.token: upload for upload in sorted(kept, key=lambda upload: upload.received)}
+    if not only:
+        return list(newest.values())
+    chosen = {}
+    for wanted in only:
+        name = wanted.strip().strip("<>")
+        found = [token for token in newest if name in (token[1:-1], token[1:-1].rpartition("/")[2])]
+        if len(found) != 1:
+            problem = f"could be any of {', '.join(sorted(found))}" if found else "is not kept"
+            raise RequestError(f"concept {wanted} {problem}; there is {', '.join(sorted(newest)) or 'none'}")
+        chosen[found[0]] = newest[found[0]]
+    return list(chosen.values())
+
+
+def named_concepts(state: State, uploads: Sequence[Upload]) -> list[NamedConcept]:
+    """Kept uploads as fusion takes them."""
+    from mos_common.concept_file import concept_from_bytes
+    from mos_common.fused_model import NamedConcept
+
+    return [
+        NamedConcept(upload.participant, concept_from_bytes(read_spooled(state, upload.digest))) for upload in uploads
+    ]
 
 
 def withdraw(state: State, store: Store, wanted: str) -> list[Upload]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from mos_common.errors import RequestError
 from mos_common.prompts import ORDINARY, RECORDED
 
 Method = Literal["gradient", "average", "sum"]
+METHODS: tuple[str, ...] = get_args(Method)
 Inputs = Literal["own", "fused"]
 
 # How much new words with the first end, the rest of the text, and the padding count.
@@ -60,6 +61,10 @@ class FusionSettings:
             raise RequestError(
                 "fusion needs at least one context and one ordinary prompt, 1 to 1000 steps, a batch of 1"
             )
+        if self.text_inputs not in get_args(Inputs) or self.unet_inputs not in get_args(Inputs):
+            raise RequestError(f"inputs {self.text_inputs}, {self.unet_inputs}: expected own or fused")
+        if self.ridge_kind not in ("trace", "diagonal"):
+            raise RequestError(f"ridge kind {self.ridge_kind}: expected trace or diagonal")
         if not self.cap > 0:
             raise RequestError(f"cap {self.cap}: expected a factor above 0")
         _ = self.row_weights

@@ -189,8 +189,11 @@ def concepts(
     state: StateFolder,
     action: Annotated[str | None, typer.Argument(help="`withdraw`, or nothing: list them.")] = None,
     name: Annotated[str | None, typer.Argument(help='Which: "<alice/cat>", or "<cat>" while only one has it.')] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="With withdraw: write the model that is fused without it here.")
+    ] = None,
 ) -> None:
-    """List the concepts that are kept, or withdraw one: it is erased here and in no round to come."""
+    """List the concepts that are kept, or withdraw one: its file and its statistics are erased, and it is in no round to come."""
     from mos_server.concepts import withdraw
     from mos_server.records import PUBLISHED
     from mos_server.state import open_state
@@ -198,6 +201,8 @@ def concepts(
 
     if action not in (None, "withdraw") or (action == "withdraw") != (name is not None):
         raise RequestError('expected: mos-server concepts STATE, or: mos-server concepts STATE withdraw "<alice/cat>"')
+    if out is not None and (name is None or out.exists()):
+        raise RequestError(f"--out {out}: it goes with withdraw, and must not exist")
     opened = open_state(state)
     with closing(Store(opened.database)) as store:
         if name is None:
@@ -215,6 +220,14 @@ def concepts(
         inside = sorted({upload.round for upload in withdrawn if upload.round in published})
         if inside:
             say(f"it is still in {', '.join(inside)}: run a new round to publish a model without it")
+    if out is not None:
+        from mos_server.fuse_command import fuse_state
+
+        rest = fuse_state(
+            state, out, round_id=inside[-1] if inside else None, progress=lambda line: say(line, error=True)
+        )
+        names = ", ".join(concept.token for concept in rest.manifest.concepts)
+        say(f"{out}: {names}, as if {withdrawn[0].token} had never been there")
 
 
 def bar(

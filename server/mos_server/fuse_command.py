@@ -1,8 +1,9 @@
-"""Fuse files on disk: what `mos-server fuse` does."""
+"""Fuse concepts outside of any round, from files or from a federation's state: what `mos-server fuse` does."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 
 from mos_common.base_model import BaseModel, load_base
@@ -11,11 +12,42 @@ from mos_common.concept_file import read_concept
 from mos_common.errors import ConceptError, RequestError, StateError
 from mos_common.fused_model import FusedModel, NamedConcept
 from mos_server.admission import admit
-from mos_server.config import FusionSettings
+from mos_server.config import METHODS, FusionSettings
 from mos_server.fusion.fuse import fuse
 from mos_server.publish import write_fused
 
-METHODS = ("gradient", "average", "sum")
+Progress = Callable[[str], None]
+
+
+def settings_from(method: str, given: Mapping[str, object]) -> FusionSettings:
+    """The settings of a command line; what is None has its default.
+
+    Raises:
+        RequestError: unknown method, or a setting out of range.
+
+    """
+    if method not in METHODS:
+        raise RequestError(f"--method {method} is not known: choose one of {', '.join(METHODS)}")
+    return FusionSettings(method=method, **{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
+
+
+def weights_from(words: Sequence[str]) -> dict[str, float]:
+    """`<alice/cat>=2` and the like, by token.
+
+    Raises:
+        RequestError: it is not written like that.
+
+    """
+    weights = {}
+    for word in words:
+        token, equals, number = word.rpartition("=")
+        try:
+            weights[token] = float(number)
+        except ValueError:
+            equals = ""
+        if not equals:
+            raise RequestError(f"--weight {word}: expected a token and a number, such as '<alice/cat>=2'")
+    return weights
 
 
 def fuse_files(
@@ -23,37 +55,71 @@ def fuse_files(
     out: Path,
     *,
     base: str = "tiny",
-    method: str = "gradient",
-    ridge: float | None = None,
-    preserve: float | None = None,
-    sum_weight: float | None = None,
+    settings: FusionSettings | None = None,
+    weights: Mapping[str, float] | None = None,
     moments_dir: Path | None = None,
     device: str | None = None,
     dtype: str | None = None,
-    progress: Callable[[str], None] = lambda line: None,
+    progress: Progress = lambda line: None,
 ) -> FusedModel:
-    """Fuse concept files into the folder `out`; a setting that is None has its default.
+    """Fuse concept files into the folder `out`.
 
     Raises:
-        RequestError: unknown method, or a setting out of range. StateError: `out` exists.
-        ConceptError, FusionError: a concept cannot be used; the message names the file.
+        StateError: `out` exists. ConceptError, FusionError: a concept cannot be used; the message names the file.
 
     """
-    if method not in METHODS:
-        raise RequestError(f"--method {method} is not known: choose one of {', '.join(METHODS)}")
-    if out.exists():
-        raise StateError(
-            f"{out} is there already and a fused model is never changed: choose another --out, or remove it"
-        )
-    given = {"ridge": ridge, "preserve": preserve, "sum_weight": sum_weight}
-    settings = FusionSettings(method=method, **{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
+    _check_new(out)
+    settings = settings or settings_from("gradient", {})
     for file in files:
         read_concept(file)
     loaded = load_base(base, device=device, dtype=dtype)
     concepts = [NamedConcept("", _admitted(file, loaded)) for file in files]
-    fused = fuse(loaded, concepts, settings, moments_dir=moments_dir, progress=progress)
+    fused = fuse(loaded, concepts, settings, weights=weights, moments_dir=moments_dir, progress=progress)
     write_fused(fused, out)
     return fused
+
+
+def fuse_state(
+    state: Path,
+    out: Path,
+    *,
+    round_id: str | None = None,
+    only: Sequence[str] = (),
+    settings: FusionSettings | None = None,
+    weights: Mapping[str, float] | None = None,
+    device: str | None = None,
+    dtype: str | None = None,
+    progress: Progress = lambda line: None,
+) -> FusedModel:
+    """Fuse what a federation keeps (of one round, or all), or any subset of it, into the folder `out`.
+
+    What its rounds have recorded is not recorded again.
+
+    Raises:
+        StateError: no state folder, or `out` exists. RequestError: no such round, or a chosen concept is not kept.
+        FusionError: none is kept.
+
+    """
+    from mos_server.concepts import kept_uploads, named_concepts
+    from mos_server.state import open_state
+    from mos_server.store import Store
+
+    _check_new(out)
+    opened = open_state(state)
+    with closing(Store(opened.database)) as store:
+        concepts = named_concepts(opened, kept_uploads(store, round_id, only))
+    loaded = load_base(opened.config.base, device=device, dtype=dtype)
+    settings = settings or settings_from("gradient", {})
+    fused = fuse(loaded, concepts, settings, weights=weights, moments_dir=opened.moments, progress=progress)
+    write_fused(fused, out)
+    return fused
+
+
+def _check_new(out: Path) -> None:
+    if out.exists():
+        raise StateError(
+            f"{out} is there already and a fused model is never changed: choose another --out, or remove it"
+        )
 
 
 def _admitted(file: Path, base: BaseModel) -> Concept:

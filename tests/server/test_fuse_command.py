@@ -16,7 +16,8 @@ from mos_common.fused_model import read_fused
 from mos_common.shell import run
 from mos_server import config, fuse_command
 from mos_server.cli import app
-from mos_server.fuse_command import METHODS, fuse_files
+from mos_server.config import METHODS
+from mos_server.fuse_command import fuse_files, settings_from
 
 
 @pytest.fixture(autouse=True)
@@ -59,7 +60,7 @@ def test_files_become_one_folder(command, files, tmp_path):
     assert sorted(read_fused(out).vocabulary) == ["<cat>", "<dog>"]
     assert "<cat>  energy kept: text 0." in said
     assert f"mos-client draw {out}" in said
-    assert "1/2" in progress and "layers solved" in progress
+    assert "1/3" in progress and "about" in progress and "layers solved" in progress
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -76,7 +77,7 @@ def test_flags_arrive_as_settings(command, files, tmp_path):
     assert (settings["ridge"], settings["preserve"], settings["sum_weight"]) == (0.5, 0.0, 0.25)
     code, _, progress = command("fuse", *files, "--out", str(tmp_path / "again"), *flags)
     assert code == 0
-    assert progress.count("is known") == 3 * 2
+    assert progress.count("3 of 3 known") == 3
     for file in ("adapter.safetensors", "embeddings.safetensors", "manifest.json"):
         assert (tmp_path / "again" / file).read_bytes() == (tmp_path / "fused" / file).read_bytes()
 
@@ -178,7 +179,7 @@ def test_an_export_that_cannot_be_is_one_line(command, files, tmp_path, model, f
 
 def test_the_function_says_the_same_as_the_command(files, tmp_path):
     with pytest.raises(RequestError):
-        fuse_files([Path(files[0])], tmp_path / "fused", method="magic")
+        settings_from("magic", {})
     with pytest.raises(ConceptError, match=r"gone\.safetensors"):
         fuse_files([tmp_path / "gone.safetensors"], tmp_path / "fused")
     with pytest.raises(StateError):
