@@ -79,7 +79,9 @@ def colour_counts(pictures: Pictures, levels: int = 6) -> Float[Tensor, "n input
     for part in (pictures[:, :, : pictures.shape[2] * 5 // 8], pictures):
         level = ((part.clamp(-1, 1) + 1) / 2 * (levels - 1)).round().long()
         index = (level[:, 0] * levels + level[:, 1]) * levels + level[:, 2]
-        counts.append(one_hot(index.flatten(1), levels**3).float().mean(dim=1).sqrt())
+        each = index.flatten(1)
+        count = torch.zeros(len(each), levels**3).scatter_add_(1, each, torch.ones(each.shape))
+        counts.append((count / each.shape[1]).sqrt())
     return torch.cat(counts, dim=1)
 
 

@@ -48,7 +48,7 @@ class FusionSettings:
     ordinary: tuple[str, ...] = ORDINARY
     steps: int = 20
     guidance: float = 0.0
-    batch: int = 8
+    batch: int = 16
     cap: float = 4.0
     sum_weight: float = 0.6
 

@@ -24,6 +24,11 @@ def vocabulary(base, make_concept):
     return {"<cat>": make_concept(base, "<cat>").words[0]}
 
 
+@pytest.fixture
+def vocabulary_of_tiny(tiny, make_concept):
+    return {"<cat>": make_concept(tiny, "<cat>").words[0]}
+
+
 def record(group, base, vocabulary, prompts: Sequence[str] = PROMPTS, seeds=(1, 2), settings=SETTINGS):
     layers = [layer for layer in concept_layers(base) if layer.group is group]
     return record_group(group, base, layers, prompts, seeds, vocabulary, settings)
@@ -85,6 +90,25 @@ def test_a_batch_is_a_matter_of_speed(base, vocabulary):
     assert one.rows == other.rows
     for reads in one.sums:
         torch.testing.assert_close(one.mean(reads), other.mean(reads), rtol=1e-3, atol=1e-4)
+
+
+def test_too_little_memory_means_smaller_batches(tiny, vocabulary_of_tiny, monkeypatch):
+    """A GPU that can hold two pictures at a time records all five all the same, each once."""
+    prompts, seeds = ["a <cat>"] * 5, range(5)
+    settings = FusionSettings(steps=1, guidance=1.0, batch=5)
+    expected = record(Group.SPATIAL, tiny, vocabulary_of_tiny, prompts, seeds, settings)
+    forward = tiny.unet.forward
+
+    def small(latents, *args, **kwargs):
+        if len(latents) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(latents, *args, **kwargs)
+
+    monkeypatch.setattr(tiny.unet, "forward", small)
+    found = record(Group.SPATIAL, tiny, vocabulary_of_tiny, prompts, seeds, settings)
+    assert found.rows == expected.rows
+    for reads in expected.sums:
+        torch.testing.assert_close(found.mean(reads), expected.mean(reads), rtol=1e-3, atol=1e-4)
 
 
 def test_a_seed_is_a_recording(tiny, make_concept):

@@ -127,4 +127,3 @@ def test_shapes_of_stable_diffusion_are_solved_to_the_same_share(width, rows, co
             rel=1e-2,
             abs=1e-6 * float((X[0].double() @ pairs[0].change(torch.float64).T).square().sum()) / rows,
         )
-

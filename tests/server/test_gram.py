@@ -1,4 +1,4 @@
-"""XᵀX to the last bit that float32 rows have, with float32 products alone."""
+"""XᵀX to the last bit that float32 rows have, with products in float32 or TF32 alone."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mos_server.fusion.gram import ROWS, gram, sliced_gram
+from mos_server.fusion.gram import ROWS, STEP, _slice, gram, sliced_gram
 
 # A slice rounds 2^-25 below a column's largest element; a Gram of m such rows can be off by no more than this share of Σ largest².
 SLICES = 2.0**-23
@@ -26,7 +26,7 @@ def exact(X: torch.Tensor) -> torch.Tensor:
 
 @settings(max_examples=25)
 @given(
-    count=st.sampled_from([1, 2, ROWS - 1, ROWS, ROWS + 1, 3 * ROWS]),
+    count=st.sampled_from([1, 2, ROWS - 1, ROWS, ROWS + 1, 3 * ROWS, 40 * ROWS + 7]),
     width=st.integers(1, 9),
     scale=st.floats(1e-12, 1e12),
     seed=st.integers(0, 1000),
@@ -74,13 +74,32 @@ def test_half_precision_rows_are_multiplied_in_full(dtype):
         torch.testing.assert_close(product(X), exact(X), rtol=1e-6, atol=1e-6)
 
 
-def test_other_people_s_precision_is_neither_used_nor_changed():
+@pytest.mark.parametrize("allowed", [True, False])
+def test_other_people_s_precision_is_neither_used_nor_changed(allowed):
     X, before = rows(300, 4), torch.backends.cuda.matmul.allow_tf32
     try:
-        torch.backends.cuda.matmul.allow_tf32 = True
+        torch.backends.cuda.matmul.allow_tf32 = allowed
         with torch.autocast("cpu", dtype=torch.bfloat16):
             assert torch.equal(gram(X), exact(X))
             torch.testing.assert_close(sliced_gram(X), exact(X), rtol=1e-6, atol=1e-6)
-        assert torch.backends.cuda.matmul.allow_tf32
+        assert torch.backends.cuda.matmul.allow_tf32 == allowed
     finally:
         torch.backends.cuda.matmul.allow_tf32 = before
+
+
+def test_slices_are_whole_numbers_that_tf32_holds():
+    """11 bits of mantissa hold every whole number up to 2048; slices stay within 256, and 256 products of them within 2^24."""
+    values, slices = rows(500, 7, offset=0.0) / 5, []
+    for _ in range(3):
+        whole, values = _slice(values)
+        slices.append(whole)
+    for whole in slices:
+        assert torch.equal(whole, whole.round())
+        assert float(whole.abs().max()) <= STEP
+    assert ROWS * STEP**2 <= 2**24
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_gives_the_same_bits():
+    X = rows(5000, 64)
+    assert torch.equal(sliced_gram(X.cuda()).cpu(), sliced_gram(X))

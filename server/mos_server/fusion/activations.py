@@ -5,6 +5,7 @@ Every function here runs the model as the caller has set it up (own or fused cha
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 import torch
@@ -19,6 +20,7 @@ from mos_common.words import TokenIds, Vocabulary, encode_prompts, encode_rows, 
 from mos_server.config import FusionSettings
 from mos_server.fusion.moments import Choice, Moments, recording
 
+log = logging.getLogger(__name__)
 Weights = Float[Tensor, "texts tokens"]
 
 
@@ -85,21 +87,43 @@ def record_spatial(
     vocabulary: Vocabulary,
     settings: FusionSettings,
 ) -> Moments:
-    """What the rest of the UNet reads while the prompts are drawn; the unconditional half counts only if settings say so."""
-    moments = Moments()
-    how = Drawing(steps=settings.steps)
-    height, width = how.sized_for(base)
-    guidance = settings.guidance or base.preset.guidance
+    """What the rest of the UNet reads while the prompts are drawn; the unconditional half counts only if settings say so.
+
+    Prompts are drawn `settings.batch` at a time, fewer where the GPU's memory is too small for that.
+    """
+    moments, waiting = (
+        Moments(),
+        [slice(start, start + settings.batch) for start in range(0, len(prompts), settings.batch)],
+    )
     with layerwise_attention(base):
-        for start in range(0, len(prompts), settings.batch):
-            part = list(prompts[start : start + settings.batch])
-            unconditional = [""] * len(part) if guidance != 1 else []
-            features = encode_prompts(base, unconditional + part, vocabulary)
-            noise = initial_noise(base, seeds[start : start + settings.batch], height, width)
-            memory = TextMemory(features, keep=True)
-            first = 0 if settings.unconditional else len(unconditional)
-            with recording(layers, moments, _from_row(first)):
-                denoise(base, noise, memory, scheduler_for(base, how), settings.steps, guidance)
+        while waiting:
+            part = waiting.pop(0)
+            try:
+                moments.merge(_record_drawing(base, layers, prompts[part], seeds[part], vocabulary, settings))
+            except torch.OutOfMemoryError:
+                size = (part.stop - part.start + 1) // 2
+                if part.stop - part.start == 1:
+                    raise
+                log.info("out of memory with %d prompts at a time: going on with %d", part.stop - part.start, size)
+                waiting = [slice(part.start, part.start + size), slice(part.start + size, part.stop), *waiting]
+    return moments
+
+
+def _record_drawing(
+    base: BaseModel,
+    layers: Sequence[Layer],
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    vocabulary: Vocabulary,
+    settings: FusionSettings,
+) -> Moments:
+    moments, how = Moments(), Drawing(steps=settings.steps)
+    guidance = settings.guidance or base.preset.guidance
+    unconditional = [""] * len(prompts) if guidance != 1 else []
+    memory = TextMemory(encode_prompts(base, [*unconditional, *prompts], vocabulary), keep=True)
+    noise = initial_noise(base, seeds, *how.sized_for(base))
+    with recording(layers, moments, _from_row(0 if settings.unconditional else len(unconditional))):
+        denoise(base, noise, memory, scheduler_for(base, how), settings.steps, guidance)
     return moments
 
 

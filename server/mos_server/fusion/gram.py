@@ -1,10 +1,10 @@
 """XᵀX of one batch, so exact that a ridge of 1e-9 still means something.
 
-A float32 product loses what lies below 1e-7 of the largest second moment: a small ridge would then solve for rounding errors. A CPU
+A float32 product loses what lies 1e-7 below the largest second moment: a small ridge would then solve for rounding errors. A CPU
 multiplies in float64 at half the speed of float32. A consumer GPU does so at a 32nd or 64th; there X is cut into three slices of
-8 bits (after Ozaki et al. 2012, doi 10.1007/s11075-011-9478-1): products of slices are whole numbers, so a float32 sum of up to
-256 of them is exact, and six float32 products replace one in float64. What comes out is the Gram of X rounded 2^-25 below the
-largest element of each column: positive semidefinite, as a Gram must be.
+8 bits (after Ozaki et al. 2012, doi 10.1007/s11075-011-9478-1). Products of slices are whole numbers, so a float32 sum of up to 256
+of them is exact, even on tensor cores in TF32, which hold 11 bits of each factor. What comes out is the Gram of X rounded 2^-25
+below the largest element of each column: positive semidefinite, as a Gram must be.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from torch import Tensor
 
 ROWS = 256  # 2^8 rows of products below 2^16: no sum passes the 2^24 up to which float32 knows every whole number
 STEP = 256.0  # 8 bits a slice
+MOST_PARTIAL = 2**25  # float32 numbers of partial sums at a time: 128 MiB
 
 
 def gram(X: Float[Tensor, "rows d"]) -> Float[Tensor, "d d"]:
@@ -30,22 +31,25 @@ def gram(X: Float[Tensor, "rows d"]) -> Float[Tensor, "d d"]:
 
 def sliced_gram(X: Float[Tensor, "rows d"]) -> Float[Tensor, "d d"]:
     """XᵀX from float32 products alone."""
-    width = X.shape[1]
-    total = _float64(torch.zeros(width, width, device=X.device))
-    with _float32_products(X.device.type):
-        for start in range(0, len(X), ROWS):
-            rows = X[start : start + ROWS].float()
-            largest = rows.abs().amax(dim=0)
-            scale = torch.exp2(torch.ceil(torch.log2(torch.where(largest > 0, largest, 1.0))))
-            high, rest = _slice(rows / scale)
-            middle, rest = _slice(rest)
-            low, _ = _slice(rest)
-            HH, HM, HL = (_float64(high.T @ other) for other in (high, middle, low))
-            MM, ML, LL = _float64(middle.T @ middle), _float64(middle.T @ low), _float64(low.T @ low)
-            product = HH + (HM + HM.T) / STEP + (HL + HL.T + MM) / STEP**2 + (ML + ML.T) / STEP**3 + LL / STEP**4
-            scale64 = _float64(scale) / STEP
-            total += scale64[:, None] * product * scale64
-    return total
+    largest = X.abs().amax(dim=0).float()
+    scale = torch.exp2(torch.ceil(torch.log2(torch.where(largest > 0, largest, 1.0))))
+    group = ROWS * max(1, MOST_PARTIAL // X.shape[1] ** 2)
+    total = sum(_slices_gram(X[start : start + group].float() / scale) for start in range(0, len(X), group))
+    unit = _float64(scale) / STEP
+    return unit[:, None] * total * unit
+
+
+def _slices_gram(X: Float[Tensor, "rows d"]) -> Float[Tensor, "d d"]:
+    """256² XᵀX of rows within [-1, 1]: (H + M/256 + L/256²)ᵀ (H + M/256 + L/256²) with whole H, M and L."""
+    padding = -len(X) % ROWS
+    blocks = torch.nn.functional.pad(X, (0, 0, 0, padding)).view(-1, ROWS, X.shape[1])
+    H, rest = _slice(blocks)
+    M, rest = _slice(rest)
+    L, _ = _slice(rest)
+    with _exact_products(X.device.type):
+        HM, HL, ML = _product(H, M), _product(H, L), _product(M, L)
+        same = _product(H, H) + _product(M, M) / STEP**2 + _product(L, L) / STEP**4
+    return same + (HM + HM.T) / STEP + (HL + HL.T) / STEP**2 + (ML + ML.T) / STEP**3
 
 
 def _slice(values: Tensor) -> tuple[Tensor, Tensor]:
@@ -55,14 +59,20 @@ def _slice(values: Tensor) -> tuple[Tensor, Tensor]:
     return whole, scaled - whole
 
 
+def _product(one: Float[Tensor, "blocks rows d"], other: Float[Tensor, "blocks rows d"]) -> Float[Tensor, "d d"]:
+    partial = one.transpose(1, 2) @ other  # exact in float32, block by block
+    return _float64(partial).sum(dim=0) if partial.device.type == "mps" else partial.sum(dim=0, dtype=torch.float64)
+
+
 def _float64(values: Tensor) -> Tensor:
     return (values.cpu() if values.device.type == "mps" else values).double()  # Apple's GPUs have no float64
 
 
 @contextmanager
-def _float32_products(device_type: str) -> Iterator[None]:
+def _exact_products(device_type: str) -> Iterator[None]:
+    """Products in float32 or TF32, whatever was asked of torch elsewhere: both are exact here, half precision is not."""
     before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = True
     try:
         with torch.autocast(device_type, enabled=False):
             yield

@@ -43,6 +43,12 @@ class Moments:
         self.sums[reads] = self.sums[reads] + product if reads in self.sums else product
         self.rows[reads] = self.rows.get(reads, 0.0) + (rows.shape[0] if count is None else count)
 
+    def merge(self, other: Moments) -> None:
+        """Add the sums of other rows."""
+        for reads, total in other.sums.items():
+            self.sums[reads] = self.sums[reads] + total if reads in self.sums else total
+            self.rows[reads] = self.rows.get(reads, 0.0) + other.rows[reads]
+
     def mean(self, reads: str) -> Float[Tensor, "d_in d_in"]:
         """G = Σ XᵀX / m of one input, float64."""
         return self.sums[reads] / self.rows[reads]
