@@ -68,6 +68,12 @@ def fuse(
         Path | None,
         typer.Option("--moments", help="Keep second moments here: an interrupted or a later fusion goes on from them."),
     ] = None,
+    workers: Annotated[
+        str | None,
+        typer.Option(
+            "--workers", help="Record on: auto (every GPU here), N local workers, or a Ray cluster, ray://host:10001."
+        ),
+    ] = None,
     device: Annotated[str | None, typer.Option("--device", help="cpu, cuda, mps; default: the best there is.")] = None,
     dtype: Annotated[
         str | None, typer.Option("--dtype", help="float32, float16, bfloat16; default: what suits the device.")
@@ -108,6 +114,7 @@ def fuse(
             only=chosen,
             settings=settings,
             weights=weights,
+            workers=workers,
             device=device,
             dtype=dtype,
             progress=progress,
@@ -119,6 +126,7 @@ def fuse(
             base=base or "tiny",
             settings=settings,
             weights=weights,
+            workers=workers,
             moments_dir=moments,
             device=device,
             dtype=dtype,

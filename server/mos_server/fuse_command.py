@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, nullcontext
 from pathlib import Path
 
 from mos_common.base_model import BaseModel, load_base
@@ -14,6 +14,7 @@ from mos_common.fused_model import FusedModel, NamedConcept
 from mos_server.admission import admit
 from mos_server.config import METHODS, FusionSettings
 from mos_server.fusion.fuse import fuse
+from mos_server.fusion.statistics import Recorder
 from mos_server.publish import write_fused
 
 Progress = Callable[[str], None]
@@ -58,6 +59,7 @@ def fuse_files(
     settings: FusionSettings | None = None,
     weights: Mapping[str, float] | None = None,
     moments_dir: Path | None = None,
+    workers: str | None = None,
     device: str | None = None,
     dtype: str | None = None,
     progress: Progress = lambda line: None,
@@ -74,7 +76,10 @@ def fuse_files(
         read_concept(file)
     loaded = load_base(base, device=device, dtype=dtype)
     concepts = [NamedConcept("", _admitted(file, loaded)) for file in files]
-    fused = fuse(loaded, concepts, settings, weights=weights, moments_dir=moments_dir, progress=progress)
+    with _recorder(workers, loaded) as recorder:
+        fused = fuse(
+            loaded, concepts, settings, weights=weights, moments_dir=moments_dir, recorder=recorder, progress=progress
+        )
     write_fused(fused, out)
     return fused
 
@@ -87,6 +92,7 @@ def fuse_state(
     only: Sequence[str] = (),
     settings: FusionSettings | None = None,
     weights: Mapping[str, float] | None = None,
+    workers: str | None = None,
     device: str | None = None,
     dtype: str | None = None,
     progress: Progress = lambda line: None,
@@ -110,9 +116,26 @@ def fuse_state(
         concepts = named_concepts(opened, kept_uploads(store, round_id, only))
     loaded = load_base(opened.config.base, device=device, dtype=dtype)
     settings = settings or settings_from("gradient", {})
-    fused = fuse(loaded, concepts, settings, weights=weights, moments_dir=opened.moments, progress=progress)
+    with _recorder(workers, loaded) as recorder:
+        fused = fuse(
+            loaded,
+            concepts,
+            settings,
+            weights=weights,
+            moments_dir=opened.moments,
+            recorder=recorder,
+            progress=progress,
+        )
     write_fused(fused, out)
     return fused
+
+
+def _recorder(workers: str | None, base: BaseModel) -> AbstractContextManager[Recorder | None]:
+    if workers is None:
+        return nullcontext()
+    from mos_server.fusion.cluster import recorder_on
+
+    return recorder_on(workers, base)
 
 
 def _check_new(out: Path) -> None:

@@ -29,7 +29,7 @@ from mos_server.config import FusionSettings
 from mos_server.fusion.moments import Moments
 from mos_server.fusion.normal_equation import NormalEquations
 from mos_server.fusion.solve import refactored, residual, stacked_left
-from mos_server.fusion.statistics import Recording, Statistics, UnusableConceptError, wanted_inputs
+from mos_server.fusion.statistics import Recorder, Recording, Statistics, UnusableConceptError, wanted_inputs
 
 log = logging.getLogger(__name__)
 Progress = Callable[[str], None]
@@ -42,13 +42,14 @@ def fuse(
     *,
     weights: Mapping[str, float] | None = None,
     moments_dir: Path | None = None,
+    recorder: Recorder | None = None,
     progress: Progress = log.info,
 ) -> FusedModel:
     """One model that draws every concept.
 
     `weights` by token say how much a concept counts (wi, default 1). Second moments are kept in `moments_dir` by content digest,
     base and settings, and found there by a later fusion: a concept that joins is the only one to be recorded, and a fusion that
-    was interrupted goes on. Without it they live as long as the call. A concept whose forward pass is not finite is left out, and
+    was interrupted goes on. Without it they live as long as the call. `recorder` runs the models elsewhere (`cluster.py`). A concept whose forward pass is not finite is left out, and
     the manifest says why.
 
     Raises:
@@ -62,7 +63,7 @@ def fuse(
     with ExitStack() as stack:
         if moments_dir is None:
             moments_dir = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mos-moments-")))
-        statistics = Statistics(base, moments_dir, progress)
+        statistics = Statistics(base, moments_dir, progress, recorder)
         while True:
             try:
                 solved = _solve(base, remaining, weights, settings, statistics)

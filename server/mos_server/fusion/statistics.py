@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +31,8 @@ from mos_server.fusion.moments import Moments, read_moments, write_moments
 
 log = logging.getLogger(__name__)
 Progress = Callable[[str], None]
+Recorded = tuple["Recording", "Moments | UnusableConceptError"]
+Recorder = Callable[[Sequence["Recording"]], Iterator[Recorded]]
 RECORDING = 2  # raise when the recording of activations changes: moments kept from before are then recorded anew
 
 
@@ -109,44 +111,69 @@ class Recording:
             raise UnusableConceptError(self.token, str(error)) from error
 
 
+def recorder_here(base: BaseModel) -> Recorder:
+    """Records on this machine, one after the other."""
+
+    def record(recordings: Sequence[Recording]) -> Iterator[Recorded]:
+        for recording in recordings:
+            try:
+                yield recording, recording.record(base)
+            except UnusableConceptError as error:
+                yield recording, error
+
+    return record
+
+
 @dataclass
 class Statistics:
-    """Moments by recording: those that are kept are read, the others are recorded and kept."""
+    """Moments by recording: those that are kept are read, the others are recorded (by `recorder`, else here) and kept."""
 
     base: BaseModel
     folder: Path
     progress: Progress = log.info
+    recorder: Recorder | None = None
 
     def __post_init__(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def of(self, recording: Recording) -> Moments:
-        """The moments, now recorded if they are not there (or damaged, or of fewer inputs)."""
-        path = self.folder / recording.file_name(self.base)
-        kept = read_moments(path)
+        """The moments, now recorded if they are not there (or damaged, or of fewer inputs).
+
+        Raises:
+            UnusableConceptError: a forward pass is not finite.
+
+        """
+        kept = read_moments(self._path(recording))
         if kept is not None and recording.reads <= kept.sums.keys():
             return kept
-        moments = recording.record(self.base)
-        write_moments(moments, path)
-        return moments
-
-    def is_kept(self, recording: Recording) -> bool:
-        """Whether `of` has only to read."""
-        return (self.folder / recording.file_name(self.base)).is_file()
+        return self._keep(recording, recording.record(self.base))
 
     def gather(self, recordings: Sequence[Recording]) -> None:
-        """Record what is missing, one after the other, and say how long the rest will take."""
-        missing = [recording for recording in recordings if not self.is_kept(recording)]
+        """Record what is missing, and say how long the rest will take.
+
+        Raises:
+            UnusableConceptError: a forward pass is not finite; what was recorded until then is kept.
+
+        """
+        missing = [recording for recording in recordings if not self._path(recording).is_file()]
         if known := len(recordings) - len(missing):
             self.progress(f"{recordings[0].group}: {known} of {len(recordings)} known")
         started = time.monotonic()
-        for i, recording in enumerate(missing, 1):
-            self.of(recording)
-            passed = time.monotonic() - started
-            left = f", about {passed / i * (len(missing) - i):.0f} s left" if i < len(missing) else ""
-            self.progress(
-                f"{recording.group}: {i}/{len(missing)} {recording.token} recorded, {passed / i:.1f} s each{left}"
-            )
+        record = self.recorder or recorder_here(self.base)
+        for i, (recording, moments) in enumerate(record(missing), 1):
+            if isinstance(moments, UnusableConceptError):
+                raise moments
+            self._keep(recording, moments)
+            each = (time.monotonic() - started) / i
+            left = f", about {each * (len(missing) - i):.0f} s left" if i < len(missing) else ""
+            self.progress(f"{recording.group}: {i}/{len(missing)} {recording.token} recorded, {each:.1f} s each{left}")
+
+    def _path(self, recording: Recording) -> Path:
+        return self.folder / recording.file_name(self.base)
+
+    def _keep(self, recording: Recording, moments: Moments) -> Moments:
+        write_moments(moments, self._path(recording))
+        return moments
 
 
 def wanted_inputs(layers: Sequence[Layer], base_layers: Sequence[Layer], group: Group) -> frozenset[str]:

@@ -1,0 +1,119 @@
+"""Record concepts on several GPUs or machines at once, with Ray: moments are independent of each other and simply come back.
+
+A worker is a process with the base model loaded. One that dies is started again, and what it was recording is recorded again. Each
+computes with as many threads, on the same kind of device and in the same number format as it would be done here, so moments are
+the same bits.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mos_common.base_model import BaseModel, load_base
+from mos_common.errors import FusionError, RequestError
+from mos_server.fusion.moments import Moments
+from mos_server.fusion.statistics import Recorded, Recorder, Recording, UnusableConceptError
+
+CLIENT = "ray://"
+
+
+class Worker:
+    """What a worker process does. Errors travel as values: only what cannot be expected may end a worker."""
+
+    def __init__(self, base: str, fingerprint: str, device: str, dtype: str, threads: int) -> None:
+        torch.set_num_threads(threads)
+        self.base = load_base(base, device=device, dtype=dtype)
+        if self.base.fingerprint != fingerprint:
+            raise FusionError(
+                f"a worker's base model {base} is {self.base.fingerprint[:12]}, the server's is {fingerprint[:12]}: "
+                "install the same base on every machine of the cluster"
+            )
+
+    def record(self, recording: Recording) -> Moments | tuple[str, str]:
+        """The moments, or whose concept is unusable and why."""
+        try:
+            return recording.record(self.base)
+        except UnusableConceptError as error:
+            return error.token, error.reason
+
+
+@contextmanager
+def recorder_on(workers: str, base: BaseModel) -> Iterator[Recorder]:
+    """A recorder that spreads its work: over N local workers, over the GPUs of this machine ("auto"), or over a cluster (ray://…).
+
+    Raises:
+        RequestError: `workers` is none of these, or Ray is not installed.
+        FusionError: the cluster cannot be reached.
+
+    """
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # nobody is told that this federation exists
+    ray = _ray()
+    on_gpu = base.device.type == "cuda"
+    local = None if workers.startswith(CLIENT) else _count(workers, on_gpu)
+    try:
+        if local is None:
+            ray.init(address=workers, log_to_driver=False)
+        else:
+            ray.init(
+                num_cpus=local,
+                _node_ip_address="127.0.0.1",
+                include_dashboard=False,
+                log_to_driver=False,
+                configure_logging=False,
+            )
+    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+        raise FusionError(f"no workers at {workers}: {str(error).splitlines()[0]}") from error
+    try:
+        resources = ray.cluster_resources()
+        count = local or max(1, int(resources.get("GPU" if on_gpu else "CPU", 1)))
+        kind = ray.remote(num_cpus=1, num_gpus=1 if on_gpu else 0, max_restarts=-1, max_task_retries=-1)(Worker)
+        name = str(Path(base.name).resolve()) if Path(base.name).is_dir() else base.name
+        how = (name, base.fingerprint, base.device.type, str(base.dtype).removeprefix("torch."))
+        pool = [kind.remote(*how, torch.get_num_threads()) for _ in range(count)]
+        yield lambda recordings: _spread(ray, pool, recordings)
+    finally:
+        ray.shutdown()
+
+
+def _spread(ray: Any, pool: Sequence[Any], recordings: Sequence[Recording]) -> Iterator[Recorded]:
+    """Every worker has one recording at a time; results come as they are done."""
+    waiting, running = list(recordings), dict[Any, tuple[Recording, Any]]()
+    idle = list(pool)
+    while waiting or running:
+        while waiting and idle:
+            worker, recording = idle.pop(), waiting.pop(0)
+            running[worker.record.remote(recording)] = recording, worker
+        (done,), _ = ray.wait(list(running), num_returns=1)
+        recording, worker = running.pop(done)
+        idle.append(worker)
+        try:
+            result = ray.get(done)
+        except ray.exceptions.RayError as error:
+            raise FusionError(f"a worker failed on {recording.token}: {str(error).strip().splitlines()[-1]}") from error
+        yield recording, UnusableConceptError(*result) if isinstance(result, tuple) else result
+
+
+def _count(workers: str, on_gpu: bool) -> int:
+    if workers == "auto":
+        return torch.cuda.device_count() if on_gpu else 1
+    if workers.isdigit() and int(workers) > 0:
+        return int(workers)
+    raise RequestError(
+        f"--workers {workers}: expected auto, a number of local workers, or a cluster such as ray://host:10001"
+    )
+
+
+def _ray() -> Any:
+    try:
+        import ray
+    except ImportError as error:
+        raise RequestError(
+            "--workers needs Ray, which is not installed: pip install 'federated-mix-of-show[cluster]'"
+        ) from error
+    return ray
