@@ -106,9 +106,9 @@ def test_every_file_that_a_page_links_or_copies_is_there(page):
     text = page.read_text(encoding="utf-8")
     linked = re.findall(r"\]\((?!https?:|#)([^)#]+)", text)
     for target in linked:
-        assert (page.parent / target).exists() or target.endswith(".png"), target
+        assert (page.parent / target).exists(), target
     for path in re.findall(r"(?<![\w/.])((?:deploy|docs|common|tests)/[\w./@-]+\w)", text):
-        assert (TOP / path).exists() or path.endswith(".png"), path
+        assert (TOP / path).exists(), path
 
 
 def test_every_anchor_on_a_page_is_a_heading():
