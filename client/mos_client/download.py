@@ -6,6 +6,7 @@ import hashlib
 import logging
 import shutil
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from mos_common.signing import MANIFEST, check_files, verify_model
 log = logging.getLogger(__name__)
 Progress = Callable[[int, int], None]
 LARGEST_MODEL_BYTES = 32 << 30
-ATTEMPTS = 5
+ATTEMPTS, PAUSE_S = 5, 1.0
 FETCH_S = 3600.0
 
 
@@ -49,8 +50,12 @@ def download_model(
         folder = into / str(described.model)
         if manifest_digest and folder.is_dir() and not _is_whole(folder, enrolment, manifest_digest):
             shutil.rmtree(folder)  # a candidate that was fused again, or we were killed while we deleted it
+        elif folder.is_dir() and (other := _other_manifest(folder, described)):
+            _move(
+                folder, folder.with_name(f"{folder.name}.{other[:12]}")
+            )  # a server set back to an older backup counts anew
         if not folder.is_dir():
-            part = into / f".{described.model}.part"
+            part = _part_of(described, into)
             _fetch_all(enrolment, stub, described, part, progress)
             _check(part, enrolment, manifest_digest)
             _move(part, folder)
@@ -100,6 +105,24 @@ def describe(enrolment: Enrolment, stub: Any, model: str) -> Any:
     return answer
 
 
+def _part_of(described: Any, into: Path) -> Path:
+    """Where a download is collected. Its name says what of: the parts of another model of that name are dropped, never mixed in."""
+    digest = hashlib.sha256(described.SerializeToString(deterministic=True)).hexdigest()
+    part = into / f".{described.model}.{digest[:16]}.part"
+    for stale in into.glob(f".{described.model}.*part"):
+        if stale != part:
+            shutil.rmtree(stale, ignore_errors=True)
+    return part
+
+
+def _other_manifest(folder: Path, described: Any) -> str | None:
+    """The digest of a folder's manifest if it is another than the server's."""
+    if not (folder / MANIFEST).is_file():
+        return None  # damaged: `_check` says so
+    here = sha256_of(folder / MANIFEST)
+    return None if here in {file.sha256.hex() for file in described.files if file.name == MANIFEST} else here
+
+
 def _fetch_all(enrolment: Enrolment, stub: Any, described: Any, part: Path, progress: Progress) -> None:
     total = sum(file.size for file in described.files)
     try:
@@ -125,7 +148,7 @@ def _fetch_all(enrolment: Enrolment, stub: Any, described: Any, part: Path, prog
             except NetworkError:
                 if attempt == ATTEMPTS:
                     raise
-                threading.Event().wait(float(attempt))
+                time.sleep(attempt * PAUSE_S)
         if sha256_of(path) != file.sha256.hex():
             path.unlink()
             raise TrustError(

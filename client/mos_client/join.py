@@ -128,8 +128,8 @@ def _tokens(model: Path) -> set[str]:
 
 def _newest(session: Session) -> str | None:
     """The newest model that was downloaded before, so that it is not fetched again as news."""
-    names = sorted(folder.name for folder in session.models.glob("round-*") if folder.is_dir())
-    return names[-1] if names else None
+    names = [folder.name for folder in session.models.glob("round-*") if folder.is_dir() and "." not in folder.name]
+    return max(names, key=lambda name: (len(name), name), default=None)
 
 
 @contextmanager

@@ -1,0 +1,125 @@
+"""A real server of `mos.v1` on loopback, for tests of the participant's side."""
+
+from __future__ import annotations
+
+import datetime as dt
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from mos_client.enrolment import Enrolment, enrol
+from mos_common.kit import Kit
+from mos_common.signing import sign_manifest
+from mos_server.records import PUBLISHED, RoundSettings
+from mos_server.service import MosService, start_service
+from mos_server.state import ServerConfig, State, create_state
+from mos_server.store import Store
+
+
+@dataclass
+class Operator:
+    """A server that can be stopped, started again on its port, and made to fail."""
+
+    state: State
+    store: Store
+    port: int = 0
+    server: grpc.Server | None = None
+    service: Any = None
+    fetched: list[tuple[str, int]] = field(default_factory=list)  # file and offset of every Fetch
+    faults: dict[str, Callable] = field(default_factory=dict)  # what answers in place of Describe or Fetch
+    real: dict[str, Callable] = field(default_factory=dict)
+
+    def start(self) -> None:
+        self.faults.clear()
+        self.service = MosService(self.state, self.store, lambda pem, name: None)
+        self.real = {"Describe": self.service.Describe, "Fetch": self.service.Fetch}
+        for name in self.real:  # handlers are bound when the server starts: faults come in behind them
+            setattr(self.service, name, self._answering(name))
+        self.server, self.port = start_service(self.service, self.state, f"127.0.0.1:{self.port}")
+
+    def _answering(self, name: str) -> Callable:
+        def answer(request: Any, context: Any) -> Any:
+            if name == "Fetch":
+                self.fetched.append((request.file, request.offset))
+            return self.faults.get(name, self.real[name])(request, context)
+
+        return answer
+
+    def stop(self) -> None:
+        if self.server is not None:
+            self.server.stop(None).wait()
+        self.server = None
+
+    def kit(self, name: str = "alice", valid_s: float = 3600.0) -> Kit:
+        token, expires = self.store.invite(name, valid_s=valid_s)
+        return Kit(
+            server_id=self.state.config.server_id,
+            name=name,
+            fleet="127.0.0.1:1",
+            mos=f"127.0.0.1:{self.port}",
+            ca=self.state.pki.authority.read_text(),
+            token=token,
+            expires=dt.datetime.fromtimestamp(int(expires), dt.UTC),
+            base="ab" * 32,
+            base_name="tiny",
+            signing_key=self.state.pki.signing_key_pem(),
+        )
+
+    def publish(self, files: dict[str, bytes]) -> str:
+        """A signed model of the next round."""
+        round_ = self.store.ask_round(RoundSettings())
+        self.write(self.state.model(round_.id), files)
+        sign_manifest(self.state.model(round_.id), self.state.pki.signing_key())
+        self.store.advance(round_.id, PUBLISHED)
+        return round_.id
+
+    @staticmethod
+    def write(folder: Path, files: dict[str, bytes]) -> str:
+        """A model's folder as the server keeps it; the digest of its manifest."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, data in files.items():
+            (folder / name).write_bytes(data)
+        described = {
+            name: {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in files.items()
+        }
+        manifest = json.dumps({"files": described, "concepts": []}).encode()
+        (folder / "manifest.json").write_bytes(manifest)
+        return hashlib.sha256(manifest).hexdigest()
+
+
+@pytest.fixture
+def new_operator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], Operator]]:
+    """Servers with authorities of their own."""
+    made: list[Operator] = []
+
+    def new() -> Operator:
+        config = ServerConfig(base="tiny", base_fingerprint="ab" * 32)
+        state = create_state(tmp_path_factory.mktemp("server") / "state", config)
+        made.append(Operator(state, Store(state.database)))
+        made[-1].start()
+        return made[-1]
+
+    yield new
+    for operator in made:
+        with suppress(ValueError):
+            operator.stop()
+        operator.store.close()
+
+
+@pytest.fixture
+def operator(new_operator: Callable[[], Operator]) -> Operator:
+    """A server that runs."""
+    return new_operator()
+
+
+@pytest.fixture
+def member(operator: Operator, tmp_path: Path) -> Enrolment:
+    """Alice, who has enrolled."""
+    return enrol(operator.kit(), tmp_path / "alice", lambda line: None)

@@ -1,0 +1,85 @@
+"""The kit: what a participant can use, and what it says of everything else."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+
+import pytest
+
+from mos_common.errors import TrustError
+from mos_common.kit import Kit, read_kit, write_kit
+
+NOW = dt.datetime(2026, 1, 2, 3, 4, tzinfo=dt.UTC)
+FIELDS = {
+    "server_id": "ab" * 16,
+    "name": "alice",
+    "fleet": "fusion.example.org:9092",
+    "mos": "fusion.example.org:9093",
+    "ca": "-----BEGIN CERTIFICATE-----\n…",
+    "token": "a-token-of-16-letters-or-more",
+    "expires": NOW,
+    "base": "cd" * 32,
+    "base_name": "tiny",
+    "signing_key": "-----BEGIN PUBLIC KEY-----\n…",
+}
+
+
+def test_a_kit_comes_back_and_only_its_owner_can_read_it(tmp_path):
+    write_kit(Kit(**FIELDS), tmp_path / "alice.kit")
+    assert read_kit(tmp_path / "alice.kit") == Kit(**FIELDS)
+    assert (tmp_path / "alice.kit").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_kit_can_be_used_until_it_expires():
+    kit = Kit(**FIELDS)
+    kit.check_valid(NOW - dt.timedelta(seconds=1))
+    for late in (dt.timedelta(0), dt.timedelta(days=400)):
+        with pytest.raises(TrustError, match=r"expired on 2026-01-02 03:04 UTC: ask the operator for a new one"):
+            kit.check_valid(NOW + late)
+
+
+def test_hours_are_hours_in_every_zone():
+    there = Kit(**FIELDS | {"expires": dt.datetime(2026, 1, 2, 5, 4, tzinfo=dt.timezone(dt.timedelta(hours=2)))})
+    with pytest.raises(TrustError):
+        there.check_valid(NOW)
+    there.check_valid(NOW - dt.timedelta(seconds=1))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("server_id", "../../etc"),
+        ("name", "Alice"),
+        ("name", "a/b"),
+        ("fleet", "no-port"),
+        ("mos", "two words:1"),
+        ("ca", "-----BEGIN PRIVATE KEY-----"),
+        ("token", "short"),
+        ("base", "tiny"),
+        ("signing_key", "none"),
+        ("format", 2),
+        ("expires", "tomorrow"),
+        ("expires", "2026-01-02T03:04:05"),
+        ("extra", "field"),
+    ],
+)
+def test_a_field_that_is_wrong_is_named(tmp_path, field, value):
+    path = tmp_path / "alice.kit"
+    write_kit(Kit(**FIELDS), path)
+    path.write_text(json.dumps(json.loads(path.read_bytes()) | {field: value}))
+    with pytest.raises(TrustError, match=rf"alice\.kit is not a kit \({field}.*ask the operator"):
+        read_kit(path)
+
+
+@pytest.mark.parametrize("contents", [b"", b"hello", b"[]", b"\xff\xfe", b'{"format": 1'])
+def test_a_file_that_is_no_kit_says_so(tmp_path, contents):
+    (tmp_path / "photo.jpg").write_bytes(contents)
+    with pytest.raises(TrustError, match=r"photo\.jpg is not a kit"):
+        read_kit(tmp_path / "photo.jpg")
+
+
+def test_a_kit_that_is_not_there_is_asked_for(tmp_path):
+    for path in (tmp_path / "alice.kit", tmp_path):
+        with pytest.raises(TrustError, match=r"cannot be read.*give the file that the operator sent"):
+            read_kit(path)
