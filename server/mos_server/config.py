@@ -8,7 +8,7 @@ from typing import Literal, get_args
 from mos_common.errors import RequestError
 from mos_common.prompts import ORDINARY, RECORDED
 
-Method = Literal["gradient", "average", "sum"]
+Method = Literal["gradient", "average", "sum", "ties", "dare", "custom-diffusion", "lbfgs"]
 METHODS: tuple[str, ...] = get_args(Method)
 Inputs = Literal["own", "fused"]
 
@@ -33,7 +33,8 @@ class FusionSettings:
     batch: prompts sampled together; more is faster and needs more memory.
     cap: a concept whose inputs or whose effect on a layer have more than `cap` times the energy that the base has there on ordinary
         prompts counts less by that factor, so that none can drown the others.
-    sum_weight: what `sum` multiplies every change with; `average` takes 1/n.
+    sum_weight: what `sum`, `ties` and `dare` multiply every change with; `average` takes 1/n.
+    density: the share of each change's entries that `ties` and `dare` keep.
     """
 
     method: Method = "gradient"
@@ -51,6 +52,7 @@ class FusionSettings:
     batch: int = 16
     cap: float = 4.0
     sum_weight: float = 0.6
+    density: float = 0.2
 
     def __post_init__(self) -> None:
         if not 0 < self.ridge <= 1e3 or not 0 <= self.preserve <= 1e3:
@@ -67,6 +69,8 @@ class FusionSettings:
             raise RequestError(f"ridge kind {self.ridge_kind}: expected trace or diagonal")
         if not self.cap > 0:
             raise RequestError(f"cap {self.cap}: expected a factor above 0")
+        if not 0 < self.density <= 1:
+            raise RequestError(f"density {self.density}: expected a share above 0, at most 1")
         _ = self.row_weights
 
     @property

@@ -31,7 +31,9 @@ def fuse(
         str | None,
         typer.Option("--base", help="`tiny`, a diffusers folder, or a hub id; the state's own with --state."),
     ] = None,
-    method: Annotated[str, typer.Option("--method", help="gradient, or a rival: average, sum.")] = "gradient",
+    method: Annotated[
+        str, typer.Option("--method", help="gradient, or a rival: average, sum, ties, dare, custom-diffusion, lbfgs.")
+    ] = "gradient",
     weight: Annotated[
         list[str] | None, typer.Option("--weight", help="How much a concept counts: '<alice/cat>=2'. May be repeated.")
     ] = None,
@@ -62,7 +64,10 @@ def fuse(
         float | None, typer.Option("--cap", help="Energy, in units of the base's, above which a concept counts less.")
     ] = None,
     sum_weight: Annotated[
-        float | None, typer.Option("--sum-weight", help="What `sum` multiplies every change with.")
+        float | None, typer.Option("--sum-weight", help="What sum, ties and dare multiply every change with.")
+    ] = None,
+    density: Annotated[
+        float | None, typer.Option("--density", help="The share of each change's entries that ties and dare keep.")
     ] = None,
     moments: Annotated[
         Path | None,
@@ -95,6 +100,7 @@ def fuse(
         "batch": batch,
         "cap": cap,
         "sum_weight": sum_weight,
+        "density": density,
     }
     settings, weights = settings_from(method, given), weights_from(weight or [])
 

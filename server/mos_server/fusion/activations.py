@@ -32,8 +32,11 @@ def record_group(
     seeds: Sequence[int],
     vocabulary: Vocabulary,
     settings: FusionSettings,
+    into: type[Moments] = Moments,
 ) -> Moments:
     """Second moments of everything that the layers of one group read under `prompts` (and, for the UNet, `seeds`).
+
+    `into` is what rows are added to: another kind may keep more of them than their moments.
 
     Raises:
         FusionError: an activation was not finite; the message names the input.
@@ -41,11 +44,11 @@ def record_group(
     """
     with torch.no_grad():
         if group is Group.SPATIAL:
-            return record_spatial(base, layers, prompts, seeds, vocabulary, settings).finished()
+            return record_spatial(base, layers, prompts, seeds, vocabulary, settings, into).finished()
         unconditional = [""] if settings.unconditional and "" not in prompts else []
         texts = [tokenise(base, prompt, vocabulary) for prompt in [*prompts, *unconditional]]
         record = record_text if group is Group.TEXT else record_cross
-        return record(base, layers, texts, vocabulary, settings.row_weights).finished()
+        return record(base, layers, texts, vocabulary, settings.row_weights, into).finished()
 
 
 def record_text(
@@ -54,9 +57,10 @@ def record_text(
     texts: Sequence[TokenIds],
     vocabulary: Vocabulary,
     kinds: tuple[float, float, float],
+    into: type[Moments] = Moments,
 ) -> Moments:
     """What the text encoder reads, over the encodings of every prompt for every cross-attention layer."""
-    moments, rows = Moments(), text_rows(base, texts)
+    moments, rows = into(), text_rows(base, texts)
     weights = position_weights(rows.texts, kinds).to(base.device)
     with recording(layers, moments, _weighted(weights), float(weights.sum())):
         encode_rows(base, rows, vocabulary)
@@ -69,9 +73,10 @@ def record_cross(
     texts: Sequence[TokenIds],
     vocabulary: Vocabulary,
     kinds: tuple[float, float, float],
+    into: type[Moments] = Moments,
 ) -> Moments:
     """What keys and values read: cross-attention layer k reads encoding k, so each layer has moments of its own."""
-    moments = Moments()
+    moments = into()
     features = encode_token_ids(base, texts, vocabulary)
     weights = position_weights(texts, kinds).to(features.device)
     for k, reads in enumerate(dict.fromkeys(layer.reads for layer in layers)):
@@ -86,20 +91,21 @@ def record_spatial(
     seeds: Sequence[int],
     vocabulary: Vocabulary,
     settings: FusionSettings,
+    into: type[Moments] = Moments,
 ) -> Moments:
     """What the rest of the UNet reads while the prompts are drawn; the unconditional half counts only if settings say so.
 
     Prompts are drawn `settings.batch` at a time, fewer where the GPU's memory is too small for that.
     """
     moments, waiting = (
-        Moments(),
+        into(),
         [slice(start, start + settings.batch) for start in range(0, len(prompts), settings.batch)],
     )
     with layerwise_attention(base):
         while waiting:
             part = waiting.pop(0)
             try:
-                moments.merge(_record_drawing(base, layers, prompts[part], seeds[part], vocabulary, settings))
+                moments.merge(_record_drawing(base, layers, prompts[part], seeds[part], vocabulary, settings, into))
             except torch.OutOfMemoryError:
                 size = (part.stop - part.start + 1) // 2
                 if part.stop - part.start == 1:
@@ -116,8 +122,9 @@ def _record_drawing(
     seeds: Sequence[int],
     vocabulary: Vocabulary,
     settings: FusionSettings,
+    into: type[Moments],
 ) -> Moments:
-    moments, how = Moments(), Drawing(steps=settings.steps)
+    moments, how = into(), Drawing(steps=settings.steps)
     guidance = settings.guidance or base.preset.guidance
     unconditional = [""] * len(prompts) if guidance != 1 else []
     memory = TextMemory(encode_prompts(base, [*unconditional, *prompts], vocabulary), keep=True)

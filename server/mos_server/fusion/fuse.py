@@ -16,8 +16,6 @@ from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 
-import torch
-
 from mos_common.base_model import BaseModel
 from mos_common.concept import Concept, check_fits
 from mos_common.concept_file import content_digest
@@ -26,9 +24,11 @@ from mos_common.errors import FusionError
 from mos_common.fused_model import Excluded, FusedConcept, FusedModel, Manifest, NamedConcept, Survival
 from mos_common.layers import Group, Layer, adaptable_layers, concept_layers
 from mos_server.config import FusionSettings
+from mos_server.fusion import rivals
+from mos_server.fusion.lbfgs import lbfgs_fusion
 from mos_server.fusion.moments import Moments
 from mos_server.fusion.normal_equation import NormalEquations
-from mos_server.fusion.solve import refactored, residual, stacked_left
+from mos_server.fusion.solve import residual
 from mos_server.fusion.statistics import Recorder, Recording, Statistics, UnusableConceptError, wanted_inputs
 
 log = logging.getLogger(__name__)
@@ -96,22 +96,30 @@ def _solve(
 ) -> Solved:
     if settings.method == "gradient":
         return gradient(base, concepts, weights, settings, statistics)
-    if settings.method == "average":
-        total = sum(weights.values())
-        return Solved(weighted_sum(base, concepts, {token: weight / total for token, weight in weights.items()}))
-    factors = {token: settings.sum_weight * weight for token, weight in weights.items()}
-    return Solved(weighted_sum(base, concepts, factors))
+    return Solved(_rival(base, concepts, weights, settings, statistics.progress))
 
 
-def weighted_sum(base: BaseModel, concepts: Sequence[NamedConcept], weights: Mapping[str, float]) -> dict[str, LowRank]:
-    """Σi wi ΔWi for every layer: FedAvg with wi = 1/n, the scaled sum with anything else."""
-    changes = {}
-    for layer in adaptable_layers(base):
-        given = [(weights[named.token], pair) for named in concepts if (pair := named.concept.pairs.get(layer.name))]
-        if given:
-            right = torch.cat([weight * pair.scale * pair.A.double() for weight, pair in given])
-            changes[layer.name] = refactored(stacked_left([pair for _, pair in given]), right)
-    return changes
+def _rival(
+    base: BaseModel,
+    concepts: Sequence[NamedConcept],
+    weights: Mapping[str, float],
+    settings: FusionSettings,
+    progress: Progress,
+) -> dict[str, LowRank]:
+    scaled = {token: settings.sum_weight * weight for token, weight in weights.items()}
+    match settings.method:
+        case "ties":
+            return rivals.ties(base, concepts, scaled, settings.density)
+        case "dare":
+            return rivals.dare(base, concepts, scaled, settings.density)
+        case "custom-diffusion":
+            return rivals.custom_diffusion(base, concepts, settings.ordinary)
+        case "lbfgs":
+            return lbfgs_fusion(base, concepts, settings, progress)
+        case "average":
+            total = sum(weights.values())
+            scaled = {token: weight / total for token, weight in weights.items()}
+    return rivals.weighted_sum(base, concepts, scaled)
 
 
 def gradient(

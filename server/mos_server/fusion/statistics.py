@@ -93,7 +93,7 @@ class Recording:
             concept.name: concept.words[0].float()
         }
 
-    def record(self, base: BaseModel) -> Moments:
+    def record(self, base: BaseModel, into: type[Moments] = Moments) -> Moments:
         """Run the model.
 
         Raises:
@@ -106,7 +106,7 @@ class Recording:
         seeds = [first + i for i in range(len(prompts))]
         try:
             with attached(base, self.attached):
-                return record_group(self.group, base, layers, prompts, seeds, vocabulary, self.settings)
+                return record_group(self.group, base, layers, prompts, seeds, vocabulary, self.settings, into)
         except FusionError as error:
             raise UnusableConceptError(self.token, str(error)) from error
 
