@@ -2,12 +2,14 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help demo test lint types imports unit slow format proto clean
+.PHONY: help demo test lint types imports unit slow bench bench-slow format proto clean
 
 help:
 	@echo "make demo    three private concepts, one round, one picture (build/demo/)"
 	@echo "make test    lint, strict types, import directions, all tests"
 	@echo "make slow    the slow tests"
+	@echo "make bench   speed and memory, side by side with the rivals (build/bench/, half an hour)"
+	@echo "make bench-slow  the same at the real size of Stable Diffusion 1.5; on a GPU where there is one"
 	@echo "make format  rewrite the code in its one format"
 
 .venv: pyproject.toml constraints.txt
@@ -35,6 +37,12 @@ unit: .venv
 
 slow: .venv
 	$(BIN)/python -m pytest -m slow
+
+bench: .venv
+	for file in tests/bench/bench_*.py; do $(BIN)/python $$file || exit 1; done
+
+bench-slow: .venv
+	for file in tests/bench/slow/bench_*.py; do $(BIN)/python $$file || exit 1; done
 
 format: .venv
 	$(BIN)/ruff check --fix .

@@ -1,0 +1,193 @@
+"""Fusion against the paper's L-BFGS and a dense pseudo-inverse, layer by layer; time and memory of whole fusions on `tiny`.
+
+    python tests/bench/bench_fusion.py [--quick]
+
+Layers have the shapes of SD 1.5 and SDXL, four concepts of rank 4, synthetic rows. Our time includes the Grams. L-BFGS is run as
+published: history 25, strong Wolfe, float32, from W0 on, 500 steps in text and 50 in the UNet.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+from pathlib import Path
+
+import torch
+from harness import Bench, alternating, peak_rss, seconds
+from synthetic import LayerProblem, LayerShape, layer_problem, random_concept
+from torch import Tensor
+
+from mos_common.base_model import load_base
+from mos_server.config import FusionSettings
+from mos_server.fusion.fuse import fuse
+from mos_server.fusion.gram import gram, sliced_gram
+from mos_server.fusion.lbfgs import lbfgs_layer
+from mos_server.fusion.solve import solve_change, stacked_left
+
+SHAPES = [
+    LayerShape("SD 1.5 text encoder 768 to 768", 768, 768, 672, 500),
+    LayerShape("SD 1.5 key 768 to 320", 768, 320, 96, 500),
+    LayerShape("SD 1.5 key 768 to 1280", 768, 1280, 96, 500),
+    LayerShape("SD 1.5 attention 320", 320, 320, 24_000, 50),
+    LayerShape("SD 1.5 attention 640", 640, 640, 12_000, 50),
+    LayerShape("SD 1.5 attention 1280", 1280, 1280, 5_120, 50),
+    LayerShape("SDXL text encoder 1280 to 1280", 1280, 1280, 672, 500),
+    LayerShape("SDXL key 2048 to 640", 2048, 640, 96, 500),
+    LayerShape("SDXL key 2048 to 1280", 2048, 1280, 96, 500),
+    LayerShape("SDXL attention 640", 640, 640, 24_000, 50),
+    LayerShape("SDXL attention 1280", 1280, 1280, 12_000, 50),
+]
+CONCEPTS, RIDGE, EPSILON = 4, 1e-9, 1e-8
+COUNTS = (1, 2, 4, 8, 16, 32)
+
+
+def ours(problem: LayerProblem) -> Tensor:
+    """Grams and solution."""
+    G = [gram(X) / len(X) for X in problem.rows]
+    right = torch.cat([pair.scale * pair.A.double() @ own for pair, own in zip(problem.pairs, G, strict=True)])
+    return solve_change(sum(G[1:], G[0]), stacked_left(problem.pairs), right, ridge=RIDGE).change(torch.float64)
+
+
+def pseudo_inverse(problem: LayerProblem) -> Tensor:
+    """The dense optimum: all rows in float64, their pseudo-inverse, a change of full size."""
+    X = torch.cat([rows.double() / len(rows) ** 0.5 for rows in problem.rows])
+    Y = torch.cat(
+        [
+            rows.double() / len(rows) ** 0.5 @ pair.change(torch.float64).T
+            for rows, pair in zip(problem.rows, problem.pairs, strict=True)
+        ]
+    )
+    return torch.linalg.lstsq(X, Y, driver="gelsd").solution.T
+
+
+def objective(problem: LayerProblem, change: Tensor) -> float:
+    """Σi ‖Xi (Δ - ΔWi)ᵀ‖²/mi in float64."""
+    return sum(
+        float((rows.double() @ (change.double() - pair.change(torch.float64)).T).square().sum()) / len(rows)
+        for rows, pair in zip(problem.rows, problem.pairs, strict=True)
+    )
+
+
+def bench_layer(bench: Bench, shape: LayerShape, times: int) -> None:
+    """One layer: us in turns with the rest, L-BFGS once or more, as its minutes allow."""
+    problem = layer_problem(shape, CONCEPTS)
+    changes = [pair.change() for pair in problem.pairs]
+    found: dict[str, Tensor] = {}
+
+    def run(name: str, solver: object) -> object:
+        return lambda: found.__setitem__(name, solver(problem))  # type: ignore[operator]
+
+    mine = run("ours", ours)
+    mine()
+    fast, slow, dense = [], [], []
+    for _ in range(times):
+        fast += [seconds(mine) for _ in range(3)]
+        slow.append(
+            seconds(lambda: found.__setitem__("lbfgs", lbfgs_layer(problem.W0, changes, problem.rows, shape.steps)))
+        )
+    dense.append(seconds(run("dense", pseudo_inverse)))
+    zero = objective(problem, torch.zeros(shape.d_out, shape.d_in))
+    reached = {name: objective(problem, change) for name, change in found.items()}
+    epsilon = EPSILON * zero
+    bench.add_spread(shape.name, "seconds", fast, "s")
+    bench.add_spread(shape.name, "seconds_lbfgs", slow, "s")
+    bench.add(shape.name, "seconds_pseudo_inverse", dense[0], "s")
+    bench.add_spread(shape.name, "speedup_vs_lbfgs", [each / statistics.median(fast) for each in slow], "x")
+    bench.add(shape.name, "speedup_vs_pseudo_inverse", dense[0] / statistics.median(fast), "x")
+    bench.add(
+        shape.name, "objective_ratio_vs_lbfgs", (reached["ours"] + epsilon) / (reached["lbfgs"] + epsilon), "ratio"
+    )
+    bench.add(shape.name, "objective_over_zero", reached["ours"] / zero, "ratio")
+    bench.add(shape.name, "objective_over_zero_lbfgs", reached["lbfgs"] / zero, "ratio")
+    bench.add(shape.name, "objective_over_zero_pseudo_inverse", reached["dense"] / zero, "ratio")
+    stored = CONCEPTS * shape.rows * (shape.d_in + shape.d_out) * 4
+    bench.add(shape.name, "memory_lbfgs_over_ours", stored / (8 * shape.d_in**2), "x")
+
+
+def bench_accumulation(bench: Bench) -> None:
+    """What each way of summing XᵀX loses, and what it costs on this machine."""
+    for width, count in ((320, 24_000), (1280, 5_120)):
+        X = layer_problem(LayerShape("", width, 8, count, 0), 1).rows[0]
+        exact = X.double().T @ X.double()
+        ways = {
+            "float64": lambda X=X: X.double().T @ X.double(),
+            "slices": lambda X=X: sliced_gram(X),
+            "float32": lambda X=X: (X.T @ X).double(),
+        }
+        for name, times in alternating(ways, 3).items():
+            G = ways[name]()
+            case = f"accumulation {width} {name}"
+            bench.add_spread(case, "seconds", times, "s")
+            bench.add(case, "relative_error", float((G - exact).norm() / exact.norm()), "ratio")
+            bench.add(
+                case,
+                "least_eigenvalue_over_exact",
+                float(torch.linalg.eigvalsh(G)[0] / torch.linalg.eigvalsh(exact)[0]),
+                "ratio",
+            )
+
+
+def fuse_many(count: int, steps: int) -> None:
+    """In a process of its own: what is in memory while so many concepts are fused."""
+    torch.set_num_threads(2)
+    base = load_base("tiny", device="cpu")
+    fuse(
+        base,
+        [random_concept(base, seed) for seed in range(count)],
+        FusionSettings(steps=steps),
+        progress=lambda line: None,
+    )
+
+
+def bench_memory(bench: Bench, steps: int) -> None:
+    """Two concepts and thirty-two, each in a fresh process."""
+    few, many = peak_rss(fuse_many, 2, steps), peak_rss(fuse_many, 32, steps)
+    bench.add("tiny", "peak_rss_2", few / 2**20, "MiB")
+    bench.add("tiny", "peak_rss_32", many / 2**20, "MiB")
+    bench.add("tiny", "peak_rss_growth_2_to_32", many / few - 1, "fraction")
+
+
+def bench_whole(bench: Bench, counts: tuple[int, ...]) -> None:
+    """From nothing for every n; then one joins, and one leaves, with what was kept."""
+    base = load_base("tiny", device="cpu")
+    concepts = [random_concept(base, seed) for seed in range(max(counts) + 1)]
+
+    def fused(chosen: list, kept: Path | None = None) -> float:
+        return seconds(lambda: fuse(base, chosen, moments_dir=kept, progress=lambda line: None))
+
+    fused(concepts[:1])
+    single = statistics.median([fused(concepts[:1]) for _ in range(3)])
+    for count in counts:
+        case = f"n={count}"
+        with tempfile.TemporaryDirectory() as folder:
+            kept = Path(folder)
+            bench.add(case, "fuse_seconds", fused(concepts[:count], kept), "s")
+            join, leave = fused(concepts[: count + 1], kept), fused(concepts[1 : count + 1], kept)
+        bench.add(case, "join_seconds", join, "s")
+        bench.add(case, "leave_seconds", leave, "s")
+        bench.add(case, "join_over_single", join / single, "x")
+        bench.add(case, "leave_over_single", leave / single, "x")
+
+
+def main() -> None:
+    """Everything, under half an hour on two cores."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="two shapes, up to 4 concepts: does it run?")
+    parser.add_argument("--times", type=int, default=1, help="L-BFGS runs of each layer")
+    quick = (arguments := parser.parse_args()).quick
+    torch.set_num_threads(2)
+    bench = Bench("fusion")
+    bench_memory(bench, steps=1 if quick else 4)
+    for shape in SHAPES[1:4:2] if quick else SHAPES:
+        bench_layer(bench, shape, arguments.times)
+    speedups = [row.value for row in bench.rows if row.figure == "speedup_vs_lbfgs"]
+    bench.add("all shapes", "speedup_vs_lbfgs_median", statistics.median(speedups), "x")
+    bench.add("all shapes", "speedup_vs_lbfgs_least", min(speedups), "x")
+    bench_accumulation(bench)
+    bench_whole(bench, COUNTS[:3] if quick else COUNTS)
+    bench.write()
+
+
+if __name__ == "__main__":
+    main()

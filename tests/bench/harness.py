@@ -1,0 +1,125 @@
+"""What every benchmark shares: paired timing, peak memory of a fresh process, and one form for the numbers.
+
+A benchmark prints a table and writes build/bench/NAME.json: {"device", "versions", "rows": [{"case", "figure", "value", "unit"}]}.
+Speed and memory are compared within one run, warm, alternating, several times; the spread is written beside the median.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import platform
+import resource
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+OUT = Path("build/bench")
+PACKAGES = ("federated-mix-of-show", "torch", "diffusers", "transformers", "peft", "numpy")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One number."""
+
+    case: str
+    figure: str
+    value: float
+    unit: str
+
+
+@dataclass
+class Bench:
+    """The rows of one benchmark."""
+
+    name: str
+    rows: list[Row] = field(default_factory=list)
+
+    def add(self, case: str, figure: str, value: float, unit: str) -> None:
+        """Take a number, and say it."""
+        self.rows.append(Row(case, figure, float(value), unit))
+        print(f"{case}: {figure} {value:.6g} {unit}", flush=True)
+
+    def add_spread(self, case: str, figure: str, values: list[float], unit: str) -> None:
+        """The median, and least and most beside it."""
+        self.add(case, figure, statistics.median(values), unit)
+        if len(values) > 1:
+            self.rows.append(Row(case, f"{figure}_min", min(values), unit))
+            self.rows.append(Row(case, f"{figure}_max", max(values), unit))
+
+    def write(self) -> None:
+        """Print the table and write the file."""
+        OUT.mkdir(parents=True, exist_ok=True)
+        told = {"device": device_name(), "versions": versions(), "rows": [asdict(row) for row in self.rows]}
+        (OUT / f"{self.name}.json").write_text(json.dumps(told, indent=1) + "\n")
+        table = Table("case", "figure", "value", "unit", title=f"{self.name} on {device_name()}")
+        for row in self.rows:
+            table.add_row(row.case, row.figure, f"{row.value:.6g}", row.unit)
+        Console().print(table)
+        print(OUT / f"{self.name}.json")
+
+
+def device_name() -> str:
+    """What this ran on, in words."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    names = [
+        line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
+    ]
+    return f"{names[0] if names else platform.machine()}, {torch.get_num_threads()} threads"
+
+
+def versions() -> dict[str, str]:
+    """What was measured with what."""
+    return {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
+
+
+def seconds(run: Callable[[], Any]) -> float:
+    """Wall time of one call, with what it started on a GPU."""
+    _wait()
+    started = time.perf_counter()
+    run()
+    _wait()
+    return time.perf_counter() - started
+
+
+def alternating(runs: dict[str, Callable[[], Any]], times: int) -> dict[str, list[float]]:
+    """Seconds of each run, warm, in turns: what the machine does meanwhile meets all of them."""
+    for run in runs.values():
+        run()
+    measured: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(times):
+        for name, run in runs.items():
+            measured[name].append(seconds(run))
+    return measured
+
+
+def peak_rss(work: Callable[..., None], *arguments: Any) -> int:
+    """Bytes of the most that a fresh process holds while it does `work`."""
+    context = multiprocessing.get_context("spawn")
+    receive, send = context.Pipe(duplex=False)
+    process = context.Process(target=_measured, args=(send, work, arguments))
+    process.start()
+    send.close()
+    peak: int = receive.recv()
+    process.join()
+    return peak
+
+
+def _measured(send: Any, work: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+    work(*arguments)
+    send.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+    send.close()
+
+
+def _wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()

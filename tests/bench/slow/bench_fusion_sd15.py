@@ -1,0 +1,115 @@
+"""Fusion at the real size of Stable Diffusion 1.5, on random weights: seconds and peak memory.
+
+    python tests/bench/slow/bench_fusion_sd15.py                    on CPU: n = 1 and 2, float32, few steps
+    python tests/bench/slow/bench_fusion_sd15.py --device cuda      n = 14, float16, the settings of a real round
+
+Wanted on a GPU for 14 concepts: under 60 s and under 8 GB. The published code needs 50 minutes on an A100 for as many.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import torch
+from harness import Bench, peak_rss, seconds
+from synthetic import random_concept
+
+from mos_common.base_model import load_base
+from mos_server.config import FusionSettings
+from mos_server.fusion.fuse import fuse
+
+
+def write_random_sd15(folder: Path) -> None:
+    """The layout and sizes of Stable Diffusion 1.5; `tiny` lends its tokenizer and scheduler."""
+    import shutil
+
+    from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    torch.manual_seed(0)
+    tiny = load_base("tiny", device="cpu")
+    text = CLIPTextConfig(
+        vocab_size=49408,
+        hidden_size=768,
+        intermediate_size=3072,
+        num_hidden_layers=12,
+        num_attention_heads=12,
+        max_position_embeddings=77,
+        projection_dim=768,
+        bos_token_id=tiny.tokenizer.bos_token_id,
+        eos_token_id=tiny.tokenizer.eos_token_id,
+        pad_token_id=tiny.tokenizer.pad_token_id,
+    )
+    tiny.tokenizer.model_max_length = 77
+    pipeline = StableDiffusionPipeline(
+        vae=AutoencoderKL(
+            block_out_channels=(128, 256, 512, 512),
+            layers_per_block=2,
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            latent_channels=4,
+            sample_size=512,
+        ),
+        text_encoder=CLIPTextModel(text),
+        tokenizer=tiny.tokenizer,
+        unet=UNet2DConditionModel(sample_size=64, cross_attention_dim=768),
+        scheduler=tiny.scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    shutil.rmtree(folder, ignore_errors=True)
+    pipeline.half().save_pretrained(folder)
+
+
+def fuse_on(folder: str, device: str, dtype: str, count: int, settings: FusionSettings) -> float:
+    """Seconds of one fusion of so many concepts; the base is loaded before."""
+    torch.set_num_threads(2 if device == "cpu" else 8)
+    base = load_base(folder, device=device, dtype=dtype)
+    concepts = [random_concept(base, seed, strength=0.01) for seed in range(count)]
+    return seconds(lambda: fuse(base, concepts, settings, progress=lambda line: print(line, flush=True)))
+
+
+def fuse_once(folder: str, device: str, dtype: str, count: int, settings: FusionSettings, out: str) -> None:
+    """The same, where only what it holds is asked for."""
+    Path(out).write_text(str(fuse_on(folder, device, dtype, count, settings)))
+
+
+def main() -> None:
+    """On what there is."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--counts", type=int, nargs="+", help="how many concepts")
+    arguments = parser.parse_args()
+    on_gpu = arguments.device != "cpu"
+    settings = FusionSettings()
+    if not on_gpu:  # a UNet step takes seconds
+        settings = replace(
+            settings, steps=1, guidance=1.0, contexts=("V", "photo of a V"), ordinary=("", "a tree"), batch=2
+        )
+    bench = Bench("fusion_sd15")
+    with tempfile.TemporaryDirectory() as scratch:
+        folder, out = f"{scratch}/sd15", f"{scratch}/seconds"
+        write_random_sd15(Path(folder))
+        for count in arguments.counts or ((14,) if on_gpu else (1, 2)):
+            case = f"n={count}, {len(settings.contexts)} contexts, {settings.steps} steps"
+            if on_gpu:
+                fuse_on(folder, arguments.device, "float16", 1, replace(settings, steps=2))
+                torch.cuda.reset_peak_memory_stats()
+                bench.add(case, "fuse_seconds", fuse_on(folder, arguments.device, "float16", count, settings), "s")
+                bench.add(case, "peak_allocated", torch.cuda.max_memory_allocated() / 2**30, "GiB")
+                continue
+            peak = peak_rss(fuse_once, folder, "cpu", "float32", count, settings, out)
+            bench.add(case, "fuse_seconds", float(Path(out).read_text()), "s")
+            bench.add(case, "peak_rss", peak / 2**30, "GiB")
+    bench.write()
+
+
+if __name__ == "__main__":
+    main()

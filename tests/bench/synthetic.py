@@ -1,0 +1,71 @@
+"""Inputs of benchmarks: concepts of random numbers, and rows with the spectrum of real activations."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mos_common.base_model import BaseModel
+from mos_common.concept import Concept
+from mos_common.edlora import LowRank
+from mos_common.fused_model import NamedConcept
+from mos_common.layers import concept_layers, cross_attentions
+
+
+@dataclass(frozen=True)
+class LayerShape:
+    """A layer of a real model; `rows` are those of one concept."""
+
+    name: str
+    d_in: int
+    d_out: int
+    rows: int
+    steps: int  # of L-BFGS, as published
+
+
+@dataclass(frozen=True)
+class LayerProblem:
+    """What one layer is fused from."""
+
+    W0: Tensor
+    rows: list[Tensor]
+    pairs: list[LowRank]
+
+
+def random_concept(base: BaseModel, seed: int, rank: int = 4, strength: float = 0.05) -> NamedConcept:
+    """A concept that changes every layer by about as much as tuning does."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    pairs = {
+        layer.name: LowRank(
+            normal(rank, layer.d_in) / layer.d_in**0.5, strength * normal(layer.d_out, rank), float(rank)
+        )
+        for layer in concept_layers(base)
+    }
+    spread = float(base.token_table.float().std())
+    words = spread * normal(len(cross_attentions(base)), 2, base.token_table.shape[1])
+    return NamedConcept(f"p{seed}", Concept("<cat>", "cat", base.fingerprint, pairs, (words,)))
+
+
+def layer_problem(shape: LayerShape, concepts: int, seed: int = 0) -> LayerProblem:
+    """Rows whose second moments fall off by a power law, as those of trained networks do, with means of their own."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*size: int) -> Tensor:
+        return torch.randn(*size, generator=generator)
+
+    spectrum = torch.arange(1, shape.d_in + 1).float() ** -0.5
+    common = torch.linalg.qr(normal(shape.d_in, shape.d_in)).Q
+    rows = []
+    for _ in range(concepts):
+        own = normal(shape.d_in, 16) @ normal(16, shape.d_in) / (16 * shape.d_in) ** 0.5
+        rows.append(normal(shape.rows, shape.d_in) * spectrum @ (common + own) + spectrum * normal(shape.d_in))
+    pairs = [
+        LowRank(normal(4, shape.d_in) / shape.d_in**0.5, 0.05 * normal(shape.d_out, 4), 4.0) for _ in range(concepts)
+    ]
+    return LayerProblem(normal(shape.d_out, shape.d_in) / shape.d_in**0.5, rows, pairs)
