@@ -34,6 +34,23 @@ def demo(
     run_demo(out, steps=steps)
 
 
+@app.command(epilog="Example: mos-bench teach --each 4 --out build/teach")
+def teach(
+    out: Annotated[Path, typer.Option("--out", help="Concepts and scores; what is there is kept.")] = Path(
+        "build/teach"
+    ),
+    each: Annotated[int, typer.Option("--each", min=1, help="Identities of each of three kinds.")] = 4,
+    base: Annotated[str, typer.Option("--base", help="`tiny`, or a diffusers folder of the same world.")] = "tiny",
+    steps: Annotated[int | None, typer.Option("--steps", help="Optimiser steps; default: the base's preset.")] = None,
+    part: Annotated[int, typer.Option("--part", min=0, help="Which share of the work this process does.")] = 0,
+    parts: Annotated[int, typer.Option("--parts", min=1, help="How many processes share it.")] = 1,
+) -> None:
+    """Tune identities that the base never saw, and score how far towards their own pictures that comes."""
+    from mos_bench.teach import run_teach
+
+    run_teach(out, each=each, base=base, steps=steps, part=part, parts=parts)
+
+
 def main() -> None:
     """The `mos-bench` command."""
     run(app)

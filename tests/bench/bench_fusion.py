@@ -1,6 +1,6 @@
 """Fusion against the paper's L-BFGS and a dense pseudo-inverse, layer by layer; time and memory of whole fusions on `tiny`.
 
-    python tests/bench/bench_fusion.py [--quick]
+    python tests/bench/bench_fusion.py [--quick] [--only memory|layers|accumulation|whole]
 
 Layers have the shapes of SD 1.5 and SDXL, four concepts of rank 4, synthetic rows. Our time includes the Grams. L-BFGS is run as
 published: history 25, strong Wolfe, float32, from W0 on, 500 steps in text and 50 in the UNet.
@@ -19,9 +19,10 @@ from synthetic import LayerProblem, LayerShape, layer_problem, random_concept
 from torch import Tensor
 
 from mos_common.base_model import load_base
+from mos_common.edlora import LowRank
 from mos_server.config import FusionSettings
 from mos_server.fusion.fuse import fuse
-from mos_server.fusion.gram import gram, sliced_gram
+from mos_server.fusion.gram import gram, sliced_gram, wide_gram
 from mos_server.fusion.lbfgs import lbfgs_layer
 from mos_server.fusion.solve import solve_change, stacked_left
 
@@ -40,13 +41,18 @@ SHAPES = [
 ]
 CONCEPTS, RIDGE, EPSILON = 4, 1e-9, 1e-8
 COUNTS = (1, 2, 4, 8, 16, 32)
+PARTS = ("memory", "layers", "accumulation", "whole")
 
 
-def ours(problem: LayerProblem) -> Tensor:
-    """Grams and solution."""
-    G = [gram(X) / len(X) for X in problem.rows]
-    right = torch.cat([pair.scale * pair.A.double() @ own for pair, own in zip(problem.pairs, G, strict=True)])
-    return solve_change(sum(G[1:], G[0]), stacked_left(problem.pairs), right, ridge=RIDGE).change(torch.float64)
+def ours(problem: LayerProblem) -> LowRank:
+    """Grams and solution, as `NormalEquations` does it."""
+    width = problem.W0.shape[1]
+    S, right = torch.zeros(width, width, dtype=torch.float64), []
+    for X, pair in zip(problem.rows, problem.pairs, strict=True):
+        G = gram(X)
+        S.add_(G, alpha=1 / len(X))
+        right.append(pair.scale / len(X) * pair.A.double() @ G)
+    return solve_change(S, stacked_left(problem.pairs), torch.cat(right), ridge=RIDGE)
 
 
 def pseudo_inverse(problem: LayerProblem) -> Tensor:
@@ -70,23 +76,27 @@ def objective(problem: LayerProblem, change: Tensor) -> float:
 
 
 def bench_layer(bench: Bench, shape: LayerShape, times: int) -> None:
-    """One layer: us in turns with the rest, L-BFGS once or more, as its minutes allow."""
+    """One layer: us in turns with L-BFGS, which takes minutes; the pseudo-inverse once."""
     problem = layer_problem(shape, CONCEPTS)
     changes = [pair.change() for pair in problem.pairs]
     found: dict[str, Tensor] = {}
 
-    def run(name: str, solver: object) -> object:
-        return lambda: found.__setitem__(name, solver(problem))  # type: ignore[operator]
+    def by_us() -> None:
+        found["ours"] = ours(problem).change(torch.float64)
 
-    mine = run("ours", ours)
-    mine()
-    fast, slow, dense = [], [], []
+    def by_lbfgs() -> None:
+        found["lbfgs"] = lbfgs_layer(problem.W0, changes, problem.rows, shape.steps)
+
+    def densely() -> None:
+        found["dense"] = pseudo_inverse(problem)
+
+    by_us()
+    fast, slow = [], []
     for _ in range(times):
-        fast += [seconds(mine) for _ in range(3)]
-        slow.append(
-            seconds(lambda: found.__setitem__("lbfgs", lbfgs_layer(problem.W0, changes, problem.rows, shape.steps)))
-        )
-    dense.append(seconds(run("dense", pseudo_inverse)))
+        fast += [seconds(by_us) for _ in range(3)]
+        slow.append(seconds(by_lbfgs))
+        fast += [seconds(by_us) for _ in range(2)]
+    dense = [seconds(densely)]
     zero = objective(problem, torch.zeros(shape.d_out, shape.d_in))
     reached = {name: objective(problem, change) for name, change in found.items()}
     epsilon = EPSILON * zero
@@ -111,7 +121,7 @@ def bench_accumulation(bench: Bench) -> None:
         X = layer_problem(LayerShape("", width, 8, count, 0), 1).rows[0]
         exact = X.double().T @ X.double()
         ways = {
-            "float64": lambda X=X: X.double().T @ X.double(),
+            "float64": lambda X=X: wide_gram(X),
             "slices": lambda X=X: sliced_gram(X),
             "float32": lambda X=X: (X.T @ X).double(),
         }
@@ -140,12 +150,15 @@ def fuse_many(count: int, steps: int) -> None:
     )
 
 
-def bench_memory(bench: Bench, steps: int) -> None:
-    """Two concepts and thirty-two, each in a fresh process."""
-    few, many = peak_rss(fuse_many, 2, steps), peak_rss(fuse_many, 32, steps)
-    bench.add("tiny", "peak_rss_2", few / 2**20, "MiB")
-    bench.add("tiny", "peak_rss_32", many / 2**20, "MiB")
-    bench.add("tiny", "peak_rss_growth_2_to_32", many / few - 1, "fraction")
+def bench_memory(bench: Bench, steps: int, times: int) -> None:
+    """Two concepts and thirty-two in turns, each in a fresh process: the allocator's luck is a good part of one reading."""
+    few, many = [], []
+    for _ in range(times):
+        few.append(peak_rss(fuse_many, 2, steps) / 2**20)
+        many.append(peak_rss(fuse_many, 32, steps) / 2**20)
+    bench.add_spread("tiny", "peak_rss_2", few, "MiB")
+    bench.add_spread("tiny", "peak_rss_32", many, "MiB")
+    bench.add("tiny", "peak_rss_growth_2_to_32", statistics.median(many) / statistics.median(few) - 1, "fraction")
 
 
 def bench_whole(bench: Bench, counts: tuple[int, ...]) -> None:
@@ -174,18 +187,24 @@ def main() -> None:
     """Everything, under half an hour on two cores."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="two shapes, up to 4 concepts: does it run?")
+    parser.add_argument("--only", choices=PARTS, help="one part of it, in a file of its own")
     parser.add_argument("--times", type=int, default=1, help="L-BFGS runs of each layer")
     quick = (arguments := parser.parse_args()).quick
+    parts = [arguments.only] if arguments.only else PARTS
     torch.set_num_threads(2)
-    bench = Bench("fusion")
-    bench_memory(bench, steps=1 if quick else 4)
-    for shape in SHAPES[1:4:2] if quick else SHAPES:
-        bench_layer(bench, shape, arguments.times)
-    speedups = [row.value for row in bench.rows if row.figure == "speedup_vs_lbfgs"]
-    bench.add("all shapes", "speedup_vs_lbfgs_median", statistics.median(speedups), "x")
-    bench.add("all shapes", "speedup_vs_lbfgs_least", min(speedups), "x")
-    bench_accumulation(bench)
-    bench_whole(bench, COUNTS[:3] if quick else COUNTS)
+    bench = Bench("fusion" if not arguments.only else f"fusion_{arguments.only}")
+    if "memory" in parts:
+        bench_memory(bench, *((1, 1) if quick else (4, 5)))
+    if "layers" in parts:
+        for shape in SHAPES[1:4:2] if quick else SHAPES:
+            bench_layer(bench, shape, arguments.times)
+        speedups = [row.value for row in bench.rows if row.figure == "speedup_vs_lbfgs"]
+        bench.add("all shapes", "speedup_vs_lbfgs_median", statistics.median(speedups), "x")
+        bench.add("all shapes", "speedup_vs_lbfgs_least", min(speedups), "x")
+    if "accumulation" in parts:
+        bench_accumulation(bench)
+    if "whole" in parts:
+        bench_whole(bench, COUNTS[:3] if quick else COUNTS)
     bench.write()
 
 

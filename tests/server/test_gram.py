@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mos_server.fusion.gram import ROWS, STEP, _slice, gram, sliced_gram
+from mos_server.fusion.gram import ROWS, STEP, _slice, gram, sliced_gram, wide_gram
 
 # A slice rounds 2^-25 below a column's largest element; a Gram of m such rows can be off by no more than this share of Σ largest².
 SLICES = 2.0**-23
@@ -36,6 +36,14 @@ def test_slices_add_up_to_the_gram(count, width, scale, seed):
     bound = SLICES * count * X.abs().amax(dim=0).double()
     error = (sliced_gram(X) - exact(X)).abs()
     assert bool((error <= bound[:, None] * X.abs().amax(dim=0).double()).all())
+
+
+@pytest.mark.parametrize(("count", "width"), [(10, 300), (300, 300), (5000, 257), (700, 8), (4097, 65)])
+def test_blocks_are_the_whole_gram(count, width):
+    """Upper blocks and their mirror, rows a few thousand at a time."""
+    X = rows(count, width)
+    torch.testing.assert_close(wide_gram(X), exact(X), rtol=1e-12, atol=1e-12 * float(exact(X).abs().max()))
+    assert torch.equal(wide_gram(X), wide_gram(X).T) or count < width
 
 
 def test_whole_numbers_are_exact():

@@ -18,15 +18,29 @@ from torch import Tensor
 
 ROWS = 256  # 2^8 rows of products below 2^16: no sum passes the 2^24 up to which float32 knows every whole number
 STEP = 256.0  # 8 bits a slice
+BLOCKS, MOST_NARROW, ROWS_AT_ONCE = 4, 64, 4096
 MOST_PARTIAL = 2**25  # float32 numbers of partial sums at a time: 128 MiB
 
 
 def gram(X: Float[Tensor, "rows d"]) -> Float[Tensor, "d d"]:
     """XᵀX in float64, on the CPU or on the GPU that X is on."""
-    if X.device.type == "cpu":
+    return wide_gram(X) if X.device.type == "cpu" else sliced_gram(X)
+
+
+def wide_gram(X: Float[Tensor, "rows d"]) -> Float[Tensor, "d d"]:
+    """XᵀX from float64 products: of the upper blocks, since the lower ones are their mirror."""
+    width = X.shape[1]
+    side = max(MOST_NARROW, -(-width // BLOCKS))
+    if len(X) < width or side >= width:  # too little work to be worth the bookkeeping
         wide = X.double()  # which autocast leaves alone
         return wide.T @ wide
-    return sliced_gram(X)
+    total = torch.zeros(width, width, dtype=torch.float64)
+    for start in range(0, len(X), ROWS_AT_ONCE):
+        wide = X[start : start + ROWS_AT_ONCE].double()
+        for first in range(0, width, side):
+            total[first : first + side, first:].addmm_(wide[:, first : first + side].T, wide[:, first:])
+    upper = total.triu()
+    return upper + upper.triu(1).T
 
 
 def sliced_gram(X: Float[Tensor, "rows d"]) -> Float[Tensor, "d d"]:

@@ -39,15 +39,20 @@ class Moments:
         """Fold rows into the sum of one input; `count` is their number, or the sum of their weights."""
         if rows.shape[0] == 0:
             return
-        product = gram(rows)
-        self.sums[reads] = self.sums[reads] + product if reads in self.sums else product
-        self.rows[reads] = self.rows.get(reads, 0.0) + (rows.shape[0] if count is None else count)
+        self._fold(reads, gram(rows), float(rows.shape[0]) if count is None else count)
 
     def merge(self, other: Moments) -> None:
         """Add the sums of other rows."""
         for reads, total in other.sums.items():
-            self.sums[reads] = self.sums[reads] + total if reads in self.sums else total
-            self.rows[reads] = self.rows.get(reads, 0.0) + other.rows[reads]
+            self._fold(reads, total, other.rows[reads])
+
+    def _fold(self, reads: str, product: Float[Tensor, "d_in d_in"], count: float) -> None:
+        """In place: thousands of batches must not leave as many holes in memory."""
+        if reads in self.sums:
+            self.sums[reads] += product
+        else:
+            self.sums[reads] = product
+        self.rows[reads] = self.rows.get(reads, 0.0) + count
 
     def mean(self, reads: str) -> Float[Tensor, "d_in d_in"]:
         """G = Σ XᵀX / m of one input, float64."""

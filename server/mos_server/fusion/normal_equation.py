@@ -40,7 +40,7 @@ class NormalEquations:
                 if layer.reads == reads and layer.name in concept.pairs
             }
             w = weight * self._bounded(reads, G, pairs)
-            self._S[reads] += w * G
+            self._S[reads].add_(G, alpha=w)
             for layer, pair in pairs.items():
                 self._left[layer.name].append(pair)
                 self._right[layer.name].append(w * pair.scale * pair.A.double() @ G)

@@ -44,14 +44,15 @@ def damped_inverse(S: Float[Tensor, "d_in d_in"], ridge: float, ridge_kind: str 
 
     `ridge_kind` "diagonal" weighs every input by its own second moment (λ·diag S) in place of their mean (λ·tr S/d_in).
 
-    Solved for inputs of unit damping, S' = D^-½ S D^-½ with D the damping over λ. Where S' + λI is not positive definite in float64
+    With "diagonal" it is solved for inputs of unit size, D S D with D = (diag S)^-½. Where S + λ… is not positive definite in float64
     (λ below the rounding of S), what is left of λ → 0 is the pseudo-inverse.
     """
-    S = S.double()
-    diagonal = S.diagonal()
-    damping = diagonal.mean().expand_as(diagonal) if ridge_kind == "trace" else diagonal
-    D = torch.where(damping > 0, damping, 1.0).rsqrt()  # D^-½; an input that is always 0 needs no damping
-    damped = D[:, None] * S * D + ridge * torch.eye(len(S), dtype=S.dtype)
+    S, D, shift = S.double(), torch.ones((), dtype=torch.float64), ridge * float(S.diagonal().mean())
+    damped = S.clone()
+    if ridge_kind == "diagonal":
+        D, shift = torch.where(S.diagonal() > 0, S.diagonal(), 1.0).rsqrt(), ridge  # 1: an input that is always 0
+        damped.mul_(D[:, None]).mul_(D)
+    damped.diagonal().add_(shift)
     factor, failed = torch.linalg.cholesky_ex(damped)
     if not int(failed):
         return lambda right: torch.cholesky_solve((right.double() * D).T, factor).T * D
