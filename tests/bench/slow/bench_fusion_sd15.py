@@ -65,7 +65,7 @@ def write_random_sd15(folder: Path) -> None:
         requires_safety_checker=False,
     )
     shutil.rmtree(folder, ignore_errors=True)
-    pipeline.half().save_pretrained(folder)
+    pipeline.to(torch.float16).save_pretrained(folder)
 
 
 def fuse_on(folder: str, device: str, dtype: str, count: int, settings: FusionSettings) -> float:
