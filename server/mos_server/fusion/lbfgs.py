@@ -21,17 +21,17 @@ from torch import Tensor
 
 from mos_common.attention import TextMemory, layerwise_attention
 from mos_common.base_model import BaseModel
-from mos_common.drawing import Drawing
+from mos_common.drawing import Drawing, scheduler_for
 from mos_common.edlora import LowRank
 from mos_common.errors import FusionError
 from mos_common.fused_model import NamedConcept
-from mos_common.layers import Group, Layer, adaptable_layers, concept_layers
+from mos_common.layers import Group, Layer, adaptable_layers
 from mos_common.words import encode_prompts
 from mos_server.config import FusionSettings
 from mos_server.fusion.moments import Moments, recording
 from mos_server.fusion.rivals import PAPER_PROMPTS
 from mos_server.fusion.solve import refactored
-from mos_server.fusion.statistics import Recording, wanted_inputs
+from mos_server.fusion.statistics import Recording
 
 STEPS = {Group.TEXT: 500, Group.CROSS: 500, Group.SPATIAL: 50}
 Progress = Callable[[str], None]
@@ -44,8 +44,8 @@ class StoredRows(Moments):
     stored: dict[str, list[Tensor]] = field(default_factory=lambda: defaultdict(list))
 
     def add(self, reads: str, rows: Float[Tensor, "rows d_in"], count: float | None = None) -> None:
-        """Keep rows."""
-        self.stored[reads].append(rows.float().cpu())
+        """Keep a copy of rows: what is given may be a part of something larger, or be written to later."""
+        self.stored[reads].append(rows.to("cpu", torch.float32, copy=True))
 
     def merge(self, other: Moments) -> None:
         """Keep another's rows too."""
@@ -74,7 +74,7 @@ def lbfgs_fusion(
 
     """
     paper = replace(settings, rows="words", contexts=PAPER_PROMPTS, guidance=1.0, unconditional=False)
-    needed, free = memory_needed(base, len(concepts), paper), psutil.virtual_memory().available
+    needed, free = memory_needed(base, concepts, paper), psutil.virtual_memory().available
     progress(f"L-BFGS stores the rows of all concepts: {needed / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free")
     if needed > free:
         raise FusionError(
@@ -82,11 +82,12 @@ def lbfgs_fusion(
             "free: --method gradient needs none of it"
         )
     of_group = {layer.name: layer.group for layer in adaptable_layers(base)}
-    changed = {name for named in concepts for name in named.concept.pairs}
     solved: dict[str, LowRank] = {}
     for group in Group:
-        layers = [layer for layer in adaptable_layers(base) if layer.group is group and layer.name in changed]
-        reads, fused = wanted_inputs(layers, concept_layers(base), group), dict(solved)
+        layers = _changed_layers(base, concepts, group)
+        reads, fused = frozenset(layer.reads for layer in layers), dict(solved)
+        if not layers:
+            continue
         rows = []
         for named in concepts:
             own = {name: pair for name, pair in named.concept.pairs.items() if of_group[name] is group}
@@ -95,9 +96,10 @@ def lbfgs_fusion(
             rows.append(Recording(group, named, put_on, reads, alone).record(base, StoredRows))
         for i, layer in enumerate(layers, 1):
             pairs = [named.concept.pairs.get(layer.name) for named in concepts]
-            stored = [torch.cat(kept.stored[layer.reads]) for kept in rows]  # type: ignore[attr-defined]
-            change = lbfgs_layer(_weight(layer), _dense(pairs, layer), stored, steps[group])
-            solved[layer.name] = refactored(change.double(), torch.eye(layer.d_in, dtype=torch.float64))
+            stored = [torch.cat(kept.stored[layer.reads]).to(base.device) for kept in rows]  # type: ignore[attr-defined]
+            W0 = layer.module.weight.detach().flatten(1).float()
+            change = lbfgs_layer(W0, _dense(pairs, layer), stored, steps[group])
+            solved[layer.name] = refactored(change.double().cpu(), torch.eye(layer.d_in, dtype=torch.float64))
             progress(f"{group}: {i}/{len(layers)} layers optimised")
     return solved
 
@@ -108,9 +110,20 @@ def lbfgs_layer(
     rows: Sequence[Float[Tensor, "rows d_in"]],
     steps: int,
 ) -> Float[Tensor, "d_out d_in"]:
-    """The best W - W0 that `steps` steps of L-BFGS meet on Σi ‖Xi (W - W0 - ΔWi)ᵀ‖²/mi, started at W0."""
-    X = torch.cat([part / len(part) ** 0.5 for part in rows])
-    Y = torch.cat([part / len(part) ** 0.5 @ (W0 + change).T for part, change in zip(rows, changes, strict=True)])
+    """The best W - W0 that `steps` steps of L-BFGS meet on Σi ‖Xi (W - W0 - ΔWi)ᵀ‖²/mi, started at W0, in the dtype of W0.
+
+    The objective is counted in units of its value at W0. torch's L-BFGS has absolute bounds (it stops where it falls by less than
+    1e-9, and leaves out curvature below 1e-10): without that, changes as small as those of a low learning rate would end after a
+    few of the 500 steps, and the rival would look worse than it is.
+    """
+    at_base = sum(float((X @ change.T).square().sum()) / len(X) for X, change in zip(rows, changes, strict=True))
+    if at_base == 0:
+        return torch.zeros_like(W0)
+    weights = [(at_base * len(part)) ** -0.5 for part in rows]
+    X = torch.cat([weight * part for weight, part in zip(weights, rows, strict=True)])
+    Y = torch.cat(
+        [weight * part @ (W0 + change).T for weight, part, change in zip(weights, rows, changes, strict=True)]
+    )
     W = W0.clone()
     least, best = float("inf"), W0
     optimizer: Any = torch.optim.LBFGS([W], max_iter=steps, history_size=25, line_search_fn="strong_wolfe")
@@ -119,32 +132,37 @@ def lbfgs_layer(
         nonlocal least, best
         left_over = W @ X.T - Y.T
         W.grad = 2 * left_over @ X
-        if (loss := float(left_over.square().sum())) < least:
-            least, best = loss, W.clone()
-        return left_over.square().sum()
+        loss = left_over.square().sum()
+        if float(loss) < least:
+            least, best = float(loss), W.clone()
+        return loss
 
     with torch.no_grad():
         optimizer.step(closure)
     return best - W0
 
 
-def memory_needed(base: BaseModel, concepts: int, settings: FusionSettings) -> int:
-    """Bytes of the largest group's rows for all concepts: counted in one step of the UNet, and it is always the UNet."""
-    layers = [layer for layer in concept_layers(base) if layer.group is Group.SPATIAL]
-    counted = StoredRows()
-    height, width = (side // base.pixels_per_latent for side in Drawing().sized_for(base))
+def memory_needed(base: BaseModel, concepts: Sequence[NamedConcept], settings: FusionSettings) -> int:
+    """Bytes of the UNet's rows for all concepts, counted in one step of it; text needs far less, and is gone by then."""
+    layers = _changed_layers(base, concepts, Group.SPATIAL)
+    counted, how = StoredRows(), Drawing(steps=settings.steps)
+    scheduler = scheduler_for(base, how)
+    height, width = (side // base.pixels_per_latent for side in how.sized_for(base))
     latents = torch.zeros(1, base.unet.config.in_channels, height, width, device=base.device, dtype=base.dtype)  # type: ignore[union-attr, arg-type]
     with torch.no_grad(), layerwise_attention(base), recording(layers, counted):
         memory = TextMemory(encode_prompts(base, [""], {}))
         base.unet(latents, torch.tensor(0, device=base.device), encoder_hidden_states=memory)
     a_step = sum(part.numel() * part.element_size() for kept in counted.stored.values() for part in kept)
-    return a_step * settings.steps * concepts
+    scheduler.set_timesteps(settings.steps)  # some add a step of their own
+    return a_step * len(scheduler.timesteps) * len(concepts)
 
 
-def _weight(layer: Layer) -> Float[Tensor, "d_out d_in"]:
-    return layer.module.weight.detach().flatten(1).float().cpu()
+def _changed_layers(base: BaseModel, concepts: Sequence[NamedConcept], group: Group) -> list[Layer]:
+    changed = {name for named in concepts for name in named.concept.pairs}
+    return [layer for layer in adaptable_layers(base) if layer.group is group and layer.name in changed]
 
 
 def _dense(pairs: Sequence[LowRank | None], layer: Layer) -> list[Tensor]:
+    weight = layer.module.weight
     nothing = torch.zeros(layer.d_out, layer.d_in)
-    return [pair.change() if pair else nothing for pair in pairs]
+    return [(pair.change() if pair else nothing).to(weight.device) for pair in pairs]

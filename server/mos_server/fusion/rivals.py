@@ -58,17 +58,17 @@ def ties(
 
 
 def dare(
-    base: BaseModel, concepts: Sequence[NamedConcept], weights: Mapping[str, float], density: float
+    base: BaseModel, concepts: Sequence[NamedConcept], weights: Mapping[str, float], density: float, *, seed: int = 0
 ) -> dict[str, LowRank]:
     """DARE (Yu et al., ICML 2024, arXiv 2311.03099): drop entries of each ΔWi at random, rescale the rest by 1/density, sum.
 
-    What is dropped depends on the layer's name alone, so a merge can be made again.
+    What is dropped depends on `seed` and the layer's name alone, so a merge can be made again; what it is worth is a mean over seeds.
     """
     merge = _peft().dare_linear
 
     def merged(layer: str, changes: list[Tensor], of: Tensor) -> Tensor:
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(hashlib.sha256(layer.encode()).hexdigest()[:12], 16))
+            torch.default_generator.manual_seed(int(hashlib.sha256(f"{seed} {layer}".encode()).hexdigest()[:12], 16))
             found: Tensor = merge(changes, of, density)
         return found
 
@@ -81,7 +81,8 @@ def custom_diffusion(base: BaseModel, concepts: Sequence[NamedConcept], ordinary
         min ‖Δ X0ᵀ‖  subject to  Δ Xiᵀ = ΔWi Xiᵀ for every concept i
 
     X0 are features of ordinary prompts, Xi those of concept i's words, all as the untouched text encoder gives them, since
-    nothing else is merged. With R = X0ᵀX0, X all Xi and T all targets, Δ = Tᵀ (X R⁻¹ Xᵀ)⁺ X R⁻¹.
+    nothing else is merged. With X0ᵀX0 = R = L Lᵀ, X all Xi, T all targets and Z = X L⁻ᵀ it is Δ = Tᵀ (Z⁺)ᵀ L⁻¹: the paper's closed
+    form, Tᵀ (X R⁻¹ Xᵀ)⁻¹ X R⁻¹, for constraints that may depend on each other too.
     """
     layers = [layer for layer in adaptable_layers(base) if layer.group is Group.CROSS]
     order = {f"unet.{name}": k for k, (name, _) in enumerate(cross_attentions(base))}
@@ -98,9 +99,11 @@ def custom_diffusion(base: BaseModel, concepts: Sequence[NamedConcept], ordinary
         ]
         R = usual[k].T @ usual[k]
         R += DAMPING * R.diagonal().mean() * torch.eye(len(R), dtype=R.dtype)
-        XR = torch.linalg.solve(R, X.T).T
+        L = torch.linalg.cholesky(R)
+        Z = torch.linalg.solve_triangular(L.T, X, upper=True, left=False)
         if any(pairs):
-            changes[layer.name] = refactored(torch.cat(targets).T @ torch.linalg.pinv(XR @ X.T, hermitian=True), XR)
+            right = torch.linalg.solve_triangular(L, torch.linalg.pinv(Z).T, upper=False, left=False)
+            changes[layer.name] = refactored(torch.cat(targets).T, right)
     return changes
 
 
