@@ -190,10 +190,10 @@ def test_a_concept_that_cannot_be_fused_is_refused_and_the_round_goes_on(federat
         bobs = next(upload for upload in store.concepts() if upload.token == "<bob/cat>")
         seed = int(bobs.digest[:12], 16)
 
-        def breaking(group, base, layers, prompts, seeds, vocabulary, settings):
+        def breaking(group, base, layers, prompts, seeds, vocabulary, settings, into):
             if seeds[0] == seed and group.name == "SPATIAL":
                 raise FusionError("the activations of unet.mid_block are not finite")
-            return real(group, base, layers, prompts, seeds, vocabulary, settings)
+            return real(group, base, layers, prompts, seeds, vocabulary, settings, into)
 
         monkeypatch.setattr(statistics, "record_group", breaking)
         told: list[str] = []
