@@ -64,7 +64,8 @@ def evaluate(message: Message, context: Context) -> Message:
 
 def score(session: Session, candidate: Path, token: str, fingerprint: str) -> IdentityScores:
     """How well this participant's concept survived in a candidate, on its own held-back pictures."""
-    from mos_client.dataset import load_pictures, split_pictures
+    from mos_client.pictures.examples import load_pictures
+    from mos_client.pictures.folder import split_pictures
     from mos_common.base_model import load_base
     from mos_common.concept_file import read_concept
     from mos_common.fused_model import check_base, read_fused

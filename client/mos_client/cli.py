@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from mos_client import concept_cli, federation_cli
+from mos_client.config import SETTINGS, Method, parse_settings
 from mos_common.shell import counting, run, say
 
 app = typer.Typer(
@@ -33,6 +35,18 @@ def tune(
     out: Annotated[Path | None, typer.Option("--out", help="The concept file; default: NAME.safetensors here.")] = None,
     steps: Annotated[int | None, typer.Option("--steps", help="Optimiser steps; default: the base's preset.")] = None,
     seed: Annotated[int, typer.Option("--seed")] = 0,
+    method: Annotated[
+        Method, typer.Option("--method", help="The paper's ed-lora, or one of what it is compared with.")
+    ] = Method.ED_LORA,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help=f"Any setting of docs/tuning.md: {', '.join(SETTINGS)}."),
+    ] = None,
+    vram: Annotated[
+        float | None,
+        typer.Option("--vram", min=0.1, help="Gigabytes that a step may take; default: what the GPU has free."),
+    ] = None,
+    tensorboard: Annotated[Path | None, typer.Option("--tensorboard", help="A folder for TensorBoard's logs.")] = None,
     resume: Annotated[
         bool, typer.Option("--resume/--anew", help="Go on from an interrupted run of the same pictures and settings.")
     ] = True,
@@ -42,13 +56,14 @@ def tune(
     dtype: Dtype = None,
 ) -> None:
     """Tune a concept on a folder of pictures and write its concept file."""
-    from mos_client.dataset import split_pictures
+    from mos_client.pictures.folder import split_pictures
     from mos_common.names import check_concept_name
 
     check_concept_name(concept)
+    changes = {"method": method.value, **parse_settings(settings or [])}
     split_pictures(images)
     out = out or Path(f"{concept.strip('<>')}.safetensors")
-    from mos_client.tune_command import tune_folder
+    from mos_client.tune_command import progress_picture, tune_folder
 
     with counting(f"tuning {concept}") as count:
         tune_folder(
@@ -60,6 +75,9 @@ def tune(
             work=out.with_name(f".{out.name}.tuning"),
             steps=steps,
             seed=seed,
+            settings=changes,
+            vram=vram,
+            logs=tensorboard,
             resume=resume,
             author=author,
             licence=licence,
@@ -70,6 +88,8 @@ def tune(
     say(
         f"{out} ({out.stat().st_size:,} bytes): draw with it: mos-client draw {out} 'a photo of {concept}' --out picture.png"
     )
+    if progress_picture(out).is_file():
+        say(f"what it drew on the way: {progress_picture(out)}")
 
 
 @app.command(epilog='Example: mos-client draw fused/ "a meadow" --region "<alice/cat> @ 0,0,0.5,1" --out picture.png')
@@ -118,18 +138,10 @@ def draw(
     say(str(out))
 
 
-@app.command(epilog="Example: mos-client inspect cat.safetensors")
-def inspect(file: Annotated[Path, typer.Argument(help="A concept file.")]) -> None:
-    """Show exactly what a concept file holds: this, and nothing else, is what would leave the machine."""
-    from mos_client.inspect_command import describe
-
-    for line in describe(file):
-        say(line)
+concept_cli.register(app)
+federation_cli.register(app)
 
 
 def main() -> None:
     """The `mos-client` command."""
-    from mos_client import federation_cli
-
-    federation_cli.register(app)
     run(app)

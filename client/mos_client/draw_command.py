@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from mos_common.base_model import BaseModel, load_base
-from mos_common.concept import check_fits
+from mos_common.concept import check_fits, words_of
 from mos_common.concept_file import read_concept
 from mos_common.drawing import Drawing, Progress
 from mos_common.drawing import draw as draw_pictures
@@ -63,7 +63,7 @@ def changes_and_words(model: Path, base: BaseModel) -> tuple[Mapping[str, LowRan
         return fused.changes, fused.vocabulary
     concept = read_concept(model)
     check_fits(concept, base)
-    return concept.pairs, {concept.name: concept.words[0].float()} if concept.words else {}
+    return concept.pairs, {concept.name: words_of(concept, base)}
 
 
 def as_image(picture: Tensor) -> Image.Image:

@@ -35,11 +35,17 @@ def join(
     seed: Annotated[int, typer.Option("--seed")] = 0,
     author: Annotated[str, typer.Option("--author", help="Written into the file, if you want that.")] = "",
     licence: Annotated[str, typer.Option("--licence", help="Under which licence you share the concept.")] = "",
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="Any setting of tuning: see mos-client tune --help."),
+    ] = None,
+    vram: Annotated[float | None, typer.Option("--vram", min=0.1, help="Gigabytes that tuning may take.")] = None,
     device: Annotated[str | None, typer.Option("--device", help="cpu, cuda, mps; default: the best there is.")] = None,
     dtype: Annotated[str | None, typer.Option("--dtype", help="float32, float16, bfloat16.")] = None,
 ) -> None:
     """Join a federation: tune the concept, take part in rounds, and fetch every model that is published."""
-    from mos_client.dataset import split_pictures
+    from mos_client.config import parse_settings
+    from mos_client.pictures.folder import split_pictures
     from mos_client.session import Session
     from mos_common.kit import read_kit
     from mos_common.names import check_concept_name
@@ -49,7 +55,20 @@ def join(
     opened = read_kit(kit)
     state = state or Path("mos-state") / concept.strip("<>")
     session = Session(
-        state, images, concept, class_word, base, opened.base, steps, seed, author, licence, device, dtype
+        state=state,
+        images=images,
+        concept=concept,
+        class_word=class_word,
+        base=base,
+        fingerprint=opened.base,
+        steps=steps,
+        seed=seed,
+        author=author,
+        licence=licence,
+        device=device,
+        dtype=dtype,
+        settings=parse_settings(settings or []),
+        vram=vram,
     )
     say(
         f"{len(tuned_on)} pictures to tune on, {len(held_back)} held back to score with; none of them leaves this machine"

@@ -17,13 +17,13 @@ import fcntl
 import hashlib
 import json
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mos_client.dataset import pictures_digest, split_pictures
+from mos_client.pictures.folder import pictures_digest, split_pictures
 from mos_common.errors import BaseModelError, StateError
 from mos_common.files import canonical_json, could_not_write, write_atomically
 
@@ -34,7 +34,7 @@ OnStep = Callable[[Any], None]
 
 @dataclass(frozen=True)
 class Session:
-    """What `join` was told; `state` is the folder that everything of this participant lies in.
+    """What `join` was told; `state` is the folder that everything of this participant lies in. `settings` are those of tuning by name.
 
     `fingerprint` is that of the base model that the operator fuses on; `base` is where this participant has it.
     """
@@ -51,6 +51,8 @@ class Session:
     licence: str = ""
     device: str | None = None
     dtype: str | None = None
+    settings: Mapping[str, str] = field(default_factory=dict)
+    vram: float | None = None
 
     @property
     def node_key(self) -> Path:
@@ -88,7 +90,7 @@ class Session:
 
     def cached(self) -> Path:
         """Where this session's concept file is kept: another folder of pictures, setting or base model is another file."""
-        tuned_on, _ = split_pictures(self.images)
+        tuned_on, held_back = split_pictures(self.images)
         made_of = [
             self.concept,
             self.class_word,
@@ -97,7 +99,8 @@ class Session:
             self.seed,
             self.author,
             self.licence,
-            pictures_digest(tuned_on),
+            pictures_digest([*tuned_on, *held_back]),
+            dict(self.settings),
         ]
         digest = hashlib.sha256(canonical_json(made_of)).hexdigest()[:16]
         return self.state / "concepts" / f"{self.concept.strip('<>')}-{digest}.safetensors"
@@ -135,6 +138,8 @@ class Session:
                 work=self.state / "tuning",
                 steps=self.steps,
                 seed=self.seed,
+                settings=self.settings,
+                vram=self.vram,
                 author=self.author,
                 licence=self.licence,
                 on_step=on_step,

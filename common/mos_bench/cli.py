@@ -51,6 +51,28 @@ def teach(
     run_teach(out, each=each, base=base, steps=steps, part=part, parts=parts)
 
 
+@app.command(epilog="Example: mos-bench tuning --each 4 --out build/tuning")
+def tuning(
+    out: Annotated[Path, typer.Option("--out", help="Scores and tables; what is there is kept.")] = Path(
+        "build/tuning"
+    ),
+    each: Annotated[int, typer.Option("--each", min=1, help="Identities of each of three kinds.")] = 4,
+    base: Annotated[str, typer.Option("--base", help="`tiny`, or a diffusers folder of the same world.")] = "tiny",
+    only: Annotated[
+        list[str] | None, typer.Option("--only", help="A change by its name in the table; repeat it.")
+    ] = None,
+    part: Annotated[int, typer.Option("--part", min=0, help="Which share of the work this process does.")] = 0,
+    parts: Annotated[int, typer.Option("--parts", min=1, help="How many processes share it.")] = 1,
+) -> None:
+    """Measure what each setting of tuning does to identity and prompt-following (docs/tuning.md)."""
+    import torch
+
+    from mos_bench.tuning import measure
+
+    torch.set_num_threads(1 if parts > 1 else 2)
+    measure(out, each=each, base_name=base, only=only or [], part=part, parts=parts)
+
+
 def main() -> None:
     """The `mos-bench` command."""
     run(app)

@@ -12,9 +12,11 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from mos_bench.participant import Participant
-from mos_client.dataset import load_pictures, split_pictures
 from mos_client.draw_command import as_image
+from mos_client.pictures.examples import load_pictures
+from mos_client.pictures.folder import split_pictures
 from mos_common.base_model import load_base
+from mos_common.concept import words_of
 from mos_common.concept_file import content_digest, read_concept
 from mos_common.files import write_atomically
 from mos_common.fused_model import FusedConcept, FusedModel, NamedConcept, read_fused
@@ -87,7 +89,7 @@ def _identity(said: FusedConcept, average: float) -> dict[str, float]:
 def _row(
     probe: IdentityProbe, someone: Participant, concept: Any, fused: FusedModel, average: FusedModel, pictures: Tensor
 ) -> list[tuple[str, Tensor]]:
-    single = probe.drawings(concept.name, concept.pairs, {concept.name: concept.words[0].float()})[:SHOWN]
+    single = probe.drawings(concept.name, concept.pairs, {concept.name: words_of(concept, probe.base)})[:SHOWN]
     both = [probe.drawings(someone.token, model.changes, model.vocabulary)[:SHOWN] for model in (fused, average)]
     titles = [
         f"pictures of {someone.concept}",

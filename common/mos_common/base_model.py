@@ -1,7 +1,7 @@
 """The base model everybody starts from: load it, fingerprint it, answer questions about it.
 
 Nothing about a model is remembered here. How many cross-attention layers it has, how wide they are, which token ends a text:
-all of that is asked of the loaded modules, so `tiny` and Stable Diffusion 1.5 go through the same lines.
+all of that is asked of the loaded modules, so `tiny`, Stable Diffusion 1.5 and Stable Diffusion XL go through the same lines.
 """
 
 from __future__ import annotations
@@ -22,15 +22,16 @@ from mos_common.presets import Preset, preset_for
 log = logging.getLogger(__name__)
 
 TINY = "tiny"
+PARTS = {"tokenizer", "tokenizer_2", "text_encoder", "text_encoder_2", "unet", "vae", "scheduler"}
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
 class BaseModel:
-    """A text-to-image latent diffusion model in the Stable Diffusion 1.x layout, frozen and in eval mode.
+    """A text-to-image latent diffusion model in the layout of Stable Diffusion 1.x or XL, frozen and in eval mode.
 
     `scheduler` is the base's own; whoever denoises makes a copy of it. `fingerprint` says which model this is, whatever
-    precision it was downloaded in.
+    precision it was downloaded in. `text_encoder_2` and `tokenizer_2` are there in XL only; both tokenizers have one vocabulary.
     """
 
     name: str
@@ -40,6 +41,32 @@ class BaseModel:
     vae: nn.Module
     scheduler: Any
     fingerprint: str
+    text_encoder_2: nn.Module | None = None
+    tokenizer_2: Any = None
+
+    @property
+    def text_encoders(self) -> list[nn.Module]:
+        """One text encoder, or the two of XL; the UNet reads their features side by side."""
+        return [self.text_encoder] if self.text_encoder_2 is None else [self.text_encoder, self.text_encoder_2]
+
+    @property
+    def tokenizers(self) -> list[Any]:
+        """The tokenizer of each text encoder: they differ in how they pad."""
+        return [self.tokenizer] if self.tokenizer_2 is None else [self.tokenizer, self.tokenizer_2]
+
+    @property
+    def token_tables(self) -> list[Tensor]:
+        """The embeddings of each text encoder, one row a token."""
+        return [encoder.get_input_embeddings().weight for encoder in self.text_encoders]  # type: ignore[operator]
+
+    @property
+    def word_width(self) -> int:
+        """The width of a word's embedding: those of all text encoders side by side."""
+        return sum(table.shape[1] for table in self.token_tables)
+
+    def token_rows(self, ids: list[int]) -> Tensor:
+        """(tokens, word_width): the embeddings of some tokens in all text encoders, float32 on the CPU."""
+        return torch.cat([table[ids].float().cpu() for table in self.token_tables], dim=1)
 
     @property
     def device(self) -> torch.device:
@@ -74,6 +101,11 @@ class BaseModel:
         return int(2 ** (len(self.vae.config.block_out_channels) - 1))  # type: ignore[union-attr, arg-type]
 
     @property
+    def size_unit(self) -> int:
+        """Heights and widths in pixels are multiples of this: the UNet halves latents at every level but the last."""
+        return self.pixels_per_latent * int(2 ** (len(self.unet.config.block_out_channels) - 1))  # type: ignore[union-attr, arg-type]
+
+    @property
     def picture_size(self) -> int:
         """The side of the square pictures this base was trained on, in pixels."""
         return int(self.unet.config.sample_size) * self.pixels_per_latent  # type: ignore[union-attr, arg-type]
@@ -81,7 +113,7 @@ class BaseModel:
     @torch.no_grad()
     def encode_pictures(self, pictures: Tensor) -> Tensor:
         """Latents (n c h w) of pictures (n 3 H W) in [-1, 1]: the mean of the VAE's posterior, scaled."""
-        posterior = self.vae.encode(pictures.to(self.device, self.dtype)).latent_dist  # type: ignore[operator]
+        posterior = self.vae.encode(pictures.to(self.device, _dtype_of(self.vae))).latent_dist  # type: ignore[operator]
         mean: Tensor = posterior.mean
         scaled: Tensor = mean * float(self.vae.config.scaling_factor)  # type: ignore[union-attr, arg-type]
         return scaled
@@ -89,7 +121,7 @@ class BaseModel:
     @torch.no_grad()
     def decode_latents(self, latents: Tensor) -> Tensor:
         """Pictures (n 3 H W) in [-1, 1] of latents (n c h w), float32 on the CPU."""
-        unscaled = latents.to(self.device, self.dtype) / float(self.vae.config.scaling_factor)  # type: ignore[union-attr, arg-type]
+        unscaled = latents.to(self.device, _dtype_of(self.vae)) / float(self.vae.config.scaling_factor)  # type: ignore[union-attr, arg-type]
         decoded: Tensor = self.vae.decode(unscaled).sample  # type: ignore[operator]
         return decoded.float().clamp(-1, 1).cpu()
 
@@ -100,7 +132,7 @@ def load_base(name: str = TINY, *, device: str | None = None, dtype: str | None 
     Without `device` and `dtype` the best there is: a GPU in float16 where one exists, else the CPU in float32.
 
     Raises:
-        BaseModelError: the folder is missing, is not a diffusion model, or is not of the Stable Diffusion 1.x layout.
+        BaseModelError: the folder is missing, is not a diffusion model, or is neither of the Stable Diffusion 1.x nor the XL layout.
         RequestError: the device or dtype does not exist here.
 
     """
@@ -108,12 +140,21 @@ def load_base(name: str = TINY, *, device: str | None = None, dtype: str | None 
     folder = base_path(name)
     parts = _load_parts(name, folder)
     fingerprint = fingerprint_of_parts(
-        parts["tokenizer"], parts["text_encoder"], parts["unet"], parts["vae"], parts["scheduler"]
+        parts["tokenizer"],
+        parts["text_encoder"],
+        parts["unet"],
+        parts["vae"],
+        parts["scheduler"],
+        parts.get("text_encoder_2"),
     )
-    for part in ("text_encoder", "unet", "vae"):
+    for part in ("text_encoder", "text_encoder_2", "unet", "vae"):
+        if part not in parts:
+            continue
         module: nn.Module = parts[part].requires_grad_(False).eval()
+        # XL's VAE overflows in float16 and says so in its configuration.
+        wide = part == "vae" and target_dtype is torch.float16 and parts[part].config.force_upcast
         nn.Module.to(
-            module, device=target_device, dtype=target_dtype
+            module, device=target_device, dtype=torch.float32 if wide else target_dtype
         )  # diffusers' own `to` logs a warning about every cast
     parts["unet"].to(memory_format=torch.channels_last)
     return BaseModel(name=name, fingerprint=fingerprint, **parts)
@@ -178,14 +219,19 @@ def fingerprint_of(name: str) -> str:
 
 
 def fingerprint_of_parts(
-    tokenizer: Any, text_encoder: nn.Module, unet: nn.Module, vae: nn.Module, scheduler: Any
+    tokenizer: Any,
+    text_encoder: nn.Module,
+    unet: nn.Module,
+    vae: nn.Module,
+    scheduler: Any,
+    text_encoder_2: nn.Module | None = None,
 ) -> str:
     """Sha256 over the weights in float16 and what gives them meaning (vocabulary, prediction type, scaling factor).
 
     Rounding to float16 first makes the float16 and float32 downloads of one model the same base.
     """
     digest = hashlib.sha256()
-    for name, parameter in sorted(_canonical_parameters(text_encoder, unet, vae)):
+    for name, parameter in sorted(_canonical_parameters(text_encoder, unet, vae, text_encoder_2)):
         digest.update(f"{name}\0{tuple(parameter.shape)}\0".encode())
         digest.update(parameter.detach().to("cpu", torch.float16).contiguous().view(torch.uint8).numpy().data)
     for word, index in sorted(tokenizer.get_vocab().items()):
@@ -194,12 +240,20 @@ def fingerprint_of_parts(
     return digest.hexdigest()
 
 
+def _dtype_of(module: nn.Module) -> torch.dtype:
+    return next(module.parameters()).dtype
+
+
 def text_module_name(name: str) -> str:
     """A text encoder's module under one name: transformers wrote `text_model.` before it, and some classes still do."""
     return name if name.startswith("text_model.") else f"text_model.{name}"
 
 
-def _canonical_parameters(text_encoder: nn.Module, unet: nn.Module, vae: nn.Module) -> Iterator[tuple[str, Tensor]]:
+def _canonical_parameters(
+    text_encoder: nn.Module, unet: nn.Module, vae: nn.Module, text_encoder_2: nn.Module | None
+) -> Iterator[tuple[str, Tensor]]:
+    if text_encoder_2 is not None:
+        yield from ((f"text_encoder_2.{text_module_name(n)}", p) for n, p in text_encoder_2.named_parameters())
     yield from ((f"text_encoder.{text_module_name(name)}", p) for name, p in text_encoder.named_parameters())
     yield from ((f"unet.{name}", p) for name, p in unet.named_parameters())
     yield from ((f"vae.{name}", p) for name, p in vae.named_parameters())
@@ -207,18 +261,22 @@ def _canonical_parameters(text_encoder: nn.Module, unet: nn.Module, vae: nn.Modu
 
 def _load_parts(name: str, folder: Path) -> dict[str, Any]:
     from diffusers import AutoencoderKL, DiffusionPipeline, SchedulerMixin, UNet2DConditionModel
-    from transformers import CLIPTextModel, CLIPTokenizer
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
     from transformers.utils import logging as transformers_logging
 
     try:
         index = dict(DiffusionPipeline.load_config(folder, local_files_only=True))
     except (OSError, ValueError, TypeError) as error:
         raise BaseModelError(f"{name} is not a diffusion model: its model_index.json cannot be read") from error
-    if "text_encoder_2" in index or not {"unet", "vae", "text_encoder", "tokenizer", "scheduler"} <= index.keys():
+    has = {part for part, kind in index.items() if isinstance(kind, list) and all(kind)}
+    if "text_encoder_3" in has or not {"unet", "vae", "text_encoder", "tokenizer", "scheduler"} <= has:
         raise BaseModelError(
-            f"{name} is a {index.get('_class_name', 'folder of unknown kind')}; this version works with Stable Diffusion 1.x models "
-            "(one CLIP text encoder, a UNet2DConditionModel, an AutoencoderKL)"
+            f"{name} is a {index.get('_class_name', 'folder of unknown kind')}; this version works with Stable Diffusion 1.x and XL models "
+            "(one or two CLIP text encoders, a UNet2DConditionModel, an AutoencoderKL)"
         )
+    missing = [part for part in sorted(has & PARTS) if not (folder / part).is_dir()]
+    if missing:
+        raise BaseModelError(f"{name} has no folder {missing[0]}, which its model_index.json names: it is incomplete")
     transformers_logging.disable_progress_bar()
     try:
         import diffusers
@@ -228,7 +286,7 @@ def _load_parts(name: str, folder: Path) -> dict[str, Any]:
             raise BaseModelError(
                 f"{name} names {index['scheduler'][1]} as its scheduler, which diffusers does not know as one"
             )
-        return {
+        parts = {
             "tokenizer": CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True),
             "text_encoder": CLIPTextModel.from_pretrained(
                 folder / "text_encoder", dtype=torch.float32, local_files_only=True
@@ -241,6 +299,16 @@ def _load_parts(name: str, folder: Path) -> dict[str, Any]:
             ),
             "scheduler": scheduler_class.from_pretrained(folder / "scheduler", local_files_only=True),
         }
+        if "text_encoder_2" in has:
+            parts["text_encoder_2"] = CLIPTextModelWithProjection.from_pretrained(
+                folder / "text_encoder_2", dtype=torch.float32, local_files_only=True
+            )
+            parts["tokenizer_2"] = CLIPTokenizer.from_pretrained(folder / "tokenizer_2", local_files_only=True)
+            if parts["tokenizer_2"].get_vocab() != parts["tokenizer"].get_vocab():
+                raise BaseModelError(
+                    f"{name} has two tokenizers of different vocabularies, which no Stable Diffusion XL model has"
+                )
+        return parts
     except (OSError, ValueError, RuntimeError, AttributeError, KeyError) as error:
         raise BaseModelError(f"{name} cannot be loaded as a diffusion model: {str(error).splitlines()[0]}") from error
 

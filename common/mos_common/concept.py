@@ -12,7 +12,7 @@ from torch import Tensor
 from mos_common.base_model import BaseModel
 from mos_common.edlora import LowRank
 from mos_common.errors import ConceptError
-from mos_common.layers import adaptable_layers, cross_attentions
+from mos_common.layers import adaptable_layers, word_layers
 from mos_common.names import check_concept_name
 
 
@@ -21,7 +21,8 @@ class Concept:
     """One thing that a participant has taught the base model.
 
     `words[k]` holds the embeddings of text encoder k: one row for each word and each cross-attention layer, in execution
-    order. `pairs` maps layer names (`mos_common.layers`) to their change.
+    order. `pairs` maps layer names (`mos_common.layers`) to their change. An ordinary LoRA has no words: it is called by `trigger`,
+    ordinary text, or else by its class word.
     """
 
     name: str
@@ -32,9 +33,21 @@ class Concept:
     tool_version: str = ""
     licence: str = ""
     author: str = ""
+    trigger: str = ""
 
     def __post_init__(self) -> None:
         check_concept_name(self.name)
+
+
+def words_of(concept: Concept, base: BaseModel) -> Float[Tensor, "layers words width"]:
+    """What the concept's name stands for in a prompt: its words, or the base's own embeddings of its trigger, the same in all layers."""
+    if concept.words:
+        return torch.cat([words.float().cpu() for words in concept.words], dim=2)
+    text = concept.trigger or concept.class_word
+    ids = list(base.tokenizer(text, add_special_tokens=False).input_ids)
+    if not ids:
+        raise ConceptError(f"{text!r}, by which {concept.name} is called, has no letters that {base.name} reads")
+    return base.token_rows(ids)[None]
 
 
 def check_fits(concept: Concept, base: BaseModel) -> None:
@@ -73,9 +86,14 @@ def _pair_problems(concept: Concept, base: BaseModel) -> list[str]:
 def _word_problems(concept: Concept, base: BaseModel) -> list[str]:
     if not concept.words:
         return []
-    if len(concept.words) != 1:
-        return [f"embeddings for {len(concept.words)} text encoders, the base has 1"]
-    words, layers, width = concept.words[0], len(cross_attentions(base)), base.token_table.shape[1]
-    if words.ndim != 3 or words.shape[0] != layers or words.shape[2] != width:
-        return [f"embeddings.0 has shape {tuple(words.shape)}, the base needs ({layers}, words, {width})"]
-    return [] if torch.isfinite(words).all() else ["embeddings.0 holds NaN or infinity"]
+    if len(concept.words) != len(base.token_tables):
+        return [f"embeddings for {len(concept.words)} text encoders, the base has {len(base.token_tables)}"]
+    layers, problems = word_layers(base), []
+    for k, (words, table) in enumerate(zip(concept.words, base.token_tables, strict=True)):
+        expected = (layers, concept.words[0].shape[1], table.shape[1])
+        if tuple(words.shape) != expected:
+            wanted = f"({layers}, words, {table.shape[1]})"
+            problems.append(f"embeddings.{k} has shape {tuple(words.shape)}, the base needs {wanted}")
+        elif not torch.isfinite(words).all():
+            problems.append(f"embeddings.{k} holds NaN or infinity")
+    return problems

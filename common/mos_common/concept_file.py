@@ -52,6 +52,7 @@ class Header(Schema):
     tool: Text
     licence: Text
     author: Text
+    trigger: Text = ""
 
 
 def concept_to_bytes(concept: Concept, dtype: torch.dtype = torch.float16) -> bytes:
@@ -77,11 +78,12 @@ def concept_to_bytes(concept: Concept, dtype: torch.dtype = torch.float16) -> by
             tool=concept.tool_version,
             licence=concept.licence,
             author=concept.author,
+            trigger=concept.trigger,
         )
     except ValidationError as error:
         raise ConceptError(f"concept {concept.name} cannot be written: {_first_problem(error)}") from error
     contiguous = {name: tensors[name].cpu().contiguous() for name in sorted(tensors)}
-    return save(contiguous, {METADATA_KEY: canonical_json(header.model_dump()).decode()})
+    return save(contiguous, {METADATA_KEY: canonical_json(header.model_dump(exclude_defaults=True)).decode()})
 
 
 def concept_from_bytes(data: bytes) -> Concept:
@@ -112,6 +114,7 @@ def concept_from_bytes(data: bytes) -> Concept:
         tool_version=header.tool,
         licence=header.licence,
         author=header.author,
+        trigger=header.trigger,
     )
 
 

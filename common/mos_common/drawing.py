@@ -10,11 +10,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mos_common.attention import RegionText, TextMemory, layerwise_attention
+from mos_common.attention import RegionText, TextMemory, layerwise_attention, predict
 from mos_common.base_model import BaseModel
 from mos_common.errors import RequestError
 from mos_common.regions import Region
-from mos_common.words import Vocabulary, encode_prompts
+from mos_common.words import Vocabulary, encode_pooled, encode_prompts, encode_token_ids, tokenise
 
 Progress = Callable[[int, int], None]
 
@@ -43,7 +43,7 @@ class Drawing:
             RequestError: they are no multiple of what the base's UNet can halve.
 
         """
-        unit = base.pixels_per_latent * 2 ** (len(base.unet.config.block_out_channels) - 1)  # type: ignore[union-attr, arg-type]
+        unit = base.size_unit
         height, width = self.height or base.picture_size, self.width or base.picture_size
         if height % unit or width % unit:
             raise RequestError(f"{width} x {height} pixels: this base model draws sizes that are multiples of {unit}")
@@ -75,19 +75,21 @@ def draw(
     words = vocabulary or {}
     with torch.inference_mode(), layerwise_attention(base):
         texts = [how.negative] * len(prompts) + list(prompts) if guidance != 1 else list(prompts)
-        unique = list(dict.fromkeys([*texts, *(region.prompt for region in regions)]))
-        features = dict(zip(unique, encode_prompts(base, unique, words), strict=True))
-        memory = TextMemory(
-            torch.stack([features[text] for text in texts]),
-            [RegionText(region, features[region.prompt]) for region in regions],
-            first_regional_row=len(texts) - len(prompts),
-            aspect=width / height,
-            keep=True,
-        )
+        memory = read_prompts(base, texts, words)
+        of_regions = encode_prompts(base, [region.prompt for region in regions], words) if regions else ()
+        memory.regions = [RegionText(region, found) for region, found in zip(regions, of_regions, strict=True)]
+        memory.first_regional_row, memory.aspect = len(texts) - len(prompts), width / height
         latents = initial_noise(base, seeds, height, width)
         return base.decode_latents(
             denoise(base, latents, memory, scheduler_for(base, how), how.steps, guidance, on_step)
         )
+
+
+def read_prompts(base: BaseModel, prompts: Sequence[str], vocabulary: Vocabulary) -> TextMemory:
+    """What the UNet reads of some prompts while they are drawn: keys and values are computed once, at the first step."""
+    texts = [tokenise(base, prompt, vocabulary) for prompt in prompts]
+    pooled = encode_pooled(base, texts, vocabulary)
+    return TextMemory(encode_token_ids(base, texts, vocabulary), keep=True, pooled=pooled)
 
 
 def denoise(
@@ -108,7 +110,7 @@ def denoise(
     for step, t in enumerate(scheduler.timesteps):
         twice = torch.cat([latents, latents]) if guidance != 1 else latents
         scaled = scheduler.scale_model_input(twice, t).to(base.dtype)
-        predicted = base.unet(scaled, t, encoder_hidden_states=memory).sample.to(latents.dtype)
+        predicted = predict(base, scaled, t, memory).to(latents.dtype)
         if guidance != 1:
             unconditional, conditional = predicted.chunk(2)
             predicted = unconditional + guidance * (conditional - unconditional)

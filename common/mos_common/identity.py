@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mos_common.base_model import BaseModel
-from mos_common.concept import Concept
+from mos_common.concept import Concept, words_of
 from mos_common.concept_file import content_digest
 from mos_common.drawing import Drawing, draw
 from mos_common.edlora import LowRank, attached
@@ -90,7 +90,7 @@ def measure_identity(
     rebuilt = base.decode_latents(base.encode_pictures(tuned_on))
     return IdentityScores(
         class_word=probe.score(f"a {concept.class_word}", {}, {}),
-        single=probe.score(concept.name, concept.pairs, {concept.name: concept.words[0].float()}),
+        single=probe.score(concept.name, concept.pairs, {concept.name: words_of(concept, base)}),
         fused=score_in(probe, fused, fused_token or concept.name) if fused else None,
         ceiling=image_alignment(scorer.features(rebuilt), probe.references),
     )

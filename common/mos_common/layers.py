@@ -67,7 +67,8 @@ def adaptable_layers(base: BaseModel) -> list[Layer]:
     attention = concept_layers(base)
     known = {layer.module for layer in attention}
     others = []
-    for part, model, group in (("text_encoder", base.text_encoder, Group.TEXT), ("unet", base.unet, Group.SPATIAL)):
+    models = [*((part, model, Group.TEXT) for part, model in _text_encoders(base)), ("unet", base.unet, Group.SPATIAL)]
+    for part, model, group in models:
         for name, module in model.named_modules():
             if module in known or not (isinstance(module, nn.Linear) or _is_pointwise(module)):
                 continue
@@ -86,15 +87,36 @@ def cross_attentions(base: BaseModel) -> list[tuple[str, nn.Module]]:
     return [(n, m) for stage in stages for n, m in found if n.startswith(stage)]
 
 
+def word_layer_numbers(base: BaseModel) -> list[int]:
+    """For every cross-attention module, in execution order, which of a word's embeddings it reads.
+
+    One embedding for each transformer of the UNet, which in Stable Diffusion 1.x has one cross-attention (so 16 embeddings, as in
+    the paper). XL's transformers have up to ten, which share one: 11 embeddings, not 70.
+    """
+    transformers = [name.partition(".transformer_blocks.")[0] for name, _ in cross_attentions(base)]
+    numbers = {name: k for k, name in enumerate(dict.fromkeys(transformers))}
+    return [numbers[name] for name in transformers]
+
+
+def word_layers(base: BaseModel) -> int:
+    """How many embeddings a layer-wise word has."""
+    return max(word_layer_numbers(base)) + 1
+
+
+def _text_encoders(base: BaseModel) -> list[tuple[str, nn.Module]]:
+    return list(zip(("text_encoder", "text_encoder_2"), base.text_encoders, strict=False))
+
+
 def _is_pointwise(module: nn.Module) -> bool:
     return isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1) and module.groups == 1
 
 
 def _text_layers(base: BaseModel) -> list[Layer]:
     layers = []
-    for name, module in base.text_encoder.named_modules():
+    modules = [(part, *found) for part, encoder in _text_encoders(base) for found in encoder.named_modules()]
+    for encoder, name, module in modules:
         if name.endswith(".self_attn"):
-            full = f"text_encoder.{text_module_name(name)}"
+            full = f"{encoder}.{text_module_name(name)}"
             for part in ("q_proj", "k_proj", "v_proj"):
                 layers.append(Layer(f"{full}.{part}", getattr(module, part), Group.TEXT, f"{full}.input"))
             layers.append(Layer(f"{full}.out_proj", module.out_proj, Group.TEXT, f"{full}.out_proj.input"))  # type: ignore[arg-type]
@@ -103,12 +125,13 @@ def _text_layers(base: BaseModel) -> list[Layer]:
 
 def _unet_layers(base: BaseModel, group: Group) -> list[Layer]:
     layers = []
-    for cross_name, cross in cross_attentions(base):
+    numbers = word_layer_numbers(base)
+    read_first: dict[int, str] = {}
+    for number, (cross_name, cross) in zip(numbers, cross_attentions(base), strict=True):
         full = f"unet.{cross_name}"
         if group is Group.CROSS:
-            layers += [
-                Layer(f"{full}.{part}", getattr(cross, part), group, f"{full}.text") for part in ("to_k", "to_v")
-            ]
+            reads = f"{read_first.setdefault(number, full)}.text"
+            layers += [Layer(f"{full}.{part}", getattr(cross, part), group, reads) for part in ("to_k", "to_v")]
             continue
         self_name = f"{full.removesuffix('attn2')}attn1"
         attention = base.unet.get_submodule(self_name.removeprefix("unet."))

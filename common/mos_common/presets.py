@@ -45,7 +45,7 @@ TINY = Preset(
     learning_rate_words=1e-2,
     learning_rate_text=3e-4,
     learning_rate_unet=1e-3,
-    guidance=4.0,
+    guidance=2.5,
     noise_offset=0.0,
 )
 

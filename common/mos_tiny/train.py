@@ -39,6 +39,7 @@ class Training:
     learning_rate: float = 6e-4
     minutes: float = math.inf
     save_every_minutes: float = 15.0
+    fine: float = 0.0
 
 
 def learning_rate(training: Training, step: int, seen: int) -> float:
@@ -67,7 +68,8 @@ def train(trainer: Trainer, training: Training, out: Path, vae: Any) -> None:
 
     try:
         while trainer.seen < training.samples and time.monotonic() - begun < training.minutes * 60:
-            losses.append(trainer.step_once(training.batch, learning_rate(training, trainer.step, trainer.seen)))
+            rate_now = learning_rate(training, trainer.step, trainer.seen)
+            losses.append(trainer.step_once(training.batch, rate_now, training.fine))
             if trainer.step % SAY_EVERY == 0:
                 seconds = time.monotonic() - begun
                 rate, loss = (trainer.seen - start) / seconds, np.mean(losses[-SAY_EVERY:])
@@ -99,6 +101,10 @@ def train_command(
     rate: Annotated[float, typer.Option("--rate", help="Learning rate.")] = Training.learning_rate,
     minutes: Annotated[float, typer.Option("--minutes", help="Stop after so long.")] = math.inf,
     every: Annotated[float, typer.Option("--every", help="Minutes between saves.")] = Training.save_every_minutes,
+    fine: Annotated[
+        float,
+        typer.Option("--fine", min=0, max=1, help="Share of each batch with little noise, for details: to finish."),
+    ] = 0.0,
     threads: Annotated[int, typer.Option("--threads", help="CPU threads.")] = 2,
     device: Annotated[str, typer.Option("--device", help="cpu, cuda, …; default: a GPU if there is one.")] = "",
 ) -> None:
@@ -117,7 +123,7 @@ def train_command(
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     trainer = Trainer(unet, text_encoder, words, TrainingSet.read(data, words), device)
     vae = AutoencoderKL.from_pretrained(vae_folder, low_cpu_mem_usage=False).float()
-    train(trainer, Training(samples, batch, rate, minutes, every), out, vae)
+    train(trainer, Training(samples, batch, rate, minutes, every, fine), out, vae)
 
 
 if __name__ == "__main__":

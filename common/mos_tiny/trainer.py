@@ -27,6 +27,7 @@ WIDE_EVERY = 6  # one batch in so many is of wide pictures
 DROPPED = 0.1  # captions left out, for guidance
 SLOWEST = 0.998  # decay of the running average
 MOST_SNR = 5.0
+FINE = 0.3  # of all times: the least noisy part, where the picture is there and its details are decided
 
 
 @dataclass(frozen=True)
@@ -170,8 +171,11 @@ class Trainer:
             for module in modules:
                 module.train()
 
-    def step_once(self, batch: int, rate: float) -> float:
-        """One step on `batch` square pictures or half as many wide ones; the unweighted loss before it."""
+    def step_once(self, batch: int, rate: float, fine: float = 0.0) -> float:
+        """One step on `batch` square pictures or half as many wide ones; the unweighted loss before it.
+
+        A share `fine` of the batch is shown with little noise and counts in full: min-SNR weights all but forget the details.
+        """
         for optimiser in (self._adamw, self._muon):
             unet, text = optimiser.param_groups
             unet["lr"], text["lr"] = rate, rate / 2
@@ -181,11 +185,14 @@ class Trainer:
         captions = self.data.captions[width][which].clone()
         captions[torch.rand(count) < DROPPED] = self.data.empty
         t = ((torch.rand(1) + torch.arange(count) / count) % 1 * len(self._kept)).long()[torch.randperm(count)]
+        finely = round(fine * count)
+        t[:finely] = (t[:finely] * FINE).long()
         latents = self.data.latents[width][which].float()
         error, kept = self._error(latents, captions, t, torch.randn_like(latents))
         snr = kept / (1 - kept).clamp(min=1e-6)
         # min-SNR for v-prediction; the quarter keeps the noisiest steps, where the layout is decided, from being forgotten
         weight = (snr.clamp(max=MOST_SNR) + 0.25) / (snr + 1)
+        weight[:finely] = 1
         torch.autograd.backward((error * weight).mean())
         nn.utils.clip_grad_norm_(self._parameters, 1.0, foreach=True)
         for optimiser in (self._adamw, self._muon):

@@ -32,9 +32,11 @@ def admit(data: bytes, base: BaseModel) -> Concept:
     layers = {layer.name: layer for layer in adaptable_layers(base)}
     reasons = [reason for name, pair in concept.pairs.items() if (reason := _too_large(layers[name], pair))]
     reasons += _long_words(concept, base)
-    # The class word stands in prompts here; a token in it would name another concept, or none.
+    # Class word and trigger stand in prompts here; a token in them would name another concept, or none.
     if not concept.class_word.strip() or TOKEN.search(concept.class_word):
         reasons.append(f"its class word is {concept.class_word!r}; expected a word such as 'cat'")
+    if TOKEN.search(concept.trigger):
+        reasons.append(f"its trigger is {concept.trigger!r}; expected ordinary words")
     if not concept.pairs and not concept.words:
         reasons.append("it is empty: neither words nor changes")
     if reasons:
@@ -55,8 +57,9 @@ def _norm(pair: LowRank) -> float:
 
 
 def _long_words(concept: Concept, base: BaseModel) -> list[str]:
-    typical = float(base.token_table.float().norm(dim=1).median())
-    longest = max((float(words.float().norm(dim=-1).max()) for words in concept.words), default=0.0)
-    if longest > MOST_RELATIVE_WORD * typical:
-        return [f"a word has norm {longest:.3g}, at most {MOST_RELATIVE_WORD * typical:.3g} is admitted"]
-    return []
+    reasons = []
+    for words, table in zip(concept.words, base.token_tables, strict=True) if concept.words else ():
+        most = MOST_RELATIVE_WORD * float(table.float().norm(dim=1).median())
+        if (longest := float(words.float().norm(dim=-1).max())) > most:
+            reasons.append(f"a word has norm {longest:.3g}, at most {most:.3g} is admitted")
+    return reasons

@@ -84,14 +84,14 @@ def manifest_bytes(manifest: Manifest) -> bytes:
 def export_diffusers(folder: Path, base: BaseModel, out: Path) -> None:
     """A whole diffusers folder: the base with every change added into its weights.
 
-    `StableDiffusionPipeline.from_pretrained` loads it and predicts the same noise as base + adapter. Layer-wise words have no
+    `DiffusionPipeline.from_pretrained` loads it and predicts the same noise as base + adapter. Layer-wise words have no
     place in that format; they lie beside it as `embeddings.safetensors`, and mos-client reads them from there.
 
     Raises:
         StateError: `out` exists already. BaseModelError: the model belongs to another base.
 
     """
-    from diffusers import StableDiffusionPipeline
+    from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 
     from mos_common.edlora import attached
 
@@ -100,17 +100,13 @@ def export_diffusers(folder: Path, base: BaseModel, out: Path) -> None:
     if out.exists():
         raise StateError(f"{out} is there already: choose another --out")
     with attached(base, fused.changes), replacing_folder(out) as beside:
-        pipeline = StableDiffusionPipeline(
-            vae=base.vae,
-            text_encoder=base.text_encoder,
-            tokenizer=base.tokenizer,
-            unet=base.unet,
-            scheduler=base.scheduler,
-            safety_checker=None,
-            feature_extractor=None,
-            image_encoder=None,
-            requires_safety_checker=False,
-        )
+        parts = {"vae": base.vae, "text_encoder": base.text_encoder, "tokenizer": base.tokenizer, "unet": base.unet}
+        parts |= {"scheduler": base.scheduler, "feature_extractor": None, "image_encoder": None}
+        if base.text_encoder_2 is None:
+            pipeline = StableDiffusionPipeline(**parts, safety_checker=None, requires_safety_checker=False)
+        else:
+            second = {"text_encoder_2": base.text_encoder_2, "tokenizer_2": base.tokenizer_2}
+            pipeline = StableDiffusionXLPipeline(**parts, **second)
         pipeline.save_pretrained(beside)
         shutil.copyfile(folder / EMBEDDINGS, beside / EMBEDDINGS)
 

@@ -86,11 +86,11 @@ def test_regions_are_drawn(concept_file, draws):
     assert np.abs(everywhere - draws(concept_file, "a <cat>").astype(int)).max() <= 1
 
 
-def test_a_concept_without_words_changes_the_weights_only(sixteen, make_concept, tmp_path):
-    write_concept(make_concept(sixteen, words=0), tmp_path / "lora.safetensors")
-    changes, words = changes_and_words(tmp_path / "lora.safetensors", sixteen)
-    assert words == {}
-    assert len(changes) > 0
+def test_a_concept_without_words_is_called_by_its_class_word(sixteen, make_concept, draws, tmp_path):
+    file = tmp_path / "lora.safetensors"
+    write_concept(make_concept(sixteen, words=0), file)
+    assert len(changes_and_words(file, sixteen)[0]) > 0
+    assert np.array_equal(draws(file, "a <cat> here"), draws(file, "a cat here"))
 
 
 def test_progress_is_reported(concept_file, draws):

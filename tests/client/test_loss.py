@@ -1,4 +1,4 @@
-"""The noise loss, by the formulas."""
+"""The noise loss, masks and attention regularisation, by the formulas."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from diffusers import DDPMScheduler
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mos_client.loss import noise_loss, spread_times
-from mos_common.attention import layerwise_attention
+from mos_client.tuning.loss import attention_loss, cell_weights, noise_loss, spread_times
+from mos_common.attention import TextMemory, WatchedWords, layerwise_attention
 from mos_common.errors import BaseModelError
 from mos_common.layers import cross_attentions
 
@@ -37,7 +37,7 @@ def test_the_loss_is_the_mean_square_of_what_the_base_predicts_wrongly(base, kin
     target = noise if kind == "epsilon" else kept.sqrt() * noise - (1 - kept).sqrt() * latents
     features = text[:, None].expand(-1, len(cross_attentions(base)), -1, -1)
     with torch.no_grad(), layerwise_attention(base):
-        found = noise_loss(base, scheduler, latents, noise, times, features)
+        found = noise_loss(base, scheduler, latents, noise, times, TextMemory(features))
     torch.testing.assert_close(found, ((predicted - target) ** 2).mean(), rtol=1e-4, atol=1e-6)
 
 
@@ -45,7 +45,7 @@ def test_gradients_reach_every_layer_s_text(base):
     latents, noise, times, text = batch(base)
     features = text[:, None].repeat(1, len(cross_attentions(base)), 1, 1).requires_grad_()
     with layerwise_attention(base):
-        noise_loss(base, scheduler_of(base), latents, noise, times, features).backward()
+        noise_loss(base, scheduler_of(base), latents, noise, times, TextMemory(features)).backward()
     assert (features.grad.abs().amax(dim=(0, 2, 3)) > 0).all()
     assert not any(p.grad is not None for p in base.unet.parameters())
 
@@ -54,7 +54,7 @@ def test_a_base_that_predicts_something_else_is_refused_by_name(base):
     latents, noise, times, text = batch(base)
     features = text[:, None].expand(-1, len(cross_attentions(base)), -1, -1)
     with torch.no_grad(), layerwise_attention(base), pytest.raises(BaseModelError, match=f"{base.name}.*'sample'"):
-        noise_loss(base, scheduler_of(base, prediction_type="sample"), latents, noise, times, features)
+        noise_loss(base, scheduler_of(base, prediction_type="sample"), latents, noise, times, TextMemory(features))
 
 
 @given(st.integers(1, 40), st.integers(0, 10_000))
@@ -75,3 +75,124 @@ def test_times_come_in_random_order_and_reach_everywhere():
     assert len({t // 100 for t in first}) == 10
     assert max(first) > 950
     assert min(first) < 50
+
+
+# ---- masks
+
+
+def test_weights_choose_which_cells_count_and_pictures_count_alike(base):
+    """By hand: per picture Σ w e / Σ w over cells, then the mean over pictures."""
+    latents, noise, times, text = batch(base)
+    features = text[:, None].expand(-1, len(cross_attentions(base)), -1, -1)
+    masks = torch.zeros(3, *latents.shape[2:])
+    masks[0, :2], masks[1, 1:3, 2:], masks[2] = 1, 1, 1
+    weights = cell_weights(masks, 0.25)
+    scheduler = scheduler_of(base, prediction_type="epsilon")
+    with torch.no_grad(), layerwise_attention(base):
+        found = noise_loss(base, scheduler, latents, noise, times, TextMemory(features), weights)
+        predicted = base.unet(
+            scheduler.add_noise(latents, noise, times), times, encoder_hidden_states=TextMemory(features)
+        ).sample
+    error = ((predicted - noise) ** 2).mean(dim=1)
+    by_hand = [float((error[i] * weights[i]).sum() / weights[i].sum()) for i in range(3)]
+    assert float(found) == pytest.approx(sum(by_hand) / 3, rel=1e-5)
+    assert set(weights.unique().tolist()) == {0.25, 1.0}
+
+
+def test_a_masked_loss_sends_no_gradient_from_the_background(tiny):
+    """What is wrong outside the mask does not matter: the loss is the same whatever noise is asked for there."""
+    latents, noise, times, text = batch(tiny)
+    features = text[:, None].expand(-1, len(cross_attentions(tiny)), -1, -1)
+    masks = torch.zeros(3, *latents.shape[2:])
+    masks[:, :, :4] = 1
+    elsewhere = noise.clone()
+    elsewhere[..., 4:] += 3.0
+    scheduler = scheduler_of(tiny, prediction_type="epsilon")
+    noisy = scheduler.add_noise(latents, noise, times)
+
+    class Fixed:
+        """The same noisy latents whatever the noise: only the target differs."""
+
+        config = scheduler.config
+
+        @staticmethod
+        def add_noise(*_: object) -> torch.Tensor:
+            return noisy
+
+    with torch.no_grad(), layerwise_attention(tiny):
+        losses = [
+            float(noise_loss(tiny, Fixed, latents, target, times, TextMemory(features), cell_weights(masks, weight)))
+            for weight in (0.0, 1.0)
+            for target in (noise, elsewhere)
+        ]
+    assert losses[0] == losses[1]
+    assert losses[3] > losses[2] + 1
+
+
+# ---- attention
+
+
+def test_watched_words_are_columns_of_the_attention_s_softmax(base):
+    """Asked of one layer by hand: softmax(q kᵀ/√d), the mean over heads, its columns of the watched positions."""
+    latents, _, times, text = batch(base)
+    features = text[:, None].expand(-1, len(cross_attentions(base)), -1, -1)
+    watched = WatchedWords(torch.tensor([[2, 3], [5, 6], [1, 2]]))
+    seen = {}
+    _, module = cross_attentions(base)[1]
+    handle = module.to_q.register_forward_hook(lambda _m, _i, out: seen.update(query=out))
+    with torch.no_grad(), layerwise_attention(base):
+        base.unet(latents, times, encoder_hidden_states=TextMemory(features, watched=watched))
+    handle.remove()
+    heads = module.heads
+    query = seen["query"].unflatten(2, (heads, -1)).transpose(1, 2)
+    key = module.to_k(text).unflatten(2, (heads, -1)).transpose(1, 2)
+    attention = (query @ key.transpose(2, 3) / key.shape[-1] ** 0.5).softmax(dim=-1).mean(dim=1)
+    assert sorted(watched.maps) == list(range(len(cross_attentions(base))))
+    for row, positions in enumerate(watched.positions):
+        torch.testing.assert_close(watched.maps[1][row].T, attention[row][:, positions], rtol=1e-4, atol=1e-6)
+
+
+def maps_of(subject: torch.Tensor, adjective: torch.Tensor) -> WatchedWords:
+    watched = WatchedWords(torch.zeros(1, 2, dtype=torch.long))
+    watched.maps[0] = torch.stack([adjective.flatten(), subject.flatten()])[None]
+    return watched
+
+
+def test_attention_that_is_the_mask_costs_nothing_and_attention_outside_costs_most():
+    mask = torch.zeros(1, 4, 4)
+    mask[0, :2] = 1
+    inside, outside = mask[0] * 0.3, (1 - mask[0]) * 0.3
+    assert float(attention_loss(maps_of(inside, inside), mask)) == 0
+    part = inside.clone()
+    part[0, 0] = 0
+    whole, some = (float(attention_loss(maps_of(a, inside), mask)) for a in (inside, part))
+    assert some > whole, "the subject is to cover all of the concept"
+    assert float(attention_loss(maps_of(inside, part), mask)) == 0, "the adjective may choose a part of it"
+    assert float(attention_loss(maps_of(inside, outside), mask)) == pytest.approx(0.25), (
+        "mean of 0 and 1 x half the cells"
+    )
+    assert float(attention_loss(maps_of(outside, inside), mask)) == pytest.approx(0.5)
+
+
+def test_attention_regularisation_moves_attention_onto_the_mask(tiny):
+    """Descent on the words alone, with nothing but this loss: attention outside the mask falls."""
+    from mos_common.words import encode_prompts, tokenise
+
+    words = torch.randn(len(cross_attentions(tiny)), 2, tiny.word_width).mul_(0.1).requires_grad_()
+    text = tokenise(tiny, "photo of a <v>", {"<v>": words})
+    latents = torch.randn(1, 4, 16, 16)
+    mask = torch.zeros(1, 16, 16)
+    mask[:, 4:12, 4:12] = 1
+    optimiser = torch.optim.Adam([words], lr=0.03)
+    losses = []
+    for _ in range(12):
+        watched = WatchedWords(torch.tensor([[position for position, _, _ in text.words]]))
+        memory = TextMemory(encode_prompts(tiny, ["photo of a <v>"], {"<v>": words}), watched=watched)
+        with layerwise_attention(tiny):
+            tiny.unet(latents, torch.tensor([300]), encoder_hidden_states=memory)
+        loss = attention_loss(watched, mask)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < 0.9 * losses[0]

@@ -8,16 +8,14 @@ import os
 import signal
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from mos_client import tune_command
-from mos_client.config import TuningConfig
-from mos_client.dataset import find_pictures
-from mos_client.tune_command import CHECKPOINT, tune_folder
+from mos_client.pictures.examples import LATENTS
+from mos_client.pictures.folder import find_pictures
+from mos_client.tune_command import CHECKPOINT, progress_picture, tune_folder
 from mos_common.concept import check_fits
 from mos_common.concept_file import concept_from_bytes, content_digest, read_concept
 from mos_common.errors import BaseModelError, ConceptError, MosError, PicturesError, RequestError, StateError
@@ -26,17 +24,7 @@ from mos_common.layers import concept_layers, cross_attentions
 STEPS = 4
 
 
-class Often:
-    """The preset's settings with batches of one and a checkpoint every second step."""
-
-    @staticmethod
-    def of(*args: object, **kwargs: object) -> TuningConfig:
-        return replace(TuningConfig.of(*args, **kwargs), checkpoint_every=2, batch=1)
-
-
-@pytest.fixture
-def often(monkeypatch):
-    monkeypatch.setattr(tune_command, "TuningConfig", Often)
+OFTEN = {"checkpoint_every": "2", "batch": "1", "watch_every": "0"}
 
 
 @pytest.fixture
@@ -45,11 +33,12 @@ def pictures(make_pictures) -> Path:
 
 
 @pytest.fixture
-def tune(sixteen, pictures, tmp_path, often):
+def tune(sixteen, pictures, tmp_path):
     """Tune on the random base; the file's path and bytes can be asked of what it returns."""
 
     def run(name: str = "cat", **changes: object) -> Path:
         settings = {"concept": "<cat>", "class_word": "cat", "steps": STEPS, "base": sixteen, "work": tmp_path / "work"}
+        settings["settings"] = OFTEN
         return tune_folder(**{"images": pictures, "out": tmp_path / f"{name}.safetensors", **settings, **changes})
 
     return run
@@ -82,30 +71,24 @@ def stop_after(step: int):
 # In a process of its own: the same settings; the second argument says after which step the process is killed, 0 for never.
 ALONE = """
 import os, signal, sys
-from dataclasses import replace
 from pathlib import Path
-from mos_client import tune_command
-from mos_client.config import TuningConfig
-
-class Often:
-    of = staticmethod(lambda *a, **k: replace(TuningConfig.of(*a, **k), checkpoint_every=2, batch=1))
+from mos_client.tune_command import tune_folder
 
 def kill(step):
     if step.number == int(sys.argv[2]):
         os.kill(os.getpid(), signal.SIGKILL)
 
 folder, base, pictures = Path(sys.argv[1]), sys.argv[3], Path(sys.argv[4])
-tune_command.TuningConfig = Often
-tune_command.tune_folder(
+tune_folder(
     pictures, concept="<cat>", class_word="cat", base=base, out=folder / "cat.safetensors", work=folder / "work", steps=4,
-    device="cpu", on_step=kill,
+    device="cpu", on_step=kill, settings={"checkpoint_every": "2", "batch": "1", "watch_every": sys.argv[5]},
 )
 """
 
 
-def alone(folder: Path, killed_after: int, base: str, pictures: Path) -> subprocess.CompletedProcess:
+def alone(folder: Path, killed_after: int, base: str, pictures: Path, watch: int = 0) -> subprocess.CompletedProcess:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
-    command = [sys.executable, "-c", ALONE, str(folder), str(killed_after), base, str(pictures)]
+    command = [sys.executable, "-c", ALONE, str(folder), str(killed_after), base, str(pictures), str(watch)]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=False)
 
 
@@ -136,8 +119,8 @@ def test_every_step_is_reported(tune):
 
 def test_held_back_pictures_change_nothing(tune, whole, pictures):
     """The last two are for scoring: other pictures in their place give the same file."""
-    for path in find_pictures(pictures)[-2:]:
-        path.write_bytes((pictures / "00.png").read_bytes())
+    for picture in find_pictures(pictures)[-2:]:
+        picture.path.write_bytes((pictures / "00.png").read_bytes())
     assert tune().read_bytes() == whole
 
 
@@ -162,7 +145,8 @@ def test_the_same_file_over_two_processes_and_across_a_kill(tune, whole, random_
     assert finished.returncode == 0, finished.stderr
     killed = alone(broken, 3, base, pictures)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
-    assert [p.name for p in broken.rglob("*") if p.is_file()] == [CHECKPOINT], "no half-written file"
+    left = sorted(p.name for p in broken.rglob("*") if p.is_file())
+    assert left == [CHECKPOINT, LATENTS], "no half-written file"
 
     steps = []
     resumed = tune("resumed", work=broken / "work", on_step=lambda step: steps.append(step.number))
@@ -179,6 +163,17 @@ def test_an_interruption_goes_on_where_the_last_checkpoint_was(tune, whole, capl
     assert tune(on_step=lambda step: steps.append(step.number)).read_bytes() == whole
     assert steps == [3, 4]
     assert "going on from step 2 of 4" in caplog.text
+
+
+def test_what_was_seen_on_the_way_survives_a_kill_too(tune, random_base_folder, pictures, tmp_path):
+    """Looks at every step, killed after the third: file and picture of the progress are those of an undisturbed run."""
+    base, other, broken = str(random_base_folder()), tmp_path / "other", tmp_path / "broken"
+    finished, killed = alone(other, 0, base, pictures, watch=1), alone(broken, 3, base, pictures, watch=1)
+    assert finished.returncode == 0, finished.stderr
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    resumed = tune("resumed", work=broken / "work", settings=OFTEN | {"watch_every": "1"})
+    assert resumed.read_bytes() == (other / "cat.safetensors").read_bytes()
+    assert progress_picture(resumed).read_bytes() == (other / "cat.progress.png").read_bytes()
 
 
 def test_anew_means_from_the_first_step(tune):
@@ -292,7 +287,6 @@ def test_a_disk_that_fills_up_loses_no_more_than_two_steps(tune, whole, tmp_path
         tune(on_step=fill)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["pictures", "work"]
     monkeypatch.undo()
-    monkeypatch.setattr(tune_command, "TuningConfig", Often)
     steps = []
     assert tune(on_step=lambda step: steps.append(step.number)).read_bytes() == whole
     assert steps == [3, 4]

@@ -1,4 +1,4 @@
-"""ED-LoRA tuning: what it changes, what it leaves alone, where it starts."""
+"""ED-LoRA tuning and its relatives: what they change, what they leave alone, where they start, what each switch does."""
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 
-from mos_client.config import TuningConfig
-from mos_client.dataset import Example
-from mos_client.loss import noise_loss
-from mos_client.tuning import NORM_STOP, Tuning, initial_pair, initial_words, trained
-from mos_common.attention import layerwise_attention
+from mos_client.config import SETTINGS, Method, TuningConfig, parse_settings
+from mos_client.pictures.examples import Encoded, Example
+from mos_client.tuning.batches import next_batch
+from mos_client.tuning.loop import Tuning
+from mos_client.tuning.loss import noise_loss
+from mos_client.tuning.memory_plan import Plan
+from mos_client.tuning.parameters import initial_pair, initial_words, trained
+from mos_common.attention import TextMemory, layerwise_attention
 from mos_common.edlora import LowRank, attached
 from mos_common.errors import ConceptError, RequestError
 from mos_common.layers import concept_layers, cross_attentions
@@ -31,11 +34,16 @@ CONFIG = TuningConfig(
 
 def examples(base, count: int = 3) -> list[Example]:
     size, g = base.unet.config.sample_size, torch.Generator().manual_seed(5)
-    return [Example(None, torch.randn(4, size, size, generator=g), ("photo of a V", "V")) for _ in range(count)]
+    captions = ("photo of a V", "V")
+    return [Example((Encoded(torch.randn(4, size, size, generator=g)),), captions) for _ in range(count)]
 
 
-def tuning_of(base, config: TuningConfig = CONFIG) -> Tuning:
-    return Tuning(base, "cat", examples(base), config)
+def tuning_of(base, config: TuningConfig = CONFIG, plan: Plan | None = None) -> Tuning:
+    return Tuning(base, "cat", examples(base), config, plan)
+
+
+def words_at_start(base, class_word: str = "cat", method: Method = Method.ED_LORA, seed: int = 0) -> torch.Tensor:
+    return initial_words(base, class_word, method, torch.Generator().manual_seed(seed))
 
 
 def everything(base) -> dict[str, torch.Tensor]:
@@ -50,7 +58,7 @@ def everything(base) -> dict[str, torch.Tensor]:
 
 
 def test_words_start_as_noise_of_the_table_s_spread_and_the_class_word(base):
-    words = initial_words(base, "cat", torch.Generator().manual_seed(0))
+    words = words_at_start(base)
     (cat,) = base.tokenizer("cat", add_special_tokens=False).input_ids
     assert words.shape == (len(cross_attentions(base)), 2, base.token_table.shape[1])
     assert torch.equal(words, words[:1].expand_as(words)), "every layer starts the same"
@@ -61,13 +69,13 @@ def test_words_start_as_noise_of_the_table_s_spread_and_the_class_word(base):
 def test_a_class_of_several_tokens_is_their_mean(base):
     ids = base.tokenizer("cat cat dog", add_special_tokens=False).input_ids
     assert len(ids) > 2
-    words = initial_words(base, "cat cat dog", torch.Generator())
+    words = words_at_start(base, "cat cat dog")
     torch.testing.assert_close(words[0, 1], base.token_table[ids].mean(dim=0))
 
 
 def test_a_class_word_without_letters_is_refused(sixteen):
     with pytest.raises(ConceptError, match="give a word like cat"):
-        initial_words(sixteen, "  ", torch.Generator())
+        words_at_start(sixteen, "  ")
 
 
 def test_of_each_pair_a_is_random_and_b_is_zero(sixteen):
@@ -83,7 +91,7 @@ def test_of_each_pair_a_is_random_and_b_is_zero(sixteen):
 def test_the_first_step_s_loss_is_the_base_s_own(base):
     """B = 0 and V = (noise, class word): the other road draws the same numbers by hand and asks the untouched base."""
     tuning = tuning_of(base)
-    words, latents = tuning.words.detach().clone(), torch.stack([e.latent for e in examples(base)])
+    words, latents = tuning.words.detach().clone(), torch.stack([e.views[0].latent for e in examples(base)])
     g = torch.Generator()
     g.set_state(tuning.generator.get_state())
     found = next(tuning.steps()).loss
@@ -98,7 +106,7 @@ def test_the_first_step_s_loss_is_the_base_s_own(base):
     scheduler = DDPMScheduler.from_config({**base.scheduler.config, "clip_sample": False})
     with torch.no_grad(), layerwise_attention(base):
         features = encode_prompts(base, texts, {"<v>": words})
-        expected = noise_loss(base, scheduler, latents[chosen], noise, times, features)
+        expected = noise_loss(base, scheduler, latents[chosen], noise, times, TextMemory(features))
     assert found == pytest.approx(float(expected), rel=1e-5)
 
 
@@ -182,14 +190,15 @@ def test_tuning_lowers_the_loss(tiny):
     """On one picture, measured before and after with the same noise, which tuning has not seen."""
     config = replace(CONFIG, steps=12, batch=4, learning_rate_unet=5e-3, learning_rate_text=5e-3)
     tuning = Tuning(tiny, "cat", examples(tiny, 1), config)
+    latent = tuning.examples[0].views[0].latent
     scheduler = DDPMScheduler.from_config({**tiny.scheduler.config, "clip_sample": False})
-    noise = torch.randn((8, *tuning.latents.shape[1:]), generator=torch.Generator().manual_seed(99))
+    noise = torch.randn((8, *latent.shape), generator=torch.Generator().manual_seed(99))
 
     def loss() -> float:
         with torch.no_grad(), layerwise_attention(tiny), trained(tuning.layers, tuning.pairs):
             features = encode_prompts(tiny, ["photo of a <v>"] * 8, {"<v>": tuning.words})
             times = torch.arange(8) * 125 + 60
-            return float(noise_loss(tiny, scheduler, tuning.latents.expand_as(noise), noise, times, features))
+            return float(noise_loss(tiny, scheduler, latent.expand_as(noise), noise, times, TextMemory(features)))
 
     before = loss()
     list(tuning.steps())
@@ -213,7 +222,7 @@ def test_rates_fall_linearly_from_the_full_rate(sixteen):
 def test_words_stop_growing_at_a_multiple_of_the_median_norm_of_the_table(base):
     tuning = tuning_of(base, replace(CONFIG, steps=2))
     norms = sorted(float(row.norm()) for row in base.token_table.float())
-    assert tuning.norm_stop == pytest.approx(NORM_STOP * norms[(len(norms) - 1) // 2], rel=1e-5)
+    assert tuning.norm_stops == pytest.approx([CONFIG.norm_stop * norms[(len(norms) - 1) // 2]], rel=1e-5)
 
 
 def test_a_word_beyond_the_stop_receives_no_gradient_and_the_others_do(sixteen):
@@ -230,7 +239,8 @@ def test_a_word_beyond_the_stop_receives_no_gradient_and_the_others_do(sixteen):
 
 def test_a_loss_that_is_not_finite_is_an_error_that_says_when(sixteen):
     tuning = tuning_of(sixteen)
-    tuning.latents = tuning.latents * torch.nan
+    tuning.examples[0].views[0].latent.fill_(torch.nan)
+    tuning.examples = tuning.examples[:1]
     with pytest.raises(ConceptError, match=r"became nan at step 1: lower the learning rates"):
         list(tuning.steps())
 
@@ -247,3 +257,175 @@ def test_settings_come_from_the_preset_of_the_base(tiny):
     assert TuningConfig.of(tiny.preset, steps=7).steps == 7
     with pytest.raises(RequestError, match="0 steps"):
         TuningConfig.of(tiny.preset, steps=0)
+
+
+def test_any_setting_can_be_given_as_text_and_wrong_ones_are_refused_by_name(tiny):
+    changes = parse_settings(["attention_weight=0.01", "mirror=true", "rank = 8", "method=p-plus"])
+    config = TuningConfig.of(tiny.preset, changes=changes)
+    assert (config.attention_weight, config.mirror, config.rank, config.method) == (0.01, True, 8, Method.P_PLUS)
+    for wrong, said in (("rank", "expected NAME=VALUE"), ("colour=3", "no setting colour"), ("rank=x", "--set rank=x")):
+        with pytest.raises(RequestError, match=said):
+            parse_settings([wrong])
+    for wrong in ("averaging=1", "template_share=2", "crops=0", "noise_offset=-1", "background_weight=-0.1"):
+        with pytest.raises(RequestError):
+            TuningConfig.of(tiny.preset, changes=parse_settings([wrong]))
+
+
+def test_every_setting_but_seed_and_steps_can_be_given_by_name():
+    assert {"rank", "batch", "learning_rate_words", "mirror", "crops", "norm_stop", "watch_every"} <= set(SETTINGS)
+
+
+# ---- the methods
+
+
+@pytest.mark.parametrize(
+    ("method", "words", "layerwise", "pairs"),
+    [
+        (Method.ED_LORA, 2, True, "all"),
+        (Method.LORA, 1, False, "all"),
+        (Method.PLAIN_LORA, 0, False, "all"),
+        (Method.CUSTOM_DIFFUSION, 1, False, "cross"),
+        (Method.P_PLUS, 1, True, "none"),
+        (Method.TEXTUAL_INVERSION, 1, False, "none"),
+    ],
+)
+def test_what_each_method_tunes(base, method, words, layerwise, pairs):
+    tuning = tuning_of(base, replace(CONFIG, method=method))
+    before = [parameter.detach().clone() for parameter in tuning.parameters]
+    list(tuning.steps())
+    if words:
+        count = len(cross_attentions(base)) if layerwise else 1
+        assert tuning.words.shape == (count, words, base.token_table.shape[1])
+        assert tuning.layerwise_words().shape[0] == len(cross_attentions(base))
+    else:
+        assert tuning.words is None
+    names = {layer.name for layer in concept_layers(base)}
+    cross = {name for name in names if name.endswith(("attn2.to_k", "attn2.to_v"))}
+    assert tuning.pairs.keys() == {"all": names, "cross": cross, "none": set()}[pairs]
+    assert all(not torch.equal(a, b) for a, b in zip(before, tuning.parameters, strict=True)), "all of it was tuned"
+
+
+def test_layerwise_words_go_their_own_ways_and_a_single_one_is_the_same_everywhere(tiny):
+    ed, single = (tuning_of(tiny, replace(CONFIG, method=method)) for method in (Method.ED_LORA, Method.LORA))
+    for tuning in (ed, single):
+        list(tuning.steps())
+    words = ed.layerwise_words()
+    assert len({tuple(row.tolist()) for row in words[:, 0]}) == len(words)
+    assert torch.equal(single.layerwise_words(), single.words.detach().expand(len(words), -1, -1))
+
+
+def test_plain_lora_writes_the_class_word_where_v_stands_and_encodes_a_text_once(tiny, monkeypatch):
+    """Its text encoder is left alone, so nothing it reads is tuned."""
+    seen = []
+    encode = type(tiny.text_encoder).forward
+    monkeypatch.setattr(
+        type(tiny.text_encoder), "forward", lambda self, ids, **k: seen.append(ids.tolist()) or encode(self, ids, **k)
+    )
+    tuning = tuning_of(tiny, replace(CONFIG, method=Method.PLAIN_LORA, learning_rate_text=0.0, steps=8))
+    list(tuning.steps())
+    texts = {tuple(row) for ids in seen for row in ids}
+    wanted = {
+        tuple(tiny.tokenizer(t, padding="max_length", max_length=56).input_ids) for t in ("photo of a cat", "cat")
+    }
+    assert texts <= wanted
+    assert len(seen) <= 2
+    assert not any(name.startswith("text_encoder") for name in tuning.pairs)
+
+
+# ---- the switches
+
+
+def test_noise_offset_shifts_whole_channels(tiny):
+    """Channel means of the noise have deviation √(1/cells + offset²)."""
+    config = replace(CONFIG, noise_offset=0.5, batch=64)
+    batch = next_batch(examples(tiny, 1), config, 1000, torch.Generator().manual_seed(0))
+    cells = batch.noise.shape[2] * batch.noise.shape[3]
+    assert float(batch.noise.mean(dim=(2, 3)).std()) == pytest.approx((1 / cells + 0.25) ** 0.5, rel=0.15)
+    plain = next_batch(examples(tiny, 1), replace(config, noise_offset=0.0), 1000, torch.Generator().manual_seed(0))
+    assert float(plain.noise.mean(dim=(2, 3)).std()) == pytest.approx(cells**-0.5, rel=0.15)
+
+
+def test_templates_replace_their_share_of_the_captions(tiny):
+    one = [Example(examples(tiny, 1)[0].views, ("V asleep",))]
+    for share, expected in ((0.0, 0.0), (0.25, 0.25), (1.0, 1.0)):
+        config = replace(CONFIG, template_share=share, batch=400)
+        captions = next_batch(one, config, 1000, torch.Generator().manual_seed(0)).captions
+        assert sum(caption != "V asleep" for caption in captions) / 400 == pytest.approx(expected, abs=0.06)
+
+
+def test_captions_are_shuffled_part_by_part_unless_that_is_off(tiny):
+    one = [Example(examples(tiny, 1)[0].views, ("V, a, b, c",))]
+    for shuffled in (True, False):
+        config = replace(CONFIG, shuffle_captions=shuffled, batch=200)
+        captions = set(next_batch(one, config, 1000, torch.Generator().manual_seed(0)).captions)
+        assert len(captions) == (6 if shuffled else 1)
+        assert all(caption.startswith("V, ") for caption in captions)
+
+
+def test_a_batch_is_of_one_shape_and_shapes_come_as_often_as_their_pictures(tiny):
+    square, wide = torch.zeros(4, 16, 16), torch.zeros(4, 12, 20)
+    mixed = [Example((Encoded(square),), ("V",))] * 3 + [Example((Encoded(wide),), ("V",))]
+    generator = torch.Generator().manual_seed(0)
+    shapes = [next_batch(mixed, CONFIG, 1000, generator).latents.shape[1:] for _ in range(200)]
+    assert shapes.count(square.shape) == pytest.approx(150, abs=20)
+    assert shapes.count(square.shape) + shapes.count(wide.shape) == 200
+
+
+def test_a_mask_changes_the_loss_only_where_masked_loss_is_on(tiny):
+    mask = torch.zeros(16, 16)
+    mask[4:12, 4:12] = 1
+
+    def first_loss(masked: bool, **changes: float) -> float:
+        views = [Encoded(e.views[0].latent, mask if masked else None) for e in examples(tiny)]
+        tuning = Tuning(tiny, "cat", [Example((v,), ("V",)) for v in views], replace(CONFIG, **changes))
+        return next(tuning.steps()).loss
+
+    plain = first_loss(masked=False)
+    assert first_loss(masked=True) == plain
+    assert first_loss(masked=True, background_weight=0.0) != plain
+    assert first_loss(masked=False, background_weight=0.0) == plain, "without a mask the whole picture counts"
+    assert first_loss(masked=True, attention_weight=0.1) > plain
+    assert first_loss(masked=False, attention_weight=0.1) == plain
+
+
+def test_what_comes_out_is_the_running_average(sixteen):
+    """By hand over the values after each step: a₁ = p₁, aₙ = kₙ aₙ₋₁ + (1-kₙ) pₙ with kₙ = min(decay, n/(n+10)), n from 0."""
+    tuning = tuning_of(sixteen, replace(CONFIG, averaging=0.6, steps=30))
+    expected = None
+    for step in tuning.steps():
+        now = tuning.words.detach().clone()
+        n = step.number - 1
+        keep = min(0.6, n / (n + 10))
+        expected = now if expected is None else keep * expected + (1 - keep) * now
+    with tuning.averaged():
+        torch.testing.assert_close(tuning.words.detach(), expected)
+    assert torch.equal(tuning.words.detach(), now)
+    plain = tuning_of(sixteen, CONFIG)
+    list(plain.steps())
+    last = [parameter.detach().clone() for parameter in plain.parameters]
+    with plain.averaged():
+        assert all(torch.equal(a, b) for a, b in zip(last, plain.parameters, strict=True))
+
+
+def test_rates_may_end_above_zero(sixteen):
+    tuning = tuning_of(sixteen, replace(CONFIG, steps=4, last_rate=0.5))
+    seen = [tuning.optimiser.param_groups[0]["lr"] for _ in tuning.steps()]
+    assert seen == pytest.approx([1e-2, 0.875e-2, 0.75e-2, 0.625e-2])
+
+
+def test_micro_batches_and_checkpointing_take_the_same_step(base):
+    """The gradient of a mean is the mean of the parts' gradients; what is computed again is the same."""
+    config = replace(CONFIG, batch=3, steps=2)
+    plans = [Plan(3), Plan(2), Plan(1, checkpointing=True)]
+    ends = []
+    for plan in plans:
+        tuning = tuning_of(base, config, plan)
+        losses = [step.loss for step in tuning.steps()]
+        ends.append((losses, [parameter.detach().clone() for parameter in tuning.parameters]))
+    for losses, values in ends[1:]:
+        assert losses == pytest.approx(ends[0][0], rel=1e-4)
+        # AdamW's first steps are signs of gradients: tiny differences of tiny gradients may turn one over
+        alike = [
+            torch.isclose(a, b, rtol=1e-3, atol=1e-5).float().mean() for a, b in zip(values, ends[0][1], strict=True)
+        ]
+        assert min(map(float, alike)) > 0.9

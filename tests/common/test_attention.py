@@ -77,7 +77,7 @@ def attend(one, regions: list[Region], first: int = 1) -> torch.Tensor:
     module, hidden, features, own = one
     memory = TextMemory(features, [RegionText(r, own[i]) for i, r in enumerate(regions)], first_regional_row=first)
     with torch.no_grad():
-        return LayerwiseCrossAttention(0)(module, hidden, memory)
+        return LayerwiseCrossAttention(0, 0)(module, hidden, memory)
 
 
 def plain(one, text: torch.Tensor) -> torch.Tensor:

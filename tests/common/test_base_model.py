@@ -139,10 +139,16 @@ def test_a_file_is_refused(tmp_path):
 def test_another_kind_of_pipeline_is_refused(copied):
     edit(
         copied / "model_index.json",
-        _class_name="StableDiffusionXLPipeline",
-        text_encoder_2=["transformers", "CLIPTextModel"],
+        _class_name="StableDiffusion3Pipeline",
+        text_encoder_3=["transformers", "T5EncoderModel"],
     )
-    with pytest.raises(BaseModelError, match=r"StableDiffusionXLPipeline.*Stable Diffusion 1.x"):
+    with pytest.raises(BaseModelError, match=r"StableDiffusion3Pipeline.*Stable Diffusion 1.x and XL"):
+        load_base(str(copied))
+
+
+def test_a_part_that_is_promised_and_not_there_is_named(copied):
+    edit(copied / "model_index.json", text_encoder_2=["transformers", "CLIPTextModelWithProjection"])
+    with pytest.raises(BaseModelError, match="no folder text_encoder_2"):
         load_base(str(copied))
 
 

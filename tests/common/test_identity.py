@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mos_client.dataset import load_pictures, split_pictures
+from mos_client.pictures.examples import load_pictures
+from mos_client.pictures.folder import split_pictures
 from mos_common.drawing import Drawing, draw
 from mos_common.edlora import LowRank, attached
 from mos_common.fused_model import FusedModel

@@ -11,11 +11,11 @@ import pytest
 import torch
 from PIL import Image
 
-from mos_client.dataset import split_pictures
+from mos_client.pictures.folder import split_pictures
 from mos_common.drawing import Drawing, draw
 from mos_common.names import check_concept_name
 from mos_tiny import LICENCES, base_folder, demo_concepts
-from mos_tiny.art import load_art
+from mos_tiny.art import SETS, load_art
 from mos_tiny.compose import World
 from mos_tiny.demonstration import DEMONSTRATIONS, write_concept
 from mos_tiny.world import HAIR, HUES, NOUNS, PALETTE, SCENES, STYLES
@@ -93,7 +93,7 @@ def test_a_demonstration_concept_is_a_folder_that_a_participant_would_bring(name
     assert (len(tuned_on), len(held_back)) == (10, 2)
     places = {*SCENES.values(), *(f"on a {colour} background" for colour in PALETTE)}
     captions = []
-    for file in [*tuned_on, *held_back]:
+    for file in (picture.path for picture in (*tuned_on, *held_back)):
         with Image.open(file) as picture:
             assert (picture.size, picture.mode) == ((64, 64), "RGB")
         captions.append(file.with_suffix(".txt").read_text().strip())
@@ -120,6 +120,6 @@ def test_the_recipe_makes_the_demonstration_concepts_again_pixel_for_pixel(tmp_p
 def test_all_art_is_credited():
     """Every style of every set has its row in the credits."""
     credits = LICENCES.read_text().lower()
-    for name in ("objects", "characters", "concepts"):
+    for name in SETS:
         for style in {label["style"] for label in load_art(name).labels}:
             assert style.lower() in credits, style

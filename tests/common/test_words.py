@@ -91,7 +91,7 @@ def test_the_table_and_its_hooks_are_as_before(base):
     table, before = base.text_encoder.get_input_embeddings(), base.token_table.clone()
     encode_prompts(base, ["<cat>"], vocabulary(base, "<cat>"))
     with pytest.raises(IndexError):
-        encode_prompts(base, ["<cat>"], {"<cat>": vocabulary(base, "<cat>")["<cat>"][:1]})
+        encode_prompts(base, ["<cat>"], {"<cat>": vocabulary(base, "<cat>")["<cat>"][:2]})
     assert torch.equal(base.token_table, before)
     assert not table._forward_hooks
 
@@ -107,7 +107,7 @@ def test_gradients_reach_the_words_and_only_through_their_places(base):
 def test_equal_rows_are_encoded_once(base):
     known, layers = vocabulary(base, "<cat>"), len(cross_attentions(base))
     texts = [tokenise(base, prompt, known) for prompt in ("a", "<cat>", "a", "<cat>", "")]
-    rows = text_rows(base, texts)
+    rows = text_rows(base, texts, known)
     assert len(rows.texts) == 2 + layers
     assert rows.index[0] == rows.index[2] == (rows.index[0][0],) * layers
     assert rows.index[1] == rows.index[3]
@@ -125,7 +125,7 @@ def test_equal_rows_are_encoded_once(base):
 def test_rows_and_prompts_are_the_same_features(base):
     known = vocabulary(base, "<cat>")
     texts = [tokenise(base, prompt, known) for prompt in ("<cat> a", "a")]
-    rows = text_rows(base, texts)
+    rows = text_rows(base, texts, known)
     features = encode_rows(base, rows, known)
     together = encode_prompts(base, ["<cat> a", "a"], known)
     for p in range(2):

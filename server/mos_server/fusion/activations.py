@@ -12,11 +12,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mos_common.attention import TextMemory, layerwise_attention
+from mos_common.attention import layerwise_attention
 from mos_common.base_model import BaseModel
-from mos_common.drawing import Drawing, denoise, initial_noise, scheduler_for
-from mos_common.layers import Group, Layer
-from mos_common.words import TokenIds, Vocabulary, encode_prompts, encode_rows, encode_token_ids, text_rows, tokenise
+from mos_common.drawing import Drawing, denoise, initial_noise, read_prompts, scheduler_for
+from mos_common.layers import Group, Layer, concept_layers
+from mos_common.words import TokenIds, Vocabulary, encode_rows, encode_token_ids, text_rows, tokenise
 from mos_server.config import FusionSettings
 from mos_server.fusion.moments import Choice, Moments, recording
 
@@ -60,7 +60,7 @@ def record_text(
     into: type[Moments] = Moments,
 ) -> Moments:
     """What the text encoder reads, over the encodings of every prompt for every cross-attention layer."""
-    moments, rows = into(), text_rows(base, texts)
+    moments, rows = into(), text_rows(base, texts, vocabulary)
     weights = position_weights(rows.texts, kinds).to(base.device)
     with recording(layers, moments, _weighted(weights), float(weights.sum())):
         encode_rows(base, rows, vocabulary)
@@ -75,11 +75,15 @@ def record_cross(
     kinds: tuple[float, float, float],
     into: type[Moments] = Moments,
 ) -> Moments:
-    """What keys and values read: cross-attention layer k reads encoding k, so each layer has moments of its own."""
+    """What keys and values read: the transformers of the UNet read an encoding each, so each has moments of its own."""
     moments = into()
     features = encode_token_ids(base, texts, vocabulary)
     weights = position_weights(texts, kinds).to(features.device)
-    for k, reads in enumerate(dict.fromkeys(layer.reads for layer in layers)):
+    cross = dict.fromkeys(layer.reads for layer in concept_layers(base) if layer.group is Group.CROSS)
+    wanted = {layer.reads for layer in layers}
+    for k, reads in enumerate(cross):
+        if reads not in wanted:
+            continue
         moments.add(reads, _weighted(weights)(features[:, k]), float(weights.sum()))
     return moments
 
@@ -127,7 +131,7 @@ def _record_drawing(
     moments, how = into(), Drawing(steps=settings.steps)
     guidance = settings.guidance or base.preset.guidance
     unconditional = [""] * len(prompts) if guidance != 1 else []
-    memory = TextMemory(encode_prompts(base, [*unconditional, *prompts], vocabulary), keep=True)
+    memory = read_prompts(base, [*unconditional, *prompts], vocabulary)
     noise = initial_noise(base, seeds, *how.sized_for(base))
     with recording(layers, moments, _from_row(0 if settings.unconditional else len(unconditional))):
         denoise(base, noise, memory, scheduler_for(base, how), settings.steps, guidance)

@@ -17,7 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from mos_common.base_model import BaseModel
-from mos_common.concept import Concept, check_fits
+from mos_common.concept import Concept, check_fits, words_of
 from mos_common.concept_file import content_digest
 from mos_common.edlora import LowRank
 from mos_common.errors import FusionError
@@ -74,7 +74,7 @@ def fuse(
                     raise
                 excluded.append(Excluded(token=error.token, reason=error.reason))
                 progress(f"{error.token} is left out: {error.reason}")
-    vocabulary = {named.token: named.concept.words[0].float() for named in remaining if named.concept.words}
+    vocabulary = {named.token: words_of(named.concept, base) for named in remaining}
     return FusedModel(solved.changes, vocabulary, _manifest(base, remaining, weights, settings, solved, excluded))
 
 
@@ -207,7 +207,23 @@ def _in_canonical_order(concepts: Sequence[NamedConcept], base: BaseModel) -> li
         )
     for named in concepts:
         check_fits(named.concept, base)
+    _report_shared_triggers(concepts)
     return sorted(concepts, key=lambda named: (content_digest(named.concept), named.token))
+
+
+def _report_shared_triggers(concepts: Sequence[NamedConcept]) -> None:
+    """Concepts without words of their own are told apart by what their prompts say: two that say the same draw a mixture."""
+    called: dict[str, list[str]] = {}
+    for named in concepts:
+        if not named.concept.words:
+            called.setdefault(named.concept.trigger or named.concept.class_word, []).append(named.token)
+    for trigger, tokens in called.items():
+        if len(tokens) > 1:
+            log.warning(
+                "%s are all called %r in prompts and will be drawn as a mixture: import them with different --trigger",
+                ", ".join(tokens),
+                trigger,
+            )
 
 
 def _checked_weights(weights: Mapping[str, float], concepts: Sequence[NamedConcept]) -> dict[str, float]:

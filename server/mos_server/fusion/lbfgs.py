@@ -19,14 +19,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mos_common.attention import TextMemory, layerwise_attention
+from mos_common.attention import layerwise_attention, predict
 from mos_common.base_model import BaseModel
-from mos_common.drawing import Drawing, scheduler_for
+from mos_common.drawing import Drawing, read_prompts, scheduler_for
 from mos_common.edlora import LowRank
 from mos_common.errors import FusionError
 from mos_common.fused_model import NamedConcept
 from mos_common.layers import Group, Layer, adaptable_layers
-from mos_common.words import encode_prompts
 from mos_server.config import FusionSettings
 from mos_server.fusion.moments import Moments, recording
 from mos_server.fusion.rivals import PAPER_PROMPTS
@@ -150,8 +149,7 @@ def memory_needed(base: BaseModel, concepts: Sequence[NamedConcept], settings: F
     height, width = (side // base.pixels_per_latent for side in how.sized_for(base))
     latents = torch.zeros(1, base.unet.config.in_channels, height, width, device=base.device, dtype=base.dtype)  # type: ignore[union-attr, arg-type]
     with torch.no_grad(), layerwise_attention(base), recording(layers, counted):
-        memory = TextMemory(encode_prompts(base, [""], {}))
-        base.unet(latents, torch.tensor(0, device=base.device), encoder_hidden_states=memory)
+        predict(base, latents, torch.tensor(0, device=base.device), read_prompts(base, [""], {}))
     a_step = sum(part.numel() * part.element_size() for kept in counted.stored.values() for part in kept)
     scheduler.set_timesteps(settings.steps)  # some add a step of their own
     return a_step * len(scheduler.timesteps) * len(concepts)

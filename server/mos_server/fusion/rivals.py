@@ -15,10 +15,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mos_common.base_model import BaseModel
+from mos_common.concept import words_of
 from mos_common.edlora import LowRank
 from mos_common.errors import RequestError
 from mos_common.fused_model import NamedConcept
-from mos_common.layers import Group, adaptable_layers, cross_attentions
+from mos_common.layers import Group, adaptable_layers, cross_attentions, word_layer_numbers
 from mos_common.prompts import about
 from mos_common.words import encode_token_ids, tokenise
 from mos_server.config import ROWS
@@ -85,7 +86,8 @@ def custom_diffusion(base: BaseModel, concepts: Sequence[NamedConcept], ordinary
     form, Tᵀ (X R⁻¹ Xᵀ)⁻¹ X R⁻¹, for constraints that may depend on each other too.
     """
     layers = [layer for layer in adaptable_layers(base) if layer.group is Group.CROSS]
-    order = {f"unet.{name}": k for k, (name, _) in enumerate(cross_attentions(base))}
+    numbers = word_layer_numbers(base)
+    order = {f"unet.{name}": k for k, (name, _) in zip(numbers, cross_attentions(base), strict=True)}
     own = [_features(base, named) for named in concepts]
     usual = _features(base, None, ordinary)
     changes = {}
@@ -111,10 +113,9 @@ def _features(
     base: BaseModel, named: NamedConcept | None, prompts: Sequence[str] = PAPER_PROMPTS
 ) -> list[Float[Tensor, "rows width"]]:
     """By cross-attention layer: features of a concept's words and the first end, or of whole ordinary prompts."""
-    vocabulary = {named.concept.name: named.concept.words[0].float()} if named and named.concept.words else {}
+    vocabulary = {named.concept.name: words_of(named.concept, base)} if named else {}
     if named:
-        subject = named.concept.name if named.concept.words else named.concept.class_word
-        prompts = [about(prompt, subject) for prompt in prompts]
+        prompts = [about(prompt, named.concept.name) for prompt in prompts]
     texts = [tokenise(base, prompt, vocabulary) for prompt in prompts]
     chosen = position_weights(texts, ROWS["words" if named else "text"]) > 0
     with torch.no_grad():

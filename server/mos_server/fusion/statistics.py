@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 
 from mos_common.base_model import BaseModel
+from mos_common.concept import words_of
 from mos_common.concept_file import content_digest
 from mos_common.edlora import LowRank, attached
 from mos_common.errors import FusionError
@@ -71,7 +72,7 @@ class Recording:
             "number format": str(base.dtype),
             "group": self.group.name,
             "prompts": settings.contexts if concept else settings.ordinary,
-            "subject": concept.class_word if concept and not concept.words else None,
+            "subject": concept.trigger or concept.class_word if concept and not concept.words else None,
             "attached": _digest(self.attached),
             "unconditional": settings.unconditional,
         }
@@ -82,16 +83,13 @@ class Recording:
         whose = content_digest(concept) if concept else "ordinary"
         return f"{whose}-{hashlib.sha256(canonical_json(made_by)).hexdigest()}.safetensors"
 
-    def prompts(self) -> tuple[list[str], Vocabulary]:
+    def prompts(self, base: BaseModel) -> tuple[list[str], Vocabulary]:
         """The prompts, with the concept in the place of V, and its words."""
         if self.named is None:
             return list(self.settings.ordinary), {}
         concept = self.named.concept
-        if not concept.words:
-            return [about(context, concept.class_word) for context in self.settings.contexts], {}
-        return [about(context, concept.name) for context in self.settings.contexts], {
-            concept.name: concept.words[0].float()
-        }
+        prompts = [about(context, concept.name) for context in self.settings.contexts]
+        return prompts, {concept.name: words_of(concept, base)}
 
     def record(self, base: BaseModel, into: type[Moments] = Moments) -> Moments:
         """Run the model.
@@ -101,7 +99,7 @@ class Recording:
 
         """
         layers = [layer for layer in adaptable_layers(base) if layer.group is self.group and layer.reads in self.reads]
-        prompts, vocabulary = self.prompts()
+        prompts, vocabulary = self.prompts(base)
         first = int(content_digest(self.named.concept)[:12], 16) if self.named else 0
         seeds = [first + i for i in range(len(prompts))]
         try:

@@ -1,0 +1,116 @@
+"""Tensors out of other people's files, without running anything that is in them.
+
+safetensors holds nothing but tensors. A file of `torch.save` is a zip with a pickle, a program that may call any function it names:
+here its instructions are read, not run, until it is certain that it names nothing but tensors and ordered dictionaries.
+"""
+
+from __future__ import annotations
+
+import json
+import pickletools
+import zipfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load
+from torch import Tensor
+
+from mos_common.errors import ConceptError
+
+MAX_BYTES = 4 * 2**30
+MAX_PICKLE_BYTES = 16 * 2**20
+HARMLESS = frozenset(
+    {
+        ("collections", "OrderedDict"),
+        ("torch._utils", "_rebuild_tensor_v2"),
+        ("torch._utils", "_rebuild_parameter"),
+        *(("torch", f"{kind}Storage") for kind in ("Float", "Half", "BFloat16", "Double", "Long", "Int")),
+    }
+)
+"""All that a file of tensors in plain containers needs to name."""
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """What a file holds: tensors in plain containers, by name, and its metadata.
+
+    Raises:
+        ConceptError: it cannot be read, is too large, or holds anything but tensors in plain containers.
+
+    """
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise ConceptError(f"{path} has {path.stat().st_size:,} bytes, more than {MAX_BYTES:,}: that is no LoRA")
+        if path.suffix.lower() == ".safetensors":
+            return _read_safetensors(path)
+        return _read_torch(path), {}
+    except OSError as error:
+        raise ConceptError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    data = path.read_bytes()
+    try:
+        tensors: dict[str, Any] = dict(load(data))
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    except (SafetensorError, ValueError) as error:
+        raise ConceptError(f"{path} is not a safetensors file ({type(error).__name__})") from error
+    return tensors, {str(k): str(v) for k, v in header.get("__metadata__", {}).items()}
+
+
+def _read_torch(path: Path) -> dict[str, Any]:
+    if not zipfile.is_zipfile(path):
+        raise ConceptError(f"{path} is neither safetensors nor a file of torch.save: convert it to safetensors first")
+    for module, name in _named_by_pickle(path):
+        if (module, name) not in HARMLESS:
+            raise ConceptError(
+                f"{path} is refused: it would call {module}.{name}, and a file of weights has no use for that"
+            )
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except (UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise ConceptError(f"{path} cannot be read ({str(error).splitlines()[0]})") from error
+    _check_plain(path, found)
+    if not isinstance(found, dict):
+        raise ConceptError(f"{path} holds a {type(found).__name__}; expected named tensors")
+    return found
+
+
+def _named_by_pickle(path: Path) -> Iterator[tuple[str, str]]:
+    """(module, name) of everything that the pickle would import; names that are computed are refused as such."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = [entry for entry in archive.infolist() if entry.filename.endswith(".pkl")]
+            if len(entries) != 1 or any(entry.compress_type for entry in archive.infolist()):
+                raise ConceptError(f"{path} is not laid out as torch.save does: convert it to safetensors first")
+            if entries[0].file_size > MAX_PICKLE_BYTES:
+                raise ConceptError(f"{path} is refused: its description alone has {entries[0].file_size:,} bytes")
+            program = archive.read(entries[0])
+        for opcode, argument, _ in pickletools.genops(program):
+            if opcode.name == "GLOBAL":
+                module, _, name = str(argument).partition(" ")
+                yield module, name
+            elif opcode.name in ("STACK_GLOBAL", "INST", "OBJ", "EXT1", "EXT2", "EXT4", "NEWOBJ", "NEWOBJ_EX"):
+                yield "an object", f"by the instruction {opcode.name}"
+    except (zipfile.BadZipFile, ValueError, EOFError) as error:
+        raise ConceptError(f"{path} is damaged ({type(error).__name__})") from error
+
+
+def _check_plain(path: Path, value: object, depth: int = 0) -> None:
+    if depth > 8:
+        raise ConceptError(f"{path} is refused: containers within containers, eight deep")
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            if not isinstance(key, str | int):
+                raise ConceptError(f"{path} is refused: a {type(key).__name__} is no name of a tensor")
+            _check_plain(path, inner, depth + 1)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            _check_plain(path, inner, depth + 1)
+    elif not isinstance(value, Tensor | str | int | float | bool | None):
+        raise ConceptError(
+            f"{path} is refused: it holds a {type(value).__name__}, not only tensors in plain containers"
+        )

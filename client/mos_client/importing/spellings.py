@@ -1,0 +1,82 @@
+"""How other tools call the layers of a base model, as one table from their spelling to ours.
+
+ours       unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_out.0
+diffusers  the same; or ….attn1.processor.to_out_lora; without `unet.` in a file of PEFT's
+kohya      lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn1_to_out_0, lora_te_text_model_…, lora_te1_…, lora_te2_…
+kohya, XL  lora_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_out_0: the UNet's blocks as Stability's own code counts them
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import nn
+
+from mos_common.base_model import BaseModel
+from mos_common.layers import adaptable_layers
+
+KOHYA = {"unet": ("lora_unet",), "text_encoder": ("lora_te", "lora_te1"), "text_encoder_2": ("lora_te2",)}
+WITHIN_RESNETS = {"time_emb_proj": "emb_layers_1", "conv_shortcut": "skip_connection"}
+
+
+def spellings(base: BaseModel) -> dict[str, str]:
+    """Every known spelling of every layer that a concept may change -> our name of it."""
+    blocks = dict(_stability_blocks(base))
+    table = {}
+    for layer in adaptable_layers(base):
+        part, _, module = layer.name.partition(".")
+        for spelling in _of_layer(part, module, blocks):
+            table[spelling] = layer.name
+    return table
+
+
+def _of_layer(part: str, module: str, blocks: dict[str, str]) -> Iterator[str]:
+    yield f"{part}.{module}"
+    yield f"base_model.model.{module}"
+    if part == "unet":
+        yield module
+    else:
+        yield f"{part}.{module.removeprefix('text_model.')}"
+    attention, _, linear = module.removesuffix(".0").rpartition(".")
+    if attention.endswith(("attn1", "attn2")):
+        yield f"{part}.{attention}.processor.{linear}_lora"
+        yield f"{attention}.processor.{linear}_lora"
+    for prefix in KOHYA[part]:
+        yield f"{prefix}_{module.replace('.', '_')}"
+    if part == "unet":
+        for ours, theirs in blocks.items():
+            if module.startswith(f"{ours}."):
+                rest = module.removeprefix(f"{ours}.")
+                yield f"lora_unet_{theirs}_{WITHIN_RESNETS.get(rest, rest.replace('.', '_'))}"
+
+
+def _stability_blocks(base: BaseModel) -> Iterator[tuple[str, str]]:
+    """(our block, its place in Stability's numbering): input blocks count from 1 after the first convolution, output blocks from 0.
+
+    Of each, place 0 is the resnet and 1 the transformer, where the block has one. Sampling convolutions get a number of their own
+    below and share one above.
+    """
+    unet, number = base.unet, 1
+    for b, block in enumerate(_children(unet, "down_blocks")):
+        for i in range(len(_children(block, "resnets"))):
+            yield from _places(block, f"down_blocks.{b}", i, f"input_blocks_{number}")
+            number += 1
+        number += 1 if _children(block, "downsamplers") else 0
+    for i, theirs in ((0, "0"), (1, "2")):
+        yield f"mid_block.resnets.{i}", f"middle_block_{theirs}"
+    yield "mid_block.attentions.0", "middle_block_1"
+    number = 0
+    for b, block in enumerate(_children(unet, "up_blocks")):
+        for i in range(len(_children(block, "resnets"))):
+            yield from _places(block, f"up_blocks.{b}", i, f"output_blocks_{number}")
+            number += 1
+
+
+def _places(block: nn.Module, ours: str, i: int, theirs: str) -> Iterator[tuple[str, str]]:
+    yield f"{ours}.resnets.{i}", f"{theirs}_0"
+    if len(_children(block, "attentions")) > i:
+        yield f"{ours}.attentions.{i}", f"{theirs}_1"
+
+
+def _children(module: nn.Module, name: str) -> list[nn.Module]:
+    return list(getattr(module, name, None) or [])

@@ -1,0 +1,72 @@
+"""Textual-inversion files, and the words of the paper's own checkpoints, as words of ours."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mos_common.base_model import BaseModel
+from mos_common.errors import ConceptError
+from mos_common.layers import word_layers
+
+Words = tuple[Float[Tensor, "layers words width"], ...]
+
+
+def textual_inversion(found: Mapping[str, Any], base: BaseModel) -> Words | None:
+    """The words of a textual inversion, the same in every layer; None if the file is none.
+
+    Known: A1111's `string_to_param` and `emb_params`, XL's `clip_l` and `clip_g`, and diffusers' one tensor by its token.
+
+    Raises:
+        ConceptError: it was made for another text encoder.
+
+    """
+    vectors = _vectors(found)
+    if vectors is None:
+        return None
+    tables = base.token_tables
+    if [vector.shape[-1] for vector in vectors] != [table.shape[1] for table in tables]:
+        widths = (
+            " and ".join(str(part.shape[-1]) for part in vectors),
+            " and ".join(str(table.shape[1]) for table in tables),
+        )
+        raise ConceptError(
+            f"the embedding has width {widths[0]}, {base.name} reads {widths[1]}: it was made for another base (--base)"
+        )
+    layers = word_layers(base)
+    return tuple(vector.float().expand(layers, *vector.shape).clone() for vector in vectors)
+
+
+def paper_words(embeddings: Mapping[str, Tensor], base: BaseModel) -> Words:
+    """The words of the paper's checkpoint: by token one embedding for each cross-attention layer, down, mid, up; in its order.
+
+    Raises:
+        ConceptError: there are not as many as the base has layers, or of another width.
+
+    """
+    layers, width = word_layers(base), base.token_tables[0].shape[1]
+    for token, tensor in embeddings.items():
+        if not isinstance(tensor, Tensor) or tuple(tensor.shape) != (layers, width):
+            shape = tuple(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
+            raise ConceptError(f"{token} is {shape}; {base.name} has {layers} cross-attention layers of width {width}")
+    return (torch.stack([tensor.float() for tensor in embeddings.values()], dim=1),)
+
+
+def _vectors(found: Mapping[str, Any]) -> Sequence[Float[Tensor, "words width"]] | None:
+    if "string_to_param" in found:
+        found = {"emb_params": next(iter(found["string_to_param"].values()), None)}
+    if {"clip_l", "clip_g"} <= found.keys():
+        candidates = [found["clip_l"], found["clip_g"]]
+    elif "emb_params" in found:
+        candidates = [found["emb_params"]]
+    elif len(found) == 1 and "." not in next(iter(found)):
+        candidates = list(found.values())
+    else:
+        return None
+    if not all(isinstance(vector, Tensor) and vector.ndim in (1, 2) for vector in candidates):
+        return None
+    return [vector.detach().reshape(-1, vector.shape[-1]) for vector in candidates]

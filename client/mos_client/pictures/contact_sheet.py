@@ -1,0 +1,65 @@
+"""One picture of a whole folder: what is shown to the base, what its masks cover, and what is held back."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from PIL import Image, ImageDraw
+
+from mos_client.pictures.folder import Picture
+from mos_client.pictures.reading import read_mask, read_picture
+from mos_client.pictures.views import bucket_for, views_of
+from mos_common.files import write_atomically
+
+CELL, LINE, COLUMNS = 180, 14, 5
+PAPER, INK, WARNING, OUTSIDE = "white", "black", (200, 60, 20), (40, 60, 160)
+
+
+def write_contact_sheet(
+    pictures: Sequence[Picture],
+    held_back: Sequence[Picture],
+    remarks: Mapping[Path, Sequence[str]],
+    sizes: list[tuple[int, int]],
+    out: Path,
+) -> None:
+    """Write the PNG: every picture as it is cut, shaded where its mask says that the concept is not, remarks in red."""
+    rows = -(-len(pictures) // COLUMNS)
+    sheet = Image.new("RGB", (COLUMNS * CELL, rows * (CELL + 3 * LINE)), PAPER)
+    pen = ImageDraw.Draw(sheet)
+    for i, picture in enumerate(pictures):
+        x, y = i % COLUMNS * CELL, i // COLUMNS * (CELL + 3 * LINE)
+        shown = _shown(picture, sizes)
+        shown.thumbnail((CELL - 8, CELL - 8))
+        sheet.paste(shown, (x + (CELL - shown.width) // 2, y + (CELL - shown.height) // 2))
+        pen.text((x + 4, y + CELL), _short(picture.path.name), fill=INK)
+        said = "held back" if picture in held_back else _short(picture.captions[0])
+        pen.text((x + 4, y + CELL + LINE), said, fill=INK)
+        if found := remarks.get(picture.path):
+            pen.text((x + 4, y + CELL + 2 * LINE), _short(found[0]), fill=WARNING)
+    data = io.BytesIO()
+    sheet.save(data, "PNG")
+    write_atomically(out, data.getvalue())
+
+
+def _shown(picture: Picture, sizes: list[tuple[int, int]]) -> Image.Image:
+    read = read_picture(picture.path)
+    mask = read_mask(picture.mask_file, read.picture.size) if picture.mask_file else read.mask
+    size = bucket_for(read.picture.size, sizes)
+    (view,) = views_of(read.picture, mask, size, crops=1, mirror=False, seed="")
+    shown = view.of(read.picture)
+    if mask is not None:
+        tinted = Image.blend(shown, Image.new("RGB", shown.size, OUTSIDE), 0.6)
+        shown = Image.composite(shown, tinted, view.of(mask))
+    scale = CELL / max(shown.size)
+    return (
+        shown.resize((round(shown.width * scale), round(shown.height * scale)), Image.Resampling.NEAREST)
+        if scale > 1
+        else shown
+    )
+
+
+def _short(text: str) -> str:
+    most = CELL // 6 - 1
+    return text if len(text) <= most else text[: most - 1] + "…"

@@ -1,0 +1,158 @@
+"""A folder of pictures as people have them: beside each other, in the paper's layout, or in kohya's.
+
+    pictures/01.jpg                  the pictures; in kohya's layout within folders such as 10_cat/
+    pictures/01.txt (or .caption)    captions, one a line
+    pictures/01.mask.png             masks, white where the concept is; also 01-masklabel.png, or mask/01.png
+    pictures/{image,caption,mask}/   the layout of the paper's repository
+
+A transparent background is a mask too. What cannot be read is reported and left out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mos_client.pictures.captions import read_captions
+from mos_client.pictures.reading import SUFFIXES, read_mask, read_picture
+from mos_common.errors import PicturesError
+
+log = logging.getLogger(__name__)
+FEWEST = 3  # one to tune on is too few to tell the thing from its place; two are held back
+HELD_BACK = 2
+REPEATS = re.compile(r"\d+_.+")  # kohya's `10_cat`: every picture is drawn equally often here, whatever the number
+IMAGE_FOLDERS, CAPTION_FOLDERS, MASK_FOLDERS = ("image", "images"), ("caption", "captions"), ("mask", "masks")
+CAPTION_SUFFIXES = (".txt", ".caption")
+MASK_ENDINGS = (".mask.png", "-masklabel.png")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One usable picture, and where its captions and mask lie, if it has any."""
+
+    path: Path
+    caption_file: Path | None = None
+    mask_file: Path | None = None
+
+    @property
+    def captions(self) -> tuple[str, ...]:
+        """What is said about it, with `V` for the concept."""
+        return read_captions(self.caption_file)
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A file that cannot be used, and why."""
+
+    path: Path
+    reason: str
+
+
+@dataclass(frozen=True)
+class Folder:
+    """What a folder holds, by name."""
+
+    pictures: tuple[Picture, ...]
+    skipped: tuple[Skipped, ...]
+
+
+def scan(folder: Path) -> Folder:
+    """Look at every picture of a folder.
+
+    Raises:
+        PicturesError: there is no such folder.
+
+    """
+    if not folder.is_dir():
+        raise PicturesError(
+            f"no folder of pictures at {folder}: give the folder that holds the pictures of one concept"
+        )
+    usable, skipped = [], []
+    for path in _candidates(folder):
+        picture = Picture(
+            path, _beside(path, CAPTION_SUFFIXES, CAPTION_FOLDERS), _beside(path, MASK_ENDINGS, MASK_FOLDERS)
+        )
+        try:
+            size = read_picture(path).picture.size
+            if picture.mask_file:
+                read_mask(picture.mask_file, size)
+        except PicturesError as error:
+            skipped.append(Skipped(path, str(error)))
+        else:
+            usable.append(picture)
+    return Folder(tuple(usable), tuple(skipped))
+
+
+def find_pictures(folder: Path) -> list[Picture]:
+    """Every usable picture of a folder, by name. What had to be skipped is logged.
+
+    Raises:
+        PicturesError: there is no such folder, or there are too few; what was skipped is named.
+
+    """
+    found = scan(folder)
+    for skipped in found.skipped:
+        log.warning("skipped: %s", skipped.reason)
+    if len(found.pictures) < FEWEST:
+        because = "".join(f"; {skipped.reason}" for skipped in found.skipped[:3])
+        raise PicturesError(
+            f"{len(found.pictures)} pictures in {folder}: at least {FEWEST} are needed ({', '.join(sorted(SUFFIXES))}), ten or so are good{because}"
+        )
+    return list(found.pictures)
+
+
+def split_pictures(folder: Path) -> tuple[list[Picture], list[Picture]]:
+    """(pictures to tune on, pictures held back to score identity on): the last two by name are held back.
+
+    A folder of three keeps one back. Which ones does not depend on the machine.
+
+    Raises:
+        PicturesError: the folder is missing or holds fewer than three usable pictures.
+
+    """
+    pictures = find_pictures(folder)
+    held = HELD_BACK if len(pictures) > FEWEST else 1
+    return pictures[:-held], pictures[-held:]
+
+
+def pictures_digest(pictures: Sequence[Picture]) -> str:
+    """Sha256 over names, bytes, captions and masks: the same folder gives the same concept."""
+    digest = hashlib.sha256()
+    for picture in pictures:
+        digest.update(f"{picture.path.name}\0".encode())
+        digest.update(hashlib.sha256(picture.path.read_bytes()).digest())
+        digest.update("\n".join(picture.captions).encode())
+        if picture.mask_file:
+            digest.update(hashlib.sha256(picture.mask_file.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+def _candidates(folder: Path) -> Iterator[Path]:
+    """Files that look like pictures, by name, from the first layout that has any."""
+    places = [
+        [folder],
+        [folder / name for name in IMAGE_FOLDERS],
+        sorted(p for p in folder.iterdir() if REPEATS.fullmatch(p.name)),
+    ]
+    for place in places:
+        within = [path for part in place if part.is_dir() for path in part.iterdir()]
+        found = sorted(
+            path for path in within if path.suffix.lower() in SUFFIXES and not path.name.endswith(MASK_ENDINGS)
+        )
+        if found:
+            yield from found
+            return
+
+
+def _beside(picture: Path, endings: Sequence[str], folders: Sequence[str]) -> Path | None:
+    """The file that goes with a picture: `01.txt` beside `01.png`, or in a folder of captions beside or above it."""
+    stem = picture.parent / picture.stem
+    places = [stem.with_name(stem.name + ending) for ending in endings]
+    for parent in (picture.parent, picture.parent.parent):
+        plain = endings if endings is CAPTION_SUFFIXES else (".png",)
+        places += [parent / name / f"{picture.stem}{ending}" for name in folders for ending in plain]
+    return next((place for place in places if place.is_file()), None)

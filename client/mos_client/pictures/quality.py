@@ -1,0 +1,51 @@
+"""What a person would like to know about a folder of pictures before an hour is spent on it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from statistics import median
+
+import numpy as np
+from jaxtyping import Float
+from PIL import Image, ImageFilter
+
+from mos_client.pictures.folder import Picture
+from mos_client.pictures.reading import open_picture
+
+THUMBNAIL = 24
+NEARLY_THE_SAME = 4.0  # of 255, mean over a thumbnail: the same picture saved again, not the same thing seen again
+SHARPNESS_SIDE = 256
+MUCH_BLURRIER = 0.15  # of the folder's median sharpness
+LAPLACIAN = ImageFilter.Kernel((3, 3), (0, 1, 0, 1, -4, 1, 0, 1, 0), scale=1, offset=128)
+
+
+def remarks(pictures: Sequence[Picture], smallest: int) -> Iterator[tuple[Picture, str]]:
+    """(picture, what is the matter): the same as another, much blurrier than the others, smaller than the base's pictures."""
+    opened = [open_picture(picture.path) for picture in pictures]
+    thumbnails = [thumbnail(image) for image in opened]
+    sharp = [sharpness(image) for image in opened]
+    usual = median(sharp)
+    for i, (picture, image) in enumerate(zip(pictures, opened, strict=True)):
+        for j in range(i):
+            if float(np.abs(thumbnails[i] - thumbnails[j]).mean()) < NEARLY_THE_SAME:
+                yield (
+                    picture,
+                    f"is nearly the same as {pictures[j].path.name}: it counts twice, and nothing new is learnt",
+                )
+                break
+        if sharp[i] < MUCH_BLURRIER * usual:
+            yield picture, "is much blurrier than the others: the concept learns the blur"
+        if min(image.size) < smallest:
+            yield picture, f"is {image.width} x {image.height}: enlarged to {smallest} it shows no more detail"
+
+
+def thumbnail(picture: Image.Image) -> Float[np.ndarray, "24 24 3"]:
+    """What two savings of one picture have in common."""
+    return np.asarray(picture.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX), dtype=np.float32)
+
+
+def sharpness(picture: Image.Image) -> float:
+    """Variance of the Laplacian of the grey picture, at one size for all."""
+    grey = picture.convert("L")
+    grey.thumbnail((SHARPNESS_SIDE, SHARPNESS_SIDE), Image.Resampling.LANCZOS)
+    return float(np.asarray(grey.filter(LAPLACIAN), dtype=np.float32)[1:-1, 1:-1].var()) if min(grey.size) > 2 else 0.0

@@ -1,0 +1,105 @@
+"""One picture file, however it was stored, as upright RGB and a mask of what is in it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from mos_common.errors import PicturesError
+
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".heic", ".heif", ".avif"})
+HEIC = frozenset({".heic", ".heif"})
+MAX_PIXELS = 64_000_000
+SHOWN_THROUGH = 0.02  # a share of transparent pixels above this is a cut-out, not a smoothed edge
+
+
+@dataclass(frozen=True)
+class Read:
+    """A picture as RGB, transparent parts on white; `mask` (8-bit grey) is its alpha channel, where it has a cut-out."""
+
+    picture: Image.Image
+    mask: Image.Image | None
+
+
+def read_picture(path: Path) -> Read:
+    """A picture as it is meant to be seen, turned upright as its EXIF data say.
+
+    Raises:
+        PicturesError: it cannot be read; the message names the file.
+
+    """
+    _with_heic()
+    try:
+        with Image.open(path) as file:
+            _refuse_bombs(path, file)
+            upright = ImageOps.exif_transpose(file)
+            if not upright.has_transparency_data:
+                return Read(upright.convert("RGB"), None)
+            layers = upright.convert("RGBA")
+            alpha = layers.getchannel("A")
+            flat = Image.alpha_composite(Image.new("RGBA", layers.size, "white"), layers).convert("RGB")
+            return Read(flat, alpha if _cut_out(alpha) else None)
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise PicturesError(_unreadable(path, error)) from error
+
+
+def open_picture(path: Path) -> Image.Image:
+    """As `read_picture`, without the mask."""
+    return read_picture(path).picture
+
+
+def read_mask(path: Path, size: tuple[int, int]) -> Image.Image:
+    """A mask file as 8-bit grey, white where the concept is, of the size of its picture.
+
+    Raises:
+        PicturesError: it cannot be read, or has another shape than its picture.
+
+    """
+    try:
+        with Image.open(path) as file:
+            _refuse_bombs(path, file)
+            upright = ImageOps.exif_transpose(file)
+            # A mask of one colour on nothing says what it means by what is not transparent.
+            mask = upright.getchannel("A") if upright.mode in ("RGBA", "LA") else upright.convert("L")
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise PicturesError(_unreadable(path, error)) from error
+    if abs(mask.width / mask.height - size[0] / size[1]) > 0.02 * size[0] / size[1]:
+        raise PicturesError(
+            f"mask {path} is {mask.width} x {mask.height}, its picture {size[0]} x {size[1]}: draw it on the picture itself"
+        )
+    return mask.resize(size, Image.Resampling.BILINEAR)
+
+
+def _refuse_bombs(path: Path, file: Image.Image) -> None:
+    """The size is in the header: nothing has been unpacked yet."""
+    if file.width * file.height > MAX_PIXELS:
+        raise PicturesError(
+            f"{path} has {file.width} x {file.height} pixels, more than {MAX_PIXELS:,}: make it smaller"
+        )
+
+
+def _cut_out(alpha: Image.Image) -> bool:
+    through = sum(alpha.histogram()[:128])
+    return SHOWN_THROUGH < through / (alpha.width * alpha.height) < 1
+
+
+def _unreadable(path: Path, error: Exception) -> str:
+    if path.suffix.lower() in HEIC and not _with_heic():
+        return (
+            f"picture {path} is HEIC, which needs the package pillow-heif: pip install pillow-heif, or save it as JPEG"
+        )
+    return f"picture {path} cannot be read ({type(error).__name__}): repair it or take it out of the folder"
+
+
+@cache
+def _with_heic() -> bool:
+    """Phones store HEIC; Pillow reads it when that plug-in is installed."""
+    try:
+        from pillow_heif import register_heif_opener
+    except ImportError:
+        return False
+    register_heif_opener()
+    return True

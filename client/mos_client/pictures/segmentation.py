@@ -1,0 +1,64 @@
+"""Masks drawn by a segmentation model that lies on disk, for pictures that have none. Offered, never required.
+
+CLIPSeg (Lüddecke and Ecker, CVPR 2022, arXiv 2112.10003) marks what a word names, here the concept's class word. transformers
+brings the model's code; its weights are the user's, as a folder.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from mos_client.pictures.folder import find_pictures
+from mos_client.pictures.reading import read_picture
+from mos_common.errors import RequestError
+from mos_common.files import write_atomically
+
+CERTAIN = 0.5
+
+
+def draw_masks(images: Path, class_word: str, model: Path, device: str = "cpu") -> Iterator[Path]:
+    """Write `NAME.mask.png` beside every picture that has no mask; yields each file.
+
+    A mask that marks nothing is not written: without one the whole picture counts.
+
+    Raises:
+        PicturesError: the folder cannot be used. RequestError: `model` is no CLIPSeg folder.
+
+    """
+    processor, network = _load(model)
+    network = network.to(device)
+    for picture in find_pictures(images):
+        read = read_picture(picture.path)
+        if picture.mask_file is not None or read.mask is not None:
+            continue
+        inputs = processor(text=[class_word], images=[read.picture], return_tensors="pt", padding=True).to(device)
+        with torch.inference_mode():
+            share = network(**inputs).logits.float().sigmoid().squeeze().cpu().numpy()
+        marked = (share > CERTAIN).astype(np.uint8) * 255
+        if not marked.any():
+            continue
+        mask = Image.fromarray(marked).resize(read.picture.size, Image.Resampling.BILINEAR)
+        data = io.BytesIO()
+        mask.save(data, "PNG")
+        out = picture.path.with_name(f"{picture.path.stem}.mask.png")
+        write_atomically(out, data.getvalue())
+        yield out
+
+
+def _load(model: Path) -> tuple[Any, torch.nn.Module]:
+    from transformers import CLIPSegForImageSegmentation, CLIPSegProcessor
+
+    try:
+        processor = CLIPSegProcessor.from_pretrained(model, local_files_only=True)
+        return processor, CLIPSegForImageSegmentation.from_pretrained(model, local_files_only=True).eval()
+    except (OSError, ValueError, KeyError) as error:
+        raise RequestError(
+            f"{model} is no CLIPSeg model ({str(error).splitlines()[0]}): give a folder such as that of CIDAS/clipseg-rd64-refined"
+        ) from error

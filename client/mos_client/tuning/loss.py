@@ -1,0 +1,83 @@
+"""The loss of one batch: the noise that the base predicts wrongly, and where the concept's words attend.
+
+Masked loss and attention regularisation are of the paper's repository, not of its text.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from mos_common.attention import TextMemory, WatchedWords, feature_map_size, predict
+from mos_common.base_model import BaseModel
+from mos_common.errors import BaseModelError
+
+Cells = Float[Tensor, "n h w"]
+
+
+def noise_loss(
+    base: BaseModel,
+    scheduler: Any,
+    latents: Float[Tensor, "n c h w"],
+    noise: Float[Tensor, "n c h w"],
+    times: Int[Tensor, " n"],
+    memory: TextMemory,
+    weights: Cells | None = None,
+) -> Float[Tensor, ""]:
+    """E‖ε − ε_θ(x_t, t, text)‖², or with v = √ᾱ·ε − √(1−ᾱ)·x in place of ε where the base predicts v.
+
+    With `weights` the mean over the cells of a picture is weighted; pictures still count alike.
+
+    Raises:
+        BaseModelError: the base predicts something else.
+
+    """
+    noisy = scheduler.add_noise(latents, noise, times)
+    predicted = predict(base, noisy, times, memory)
+    kind = scheduler.config.prediction_type
+    if kind == "epsilon":
+        target = noise
+    elif kind == "v_prediction":
+        target = scheduler.get_velocity(latents, noise, times)
+    else:
+        raise BaseModelError(f"{base.name} predicts {kind!r}; tuning knows 'epsilon' and 'v_prediction'")
+    error = (predicted.float() - target.float()) ** 2
+    if weights is None:
+        return error.mean()
+    of_cells = error.mean(dim=1)
+    return ((of_cells * weights).sum(dim=(1, 2)) / weights.sum(dim=(1, 2)).clamp(min=1e-6)).mean()
+
+
+def cell_weights(masks: Cells, background: float) -> Cells:
+    """1 where the concept is, `background` where it is not: 1 is the plain loss, 0 the paper's masked loss."""
+    return masks + background * (1 - masks)
+
+
+def attention_loss(watched: WatchedWords, masks: Cells) -> Float[Tensor, ""]:
+    """V_class attends to the concept, all of it: (a − m)²; V_rand to nothing outside it: a²(1 − m). Mean over layers and cells.
+
+    a is a word's attention over the cells, as a share of its largest; m the mask at that layer's size. The last watched word is
+    V_class, those before it V_rand.
+    """
+    losses = []
+    aspect = masks.shape[2] / masks.shape[1]
+    for maps in watched.maps.values():
+        height, width = feature_map_size(maps.shape[2], aspect)
+        mask = interpolate(masks[:, None], size=(height, width), mode="area").flatten(2)
+        share = maps / maps.amax(dim=2, keepdim=True).clamp(min=1e-6)
+        subject, adjectives = share[:, -1:], share[:, :-1]
+        losses.append(((subject - mask) ** 2).mean())
+        if adjectives.shape[1]:
+            losses.append((adjectives**2 * (1 - mask)).mean())
+    return torch.stack(losses).mean()
+
+
+def spread_times(count: int, total: int, generator: torch.Generator) -> Int[Tensor, " n"]:
+    """`count` times from 0 to total-1, one in each of `count` equal parts, in random order: less noise than independent draws."""
+    offset = torch.rand(1, generator=generator)
+    times = (((offset + torch.arange(count) / count) % 1) * total).long()
+    return times[torch.randperm(count, generator=generator)]

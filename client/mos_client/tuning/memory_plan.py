@@ -1,0 +1,214 @@
+"""How a tuning step fits into a card: micro-batches, gradient checkpointing, an 8-bit optimiser, and what it will need.
+
+What a step keeps for its backward pass is not guessed: the step is run once on fake tensors, which have shapes and no memory, and
+every tensor that autograd saves is counted while it is alive.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mos_client.config import Method
+from mos_client.tuning.parameters import initial_pair, trained, tuned_layers
+from mos_common.attention import TextMemory, layerwise_attention, predict
+from mos_common.base_model import BaseModel
+from mos_common.errors import RequestError
+from mos_common.layers import word_layers
+from mos_common.words import encode_pooled, encode_token_ids, tokenise
+
+GIB = 2**30
+WORKSPACE = 1.15  # convolutions and the allocator want some more than what is counted
+CONTEXT_GIB = 0.6  # what CUDA itself takes of a card
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a step is run. It changes speed and memory, and the concept by rounding only."""
+
+    micro_batch: int
+    checkpointing: bool = False
+    eight_bit: bool = False
+    gib: float | None = None
+
+    def optimiser(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        """AdamW over parameter groups."""
+        if self.eight_bit:
+            from bitsandbytes.optim import AdamW8bit
+
+            return AdamW8bit(groups, weight_decay=0.01)  # type: ignore[no-any-return]
+        return torch.optim.AdamW(groups, weight_decay=0.01, fused=True)
+
+    @contextmanager
+    def applied(self, base: BaseModel) -> Iterator[None]:
+        """Within: the UNet forgets what it can compute again in the backward pass, if the plan says so."""
+        unet: Any = base.unet
+        if self.checkpointing:
+            unet.enable_gradient_checkpointing()
+        try:
+            yield
+        finally:
+            if self.checkpointing:
+                unet.disable_gradient_checkpointing()
+
+    def __str__(self) -> str:
+        """What is said to the person whose card it is."""
+        parts = [f"{self.micro_batch} picture{'s' if self.micro_batch > 1 else ''} at a time"]
+        parts += ["gradient checkpointing"] * self.checkpointing + ["8-bit AdamW"] * self.eight_bit
+        needs = "" if self.gib is None else f", about {self.gib:.1f} GB"
+        return ", ".join(parts) + needs
+
+
+def choose_plan(base: BaseModel, batch: int, rank: int, gib: float) -> Plan:
+    """The fastest way to run a batch within `gib` of memory.
+
+    Smaller micro-batches come before checkpointing, which computes most of the UNet twice.
+
+    Raises:
+        RequestError: not even one picture at a time with checkpointing fits.
+
+    """
+    needs: dict[tuple[int, bool], float] = {}
+    for checkpointing in (False, True):
+        for micro_batch in _halves(batch):
+            needs[micro_batch, checkpointing] = step_gib(base, micro_batch, rank, checkpointing)
+            if needs[micro_batch, checkpointing] <= gib:
+                return Plan(micro_batch, checkpointing, gib=needs[micro_batch, checkpointing])
+    least, saved = needs[1, True], _optimiser_saving_gib(base, rank)
+    if least - saved <= gib and _has_bitsandbytes():
+        return Plan(1, checkpointing=True, eight_bit=True, gib=least - saved)
+    raise RequestError(
+        f"{base.name} needs about {least:.1f} GB to be tuned, one picture at a time with gradient checkpointing; {gib:g} GB are too few. "
+        "Try --dtype bfloat16, a smaller base, or --device cpu"
+    )
+
+
+def plan_for(base: BaseModel, batch: int, rank: int, vram: float | None) -> Plan:
+    """The plan for `vram` gigabytes; without it, for what the GPU has free, and on a CPU the whole batch at once."""
+    if vram is None:
+        if base.device.type != "cuda":
+            return Plan(batch)
+        vram = torch.cuda.mem_get_info(base.device)[0] / GIB + _weights_gib(base)
+    return choose_plan(base, batch, rank, vram)
+
+
+def step_gib(base: BaseModel, pictures: int, rank: int, checkpointing: bool) -> float:
+    """What one step needs: weights, what autograd keeps, pairs with gradients and AdamW's moments, and the card's own share."""
+    context = CONTEXT_GIB if base.device.type == "cuda" else 0.0
+    kept = kept_bytes(base, pictures, rank, checkpointing) / GIB
+    return context + WORKSPACE * (_weights_gib(base) + kept) + 16 * _tuned(base, rank) / GIB
+
+
+def kept_bytes(base: BaseModel, pictures: int, rank: int, checkpointing: bool, *, fake: bool = True) -> int:
+    """The most bytes that autograd keeps at a time during one step, weights not counted; `fake` runs it on shapes alone."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    weights = [p for module in (base.unet, *base.text_encoders) for p in module.parameters()]
+    # Autograd keeps some weights as they are, others as views of their fakes.
+    ledger = _Ledger([*weights, *(mode.from_tensor(p) for p in weights)] if fake else weights)
+    with (
+        mode if fake else nullcontext(),
+        Plan(pictures, checkpointing).applied(base),
+        torch.autograd.graph.saved_tensors_hooks(ledger.keep, ledger.give),
+    ):
+        _one_step(base, pictures, rank)
+    return ledger.most
+
+
+def _one_step(base: BaseModel, pictures: int, rank: int) -> None:
+    """One step with a pair on every layer and layer-wise words, there and back, as the loop takes it."""
+    generator = torch.Generator()
+    size = base.picture_size // base.pixels_per_latent
+    device = base.device
+    words = torch.zeros(word_layers(base), 2, base.word_width, device=device, requires_grad=True)
+    layers = tuned_layers(base, Method.ED_LORA)
+    pairs = {layer.name: initial_pair(layer, rank, generator) for layer in layers}
+    # Every picture has a caption of its own at worst, and each is encoded once for every layer.
+    texts = [tokenise(base, "photo of a <v>" + " a" * i, {"<v>": words}) for i in range(pictures)]
+    latents = torch.zeros(pictures, int(base.unet.config.in_channels), size, size, device=device)  # type: ignore[union-attr, arg-type]
+    with (
+        layerwise_attention(base),
+        trained(layers, pairs),
+        torch.autocast(device.type, torch.bfloat16, enabled=base.dtype != torch.float32),
+    ):
+        memory = TextMemory(
+            encode_token_ids(base, texts, {"<v>": words}), pooled=encode_pooled(base, texts, {"<v>": words})
+        )
+        predicted = predict(
+            base, latents.to(base.dtype), torch.zeros(pictures, dtype=torch.long, device=device), memory
+        )
+        # Within all this: what was checkpointed is computed again on the way back.
+        predicted.float().square().mean().backward()
+
+
+class _Ledger:
+    """Counts what autograd keeps alive: each storage once, the base's own weights never."""
+
+    def __init__(self, weights: Sequence[Tensor]) -> None:
+        self._alive_as_long = weights  # fake weights that nobody holds are made anew, under another address
+        self._weights = {weight.untyped_storage()._cdata for weight in weights}
+        self._alive: dict[int, tuple[int, int]] = {}
+        self._now = self.most = 0
+
+    def keep(self, tensor: Tensor) -> _Kept:
+        storage = tensor.untyped_storage()
+        kept = _Kept(tensor)
+        if storage._cdata not in self._weights:
+            weakref.finalize(kept, self._release, storage._cdata)
+            count, size = self._alive.get(storage._cdata, (0, storage.nbytes()))
+            self._now += size if count == 0 else 0
+            self._alive[storage._cdata] = (count + 1, size)
+            self.most = max(self.most, self._now)
+        return kept
+
+    @staticmethod
+    def give(kept: _Kept) -> Tensor:
+        return kept.tensor
+
+    def _release(self, key: int) -> None:
+        count, size = self._alive[key]
+        if count == 1:
+            self._now -= size
+            del self._alive[key]
+        else:
+            self._alive[key] = (count - 1, size)
+
+
+class _Kept:
+    """What autograd holds in place of a tensor: when it is let go, the ledger hears of it."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+
+
+def _halves(batch: int) -> Iterator[int]:
+    while batch > 1:
+        yield batch
+        batch = (batch + 1) // 2
+    yield 1
+
+
+def _weights_gib(base: BaseModel) -> float:
+    modules = [base.unet, *base.text_encoders]
+    return sum(p.numel() * p.element_size() for module in modules for p in module.parameters()) / GIB
+
+
+def _tuned(base: BaseModel, rank: int) -> int:
+    return sum(rank * (layer.d_in + layer.d_out) for layer in tuned_layers(base, Method.ED_LORA))
+
+
+def _optimiser_saving_gib(base: BaseModel, rank: int) -> float:
+    """AdamW keeps 8 bytes a parameter, in 8 bits 2."""
+    return 6 * _tuned(base, rank) / GIB
+
+
+def _has_bitsandbytes() -> bool:
+    return find_spec("bitsandbytes") is not None

@@ -1,0 +1,210 @@
+"""Folders of pictures, in every layout that people have: what is found, what is skipped, what is held back, what a caption means."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+
+import pytest
+import torch
+from PIL import Image
+
+from mos_client.pictures.captions import TEMPLATES, mirrored_caption, movable_parts, shuffled_caption
+from mos_client.pictures.examples import load_examples, load_pictures
+from mos_client.pictures.folder import FEWEST, Picture, find_pictures, pictures_digest, scan, split_pictures
+from mos_common.errors import PicturesError
+
+RED, BLUE, WHITE = (255, 0, 0), (0, 0, 255), (255, 255, 255)
+
+
+def halves(mode: str = "RGB") -> Image.Image:
+    """Left half red, right half blue, 8 x 4 pixels."""
+    picture = Image.new("RGB", (8, 4), RED)
+    picture.paste(BLUE, (4, 0, 8, 4))
+    return picture.convert(mode)
+
+
+# ---- a folder
+
+
+def test_a_missing_folder_is_named(tmp_path):
+    with pytest.raises(PicturesError, match=r"no folder of pictures at .*nowhere"):
+        find_pictures(tmp_path / "nowhere")
+    (tmp_path / "file.png").write_bytes(b"")
+    with pytest.raises(PicturesError, match="no folder"):
+        find_pictures(tmp_path / "file.png")
+
+
+@pytest.mark.parametrize("count", range(FEWEST))
+def test_fewer_than_three_pictures_are_refused(make_pictures, count):
+    with pytest.raises(PicturesError, match=f"{count} pictures in .*at least 3"):
+        find_pictures(make_pictures(count))
+
+
+def test_pictures_are_found_by_name_and_nothing_else_is_looked_at(make_pictures):
+    folder = make_pictures(4)
+    halves().save(folder / "Z.JPG", format="JPEG")
+    halves().resize((64, 64)).save(folder / "00.mask.png")
+    (folder / "00.txt").write_text("a caption")
+    (folder / "notes.md").write_text("x")
+    (folder / "deeper").mkdir()
+    halves().save(folder / "deeper" / "deep.png")
+    assert [p.path.name for p in find_pictures(folder)] == ["00.png", "01.png", "02.png", "03.png", "Z.JPG"]
+
+
+def test_a_broken_picture_is_reported_and_skipped_and_the_others_are_used(make_pictures, caplog):
+    folder = make_pictures(5)
+    (folder / "03.png").write_bytes(b"not a picture")
+    (folder / "04.png").unlink()
+    (folder / "04.png").mkdir()
+    with caplog.at_level(logging.WARNING):
+        found = find_pictures(folder)
+    assert [p.path.name for p in found] == ["00.png", "01.png", "02.png"]
+    assert [skipped.path.name for skipped in scan(folder).skipped] == ["03.png", "04.png"]
+    assert "skipped: " in caplog.text
+    assert "03.png cannot be read" in caplog.text
+
+
+def test_too_few_that_are_left_are_an_error_that_says_what_was_wrong(make_pictures):
+    folder = make_pictures(3)
+    (folder / "01.png").write_bytes(b"")
+    with pytest.raises(PicturesError, match=r"2 pictures in .*at least 3.*01\.png cannot be read"):
+        find_pictures(folder)
+
+
+def test_the_layout_of_the_paper_s_repository(make_pictures, tmp_path):
+    root = tmp_path / "dataset"
+    shutil.move(make_pictures(4), root / "image")
+    for kind in ("caption", "mask"):
+        (root / kind).mkdir()
+    (root / "caption" / "02.txt").write_text("a photo of <TOK>")
+    Image.new("L", (64, 64), 255).save(root / "mask" / "01.png")
+    found = find_pictures(root)
+    assert [p.path.name for p in found] == ["00.png", "01.png", "02.png", "03.png"]
+    assert [p.captions for p in found] == [TEMPLATES, TEMPLATES, ("a photo of V",), TEMPLATES]
+    assert [p.mask_file for p in found] == [None, root / "mask" / "01.png", None, None]
+
+
+def test_the_layout_of_kohya(make_pictures, tmp_path):
+    root = tmp_path / "train"
+    shutil.move(make_pictures(3, "a"), root / "10_sks cat")
+    shutil.move(make_pictures(2, "b"), root / "5_cat")
+    (root / "10_sks cat" / "01.caption").write_text("cat, sitting, indoors")
+    found = find_pictures(root)
+    assert len(found) == 5
+    assert ("V, cat, sitting, indoors",) in [p.captions for p in found]
+
+
+@pytest.mark.parametrize("name", ["01.mask.png", "01-masklabel.png", "mask/01.png", "masks/01.png"])
+def test_masks_are_found_and_are_no_pictures(make_pictures, name):
+    folder = make_pictures(4)
+    (folder / name).parent.mkdir(exist_ok=True)
+    Image.new("L", (64, 64), 255).save(folder / name)
+    found = find_pictures(folder)
+    assert [p.path.name for p in found] == ["00.png", "01.png", "02.png", "03.png"]
+    assert [p.mask_file for p in found] == [None, folder / name, None, None]
+
+
+def test_a_picture_with_a_mask_that_cannot_be_used_is_skipped_by_name(make_pictures):
+    folder = make_pictures(4)
+    Image.new("L", (64, 32), 255).save(folder / "01.mask.png")
+    (skipped,) = scan(folder).skipped
+    assert skipped.path.name == "01.png"
+    assert "64 x 32" in skipped.reason
+
+
+@pytest.mark.parametrize(("count", "held"), [(3, 1), (4, 2), (5, 2), (12, 2)])
+def test_the_last_two_are_held_back(make_pictures, count, held):
+    tuned_on, held_back = split_pictures(make_pictures(count))
+    names = [f"{i:02}.png" for i in range(count)]
+    assert [p.path.name for p in tuned_on] == names[:-held]
+    assert [p.path.name for p in held_back] == names[-held:]
+
+
+def test_pictures_become_squares_of_the_base_s_size_cut_from_the_middle(tmp_path):
+    """8 x 4 pixels: the middle 4 x 4 are red on the left, blue on the right."""
+    halves().save(tmp_path / "a.png")
+    (square,) = load_pictures([Picture(tmp_path / "a.png")], 4)
+    assert square.shape == (3, 4, 4)
+    assert square[:, :, 0].T.tolist() == [[1.0, -1.0, -1.0]] * 4
+    assert square[:, :, -1].T.tolist() == [[-1.0, -1.0, 1.0]] * 4
+
+
+def test_examples_are_the_latents_of_the_base_and_the_captions(sixteen, make_pictures):
+    folder = make_pictures(3)
+    (folder / "01.txt").write_text("V asleep\n")
+    pictures = find_pictures(folder)
+    examples = load_examples(sixteen, pictures)
+    expected = sixteen.encode_pictures(load_pictures(pictures, 16))
+    torch.testing.assert_close(torch.stack([e.views[0].latent for e in examples]), expected)
+    assert [e.captions for e in examples] == [TEMPLATES, ("V asleep",), TEMPLATES]
+
+
+# ---- captions
+
+
+@pytest.mark.parametrize(
+    ("line", "caption"),
+    [
+        ("V asleep", "V asleep"),
+        ("a photo of <TOK> asleep", "a photo of V asleep"),
+        ("<cat> on a mat", "V on a mat"),
+        ("<my-cat_2>'s ball", "V's ball"),
+        ("asleep on a TV", "V, asleep on a TV"),
+        ("Victor and Venus", "V, Victor and Venus"),
+        ("  V  ", "V"),
+    ],
+)
+def test_a_caption_names_the_concept_or_is_given_it(tmp_path, line, caption):
+    (tmp_path / "a.txt").write_text(line)
+    assert Picture(tmp_path / "a.png", tmp_path / "a.txt").captions == (caption,)
+
+
+def test_every_line_is_a_caption_and_empty_ones_are_none(tmp_path):
+    (tmp_path / "a.txt").write_text("V sits\n\n   \nV stands\r\n")
+    assert Picture(tmp_path / "a.png", tmp_path / "a.txt").captions == ("V sits", "V stands")
+
+
+@pytest.mark.parametrize("text", [None, "", "\n \n"])
+def test_without_captions_there_are_templates(tmp_path, text):
+    if text is not None:
+        (tmp_path / "a.txt").write_text(text)
+    assert Picture(tmp_path / "a.png", None if text is None else tmp_path / "a.txt").captions == TEMPLATES
+    assert all("V" in template for template in TEMPLATES)
+
+
+def test_captions_of_another_encoding_are_no_traceback(tmp_path):
+    (tmp_path / "a.txt").write_bytes("V in einem Käfig".encode("latin-1"))
+    assert Picture(tmp_path / "a.png", tmp_path / "a.txt").captions[0].startswith("V in einem K")
+
+
+def test_a_mirrored_picture_has_a_mirrored_caption():
+    assert mirrored_caption("V on the left and a tree on the right") == "V on the right and a tree on the left"
+    assert mirrored_caption("V is leftover, bright") == "V is leftover, bright"
+
+
+def test_shuffling_moves_every_part_but_the_first():
+    caption = "V, sitting, indoors, red cushion"
+    assert movable_parts(caption) == 3
+    assert shuffled_caption(caption, [2, 0, 1]) == "V, red cushion, sitting, indoors"
+    assert movable_parts("photo of a V") == 0
+
+
+# ---- digest
+
+
+def test_the_digest_is_of_names_bytes_and_captions(make_pictures, tmp_path):
+    folder = make_pictures(4)
+    digest = pictures_digest(find_pictures(folder))
+    moved = shutil.copytree(folder, tmp_path / "elsewhere")
+    os.utime(moved / "00.png", (0, 0))
+    assert pictures_digest(find_pictures(moved)) == digest
+    found = {digest}
+    (moved / "00.txt").write_text("V sits")
+    found.add(pictures_digest(find_pictures(moved)))
+    halves().save(moved / "01.png")
+    found.add(pictures_digest(find_pictures(moved)))
+    (moved / "02.png").rename(moved / "02b.png")
+    found.add(pictures_digest(find_pictures(moved)))
+    assert len(found) == 4

@@ -1,0 +1,181 @@
+"""One picture file: what is read of it, how it is turned upright, what its transparent parts say."""
+
+from __future__ import annotations
+
+import io
+import sys
+import warnings
+from contextlib import suppress
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from mos_client.pictures import reading
+from mos_client.pictures.reading import open_picture, read_mask, read_picture
+from mos_common.errors import PicturesError
+
+RED, BLUE, WHITE = (255, 0, 0), (0, 0, 255), (255, 255, 255)
+
+EXIF = Image.Exif()
+EXIF[0x0112] = 6
+
+
+def halves(mode: str = "RGB") -> Image.Image:
+    """Left half red, right half blue, 8 x 4 pixels."""
+    picture = Image.new("RGB", (8, 4), RED)
+    picture.paste(BLUE, (4, 0, 8, 4))
+    return picture.convert(mode)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_picture_is_turned_as_the_camera_was_held(tmp_path, orientation):
+    """EXIF says how the stored rows lie; the other road turns them by hand."""
+    upright = halves()
+    back = {  # what a camera stores so that the viewer, told `orientation`, sees `upright`
+        1: None,
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_90,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_270,
+    }[orientation]
+    stored = upright.transpose(back) if back is not None else upright
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored.save(tmp_path / "a.png", exif=exif)
+    assert open_picture(tmp_path / "a.png").tobytes() == upright.tobytes()
+
+
+def test_transparent_parts_are_white_and_half_transparent_ones_mixed(tmp_path):
+    picture = Image.new("RGBA", (3, 1))
+    picture.putpixel((0, 0), (255, 0, 0, 255))
+    picture.putpixel((1, 0), (255, 0, 0, 0))
+    picture.putpixel((2, 0), (0, 0, 0, 51))
+    picture.save(tmp_path / "a.png")
+    opened = open_picture(tmp_path / "a.png")
+    assert [opened.getpixel((x, 0)) for x in range(3)] == [RED, WHITE, (204, 204, 204)]
+
+
+@pytest.mark.parametrize(("mode", "suffix"), [("L", "png"), ("1", "png"), ("P", "png"), ("P", "gif"), ("LA", "png"), ("CMYK", "jpg"), ("CMYK", "tif"), ("I;16", "png")])  # fmt: skip
+def test_every_kind_of_picture_becomes_rgb(tmp_path, mode, suffix):
+    path = tmp_path / f"a.{suffix}"
+    if mode == "I;16":
+        Image.new(mode, (8, 4), 65535).save(path)
+        assert open_picture(path).getpixel((1, 1)) == WHITE
+        return
+    halves(mode).save(path)
+    opened = open_picture(path)
+    assert opened.mode == "RGB"
+    assert opened.size == (8, 4)
+    if mode in ("P", "CMYK"):
+        assert opened.getpixel((0, 2))[0] > 200 > 60 > opened.getpixel((0, 2))[2]
+        assert opened.getpixel((7, 2))[2] > 200 > 60 > opened.getpixel((7, 2))[0]
+    else:
+        assert len(set(opened.getpixel((0, 2)))) == 1
+
+
+def test_a_palette_with_a_transparent_colour_is_on_white(tmp_path):
+    picture = Image.new("P", (2, 1))
+    picture.putpalette([255, 0, 0, 0, 255, 0])
+    picture.putpixel((1, 0), 1)
+    picture.save(tmp_path / "a.gif", transparency=1)
+    opened = open_picture(tmp_path / "a.gif")
+    assert [opened.getpixel((x, 0)) for x in range(2)] == [RED, WHITE]
+
+
+@settings(max_examples=250)
+@given(st.sampled_from(["PNG", "JPEG", "GIF", "WEBP", "TIFF", "BMP"]), st.data())
+def test_damaged_bytes_are_never_more_than_a_pictures_error(tmp_path_factory, kind, data):
+    buffer = io.BytesIO()
+    halves().save(buffer, format=kind, exif=EXIF) if kind not in ("GIF", "BMP") else halves().save(buffer, format=kind)
+    content = bytearray(buffer.getvalue())
+    for _ in range(data.draw(st.integers(1, 5))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    path = tmp_path_factory.getbasetemp() / f"damaged.{kind.lower()}"
+    path.write_bytes(content[: data.draw(st.integers(len(content) // 2, len(content)))])
+    with warnings.catch_warnings(action="ignore"), suppress(PicturesError):
+        assert open_picture(path).mode == "RGB"
+
+
+@pytest.mark.parametrize("content", [b"", b"not a picture", b"\x89PNG\r\n\x1a\n" + b"\0" * 50])
+def test_a_broken_picture_is_named(tmp_path, content):
+    (tmp_path / "03.png").write_bytes(content)
+    with pytest.raises(PicturesError, match=r"03\.png cannot be read.*repair it or take it out"):
+        open_picture(tmp_path / "03.png")
+
+
+def test_a_picture_cut_off_in_the_middle_is_named(make_pictures):
+    path = make_pictures(1) / "00.png"
+    path.write_bytes(path.read_bytes()[:80])
+    with pytest.raises(PicturesError, match=r"00\.png"):
+        open_picture(path)
+
+
+def test_a_picture_beyond_the_cap_is_refused_unread(make_pictures, monkeypatch):
+    monkeypatch.setattr(reading, "MAX_PIXELS", 64 * 64 - 1)
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda self: pytest.fail("it was unpacked"))
+    with pytest.raises(PicturesError, match=r"00\.png has 64 x 64 pixels, more than 4,095"):
+        open_picture(make_pictures(1) / "00.png")
+
+
+def test_a_decompression_bomb_is_a_pictures_error(make_pictures, monkeypatch):
+    monkeypatch.setattr("PIL.Image.MAX_IMAGE_PIXELS", 64 * 64 // 3)
+    with pytest.raises(PicturesError, match=r"00\.png"):
+        open_picture(make_pictures(1) / "00.png")
+
+
+def test_heic_without_its_plug_in_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    reading._with_heic.cache_clear()
+    (tmp_path / "phone.heic").write_bytes(b"\0\0\0\x18ftypheic" + b"\0" * 40)
+    with pytest.raises(PicturesError, match=r"phone\.heic is HEIC, which needs the package pillow-heif"):
+        open_picture(tmp_path / "phone.heic")
+    reading._with_heic.cache_clear()
+
+
+def test_heic_is_read_where_its_plug_in_is_installed(tmp_path):
+    reading._with_heic.cache_clear()
+    assert reading._with_heic()
+    halves().resize((64, 32), Image.Resampling.NEAREST).save(tmp_path / "phone.heic")
+    opened = open_picture(tmp_path / "phone.heic")
+    assert opened.size == (64, 32)
+    assert opened.getpixel((4, 16))[0] > 200 > 60 > opened.getpixel((4, 16))[2]
+
+
+# ---- masks
+
+
+def test_a_cut_out_is_a_mask_and_an_opaque_picture_has_none(tmp_path):
+    picture = Image.new("RGBA", (8, 4), (255, 0, 0, 255))
+    picture.paste((0, 0, 0, 0), (4, 0, 8, 4))
+    picture.save(tmp_path / "a.png")
+    mask = read_picture(tmp_path / "a.png").mask
+    assert np.asarray(mask).tolist() == [[255] * 4 + [0] * 4] * 4
+    Image.new("RGBA", (8, 4), (255, 0, 0, 255)).save(tmp_path / "b.png")
+    assert read_picture(tmp_path / "b.png").mask is None
+    Image.new("RGBA", (8, 4), (255, 0, 0, 0)).save(tmp_path / "c.png")
+    assert read_picture(tmp_path / "c.png").mask is None, "nothing at all is no mask"
+
+
+@pytest.mark.parametrize("mode", ["L", "1", "RGB", "LA"])
+def test_a_mask_is_white_where_the_concept_is_and_brought_to_the_picture_s_size(tmp_path, mode):
+    mask = Image.new("L", (16, 8), 0)
+    mask.paste(255, (8, 0, 16, 8))
+    if mode == "LA":  # a drawing program's layer: what was painted, on nothing
+        mask = Image.merge("LA", (Image.new("L", (16, 8), 0), mask))
+    mask.convert(mode).save(tmp_path / "a.mask.png")
+    found = np.asarray(read_mask(tmp_path / "a.mask.png", (8, 4)))
+    assert found.shape == (4, 8)
+    assert (found[:, :3] < 10).all()
+    assert (found[:, 5:] > 245).all()
+
+
+def test_a_mask_of_another_shape_is_refused(tmp_path):
+    Image.new("L", (8, 8)).save(tmp_path / "a.mask.png")
+    with pytest.raises(PicturesError, match=r"a\.mask\.png is 8 x 8, its picture 8 x 4"):
+        read_mask(tmp_path / "a.mask.png", (8, 4))
