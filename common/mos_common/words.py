@@ -180,7 +180,7 @@ def _alike(words: Tensor, count: int) -> list[int]:
         return [0] * count
     if words.requires_grad:
         return list(range(count))
-    return [next(j for j in range(k + 1) if torch.equal(words[j], words[k])) for k in range(count)]
+    return [next((j for j in range(k) if torch.equal(words[j], words[k])), k) for k in range(count)]
 
 
 def _plain_ids(base: BaseModel, text: str) -> list[int]:

@@ -1,13 +1,15 @@
 """The labelled art that `tiny` is trained on, and the art that it never sees.
 
-`artwork/` holds three sets, each an array of 64 x 64 RGBA pictures (`NAME.npy.xz`) with one JSON label a picture (`NAME.json`):
+`artwork/` holds four sets, each an array of 64 x 64 RGBA pictures (`NAME.npy.xz`) with one JSON label a picture (`NAME.json`):
 `objects` are icons, `characters` people whose looks are labelled, `concepts` the identities that are kept from the base, twelve
-views each. Both other sets hold more than may be learnt from: `trained_objects` and `trained_characters` decide.
+views each, `wider` more icons and people in more styles, all of which may be learnt from (`mos_tiny.wider` puts it in words).
+`objects` and `characters` hold more than may be learnt from: `trained_objects` and `trained_characters` decide.
 
     python -m mos_tiny.art                          what there is, under which licence
     python -m mos_tiny.art --pack RAW --out DIR     sets out of what `artwork/render.mjs` wrote to RAW
 
-The art was rendered once from npm packages (versions in `LICENSES.md`): `node render.mjs RAW nouns.json`.
+The art was rendered once from npm packages (versions in `LICENSES.md`): `node render.mjs RAW nouns.json`, and
+`node widen.mjs RAW nouns.json wider_nouns.json` for `wider`.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ from mos_tiny.world import NOUNS, STYLES
 Label = dict[str, Any]
 Sprite = UInt8[np.ndarray, "height width 4"]
 SIDE = 64
-SETS = ("objects", "characters", "concepts")
+SETS = ("objects", "characters", "concepts", "wider")
 TRAINED_ICONS = "noto"
 HELD_BACK = "held"  # the kind of icons whose noun was kept back for tests when the art was rendered
 
@@ -53,7 +55,7 @@ class Art:
 
 @cache
 def load_art(name: str, folder: Path | None = None) -> Art:
-    """The set `objects`, `characters` or `concepts`; `folder` is the packaged one unless it is given.
+    """The set `objects`, `characters`, `concepts` or `wider`; `folder` is the packaged one unless it is given.
 
     Raises:
         StateError: there is no such set.
@@ -98,8 +100,8 @@ def look(label: Label) -> tuple[object, ...]:
 
 
 def pack(raw: Path, out: Path) -> None:
-    """Make the sets out of `NAME.raw` (RGBA bytes) and `NAME.json` as the renderer wrote them."""
-    for name in SETS:
+    """Make those sets that are there out of `NAME.raw` (RGBA bytes) and `NAME.json` as the renderer wrote them."""
+    for name in (name for name in SETS if (raw / f"{name}.raw").exists()):
         labels = (raw / f"{name}.json").read_bytes()
         pixels = np.frombuffer((raw / f"{name}.raw").read_bytes(), np.uint8)
         array = io.BytesIO()
@@ -129,7 +131,10 @@ def art(
         say(f"{name}: {len(found.labels)} pictures ({styles})")
     icons = trained_objects(load_art("objects", folder))
     people = trained_characters(load_art("characters", folder), load_art("concepts", folder))
-    say(f"learnt from: {len(icons)} icons of {len(NOUNS)} nouns, {len(people)} people")
+    wider = load_art("wider", folder)
+    say(
+        f"learnt from: {len(icons)} icons of {len(NOUNS)} nouns, {len(people)} people, and all {len(wider.labels)} of wider"
+    )
     say(f"licences and credits: {LICENCES}")
 
 

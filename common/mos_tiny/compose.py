@@ -1,7 +1,9 @@
 """Captioned pictures of the tiny world: one thing, or two in a wide picture, on a flat colour or in a drawn scene.
 
 Looks are labelled, so captions are true: colours, hair, glasses, clothes, mood, and which side is whose. Only art that the base
-may learn from is used (`mos_tiny.art`). The same seed composes the same pictures.
+may learn from is used (`mos_tiny.art`). What is composed to train on is of a widened world: besides its own people and icons, art
+of other styles (`mos_tiny.wider`) and the same things drawn in other manners (`mos_tiny.restyle`). The same seed composes the same
+pictures.
 
     python -m mos_tiny.compose --out DATA --square 48000 --wide 14000 --seed 1
 
@@ -11,7 +13,7 @@ writes DATA/train_64.npy and train_128.npy (n x 64 x width x 3, uint8) with a JS
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from random import Random
@@ -25,21 +27,15 @@ from mos_common.errors import StateError
 from mos_common.files import write_atomically
 from mos_common.shell import OnCount, counting, run
 from mos_tiny.art import SETS, SIDE, TRAINED_ICONS, Art, Label, load_art, trained_characters, trained_objects
+from mos_tiny.restyle import MANNERS, said_in_manner
 from mos_tiny.scenes import HEIGHT, Icons, background, scene
 from mos_tiny.sprites import Sprite, dominant_hue, mirrored, paste, recoloured, resized
-from mos_tiny.world import HAIR, HUES, PALETTE, RECOLOURED, SCENES, STYLES, nearest, rgb, with_article
+from mos_tiny.wider import MOODS, described_wider, skin_words
+from mos_tiny.world import HAIR, HUES, PALETTE, RECOLOURED, SCENES, STYLES, nearest, with_article
 
 WIDTHS = (64, 128)
-MOODS = {
-    "smile": "smiling",
-    "laugh": "laughing",
-    "laughing": "laughing",
-    "bigSmile": "laughing",
-    "sad": "sad",
-    "frown": "sad",
-    "surprise": "surprised",
-    "surprised": "surprised",
-}
+OLD_WORLD, NEW_ART = 0.55, 0.25
+"""How often a subject of the widened world is of the old one as it was, and of the wider art; the rest are drawn in another manner."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +55,8 @@ class World:
     objects: Art = field(default_factory=lambda: load_art("objects"))
     characters: Art = field(default_factory=lambda: load_art("characters"))
     concepts: Art = field(default_factory=lambda: load_art("concepts"))
+    wider: Art | None = None
+    """The art that widens the world for training; without it the world is what the judge asks about."""
 
     @cached_property
     def icons(self) -> Icons:
@@ -103,8 +101,40 @@ class World:
         return Subject(self.characters.pictures[i], describe(label, random), person=True, label=label)
 
     def subject(self, random: Random) -> Subject:
-        """A person or a thing, as often the one as the other."""
+        """A person or a thing, as often the one as the other; in a widened world sometimes of new art, or in another manner."""
+        if self.wider is None:
+            return self._of_old(random)
+        chance = random.random()
+        if chance < OLD_WORLD:
+            return self._of_old(random)
+        if chance < OLD_WORLD + NEW_ART:
+            return self._of_wider(self.wider, random)
+        subject = self._of_old(random) if random.random() < 0.6 else self._of_wider(self.wider, random)
+        manner = random.choice(MANNERS)
+        redrawn, said = manner.redrawn(subject.sprite, random), said_in_manner(subject.caption, manner)
+        return replace(subject, sprite=redrawn, caption=said)
+
+    def _of_old(self, random: Random) -> Subject:
         return (self.person if random.random() < 0.5 else self.thing)(random)
+
+    def _of_wider(self, wider: Art, random: Random) -> Subject:
+        """New art: each style as often as the square root of how much there is of it."""
+        members = random.choices(self._wider_members, self._wider_weights)[0]
+        i = random.choice(members)
+        label = wider.labels[i]
+        person = label["kind"] != "thing" and label.get("noun") != "face"
+        return Subject(wider.pictures[i], described_wider(label, random), person=person, label=label)
+
+    @cached_property
+    def _wider_members(self) -> list[list[int]]:
+        found: dict[tuple[str, str], list[int]] = {}
+        for i, label in enumerate(self.wider.labels if self.wider else []):
+            found.setdefault((label["style"], label["kind"]), []).append(i)
+        return list(found.values())
+
+    @cached_property
+    def _wider_weights(self) -> list[float]:
+        return [len(members) ** 0.5 for members in self._wider_members]
 
 
 def describe(label: Label, random: Random) -> str:
@@ -122,7 +152,7 @@ def describe(label: Label, random: Random) -> str:
         parts.append("glasses")
     if random.random() < 0.6:
         parts.append(with_article(f"{nearest(label['clothColor'], PALETTE)} {label['cloth']}"))
-    skin = _skin(label) if random.random() < 0.5 else ""
+    skin = skin_words(label) if random.random() < 0.5 else ""
     mood = MOODS.get(label["mouth"], "") if random.random() < 0.4 else ""
     style = f", {STYLES[label['style']]}," if random.random() < 0.8 else ""
     return with_article(" ".join(word for word in (mood, skin, who) if word)) + " with " + " and ".join(parts) + style
@@ -139,11 +169,6 @@ def _who(label: Label, random: Random) -> str:
         return "man"
     long = label.get("hair") == "long" or label.get("hairKind") in ("pigtails", "bun")
     return random.choice(["woman", "woman", "person"] if long else ["man", "man", "person"])
-
-
-def _skin(label: Label) -> str:
-    brightness = sum(rgb(label["skin"]))
-    return "light-skinned" if brightness > 520 else "dark-skinned" if brightness < 330 else ""
 
 
 def place(canvas: np.ndarray, subject: Subject, left: float, slot: float, random: Random) -> None:
@@ -205,9 +230,11 @@ def composed(
     wide: Annotated[int, typer.Option("--wide", help="Pictures of 64 x 128.")] = 14_000,
     seed: Annotated[int, typer.Option("--seed", help="Another seed composes other pictures.")] = 1,
     art: Annotated[Path | None, typer.Option("--art", help="Where the art lies; default: the packaged one.")] = None,
+    narrow: Annotated[bool, typer.Option("--narrow", help="Only what the judge asks about: no wider art.")] = False,
 ) -> None:
     """Compose captioned pictures to train on."""
-    world = World(*(load_art(name, art) for name in SETS))
+    sets = {name: load_art(name, art) for name in SETS}
+    world = World(sets["objects"], sets["characters"], sets["concepts"], None if narrow else sets["wider"])
     for width, count in zip(WIDTHS, (square, wide), strict=True):
         with counting(f"64 x {width}") as on_count:
             pictures, captions = compose(world, count, width, seed + width, on_count)

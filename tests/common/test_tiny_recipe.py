@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 from random import Random
 
 import numpy as np
@@ -17,10 +18,10 @@ from mos_common.base_model import load_base
 from mos_common.errors import StateError
 from mos_tiny import base_folder
 from mos_tiny.art import load_art, trained_characters, trained_objects
-from mos_tiny.compose import World, compose, save_pictures
+from mos_tiny.compose import NEW_ART, OLD_WORLD, World, compose, save_pictures
 from mos_tiny.curve import LearningCurve
 from mos_tiny.judge import Judge, Question, on_both_sides
-from mos_tiny.kept import KINDS, kept_pictures, kept_subjects
+from mos_tiny.kept import KINDS, UNSEEN_ICONS, kept_pictures, kept_subjects
 from mos_tiny.latents import encode, normalise
 from mos_tiny.muon import Muon, orthogonal
 from mos_tiny.pack import pack
@@ -34,6 +35,7 @@ from mos_tiny.probes import (
     main_hue,
     without,
 )
+from mos_tiny.restyle import MANNERS, said_in_manner
 from mos_tiny.scenes import flat
 from mos_tiny.sprites import to_hsv, to_rgb
 from mos_tiny.states import save_state
@@ -42,12 +44,18 @@ from mos_tiny.train import Training, learning_rate
 from mos_tiny.trainer import HELD_OUT, Trainer, TrainingSet, build_text_encoder, build_unet, token_ids
 from mos_tiny.trials import COLOURS, UNTRAINED, noun_trials, pair_trials, person_trials
 from mos_tiny.vae import VaeTraining, measure, psnr, train
+from mos_tiny.wider import ICON_STYLES, PERSON_STYLES
 from mos_tiny.world import HUES, NOUNS, PALETTE, SCENES, STYLES
 
 
 @pytest.fixture(scope="module")
 def world():
     return World()
+
+
+@pytest.fixture(scope="module")
+def widened():
+    return World(wider=load_art("wider"))
 
 
 @pytest.fixture
@@ -82,11 +90,35 @@ def test_no_kept_style_noun_or_icon_is_in_the_training_list(world):
     assert kept.isdisjoint(sprite.tobytes() for sprite in shown)
 
 
+def test_no_kept_style_noun_or_icon_is_in_the_wider_art(widened):
+    """Styles by name, nouns and icons as they are called in each set (`firecracker`, `fire-engine-1`), everything by pixels."""
+    wider, objects = widened.wider, widened.objects
+    assert {label["style"] for label in wider.labels} == set(ICON_STYLES) | set(PERSON_STYLES)
+    unseen = {label["style"] for label in widened.concepts.labels if label["unseenStyle"]}
+    forbidden = {*unseen, *UNSEEN_ICONS, "avataaars", "bottts", "openmoji"}
+    assert not [
+        style for style in (*ICON_STYLES, *PERSON_STYLES) if style.lower().startswith(tuple(map(str.lower, forbidden)))
+    ]
+    kept = [label for label in objects.labels if label["noun"] not in NOUNS or label["kind"] == "held"]
+    assert len(kept) > 300
+    nouns, icons = {label["noun"] for label in kept}, {label["icon"].replace("-", "") for label in kept}
+    for label in wider.labels:
+        assert not any(f" {label.get('noun', '')}".endswith(f" {noun}") for noun in nouns), label
+        assert re.sub(r"-\d$", "", label.get("icon", "")).replace("-", "") not in icons, label
+    pictures = {
+        p.tobytes()
+        for p in (*widened.concepts.pictures, *objects.pictures[[i for i, m in enumerate(objects.labels) if m in kept]])
+    }
+    pictures |= {subject.sprite.tobytes() for kind in KINDS for views in kept_subjects(kind) for subject in views}
+    assert pictures.isdisjoint(sprite.tobytes() for sprite in wider.pictures)
+
+
 @pytest.mark.parametrize(("style", "clothes_begin"), [("toonHead", 55), ("micah", 46), ("personas", 54)])
-def test_no_kept_face_is_in_the_training_list_whatever_it_wears_or_feels(style, clothes_begin, world):
+def test_no_kept_face_is_in_the_training_list_whatever_it_wears_or_feels(style, clothes_begin, world, widened):
     """By pixels, not by labels: where all views of a kept person agree, above the clothes, no training picture agrees too."""
     concepts, people = world.concepts, world.characters
-    learnt = people.pictures[[i for i in world.people if people.labels[i]["style"] == style]]
+    own = people.pictures[[i for i in world.people if people.labels[i]["style"] == style]]
+    learnt = np.concatenate([own, widened.wider.pictures[widened.wider.where(style=style)]])
     identities = {concepts.labels[i]["id"] for i in concepts.where(style=style)}
     assert len(identities) == 4
     for identity in identities:
@@ -129,6 +161,55 @@ def test_captions_fit_and_are_words_that_the_base_knows(world, tiny):
     words = {word.strip(",") for caption in captions for word in caption.split()}
     spelt = {word for word in words if len(tiny.tokenizer.tokenize(word)) > 1}
     assert spelt <= {"light-skinned", "dark-skinned"}
+
+
+def test_a_widened_world_keeps_its_words_fits_its_captions_and_mixes_as_it_says(widened, tiny):
+    """Above half is the old world as it was: words that are one token each."""
+    _, captions = compose(widened, 600, 64, 2)
+    _, wide = compose(widened, 300, 128, 2)
+    assert max(len(tiny.tokenizer(caption).input_ids) for caption in (*captions, *wide)) <= POSITIONS
+    again = sum(any(manner.words in caption for manner in MANNERS) for caption in captions) / len(captions)
+    assert again == pytest.approx(1 - OLD_WORLD - NEW_ART, abs=0.05)
+    spelt = {"light-skinned", "dark-skinned"}
+    old = [c for c in captions if all(len(tiny.tokenizer.tokenize(w.strip(","))) == 1 or w in spelt for w in c.split())]
+    assert len(old) / len(captions) > OLD_WORLD - 0.03
+
+
+def test_the_old_world_is_composed_without_the_wider_art(world):
+    """What the judge measures stays what it was: every subject is of the two training lists."""
+    shown = {world.characters.pictures[i].tobytes() for i in world.people}
+    random = Random(0)
+    for _ in range(40):
+        subject = world.subject(random)
+        assert subject.sprite.tobytes() in shown if subject.person else subject.label["style"] == "noto"
+        assert not any(manner.words in subject.caption for manner in MANNERS)
+
+
+@pytest.mark.parametrize("manner", MANNERS, ids=lambda manner: manner.redrawn.__name__)
+def test_a_sprite_in_another_manner_stays_where_it_was(manner, world):
+    for sprite in (world.icons["cactus"], world.characters.pictures[world.people[0]]):
+        redrawn = manner.redrawn(sprite, Random(0))
+        assert redrawn.shape == sprite.shape and redrawn.dtype == np.uint8
+        assert (redrawn[..., :3] != sprite[..., :3]).any()
+        solid, was = redrawn[..., 3] > 128, sprite[..., 3] > 128
+        assert (solid & was).sum() > 0.85 * max(solid.sum(), was.sum()) - 0.2 * was.sum()
+
+
+def test_lines_and_greys_have_no_colour_and_captions_name_none():
+    blob = np.zeros((64, 64, 4), np.uint8)
+    blob[20:44, 20:44] = (200, 30, 30, 255)
+    blob[30:34, 30:34] = (30, 30, 200, 255)
+    lines, greys = (next(m for m in MANNERS if m.words == words) for words in ("as a line drawing", "in grey"))
+    drawn = lines.redrawn(blob, Random(0))
+    assert len({tuple(pixel) for pixel in drawn[drawn[..., 3] > 0]}) == 2
+    assert (drawn[20, 20:44] == drawn[20, 20]).all() and tuple(drawn[25, 25]) != tuple(drawn[20, 20])
+    assert np.ptp(greys.redrawn(blob, Random(0))[..., :3].astype(int), axis=-1).max() == 0
+    assert said_in_manner("an orange umbrella", greys) == "an umbrella in grey"
+    assert said_in_manner("a dark-skinned man with short blond hair, toon style,", lines) == (
+        "a man with short hair, toon style, as a line drawing,"
+    )
+    outlines = next(m for m in MANNERS if m.keeps_colours)
+    assert said_in_manner("a light-skinned old man", outlines) == f"an old man {outlines.words}"
 
 
 def test_colours_turn_and_turn_back():

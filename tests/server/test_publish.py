@@ -92,10 +92,13 @@ def test_equal_models_are_equal_files(fused, tmp_path):
         assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "other" / file).read_bytes()
 
 
-def test_a_model_without_words_is_written_too(tiny, make_concept, tmp_path):
+def test_a_concept_without_words_is_published_under_its_name_as_its_class_word(tiny, make_concept, tmp_path):
+    """`<cat>` in a prompt then reads as `cat` does: the base's own embedding, the same in all layers."""
     plain = NamedConcept("", make_concept(tiny, words=0))
     write_fused(fuse(tiny, [plain], FusionSettings(method="average")), tmp_path / "fused")
-    assert read_fused(tmp_path / "fused").vocabulary == {}
+    (words,) = read_fused(tmp_path / "fused").vocabulary.values()
+    ids = tiny.tokenizer("cat", add_special_tokens=False).input_ids
+    assert torch.equal(words, tiny.token_table[ids][None])
 
 
 def test_a_model_is_never_overwritten(fused, tmp_path):
