@@ -65,7 +65,7 @@ class Identity(Schema):
 
 
 class FusedConcept(Schema):
-    """What the manifest says about one concept."""
+    """What the manifest says about one concept. `flagged`: it lost more of its identity than the operator finds usual."""
 
     model_config = ConfigDict(extra="forbid")
     token: str
@@ -78,6 +78,7 @@ class FusedConcept(Schema):
     weight: float = 1.0
     survival: dict[str, Survival]
     identity: Identity | None = None
+    flagged: bool = False
 
 
 class Excluded(Schema):

@@ -124,6 +124,9 @@ def round_(
     min_identity: Annotated[
         float | None, typer.Option("--min-identity", help="Hold the model back if a concept's identity is below this.")
     ] = None,
+    flag_loss: Annotated[
+        float, typer.Option("--flag-loss", help="Flag a concept that loses more identity in fusion than this.")
+    ] = 0.05,
     cancel: Annotated[bool, typer.Option("--cancel", help="Cancel the round that is running.")] = False,
 ) -> None:
     """Run a round and follow it: collect concepts, fuse them, have them scored, publish.
@@ -135,7 +138,9 @@ def round_(
     from mos_server.state import open_state
     from mos_server.store import Store
 
-    settings = RoundSettings(wait=wait, deadline_s=duration_s(deadline, "--deadline"), min_identity=min_identity)
+    settings = RoundSettings(
+        wait=wait, deadline_s=duration_s(deadline, "--deadline"), min_identity=min_identity, flag_loss=flag_loss
+    )
     opened = open_state(state)
     with closing(Store(opened.database)) as store:
         running = store.unfinished_round()

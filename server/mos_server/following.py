@@ -10,6 +10,7 @@ from rich.console import Console
 
 from mos_common.errors import FusionError, NetworkError
 from mos_common.shell import say
+from mos_server.candidate import lost_identity
 from mos_server.records import PUBLISHED, Round
 from mos_server.state import State, is_served
 from mos_server.store import Store
@@ -58,13 +59,17 @@ def describe_round(store: Store, round_: Round) -> Iterator[str]:
     yield f"{round_.id}: {round_.status}{ended} (asked for {_date(round_.asked)})"
     for member in store.members(round_.id) if round_.unfinished else ():
         yield f"  {member.name}: {member.activity} since {_date(member.at)}, asked {_times(member.attempts)}"
-    for upload in store.uploads(round_.id):
+    uploads = store.uploads(round_.id)
+    lost = lost_identity(round_, uploads)
+    for upload in uploads:
         if upload.refused is not None:
             yield f"  {upload.participant} {upload.concept}: not in it: {upload.refused}"
             continue
         scores = ""
         if upload.identity is not None:
             scores = ", identity " + ", ".join(f"{name} {value:.3f}" for name, value in upload.identity.items())
+        if upload.token in lost:
+            scores += f", flagged: lost {lost[upload.token]:.3f}"
         yield f"  {upload.token}: {upload.digest[:12]}, {upload.bytes / 1e6:.2f} MB{scores}"
 
 

@@ -25,7 +25,7 @@ from mos_common.fused_model import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
     from mos_common.base_model import BaseModel
 
@@ -51,8 +51,12 @@ def write_fused(fused: FusedModel, folder: Path, *, round: str | None = None) ->
         write_atomically(beside / MANIFEST, manifest_bytes(manifest))
 
 
-def publish_candidate(candidate: Path, published: Path, identity: Mapping[str, Identity], signing_key: Any) -> None:
-    """Make a scored candidate the published model: add what the clients measured (by token) to its manifest, and sign that.
+def publish_candidate(
+    candidate: Path, published: Path, identity: Mapping[str, Identity], flagged: Collection[str], signing_key: Any
+) -> None:
+    """Make a scored candidate the published model: its manifest tells what the clients measured, by token, and is signed.
+
+    `flagged` are the tokens of concepts that lost much.
 
     Raises:
         StateError: it is published already, its files are no longer those that were scored, or it cannot be written.
@@ -68,7 +72,10 @@ def publish_candidate(candidate: Path, published: Path, identity: Mapping[str, I
     except TrustError as error:
         raise StateError(f"{candidate} is no longer what was scored, so it is not signed: run a new round") from error
     manifest = Manifest.model_validate_json(told)
-    concepts = [concept.model_copy(update={"identity": identity.get(concept.token)}) for concept in manifest.concepts]
+    concepts = [
+        concept.model_copy(update={"identity": identity.get(concept.token), "flagged": concept.token in flagged})
+        for concept in manifest.concepts
+    ]
     with replacing_folder(published) as beside:
         for name in manifest.files:
             shutil.copyfile(candidate / name, beside / name)

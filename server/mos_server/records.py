@@ -18,12 +18,14 @@ class RoundSettings:
     wait: do not stop before so many uploads are admitted, unless the deadline comes.
     deadline_s: seconds from the start after which no upload is waited for.
     min_identity: publish only when every concept's fused identity reaches this; None publishes whatever it is.
+    flag_loss: a concept whose fused identity is so much below its single one is flagged, here and in the manifest.
     scoring_s: seconds that the participants have to score a candidate.
     """
 
     wait: int = 1
     deadline_s: float = 7200.0
     min_identity: float | None = None
+    flag_loss: float = 0.05
     scoring_s: float = 3600.0
 
     def __post_init__(self) -> None:
@@ -33,6 +35,8 @@ class RoundSettings:
             raise RequestError(f"--deadline of {self.deadline_s:.0f} s: expected one second to thirty days")
         if self.min_identity is not None and not -1 <= self.min_identity <= 1:
             raise RequestError(f"--min-identity {self.min_identity}: a cosine, so from -1 to 1")
+        if not 0 <= self.flag_loss <= 2:
+            raise RequestError(f"--flag-loss {self.flag_loss}: a difference of two cosines, so from 0 to 2")
 
 
 @dataclass(frozen=True)

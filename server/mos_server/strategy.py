@@ -24,7 +24,7 @@ from mos_common import messages
 from mos_common.errors import ConceptError, FusionError, MosError
 from mos_common.files import sha256_of
 from mos_common.node_key import key_digest
-from mos_server.candidate import fuse_candidate, is_current, publish, reasons_to_hold_back
+from mos_server.candidate import fuse_candidate, is_current, lost_identity, publish, reasons_to_hold_back
 from mos_server.exchange import ATTEMPTS, Exchange
 from mos_server.intake import refuse_upload, take_upload
 from mos_server.records import (
@@ -228,6 +228,8 @@ class GradientFusion(Strategy):
         for upload in self._admitted():
             if upload.identity is None:
                 self._note(f"{upload.token} was not scored: its owner was not here, or could not")
+        for token, loss in lost_identity(self._round, self._admitted()).items():
+            self._note(f"flagged: {token} lost {loss:.3f} of its identity in fusion")
 
     def _publish(self) -> None:
         uploads = self._admitted()

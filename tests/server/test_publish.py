@@ -112,7 +112,7 @@ def test_a_model_is_never_overwritten(fused, tmp_path):
 def test_a_scored_candidate_is_published_signed(fused, tmp_path, key):
     """Same files, the numbers that clients measured, and a signature that the kit's key verifies."""
     write_fused(fused, tmp_path / "candidate", round="round-001")
-    publish_candidate(tmp_path / "candidate", tmp_path / "round-001", {"<alice/cat>": SCORES}, key)
+    publish_candidate(tmp_path / "candidate", tmp_path / "round-001", {"<alice/cat>": SCORES}, (), key)
     assert names(tmp_path / "round-001") == [*names(tmp_path / "candidate"), "manifest.sig"]
     verify_model(tmp_path / "round-001", public(key))
     identities = {c.token: c.identity for c in read_fused(tmp_path / "round-001").manifest.concepts}
@@ -122,7 +122,7 @@ def test_a_scored_candidate_is_published_signed(fused, tmp_path, key):
 @pytest.mark.parametrize("file", ["adapter.safetensors", "embeddings.safetensors", "manifest.json", "manifest.sig"])
 def test_any_changed_byte_shows(fused, tmp_path, key, file):
     write_fused(fused, tmp_path / "candidate")
-    publish_candidate(tmp_path / "candidate", tmp_path / "published", {}, key)
+    publish_candidate(tmp_path / "candidate", tmp_path / "published", {}, (), key)
     data = bytearray((tmp_path / "published" / file).read_bytes())
     data[len(data) // 2] ^= 1
     (tmp_path / "published" / file).write_bytes(data)
@@ -132,10 +132,10 @@ def test_any_changed_byte_shows(fused, tmp_path, key, file):
 
 def test_what_is_published_is_never_changed(fused, tmp_path, key):
     write_fused(fused, tmp_path / "candidate")
-    publish_candidate(tmp_path / "candidate", tmp_path / "published", {}, key)
+    publish_candidate(tmp_path / "candidate", tmp_path / "published", {}, (), key)
     before = (tmp_path / "published" / "manifest.json").read_bytes()
     with pytest.raises(StateError, match="published already"):
-        publish_candidate(tmp_path / "candidate", tmp_path / "published", {"<alice/cat>": SCORES}, key)
+        publish_candidate(tmp_path / "candidate", tmp_path / "published", {"<alice/cat>": SCORES}, (), key)
     assert (tmp_path / "published" / "manifest.json").read_bytes() == before
 
 
@@ -145,7 +145,7 @@ def test_a_candidate_whose_files_are_not_what_its_manifest_says_is_not_published
     path = tmp_path / "candidate" / "adapter.safetensors"
     path.write_bytes(path.read_bytes()[:-1] + b"\x7f")
     with pytest.raises(StateError, match="no longer what was scored"):
-        publish_candidate(tmp_path / "candidate", tmp_path / "published", {}, key)
+        publish_candidate(tmp_path / "candidate", tmp_path / "published", {}, (), key)
     assert names(tmp_path) == ["candidate"]
 
 

@@ -117,7 +117,7 @@ def test_rounds_go_one_at_a_time_and_one_way(store: Store):
     assert store.ask_round(RoundSettings()).id == "round-002"
 
 
-@pytest.mark.parametrize("settings", [{"wait": 0}, {"deadline_s": 0}, {"min_identity": 2.0}])
+@pytest.mark.parametrize("settings", [{"wait": 0}, {"deadline_s": 0}, {"min_identity": 2.0}, {"flag_loss": -0.1}])
 def test_nonsense_is_not_a_round(settings: dict):
     with pytest.raises(RequestError, match="--"):
         RoundSettings(**settings)

@@ -6,6 +6,7 @@ is instant) and publication are the real ones.
 
 from __future__ import annotations
 
+import json
 import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -27,6 +28,7 @@ from mos_common.node_key import create_node_key, key_digest, public_pem
 from mos_common.signing import verify_model
 from mos_server.concepts import spool_path, withdraw
 from mos_server.config import FusionSettings
+from mos_server.following import describe_round
 from mos_server.fusion import fuse as fusion
 from mos_server.records import CANCELLED, FUSING, HELD_BACK, PUBLISHED, SCORING, RoundSettings
 from mos_server.state import ServerConfig, State, create_state
@@ -376,6 +378,23 @@ def test_identity_below_what_was_asked_holds_the_model_back(federation: Federati
     assert federation.state.candidate(name).is_dir()
     assert not federation.state.model(name).exists()
     assert federation.store.latest_published() is None
+
+
+def test_a_concept_that_lost_much_is_flagged_where_people_look(federation: Federation):
+    """In the journal, in `mos-server status` and in the manifest that everybody downloads; one that lost little is not."""
+    much = messages.Identity(class_word=0.1, single=0.62, fused=0.5, ceiling=0.8)
+    little = messages.Identity(class_word=0.1, single=0.55, fused=0.5, ceiling=0.8)
+    alice, bob = federation.node("alice", evaluate=[scores(little)]), federation.node("bob", evaluate=[scores(much)])
+    name = federation.run(Grid(alice, bob), wait=2, flag_loss=0.1)
+    round_ = federation.store.round(name)
+    assert round_.status == PUBLISHED
+    notes = [text for _, _, text in federation.store.notes(name)]
+    assert [text for text in notes if "flagged" in text] == [
+        "flagged: <bob/bobs-cat> lost 0.120 of its identity in fusion"
+    ]
+    assert [line for line in describe_round(federation.store, round_) if "flagged: lost 0.120" in line]
+    told = json.loads((federation.state.model(name) / "manifest.json").read_bytes())
+    assert {concept["participant"]: concept["flagged"] for concept in told["concepts"]} == {"alice": False, "bob": True}
 
 
 @pytest.mark.parametrize(
