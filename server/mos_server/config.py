@@ -21,6 +21,7 @@ class FusionSettings:
     """How concepts are fused (`solve.py` has the equation).
 
     ridge: λ, in units of the mean second moment (`ridge_kind` "trace") or of each input's own ("diagonal").
+    towards: c: the ridge pulls towards c times the sum of all changes; 0, the paper, towards no change.
     preserve: μ, the weight of ordinary prompts on the untouched base; 0 is the paper.
     rows: which text positions count: new words and the first end ("words", the paper), all up to it ("text"), padding too ("all");
         or the weights of the three kinds, such as "1,1,0.2".
@@ -40,6 +41,7 @@ class FusionSettings:
     method: Method = "gradient"
     ridge: float = 0.1
     ridge_kind: Literal["trace", "diagonal"] = "trace"
+    towards: float = 0.0
     preserve: float = 0.3
     rows: str = "all"
     text_inputs: Inputs = "fused"
@@ -59,6 +61,8 @@ class FusionSettings:
             raise RequestError(
                 f"ridge {self.ridge}, preserve {self.preserve}: expected ridge above 0 and preserve 0 or more, both at most 1000"
             )
+        if not 0 <= self.towards <= 1:
+            raise RequestError(f"towards {self.towards}: expected a share from 0 to 1")
         if not self.contexts or not self.ordinary or not 1 <= self.steps <= 1000 or self.batch < 1:
             raise RequestError(
                 "fusion needs at least one context and one ordinary prompt, 1 to 1000 steps, a batch of 1"

@@ -41,6 +41,10 @@ def fuse(
     ridge_kind: Annotated[
         str | None, typer.Option("--ridge-kind", help="trace: λ of the mean second moment; diagonal: of each input's.")
     ] = None,
+    towards: Annotated[
+        float | None,
+        typer.Option("--towards", help="The ridge pulls towards so much of the sum of changes; 0: the paper."),
+    ] = None,
     preserve: Annotated[
         float | None, typer.Option("--preserve", help="μ: how much ordinary prompts on the base count; 0 is the paper.")
     ] = None,
@@ -90,6 +94,7 @@ def fuse(
     given = {
         "ridge": ridge,
         "ridge_kind": ridge_kind,
+        "towards": towards,
         "preserve": preserve,
         "rows": rows,
         "text_inputs": text_inputs,

@@ -51,7 +51,7 @@ def stored(monkeypatch) -> dict[str, dict[str, torch.Tensor]]:
 class Dense:
     """The regularised objective of one layer over stored rows."""
 
-    def __init__(self, rows, changes, ordinary, preserve: float, ridge: float) -> None:
+    def __init__(self, rows, changes, ordinary, preserve: float, ridge: float, towards: float) -> None:
         self.blocks = [X / len(X) ** 0.5 for X in rows]
         self.targets = [block @ change.T for block, change in zip(self.blocks, changes, strict=True)]
         if preserve:
@@ -60,7 +60,7 @@ class Dense:
         width = changes[0].shape[1]
         damping = ridge * sum(float(block.square().sum()) for block in self.blocks) / width
         self.blocks.append(damping**0.5 * torch.eye(width, dtype=torch.float64))
-        self.targets.append(torch.zeros(width, changes[0].shape[0], dtype=torch.float64))
+        self.targets.append(damping**0.5 * towards * sum(changes).T)
 
     def optimum(self) -> torch.Tensor:
         return torch.linalg.lstsq(torch.cat(self.blocks), torch.cat(self.targets), driver="gelsd").solution.T
@@ -77,23 +77,29 @@ class Dense:
 
 
 @pytest.mark.parametrize(
-    ("ridge", "rows", "preserve"),
-    [(0.1, "all", 0.3), (1e-4, "all", 0.0), (1e-9, "all", 0.3), (1e-9, "words", 0.0)],
-    ids=["defaults", "small ridge", "tiny ridge", "tiny ridge, few rows"],
+    ("ridge", "rows", "preserve", "towards"),
+    [
+        (0.1, "all", 0.3, 0.0),
+        (0.1, "all", 0.3, 0.4),
+        (1e-4, "all", 0.0, 0.0),
+        (1e-9, "all", 0.3, 0.0),
+        (1e-9, "words", 0.0, 0.0),
+    ],
+    ids=["towards no change", "towards the sum", "small ridge", "tiny ridge", "tiny ridge, few rows"],
 )
-def test_every_published_layer_is_at_the_optimum(base, make_concept, stored, ridge, rows, preserve):
+def test_every_published_layer_is_at_the_optimum(base, make_concept, stored, ridge, rows, preserve, towards):
     """Three groups of layers on real activations. With "words" there are fewer rows than inputs: S alone is singular."""
     concepts = [
         NamedConcept(who, make_concept(base, name, seed=seed, rank=seed + 1))
         for seed, (who, name) in enumerate((("alice", "<cat>"), ("bob", "<dog>"), ("carol", "<tree>")))
     ]
-    fused = fuse(base, concepts, replace(SETTINGS, ridge=ridge, rows=rows, preserve=preserve))
+    fused = fuse(base, concepts, replace(SETTINGS, ridge=ridge, rows=rows, preserve=preserve, towards=towards))
     told = {concept.token: concept.survival for concept in fused.manifest.concepts}
     for layer in concept_layers(base):
         X = [torch.cat(stored[named.token][layer.reads]) for named in concepts]
         changes = [named.concept.pairs[layer.name].change(torch.float64) for named in concepts]
         ordinary = torch.cat(stored["ordinary prompts"][layer.reads])
-        dense = Dense(X, changes, ordinary, preserve, ridge)
+        dense = Dense(X, changes, ordinary, preserve, ridge, towards)
         change = fused.changes[layer.name].change(torch.float64)
         assert dense.excess(change) < MOST_EXCESS, layer.name
         for named, own_rows, own in zip(concepts, X, changes, strict=True):
@@ -115,7 +121,7 @@ def test_shapes_of_stable_diffusion_are_solved_to_the_same_share(width, rows, co
     mixing = normal(width, width) / width**0.5 * torch.logspace(0, -3, width)
     X = [normal(rows, width) @ mixing.T + 0.3 * normal(width) for _ in range(concepts)]
     pairs = [LowRank(normal(4, width) / width**0.5, 0.05 * normal(width // 2, 4), 4.0) for _ in range(concepts)]
-    dense = Dense([x.double() for x in X], [pair.change(torch.float64) for pair in pairs], None, 0.0, 1e-9)
+    dense = Dense([x.double() for x in X], [pair.change(torch.float64) for pair in pairs], None, 0.0, 1e-9, 0.0)
     for gram in (lambda x: x.double().T @ x.double(), sliced_gram):
         G = [gram(x) / rows for x in X]
         right = torch.cat([pair.A.double() @ g for pair, g in zip(pairs, G, strict=True)])

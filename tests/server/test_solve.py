@@ -13,7 +13,7 @@ from reference import lbfgs
 from torch import Tensor
 
 from mos_common.edlora import LowRank
-from mos_server.fusion.solve import RIDGES, refactored, residual, solve_change, stacked_left
+from mos_server.fusion.solve import RIDGES, damping, refactored, residual, solve_change, stacked_left
 
 D_IN, D_OUT = 12, 9
 FLOAT32 = {"rtol": 1e-5, "atol": 1e-6}  # factors are handed out in float32
@@ -300,3 +300,17 @@ def test_no_other_change_has_a_smaller_objective(seed, size):
     assert it.objective(fused) + ridge * float(fused.square().sum()) < it.objective(other) + ridge * float(
         other.square().sum()
     )
+
+
+def test_a_large_ridge_leaves_the_scaled_sum_it_pulls_towards():
+    """λ → ∞: what the rows say is drowned, and Δ* is c Σ wi ΔWi; with c = 0 nothing is changed at all."""
+    it = problem(weights=(0.5, 2.0, 1.0))
+    G = [X.T @ X / len(X) for X in it.rows]
+    for c in (0.0, 0.4):
+        R = damping(it.S(), 1e9)
+        right = [
+            w * pair.scale * (pair.A @ g + c * pair.A * R) for w, pair, g in zip(it.weights, it.pairs, G, strict=True)
+        ]
+        found = solve_change(it.S(), stacked_left(it.pairs), torch.cat(right), ridge=1e9).change(torch.float64)
+        expected = c * sum(w * change for w, change in zip(it.weights, it.changes, strict=True))
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)

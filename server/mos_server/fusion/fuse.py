@@ -216,7 +216,8 @@ def _report_shared_triggers(concepts: Sequence[NamedConcept]) -> None:
     called: dict[str, list[str]] = {}
     for named in concepts:
         if not named.concept.words:
-            called.setdefault(named.concept.trigger or named.concept.class_word, []).append(named.token)
+            text = named.concept.trigger or named.concept.class_word
+            called.setdefault(" ".join(text.lower().split()), []).append(named.token)  # as CLIP reads it
     for trigger, tokens in called.items():
         if len(tokens) > 1:
             log.warning(

@@ -16,7 +16,7 @@ from mos_common.edlora import LowRank
 from mos_common.layers import Layer
 from mos_server.config import FusionSettings
 from mos_server.fusion.moments import Moments
-from mos_server.fusion.solve import Inverse, damped_inverse, energy_of, refactored, stacked_left
+from mos_server.fusion.solve import Inverse, damped_inverse, damping, energy_of, refactored, stacked_left
 
 
 class NormalEquations:
@@ -29,6 +29,7 @@ class NormalEquations:
         }
         self._left: dict[str, list[LowRank]] = {layer.name: [] for layer in layers}
         self._right: dict[str, list[Tensor]] = {layer.name: [] for layer in layers}
+        self._weights: dict[str, list[float]] = {layer.name: [] for layer in layers}
 
     def add(self, concept: Concept, moments: Moments, weight: float = 1.0) -> None:
         """Add wi Gi to S and wi si Ai Gi to the right-hand sides; wi is `weight`, less where the concept's energy is out of bounds."""
@@ -44,6 +45,7 @@ class NormalEquations:
             for layer, pair in pairs.items():
                 self._left[layer.name].append(pair)
                 self._right[layer.name].append(w * pair.scale * pair.A.double() @ G)
+                self._weights[layer.name].append(w)
 
     def solve(self) -> dict[str, LowRank]:
         """Δ* of every layer that a concept changes."""
@@ -56,9 +58,17 @@ class NormalEquations:
                 inverses = {
                     layer.reads: damped_inverse(self._S[layer.reads], self.settings.ridge, self.settings.ridge_kind)
                 }
-            right = inverses[layer.reads](torch.cat(self._right[layer.name]))
+            right = inverses[layer.reads](torch.cat(self._right[layer.name]) + self._pull(layer))
             changes[layer.name] = refactored(stacked_left(self._left[layer.name]), right)
         return changes
+
+    def _pull(self, layer: Layer) -> Tensor | float:
+        """What the ridge adds to the right-hand side where it pulls towards the scaled sum: c R times wi si Ai."""
+        if not self.settings.towards:
+            return 0.0
+        R = damping(self._S[layer.reads], self.settings.ridge, self.settings.ridge_kind)
+        given = zip(self._weights[layer.name], self._left[layer.name], strict=True)
+        return self.settings.towards * torch.cat([w * pair.scale * pair.A.double() for w, pair in given]) * R
 
     def drift(self, changes: Mapping[str, LowRank]) -> float:
         """Σ ‖X0 Δᵀ‖² / Σ ‖X0 W0ᵀ‖² over the changed layers: what fusion does to ordinary prompts, as a share of what layers write."""

@@ -3,14 +3,16 @@
 Concept i changed a layer by ΔWi = si·Bi·Ai, and its own prompts feed that layer the rows Xi (mi x d_in). We want the one change
 Δ that acts on every concept's rows as that concept's own change did, and on ordinary rows X0 not at all:
 
-    Δ* = argmin_Δ  Σi wi ‖Xi (Δ - ΔWi)ᵀ‖²/mi  +  μ ‖X0 Δᵀ‖²/m0  +  λ·(tr S/d_in)·‖Δ‖²
+    Δ* = argmin_Δ  Σi wi ‖Xi (Δ - ΔWi)ᵀ‖²/mi  +  μ ‖X0 Δᵀ‖²/m0  +  λ·(tr S/d_in)·‖Δ - c Σi wi ΔWi‖²
 
-With the second moments Gi = Xiᵀ Xi / mi and S = Σi wi Gi + μ G0 its normal equation is Δ* (S + λ·(tr S/d_in)·I) = Σi wi ΔWi Gi, so
+With the second moments Gi = Xiᵀ Xi / mi, S = Σi wi Gi + μ G0 and R = λ·(tr S/d_in)·I its normal equation is
+Δ* (S + R) = Σi wi ΔWi (Gi + c R), so
 
-    Δ* = [B1 … Bn] · M,    M = [w1 s1 A1 G1; …; wn sn An Gn] (S + λ·(tr S/d_in)·I)⁻¹
+    Δ* = [B1 … Bn] · M,    M = [w1 s1 A1 (G1 + c R); …; wn sn An (Gn + c R)] (S + R)⁻¹
 
 which is itself of rank Σ ri at most: nothing of size d_out x d_in is ever formed. (Paper section 3.3, equation 4, which stops
-L-BFGS before its optimum; λ → 0 and μ = 0 is its objective.)
+L-BFGS before its optimum; λ → 0, μ = 0 and c = 0 is its objective.) Where no prompt was recorded, the rows say nothing and the ridge
+decides: towards no change at all (c = 0), or towards a scaled sum of the concepts' own changes, which is what is left of Δ* as λ → ∞.
 """
 
 from __future__ import annotations
@@ -47,7 +49,7 @@ def damped_inverse(S: Float[Tensor, "d_in d_in"], ridge: float, ridge_kind: str 
     With "diagonal" it is solved for inputs of unit size, D S D with D = (diag S)^-½. Where S + λ… is not positive definite in float64
     (λ below the rounding of S), what is left of λ → 0 is the pseudo-inverse.
     """
-    S, D, shift = S.double(), torch.ones((), dtype=torch.float64), ridge * float(S.diagonal().mean())
+    S, D, shift = S.double(), torch.ones((), dtype=torch.float64), float(damping(S, ridge)[0])
     damped = S.clone()
     if ridge_kind == "diagonal":
         D, shift = torch.where(S.diagonal() > 0, S.diagonal(), 1.0).rsqrt(), ridge  # 1: an input that is always 0
@@ -60,6 +62,12 @@ def damped_inverse(S: Float[Tensor, "d_in d_in"], ridge: float, ridge_kind: str 
     rounding = len(S) * torch.finfo(S.dtype).eps * values[-1]
     inverse = torch.where(values > rounding, 1 / values, 0.0)
     return lambda right: (right.double() * D @ vectors) * inverse @ vectors.T * D
+
+
+def damping(S: Float[Tensor, "d_in d_in"], ridge: float, ridge_kind: str = "trace") -> Float[Tensor, " d_in"]:
+    """R of the equation above, which is diagonal."""
+    own = S.diagonal().double()
+    return ridge * (own.mean().expand(len(own)) if ridge_kind == "trace" else own)
 
 
 def refactored(left: Float[Tensor, "d_out ranks"], right: Float[Tensor, "ranks d_in"]) -> LowRank:
