@@ -19,11 +19,12 @@ from PIL import Image, ImageDraw
 from mos_common.base_model import BaseModel, load_base
 from mos_common.concept import Concept
 from mos_common.edlora import LowRank
-from mos_common.layers import concept_layers, cross_attentions
+from mos_common.layers import concept_layers, word_layers
 
 torch.set_num_threads(1)
 hypothesis.settings.register_profile("house", deadline=None)  # a busy machine is no failure
 hypothesis.settings.load_profile("house")
+BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
 
 
 @pytest.fixture(autouse=True)
@@ -39,14 +40,17 @@ def tiny() -> BaseModel:
 
 @pytest.fixture(scope="session")
 def random_base_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """Write (once per set of settings) a random model laid out like Stable Diffusion 1.5; see `write_random_base`."""
+    """Write (once per set of settings) a random model; see `write_random_base`, and with `xl=True` `write_random_xl_base`."""
     written: dict[tuple, Path] = {}
 
     def folder(**settings: object) -> Path:
         key = tuple(sorted(settings.items()))
         if key not in written:
             written[key] = tmp_path_factory.mktemp("random_base")
-            write_random_base(written[key], **settings)
+            if settings.get("xl"):
+                write_random_xl_base(written[key], **{k: v for k, v in settings.items() if k != "xl"})
+            else:
+                write_random_base(written[key], **settings)
         return written[key]
 
     return folder
@@ -72,6 +76,12 @@ def sixteen(random_base: Callable[..., BaseModel]) -> BaseModel:
     return random_base()
 
 
+@pytest.fixture(scope="session")
+def xl(random_base: Callable[..., BaseModel]) -> BaseModel:
+    """A random model laid out like Stable Diffusion XL: two text encoders, 11 transformers of one or two cross-attentions."""
+    return random_base(xl=True)
+
+
 @pytest.fixture(params=["tiny", "sixteen"])
 def base(request: pytest.FixtureRequest) -> BaseModel:
     """Both base models, one after the other."""
@@ -82,6 +92,12 @@ def base(request: pytest.FixtureRequest) -> BaseModel:
 def make_concept() -> Callable[..., Concept]:
     """Random concepts: `make_concept(base, "<cat>", seed=1, rank=2)`."""
     return random_concept
+
+
+@pytest.fixture(scope="session")
+def make_tokenizer() -> Callable[..., object]:
+    """CLIP's own tokenizer over single letters."""
+    return _tokenizer
 
 
 @pytest.fixture
@@ -124,14 +140,15 @@ def random_concept(
         )
         for layer in concept_layers(base)
     }
-    table = base.token_table.float()
-    embeddings = normal(len(cross_attentions(base)), words, table.shape[1]) * table.std()
+    embeddings = tuple(
+        normal(word_layers(base), words, table.shape[1]) * table.float().std() for table in base.token_tables
+    )
     return Concept(
         name=name,
         class_word=class_word,
         base_fingerprint=base.fingerprint,
         pairs=pairs,
-        words=(embeddings,) if words else (),
+        words=embeddings if words else (),
         tool_version="a test",
         licence=licence,
         author=author,
@@ -143,26 +160,12 @@ def write_random_base(
 ) -> None:
     """A diffusers folder shaped like Stable Diffusion 1.5 (four levels, 16 cross-attention layers), random and narrow."""
     import diffusers
-    from transformers import CLIPTextConfig, CLIPTextModel
+    from transformers import CLIPTextModel
 
     torch.manual_seed(seed)
     tokenizer = _tokenizer()
     text_width = 24
-    text_encoder = CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=text_width,
-            intermediate_size=48,
-            num_hidden_layers=2,
-            num_attention_heads=3,
-            max_position_embeddings=20,
-            projection_dim=text_width,
-            initializer_range=0.2,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-    )
+    text_encoder = CLIPTextModel(_text_config(tokenizer, text_width))
     unet = diffusers.UNet2DConditionModel(
         sample_size=8,
         block_out_channels=(width, width, 2 * width, 2 * width),
@@ -173,20 +176,10 @@ def write_random_base(
         cross_attention_dim=text_width,
         norm_num_groups=8,
     )
-    vae = diffusers.AutoencoderKL(
-        block_out_channels=(8, 16),
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        latent_channels=4,
-        norm_num_groups=4,
-        scaling_factor=0.3,
-        sample_size=16,
-    )
-    betas = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
     special = {"skip_prk_steps": True} if scheduler == "PNDMScheduler" else {"clip_sample": False}
-    steps = getattr(diffusers, scheduler)(prediction_type=prediction_type, set_alpha_to_one=False, **betas, **special)
+    steps = getattr(diffusers, scheduler)(prediction_type=prediction_type, set_alpha_to_one=False, **BETAS, **special)
     diffusers.StableDiffusionPipeline(
-        vae=vae,
+        vae=_vae(),
         text_encoder=text_encoder,
         tokenizer=tokenizer,
         unet=unet,
@@ -197,7 +190,77 @@ def write_random_base(
     ).save_pretrained(folder)
 
 
-def _tokenizer() -> object:
+def write_random_xl_base(folder: Path, *, seed: int = 0, width: int = 16) -> None:
+    """A diffusers folder shaped like Stable Diffusion XL: 17 cross-attentions in 11 transformers, random and narrow."""
+    import diffusers
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection
+
+    torch.manual_seed(seed)
+    tokenizer, tokenizer_2 = _tokenizer("<|endoftext|>"), _tokenizer("!")
+    widths, pooled, of_size = (24, 32), 16, 8
+    unet = diffusers.UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(width, width, 2 * width),
+        layers_per_block=2,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        transformer_layers_per_block=(1, 1, 2),
+        attention_head_dim=(2, 2, 4),
+        use_linear_projection=True,
+        cross_attention_dim=sum(widths),
+        addition_embed_type="text_time",
+        addition_time_embed_dim=of_size,
+        projection_class_embeddings_input_dim=pooled + 6 * of_size,
+        norm_num_groups=8,
+    )
+    diffusers.StableDiffusionXLPipeline(
+        vae=_vae(),
+        text_encoder=CLIPTextModel(_text_config(tokenizer, widths[0])),
+        tokenizer=tokenizer,
+        text_encoder_2=CLIPTextModelWithProjection(
+            _text_config(tokenizer_2, widths[1], heads=4, projection_dim=pooled, hidden_act="gelu")
+        ),
+        tokenizer_2=tokenizer_2,
+        unet=unet,
+        scheduler=diffusers.EulerDiscreteScheduler(**BETAS),
+        add_watermarker=False,
+    ).save_pretrained(folder)
+
+
+def _text_config(tokenizer: object, width: int, heads: int = 3, projection_dim: int = 0, **more: object) -> object:
+    from transformers import CLIPTextConfig
+
+    return CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=heads,
+        max_position_embeddings=20,
+        projection_dim=projection_dim or width,
+        initializer_range=0.2,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        **more,
+    )
+
+
+def _vae() -> object:
+    import diffusers
+
+    return diffusers.AutoencoderKL(
+        block_out_channels=(8, 16),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        latent_channels=4,
+        norm_num_groups=4,
+        scaling_factor=0.3,
+        sample_size=16,
+    )
+
+
+def _tokenizer(pad: str = "!") -> object:
     """CLIP's own tokenizer over single letters, with its special tokens at unusual ids."""
     from transformers import CLIPTokenizer
 
@@ -209,6 +272,6 @@ def _tokenizer() -> object:
         unk_token="<|endoftext|>",
         bos_token="<|startoftext|>",
         eos_token="<|endoftext|>",
-        pad_token="!",
+        pad_token=pad,
         model_max_length=20,
     )

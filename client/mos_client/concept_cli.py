@@ -72,6 +72,9 @@ def import_(
     paper_alpha: Annotated[
         float, typer.Option("--paper-alpha", min=0.01, help="For edlora.pth: the alpha it was sampled with.")
     ] = 1.0,
+    rank: Annotated[
+        int | None, typer.Option("--rank", min=1, help="Bring every change to at most this rank: a smaller file.")
+    ] = None,
     author: Annotated[str, typer.Option("--author", help="Written into the file, if you want that.")] = "",
     licence: Annotated[str, typer.Option("--licence", help="Under which licence you share the concept.")] = "",
 ) -> None:
@@ -88,6 +91,7 @@ def import_(
         out=out,
         trigger=trigger,
         paper_alpha=paper_alpha,
+        rank=rank,
         author=author,
         licence=licence,
     )

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+from torch import Tensor
+
 from mos_common.concept import Concept
 from mos_common.concept_file import concept_tensors, content_digest, read_concept
+
+BLOCK = re.compile(r"^(\w+)\..*(?:transformer_blocks|attentions|resnets|layers)\.\d+")
+FEW = 40  # lines that a person still reads; beyond that, layers of a kind share one
 
 
 def describe(file: Path) -> Iterator[str]:
@@ -29,9 +36,38 @@ def describe_concept(concept: Concept) -> Iterator[str]:
     yield f"written by  {concept.tool_version or '-'}"
     yield f"author      {concept.author or '-'}"
     yield f"licence     {concept.licence or '-'}"
-    total = 0
     for name, tensor in sorted(concept_tensors(concept).items()):
-        size = tensor.numel() * tensor.element_size()
-        total += size
-        yield f"  {name}  {tuple(tensor.shape)}  {str(tensor.dtype).removeprefix('torch.')}  {size:,} bytes"
-    yield f"{len(concept_tensors(concept))} tensors, {total:,} bytes"
+        yield f"  {name}  {_shape(tensor)}  {str(tensor.dtype).removeprefix('torch.')}  {_bytes(tensor):,} bytes"
+    yield _total(concept)
+
+
+def describe_briefly(concept: Concept) -> Iterator[str]:
+    """Every tensor with its shape and bytes in at most some `FEW` lines: layers of a kind, block by block of the model, share one."""
+    tensors = sorted(concept_tensors(concept).items())
+    kinds: dict[str, list[Tensor]] = {}
+    for name, tensor in tensors:
+        kinds.setdefault(name if len(tensors) <= FEW else _kind(name), []).append(tensor)
+    longest = max(map(len, kinds), default=0)
+    for kind, alike in kinds.items():
+        shapes = Counter(map(_shape, alike))
+        told = ", ".join(f"{count} of {shape}" if len(alike) > 1 else shape for shape, count in shapes.items())
+        yield f"  {kind:<{longest}}  {told}  {sum(map(_bytes, alike)):,} bytes"
+    yield _total(concept)
+
+
+def _kind(name: str) -> str:
+    """A tensor's name with a star for the block that it lies in."""
+    return BLOCK.sub(r"\1.*", name)
+
+
+def _shape(tensor: Tensor) -> str:
+    return str(tuple(tensor.shape))
+
+
+def _bytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
+
+
+def _total(concept: Concept) -> str:
+    tensors = concept_tensors(concept).values()
+    return f"{len(tensors)} tensors, {sum(map(_bytes, tensors)):,} bytes"

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from mos_client.download import download_model, wait_for_model
 from mos_client.enrolment import Enrolment, enrol
@@ -39,22 +40,40 @@ def join(session: Session, kit: Kit, *, rounds: int | None, say: Say, on_step: O
         enrolment = enrol(kit, session.state, say)
         say(f"enrolled as {enrolment.participant}; the key is {session.node_key}")
         session.save()
-        begun = threading.Event()
-        with _answering(session, enrolment, begun, say):
+        begun, announced = threading.Event(), threading.Event()
+        with _answering(session, enrolment, begun, announced, say):
             announce(session, session.concept_file(on_step, begun), say)
+            announced.set()
             serve(session, enrolment, rounds, say)
 
 
 def announce(session: Session, concept: Path, say: Say) -> None:
-    """Say what will leave this machine, tensor by tensor."""
+    """Say what will leave this machine, tensor by tensor with shape and bytes; each by its full name goes to `what-leaves.txt`."""
+    from mos_client.inspect_command import describe_briefly
+    from mos_common.concept_file import read_concept
+
+    write_atomically(_listing(session), _described(concept))
+    say(f"what will leave this machine, when the server asks, is {concept} and nothing else:")
+    for line in describe_briefly(read_concept(concept)):
+        say(line)
+    say(f"no pictures, no captions; every tensor by its full name is listed in {_listing(session)}")
+
+
+def announce_news(session: Session, say: Say) -> None:
+    """Announce the concept file if it is not the one that was announced: the pictures may have changed since, and it was tuned anew."""
+    concept = session.cached()
+    if concept.is_file() and _listing(session).read_bytes() != _described(concept):
+        announce(session, concept, say)
+
+
+def _listing(session: Session) -> Path:
+    return session.state / "what-leaves.txt"
+
+
+def _described(concept: Path) -> bytes:
     from mos_client.inspect_command import describe
 
-    lines = list(describe(concept))
-    listing = session.state / "what-leaves.txt"
-    write_atomically(listing, "\n".join(lines).encode() + b"\n")
-    say(
-        f"what will leave this machine, when the server asks: {lines[-1]} ({concept}); every one is listed in {listing}"
-    )
+    return "\n".join(describe(concept)).encode() + b"\n"
 
 
 def serve(session: Session, enrolment: Enrolment, rounds: int | None, say: Say) -> None:
@@ -82,8 +101,29 @@ def serve(session: Session, enrolment: Enrolment, rounds: int | None, say: Say) 
             say(f"{token} is not in it: the operator sees in mos-server status why; we answer again in the next round")
 
 
+def withheld_until(
+    announced: threading.Event, stop: threading.Event, app: Callable[..., Any], look: Callable[[], None]
+) -> Callable[..., Any]:
+    """The app, whose replies are handed over only once it was said what leaves with them: tuning may end at the same moment.
+
+    `look` is called before every reply.
+    """
+
+    def reply(**request: Any) -> Any:
+        answer = app(**request)
+        while not announced.wait(0.1):
+            if stop.is_set():
+                raise NetworkError("interrupted before it was said what leaves this machine: nothing left it")
+        look()
+        return answer
+
+    return reply
+
+
 @contextmanager
-def _answering(session: Session, enrolment: Enrolment, begun: threading.Event, say: Say) -> Iterator[None]:
+def _answering(
+    session: Session, enrolment: Enrolment, begun: threading.Event, announced: threading.Event, say: Say
+) -> Iterator[None]:
     """Within: the SuperNode runs and its tasks are executed by a thread of this process."""
     from mos_client.app import STATE, app
     from mos_client.executor import Executor
@@ -98,8 +138,9 @@ def _answering(session: Session, enrolment: Enrolment, begun: threading.Event, s
         # Tasks wait until this process tunes under the eyes of the person at the keyboard.
         return node.look_after() and begun.is_set()
 
+    told_first = withheld_until(announced, stop, app, lambda: announce_news(session, say))
     worker = threading.Thread(
-        target=Executor(lambda: node.address, node.secret_file, app).run,
+        target=Executor(lambda: node.address, node.secret_file, told_first).run,
         args=(stop, ready),
         name="executor",
         daemon=True,

@@ -8,6 +8,7 @@ concept predicts the noise in it: pictures tuned on gain more. Taking the base's
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -28,7 +29,8 @@ from mos_common.edlora import LowRank, attached
 from mos_common.prompts import about
 from mos_common.words import Vocabulary, encode_pooled, encode_token_ids, tokenise
 
-NOISES = 16
+log = logging.getLogger(__name__)
+NOISES, AT_ONCE = 16, 4
 PROMPT = "photo of a V"
 MOST_ORDERS = 200_000
 TELLS, MAY_TELL = 0.8, 0.65
@@ -58,8 +60,11 @@ class Leakage:
         for said, gains in (("tuned on", self.tuned_on), ("never seen", self.never_seen)):
             yield from (f"  {said:>10}  {name}  {gain:+.4f}" for name, gain in gains.items())
         yield f"membership score {self.auc:.2f} (0.5 is guessing, 1 is certainty), p = {self.p_value:.3f}"
-        if self.p_value > CHANCE:
-            yield f"With {len(self.tuned_on)} and {len(self.never_seen)} pictures this could be chance: nothing is shown, neither that it leaks nor that it does not."
+        counts = f"{len(self.tuned_on)} and {len(self.never_seen)} pictures"
+        if 1 / comb(len(self.tuned_on) + len(self.never_seen), len(self.tuned_on)) > CHANCE:
+            yield f"{counts} are too few to show anything, whatever the score: give more that it was not tuned on with --others."
+        elif self.p_value > CHANCE:
+            yield f"With {counts} this could be chance: nothing is shown, neither that it leaks nor that it does not."
         elif self.auc >= TELLS:
             yield "Somebody who has the file and one of your pictures can tell that it was tuned on. Fewer steps or a lower rank make that harder."
         elif self.auc >= MAY_TELL:
@@ -81,11 +86,14 @@ def measure_leakage(base: BaseModel, concept: Concept, images: Path, others: Pat
     """
     check_fits(concept, base)
     tuned_on, held_back = split_pictures(images)
-    never_seen = [*held_back, *(find_pictures(others) if others else [])]
+    never_seen = _by_name(held_back, images)
+    if others is not None:
+        more = _by_name(_other_pictures(others, images), others)
+        never_seen |= {f"{others.name}/{name}": picture for name, picture in more.items()}
     words = {concept.name: words_of(concept, base)}
     gains = [
-        dict(zip([p.path.name for p in pictures], _gains(base, concept, words, pictures), strict=True))
-        for pictures in (tuned_on, never_seen)
+        dict(zip(named, _gains(base, concept, words, list(named.values())), strict=True))
+        for named in (_by_name(tuned_on, images), never_seen)
     ]
     return Leakage(*gains)
 
@@ -98,19 +106,32 @@ def auc(members: Sequence[float], others: Sequence[float]) -> float:
 def p_value(members: Sequence[float], others: Sequence[float]) -> float:
     """The exact permutation test: the share of all ways to call as many of the pictures members that score as high.
 
-    Where there are more ways than can be counted, of those that a fixed generator draws.
+    A score is as high as the sum of the members' ranks (Mann and Whitney). Where there are more ways than can be counted, it is the
+    share of those that a fixed generator draws.
     """
-    everything, count, found = [*members, *others], len(members), auc(members, others)
+    everything, count = [*members, *others], len(members)
+    ranks = [sum((x > y) + (x == y) / 2 for y in everything) for x in everything]
     if comb(len(everything), count) <= MOST_ORDERS:
-        chosen: Iterator[tuple[int, ...]] = combinations(range(len(everything)), count)
+        sums: Iterator[float] = map(sum, combinations(ranks, count))
     else:
-        generator = torch.Generator().manual_seed(0)
-        chosen = (tuple(torch.randperm(len(everything), generator=generator)[:count].tolist()) for _ in range(5000))
-    scores = [
-        auc([everything[i] for i in inside], [x for i, x in enumerate(everything) if i not in set(inside)])
-        for inside in chosen
-    ]
-    return sum(score >= found - 1e-12 for score in scores) / len(scores)
+        generator, drawn = torch.Generator().manual_seed(0), torch.tensor(ranks, dtype=torch.float64)
+        sums = (float(drawn[torch.randperm(len(ranks), generator=generator)[:count]].sum()) for _ in range(5000))
+    as_high = [found >= sum(ranks[:count]) - 1e-6 for found in sums]
+    return sum(as_high) / len(as_high)
+
+
+def _by_name(pictures: Sequence[Picture], folder: Path) -> dict[str, Picture]:
+    return {str(picture.path.relative_to(folder)): picture for picture in pictures}
+
+
+def _other_pictures(others: Path, images: Path) -> list[Picture]:
+    """The pictures of `others` that are not among those of `images`, byte for byte."""
+    known = {picture.path.read_bytes() for picture in find_pictures(images)}
+    found = find_pictures(others)
+    new = [picture for picture in found if picture.path.read_bytes() not in known]
+    if len(new) < len(found):
+        log.warning("%d pictures of %s are in %s too: left out", len(found) - len(new), others, images)
+    return new
 
 
 def _gains(base: BaseModel, concept: Concept, words: Vocabulary, pictures: Sequence[Picture]) -> list[float]:
@@ -134,12 +155,16 @@ def _losses(
     scheduler = DDPMScheduler.from_config(base.scheduler.config, clip_sample=False)
     found = []
     with attached(base, changes), layerwise_attention(base):
-        texts = [tokenise(base, prompt, words)] * NOISES
+        texts = [tokenise(base, prompt, words)] * AT_ONCE
         memory = TextMemory(encode_token_ids(base, texts, words), pooled=encode_pooled(base, texts, words))
         for latent in latents:
             generator = torch.Generator().manual_seed(0)
             times = spread_times(NOISES, int(scheduler.config.num_train_timesteps), generator).to(base.device)
             noise = torch.randn((NOISES, *latent.shape), generator=generator).to(base.device, base.dtype)
             many = latent.to(base.device, base.dtype).expand_as(noise)
-            found.append(float(noise_loss(base, scheduler, many, noise, times, memory)))
+            losses = []
+            for start in range(0, NOISES, AT_ONCE):
+                part = slice(start, start + AT_ONCE)
+                losses.append(float(noise_loss(base, scheduler, many[part], noise[part], times[part], memory)))
+            found.append(sum(losses) / len(losses))
     return found

@@ -27,7 +27,7 @@ from mos_common.files import canonical_json, write_atomically
 from mos_common.names import CONCEPT_NAME
 
 METADATA_KEY = "mos"
-MAX_BYTES = 64 * 2**20  # a rank-4 concept of SD 1.5 is 2 MB, of SDXL 5 MB; Flower messages stay below this too
+MAX_BYTES = 64 * 2**20  # a rank-4 concept of SD 1.5 is 2.3 MB, of SDXL 15 MB; Flower messages stay below this too
 MAX_HEADER_BYTES = 2**20
 MAX_RANK = 256
 MAX_WORDS = 16

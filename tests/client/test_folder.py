@@ -106,6 +106,21 @@ def test_masks_are_found_and_are_no_pictures(make_pictures, name):
     assert [p.mask_file for p in found] == [None, folder / name, None, None]
 
 
+def test_a_folder_named_image_may_be_given_itself_and_its_neighbours_are_found(make_pictures, tmp_path):
+    shutil.move(make_pictures(3), tmp_path / "image")
+    (tmp_path / "mask").mkdir()
+    Image.new("L", (64, 64), 255).save(tmp_path / "mask" / "01.png")
+    assert [p.mask_file for p in find_pictures(tmp_path / "image")] == [None, tmp_path / "mask" / "01.png", None]
+
+
+def test_what_lies_beside_a_folder_of_another_name_is_somebody_else_s(make_pictures, tmp_path):
+    folder = make_pictures(3, "cat")
+    for kind, name in (("mask", "01.png"), ("caption", "01.txt")):
+        (tmp_path / kind).mkdir()
+        (tmp_path / kind / name).write_bytes(b"of another concept")
+    assert [(p.mask_file, p.caption_file) for p in find_pictures(folder)] == [(None, None)] * 3
+
+
 def test_a_picture_with_a_mask_that_cannot_be_used_is_skipped_by_name(make_pictures):
     folder = make_pictures(4)
     Image.new("L", (64, 32), 255).save(folder / "01.mask.png")

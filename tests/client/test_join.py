@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -12,12 +13,14 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 
 from mos_client.enrolment import Enrolment
-from mos_client.join import announce, serve
+from mos_client.join import announce, announce_news, serve, withheld_until
 from mos_client.session import Session, locked
 from mos_common.concept_file import write_concept
 from mos_common.errors import NetworkError
@@ -162,15 +165,76 @@ def session(tmp_path, make_pictures) -> Session:
     return Session(tmp_path / "state", make_pictures(4), "<cat>", "cat", "tiny", "ab" * 32)
 
 
-def test_what_will_leave_is_listed_tensor_by_tensor(session, sixteen, make_concept, tmp_path):
+def test_what_will_leave_is_shown_and_listed_tensor_by_tensor(session, sixteen, make_concept, tmp_path):
+    """The other road counts the tensors in the file itself; what is shown adds up to them, kind by kind."""
     said: list[str] = []
     concept = make_concept(sixteen)
     write_concept(concept, tmp_path / "cat.safetensors")
     announce(session, tmp_path / "cat.safetensors", said.append)
+    tensors = load_file(tmp_path / "cat.safetensors")
     listed = (session.state / "what-leaves.txt").read_text()
-    assert all(f"{name}.lora_A.weight" in listed and f"{name}.lora_B.weight" in listed for name in concept.pairs)
-    assert "embeddings.0" in listed
-    assert str(session.state / "what-leaves.txt") in said[0]
+    for name, tensor in tensors.items():
+        assert f"  {name}  {tuple(tensor.shape)}  float16  {tensor.nbytes:,} bytes\n" in listed
+    first, *shown, total, last = said
+    assert str(tmp_path / "cat.safetensors") in first
+    assert str(session.state / "what-leaves.txt") in last
+    assert total == f"{len(tensors)} tensors, {sum(tensor.nbytes for tensor in tensors.values()):,} bytes"
+    assert len(shown) < 40
+    keys = "  unet.*.attn2.to_k.lora_A.weight "
+    (line,) = [line for line in shown if line.startswith(keys)]
+    of_kind = [tensor for name, tensor in tensors.items() if name.endswith("attn2.to_k.lora_A.weight")]
+    assert line.split("  ")[-2:] == ["16 of (2, 24)", f"{sum(tensor.nbytes for tensor in of_kind):,} bytes"]
+    assert sum(int(line.split()[-2].replace(",", "")) for line in shown) == sum(t.nbytes for t in tensors.values())
+    counted = sum(int(count) for line in shown for count in re.findall(r"(\d+) of \(", line) or ["1"])
+    assert counted == len(tensors)
+
+
+def test_few_tensors_are_all_shown_by_name(session, sixteen, make_concept, tmp_path):
+    said: list[str] = []
+    concept = make_concept(sixteen)
+    few = dict(list(concept.pairs.items())[:3])
+    write_concept(replace(concept, pairs=few), tmp_path / "cat.safetensors")
+    announce(session, tmp_path / "cat.safetensors", said.append)
+    shown = [line.split()[0] for line in said[1:-2]]
+    assert shown == ["embeddings.0", *sorted(f"{name}.lora_{half}.weight" for name in few for half in "AB")]
+    assert all("(" in line and line.endswith(" bytes") for line in said[1:-2])
+
+
+def test_a_concept_that_was_tuned_anew_since_is_announced_anew(session, sixteen, make_concept):
+    """Somebody adds a picture while `join` runs: another file is tuned when the server asks, and said before it leaves."""
+    said: list[str] = []
+    session.cached().parent.mkdir(parents=True)
+    write_concept(make_concept(sixteen), session.cached())
+    announce(session, session.cached(), said.append)
+    first = list(said)
+    announce_news(session, said.append)
+    assert said == first
+    (session.images / "03.png").unlink()
+    announce_news(session, said.append)
+    assert said == first, "not tuned yet"
+    write_concept(make_concept(sixteen, seed=1, rank=1), session.cached())
+    announce_news(session, said.append)
+    assert str(session.cached()) in said[len(first)]
+    assert str(session.cached()) in (session.state / "what-leaves.txt").read_text()
+
+
+def test_no_reply_leaves_before_it_was_said_what_leaves_with_it():
+    """A server may have asked long before tuning ends: then the reply and the announcement are ready at the same moment."""
+    announced, stop, replies = threading.Event(), threading.Event(), []
+    looked: list[str] = []
+    app = withheld_until(announced, stop, "{message} in {context}".format, lambda: looked.append("at the concept file"))
+    asking = threading.Thread(target=lambda: replies.append(app(message="train", context="round 1")))
+    asking.start()
+    asking.join(0.3)
+    assert (replies, looked) == ([], [])
+    announced.set()
+    asking.join(10)
+    assert looked == ["at the concept file"]
+    assert replies == ["train in round 1"]
+    announced.clear()
+    stop.set()
+    with pytest.raises(NetworkError, match="nothing left it"):
+        app(message="train", context="round 2")
 
 
 def test_every_new_model_is_fetched_whatever_happens_on_the_way(session, monkeypatch):

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import io
+import struct
 import sys
 import warnings
+import zlib
 from contextlib import suppress
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, features
 
 from mos_client.pictures import reading
 from mos_client.pictures.reading import open_picture, read_mask, read_picture
@@ -127,6 +129,33 @@ def test_a_decompression_bomb_is_a_pictures_error(make_pictures, monkeypatch):
     monkeypatch.setattr("PIL.Image.MAX_IMAGE_PIXELS", 64 * 64 // 3)
     with pytest.raises(PicturesError, match=r"00\.png"):
         open_picture(make_pictures(1) / "00.png")
+
+
+@pytest.mark.parametrize(("side", "said"), [(9_700, "9700 x 9700 pixels, more than 64,000,000"), (60_000, "far more than 64,000,000")])  # fmt: skip
+def test_a_header_that_promises_a_bomb_is_enough_to_refuse_it(tmp_path, side, said):
+    """A real PNG whose header was made to say more; Pillow itself only warns of the smaller one."""
+    halves().save(tmp_path / "bomb.png")
+    content = bytearray((tmp_path / "bomb.png").read_bytes())
+    content[16:24] = struct.pack(">II", side, side)
+    content[29:33] = struct.pack(">I", zlib.crc32(bytes(content[12:29])))
+    (tmp_path / "bomb.png").write_bytes(content)
+    with pytest.raises(PicturesError, match=rf"bomb\.png has {said}.*make it smaller"):
+        open_picture(tmp_path / "bomb.png")
+    with pytest.raises(PicturesError, match="make it smaller"):
+        read_mask(tmp_path / "bomb.png", (8, 8))
+
+
+@pytest.mark.parametrize(("suffix", "how"), [("webp", {"lossless": True, "exact": True}), ("avif", {"quality": 100})])
+def test_webp_and_avif_are_read_with_their_transparency(tmp_path, suffix, how):
+    if not features.check(suffix):
+        pytest.skip(f"this Pillow was built without {suffix}")
+    picture = halves("RGBA").resize((64, 32), Image.Resampling.NEAREST)
+    picture.paste((0, 0, 0, 0), (0, 0, 16, 32))
+    picture.save(tmp_path / f"a.{suffix}", **how)
+    read = read_picture(tmp_path / f"a.{suffix}")
+    for x, colour in ((4, WHITE), (24, RED), (56, BLUE)):
+        assert read.picture.getpixel((x, 16)) == pytest.approx(colour, abs=8)
+    assert [read.mask.getpixel((x, 16)) for x in (4, 24, 56)] == [0, 255, 255]
 
 
 def test_heic_without_its_plug_in_says_what_to_install(tmp_path, monkeypatch):

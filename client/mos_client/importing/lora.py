@@ -10,7 +10,9 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from mos_client.importing.spellings import spellings
@@ -22,6 +24,7 @@ FACTOR = re.compile(
     r"(?P<layer>.+?)(?:\.lora)?(?:_linear_layer|_layer)?"
     r"\.(?:lora_)?(?P<half>A|B|down|up)(?:\.default)?\.weight|(?P<scaled>.+)\.alpha"
 )
+PEFT_CONFIG = "adapter_config.json"
 HALVES = {"A": "A", "down": "A", "B": "B", "up": "B"}
 OTHER_KINDS = {
     "hada_": "LoHa",
@@ -30,7 +33,7 @@ OTHER_KINDS = {
     "dora_scale": "DoRA",
     "lora_magnitude_vector": "DoRA",
     "lora_mid": "LoCon with a Tucker core",
-    "diff": "a full-rank difference",
+    ".diff": "a full-rank difference",
     "w_norm": "a trained norm",
     "lora_B.bias": "a LoRA with biases",
 }
@@ -54,16 +57,19 @@ def pairs_of(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], base: B
             )
         theirs = found["layer"] or found["scaled"]
         if theirs not in table:
-            raise ConceptError(_unknown(theirs, name, tensor, base))
+            raise ConceptError(_unknown(theirs, name, tensors, base))
         if found["scaled"]:
-            alphas[table[theirs]] = float(tensor)
+            alphas[table[theirs]] = _as_number(name, tensor)
         else:
             halves.setdefault(table[theirs], {})[HALVES[found["half"]]] = tensor
     pairs = {}
-    for layer, both in sorted(halves.items()):
+    for layer in sorted(halves.keys() | alphas.keys()):
+        both = halves.get(layer, {})
         if len(both) != 2:
-            raise ConceptError(f"{layer} has only one of its two factors: the file is incomplete")
+            raise ConceptError(f"{layer} has only {len(both)} of its two factors: the file is incomplete")
         A, B = (_as_matrix(layer, both[half]) for half in "AB")
+        if A.shape[0] != B.shape[1]:
+            raise ConceptError(f"{layer}: factors of shape {tuple(A.shape)} and {tuple(B.shape)} are no pair")
         part, _, module = layer.partition(".")
         pairs[layer] = LowRank(A, B, alphas.get(layer, written(part).alpha_of(module, A.shape[0])))
     return pairs
@@ -80,13 +86,49 @@ def _as_matrix(layer: str, factor: Tensor) -> Tensor:
     return factor.float()
 
 
+def _as_number(name: str, tensor: Tensor) -> float:
+    if tensor.numel() != 1 or not torch.isfinite(tensor).all():
+        raise ConceptError(f"{name} has shape {tuple(tensor.shape)}; an alpha is one finite number")
+    return float(tensor)
+
+
+def truncated(pair: LowRank, rank: int) -> tuple[LowRank, float]:
+    """The change of at most that rank that is nearest to a pair's, and the share of ‖ΔW‖² that it keeps.
+
+    ΔW = s·B·A = Q_B (s·R_B·R_Aᵀ) Q_Aᵀ: the singular values are those of the small core.
+    """
+    QB, RB = torch.linalg.qr(pair.B.double())
+    QA, RA = torch.linalg.qr(pair.A.double().T)
+    U, sigma, Vt = torch.linalg.svd(pair.scale * (RB @ RA.T))
+    kept, roots = min(rank, len(sigma)), sigma[:rank].sqrt()
+    A, B = roots[:, None] * (Vt[:kept] @ QA.T), (QB @ U[:, :kept]) * roots
+    whole = float(sigma.square().sum())
+    share = float(sigma[:rank].square().sum()) / whole if whole else 1.0
+    return LowRank(A.float(), B.float(), float(kept)), share
+
+
 @dataclass(frozen=True)
 class _Written:
-    """What diffusers writes about one part of the model into a file's metadata, as PEFT calls it."""
+    """What diffusers writes about one part of the model into a file's metadata, as PEFT calls it; or PEFT of all of it."""
 
     lora_alpha: float | None
     alpha_pattern: Mapping[str, float]
     rank_stabilised: bool
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any]) -> _Written:
+        """From PEFT's configuration.
+
+        Raises:
+            ConceptError: it tells of a kind that is not imported.
+
+        """
+        kind = "DoRA" if config.get("use_dora") else str(config.get("peft_type") or "LORA")
+        if kind != "LORA":
+            raise ConceptError(f"the file is a {kind}; only LoRA of linear layers and 1x1 convolutions is imported")
+        alpha = config.get("lora_alpha")
+        pattern = {str(end): float(value) for end, value in (config.get("alpha_pattern") or {}).items()}
+        return cls(None if alpha is None else float(alpha), pattern, bool(config.get("use_rslora")))
 
     def alpha_of(self, module: str, rank: int) -> float:
         """The alpha of a module; its rank where nothing was written. Rank-stabilised LoRA divides by the root of the rank."""
@@ -98,7 +140,7 @@ class _Written:
 
 
 def _written(metadata: Mapping[str, str]) -> Callable[[str], _Written]:
-    """By part of the model (`unet`, `text_encoder`, …) what the metadata say.
+    """By part of the model (`unet`, `text_encoder`, …) what the metadata say, else what PEFT's own configuration says.
 
     Raises:
         ConceptError: they are no JSON, or tell of a kind that is not imported.
@@ -106,27 +148,27 @@ def _written(metadata: Mapping[str, str]) -> Callable[[str], _Written]:
     """
     try:
         config = json.loads(metadata.get("lora_adapter_metadata", "{}"))
+        everywhere = _Written.of(json.loads(metadata.get(PEFT_CONFIG, "{}")))
         parts = {key.partition(".")[0] for key in config}
         found = {
-            part: _Written(
-                None if config.get(f"{part}.lora_alpha") is None else float(config[f"{part}.lora_alpha"]),
-                {str(k): float(v) for k, v in (config.get(f"{part}.alpha_pattern") or {}).items()},
-                bool(config.get(f"{part}.use_rslora")),
+            part: _Written.of(
+                {key.partition(".")[2]: value for key, value in config.items() if key.startswith(f"{part}.")}
             )
             for part in parts
         }
     except (ValueError, TypeError, AttributeError) as error:
-        raise ConceptError("the file's lora_adapter_metadata cannot be read") from error
-    if any(config.get(f"{part}.use_dora") for part in parts):
-        raise ConceptError("the file is a DoRA; only LoRA of linear layers and 1x1 convolutions is imported")
-    return lambda part: found.get(part, _Written(None, {}, rank_stabilised=False))
+        raise ConceptError(
+            "what is written about the LoRA (lora_adapter_metadata, adapter_config.json) cannot be read"
+        ) from error
+    return lambda part: found.get(part, everywhere)
 
 
 def _kind_of(name: str) -> str:
     return next((kind for part, kind in OTHER_KINDS.items() if part in name), "no factor of a LoRA")
 
 
-def _unknown(theirs: str, name: str, tensor: Tensor, base: BaseModel) -> str:
-    if tensor.ndim == 4 and tuple(tensor.shape[2:]) != (1, 1):
+def _unknown(theirs: str, name: str, tensors: Mapping[str, Tensor], base: BaseModel) -> str:
+    of_layer = [tensor for other, tensor in tensors.items() if other.startswith(f"{theirs}.")]
+    if any(tensor.ndim == 4 and tuple(tensor.shape[2:]) != (1, 1) for tensor in of_layer):
         return f"{name} changes a convolution larger than 1x1, which is not imported"
     return f"{name} changes {theirs}, which is no linear layer or 1x1 convolution of {base.name}: import it with the base it was made for (--base)"

@@ -1,7 +1,8 @@
 """Tensors out of other people's files, without running anything that is in them.
 
 safetensors holds nothing but tensors. A file of `torch.save` is a zip with a pickle, a program that may call any function it names:
-here its instructions are read, not run, until it is certain that it names nothing but tensors and ordered dictionaries.
+here its instructions are read, not run, until it is certain that it names nothing but tensors and ordered dictionaries; and what
+runs them then is torch's own unpickler for weights, which knows no other functions either.
 """
 
 from __future__ import annotations
@@ -23,6 +24,19 @@ from mos_common.errors import ConceptError
 
 MAX_BYTES = 4 * 2**30
 MAX_PICKLE_BYTES = 16 * 2**20
+ZIP = b"PK\x03\x04"
+DAMAGED = (
+    UnpicklingError,
+    RuntimeError,
+    EOFError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    OverflowError,
+)
+"""What readers of damaged bytes raise."""
 HARMLESS = frozenset(
     {
         ("collections", "OrderedDict"),
@@ -62,7 +76,9 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
 
 
 def _read_torch(path: Path) -> dict[str, Any]:
-    if not zipfile.is_zipfile(path):
+    with path.open("rb") as file:
+        begins = file.read(len(ZIP))
+    if begins != ZIP or not zipfile.is_zipfile(path):
         raise ConceptError(f"{path} is neither safetensors nor a file of torch.save: convert it to safetensors first")
     for module, name in _named_by_pickle(path):
         if (module, name) not in HARMLESS:
@@ -71,10 +87,10 @@ def _read_torch(path: Path) -> dict[str, Any]:
             )
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
-    except (UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise ConceptError(f"{path} cannot be read ({str(error).splitlines()[0]})") from error
+    except DAMAGED as error:
+        raise ConceptError(f"{path} cannot be read ({type(error).__name__}): it is damaged") from error
     _check_plain(path, found)
-    if not isinstance(found, dict):
+    if not isinstance(found, dict) or not all(isinstance(name, str) for name in found):
         raise ConceptError(f"{path} holds a {type(found).__name__}; expected named tensors")
     return found
 
@@ -84,7 +100,9 @@ def _named_by_pickle(path: Path) -> Iterator[tuple[str, str]]:
     try:
         with zipfile.ZipFile(path) as archive:
             entries = [entry for entry in archive.infolist() if entry.filename.endswith(".pkl")]
-            if len(entries) != 1 or any(entry.compress_type for entry in archive.infolist()):
+            unpacked = sum(entry.file_size for entry in archive.infolist())
+            packed = any(entry.compress_type for entry in archive.infolist()) or unpacked > path.stat().st_size
+            if len(entries) != 1 or packed:
                 raise ConceptError(f"{path} is not laid out as torch.save does: convert it to safetensors first")
             if entries[0].file_size > MAX_PICKLE_BYTES:
                 raise ConceptError(f"{path} is refused: its description alone has {entries[0].file_size:,} bytes")
@@ -95,8 +113,8 @@ def _named_by_pickle(path: Path) -> Iterator[tuple[str, str]]:
                 yield module, name
             elif opcode.name in ("STACK_GLOBAL", "INST", "OBJ", "EXT1", "EXT2", "EXT4", "NEWOBJ", "NEWOBJ_EX"):
                 yield "an object", f"by the instruction {opcode.name}"
-    except (zipfile.BadZipFile, ValueError, EOFError) as error:
-        raise ConceptError(f"{path} is damaged ({type(error).__name__})") from error
+    except (zipfile.BadZipFile, NotImplementedError, *DAMAGED) as error:
+        raise ConceptError(f"{path} cannot be read ({type(error).__name__}): it is damaged") from error
 
 
 def _check_plain(path: Path, value: object, depth: int = 0) -> None:
@@ -110,7 +128,11 @@ def _check_plain(path: Path, value: object, depth: int = 0) -> None:
     elif isinstance(value, list | tuple):
         for inner in value:
             _check_plain(path, inner, depth + 1)
-    elif not isinstance(value, Tensor | str | int | float | bool | None):
+    elif isinstance(value, Tensor):
+        # A view may repeat one number a million times a million: small here, and not to be had in memory.
+        if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+            raise ConceptError(f"{path} is refused: a tensor of shape {tuple(value.shape)} is more than the file holds")
+    elif not isinstance(value, str | int | float | bool | None):
         raise ConceptError(
             f"{path} is refused: it holds a {type(value).__name__}, not only tensors in plain containers"
         )

@@ -20,14 +20,17 @@ WITHIN_RESNETS = {"time_emb_proj": "emb_layers_1", "conv_shortcut": "skip_connec
 
 
 def spellings(base: BaseModel) -> dict[str, str]:
-    """Every known spelling of every layer that a concept may change -> our name of it."""
+    """Every known spelling of every layer that a concept may change -> our name of it.
+
+    A spelling that could be two layers is none: PEFT's of a text encoder does not say which of XL's two it means.
+    """
     blocks = dict(_stability_blocks(base))
-    table = {}
+    meant: dict[str, set[str]] = {}
     for layer in adaptable_layers(base):
         part, _, module = layer.name.partition(".")
         for spelling in _of_layer(part, module, blocks):
-            table[spelling] = layer.name
-    return table
+            meant.setdefault(spelling, set()).add(layer.name)
+    return {spelling: layers.pop() for spelling, layers in meant.items() if len(layers) == 1}
 
 
 def _of_layer(part: str, module: str, blocks: dict[str, str]) -> Iterator[str]:
@@ -35,8 +38,9 @@ def _of_layer(part: str, module: str, blocks: dict[str, str]) -> Iterator[str]:
     yield f"base_model.model.{module}"
     if part == "unet":
         yield module
-    else:
+    else:  # newer transformers dropped that prefix
         yield f"{part}.{module.removeprefix('text_model.')}"
+        yield f"base_model.model.{module.removeprefix('text_model.')}"
     attention, _, linear = module.removesuffix(".0").rpartition(".")
     if attention.endswith(("attn1", "attn2")):
         yield f"{part}.{attention}.processor.{linear}_lora"

@@ -44,20 +44,26 @@ def textual_inversion(found: Mapping[str, Any], base: BaseModel) -> Words | None
 def paper_words(embeddings: Mapping[str, Tensor], base: BaseModel) -> Words:
     """The words of the paper's checkpoint: by token one embedding for each cross-attention layer, down, mid, up; in its order.
 
+    Its plain LoRA has one embedding by token for all layers.
+
     Raises:
-        ConceptError: there are not as many as the base has layers, or of another width.
+        ConceptError: there are not as many as the base has layers, or of another width, or the base has two text encoders.
 
     """
     layers, width = word_layers(base), base.token_tables[0].shape[1]
+    if len(base.token_tables) > 1:
+        raise ConceptError(
+            f"the paper's code knows one text encoder, {base.name} has two: import it with the base it was made for (--base)"
+        )
     for token, tensor in embeddings.items():
-        if not isinstance(tensor, Tensor) or tuple(tensor.shape) != (layers, width):
-            shape = tuple(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
+        shape = tuple(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
+        if shape not in ((layers, width), (1, width)):
             raise ConceptError(f"{token} is {shape}; {base.name} has {layers} cross-attention layers of width {width}")
-    return (torch.stack([tensor.float() for tensor in embeddings.values()], dim=1),)
+    return (torch.stack([tensor.float().expand(layers, width) for tensor in embeddings.values()], dim=1),)
 
 
 def _vectors(found: Mapping[str, Any]) -> Sequence[Float[Tensor, "words width"]] | None:
-    if "string_to_param" in found:
+    if isinstance(found.get("string_to_param"), Mapping):
         found = {"emb_params": next(iter(found["string_to_param"].values()), None)}
     if {"clip_l", "clip_g"} <= found.keys():
         candidates = [found["clip_l"], found["clip_g"]]

@@ -11,9 +11,11 @@ from mos_client.pictures.contact_sheet import write_contact_sheet
 from mos_client.pictures.folder import FEWEST, Folder, Picture, scan, split_pictures
 from mos_client.pictures.quality import remarks
 from mos_client.pictures.reading import read_picture
+from mos_client.pictures.segmentation import model_on_disk
 from mos_client.pictures.views import bucket_for, bucket_sizes
 from mos_common.base_model import BaseModel
-from mos_common.errors import PicturesError
+from mos_common.errors import PicturesError, RequestError
+from mos_common.files import check_writable
 
 
 def check_folder(images: Path, base: BaseModel, out: Path) -> Iterator[str]:
@@ -21,8 +23,12 @@ def check_folder(images: Path, base: BaseModel, out: Path) -> Iterator[str]:
 
     Raises:
         PicturesError: the folder is missing or holds too few usable pictures; what is wrong with each has been said.
+        RequestError, StateError: the contact sheet would lie among the pictures, or cannot be written.
 
     """
+    if out.resolve().parent == images.resolve():
+        raise RequestError(f"--out {out} lies among the pictures and would be taken for one: choose another place")
+    check_writable(out)
     found = scan(images)
     yield f"{images}: {_count(len(found.pictures), 'usable picture')}"
     for skipped in found.skipped:
@@ -32,7 +38,10 @@ def check_folder(images: Path, base: BaseModel, out: Path) -> Iterator[str]:
     yield from _shapes(found, base)
     captioned = sum(picture.captions != TEMPLATES for picture in found.pictures)
     yield f"  captions: {captioned} of {len(found.pictures)}; the others are called {', '.join(map(repr, TEMPLATES))}"
-    yield f"  masks: {sum(map(_masked, found.pictures))} of {len(found.pictures)}"
+    masked = sum(map(_masked, found.pictures))
+    yield f"  masks: {masked} of {len(found.pictures)}"
+    if masked < len(found.pictures) and (model := model_on_disk()):
+        yield f"  masks can be drawn for the others: mos-client check {images} --masks-with {model} --class WORD"
     _, held_back = split_pictures(images)
     yield f"  held back to score with, never tuned on: {', '.join(picture.path.name for picture in held_back)}"
     said: dict[Path, list[str]] = {}

@@ -149,10 +149,11 @@ def _candidates(folder: Path) -> Iterator[Path]:
 
 
 def _beside(picture: Path, endings: Sequence[str], folders: Sequence[str]) -> Path | None:
-    """The file that goes with a picture: `01.txt` beside `01.png`, or in a folder of captions beside or above it."""
+    """The file that goes with a picture: `01.txt` beside `01.png`, or in a folder of captions; that lies beside `image/`."""
     stem = picture.parent / picture.stem
     places = [stem.with_name(stem.name + ending) for ending in endings]
-    for parent in (picture.parent, picture.parent.parent):
+    above = [picture.parent.parent] if picture.parent.name in IMAGE_FOLDERS else []
+    for parent in [picture.parent, *above]:
         plain = endings if endings is CAPTION_SUFFIXES else (".png",)
         places += [parent / name / f"{picture.stem}{ending}" for name in folders for ending in plain]
     return next((place for place in places if place.is_file()), None)

@@ -21,11 +21,14 @@ LAPLACIAN = ImageFilter.Kernel((3, 3), (0, 1, 0, 1, -4, 1, 0, 1, 0), scale=1, of
 
 def remarks(pictures: Sequence[Picture], smallest: int) -> Iterator[tuple[Picture, str]]:
     """(picture, what is the matter): the same as another, much blurrier than the others, smaller than the base's pictures."""
-    opened = [open_picture(picture.path) for picture in pictures]
-    thumbnails = [thumbnail(image) for image in opened]
-    sharp = [sharpness(image) for image in opened]
+    thumbnails, sharp, sizes = [], [], []
+    for picture in pictures:
+        image = open_picture(picture.path)
+        thumbnails.append(thumbnail(image))
+        sharp.append(sharpness(image))
+        sizes.append(image.size)
     usual = median(sharp)
-    for i, (picture, image) in enumerate(zip(pictures, opened, strict=True)):
+    for i, picture in enumerate(pictures):
         for j in range(i):
             if float(np.abs(thumbnails[i] - thumbnails[j]).mean()) < NEARLY_THE_SAME:
                 yield (
@@ -35,8 +38,9 @@ def remarks(pictures: Sequence[Picture], smallest: int) -> Iterator[tuple[Pictur
                 break
         if sharp[i] < MUCH_BLURRIER * usual:
             yield picture, "is much blurrier than the others: the concept learns the blur"
-        if min(image.size) < smallest:
-            yield picture, f"is {image.width} x {image.height}: enlarged to {smallest} it shows no more detail"
+        if min(sizes[i]) < smallest:
+            width, height = sizes[i]
+            yield picture, f"is {width} x {height}: enlarged to {smallest} it shows no more detail"
 
 
 def thumbnail(picture: Image.Image) -> Float[np.ndarray, "24 24 3"]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+import warnings
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -13,6 +15,18 @@ from mos_common.errors import PicturesError
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".heic", ".heif", ".avif"})
 HEIC = frozenset({".heic", ".heif"})
 MAX_PIXELS = 64_000_000
+DAMAGED = (
+    UnidentifiedImageError,
+    OSError,
+    ValueError,
+    SyntaxError,
+    EOFError,
+    LookupError,
+    TypeError,
+    struct.error,
+    Image.DecompressionBombError,
+)
+"""What Pillow raises over damaged files."""
 SHOWN_THROUGH = 0.02  # a share of transparent pixels above this is a cut-out, not a smoothed edge
 
 
@@ -33,8 +47,7 @@ def read_picture(path: Path) -> Read:
     """
     _with_heic()
     try:
-        with Image.open(path) as file:
-            _refuse_bombs(path, file)
+        with _opened(path) as file:
             upright = ImageOps.exif_transpose(file)
             if not upright.has_transparency_data:
                 return Read(upright.convert("RGB"), None)
@@ -42,7 +55,7 @@ def read_picture(path: Path) -> Read:
             alpha = layers.getchannel("A")
             flat = Image.alpha_composite(Image.new("RGBA", layers.size, "white"), layers).convert("RGB")
             return Read(flat, alpha if _cut_out(alpha) else None)
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except DAMAGED as error:
         raise PicturesError(_unreadable(path, error)) from error
 
 
@@ -59,12 +72,11 @@ def read_mask(path: Path, size: tuple[int, int]) -> Image.Image:
 
     """
     try:
-        with Image.open(path) as file:
-            _refuse_bombs(path, file)
+        with _opened(path) as file:
             upright = ImageOps.exif_transpose(file)
             # A mask of one colour on nothing says what it means by what is not transparent.
             mask = upright.getchannel("A") if upright.mode in ("RGBA", "LA") else upright.convert("L")
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except DAMAGED as error:
         raise PicturesError(_unreadable(path, error)) from error
     if abs(mask.width / mask.height - size[0] / size[1]) > 0.02 * size[0] / size[1]:
         raise PicturesError(
@@ -73,12 +85,16 @@ def read_mask(path: Path, size: tuple[int, int]) -> Image.Image:
     return mask.resize(size, Image.Resampling.BILINEAR)
 
 
-def _refuse_bombs(path: Path, file: Image.Image) -> None:
-    """The size is in the header: nothing has been unpacked yet."""
+def _opened(path: Path) -> Image.Image:
+    """A picture whose size, which is in its header, is not beyond the cap: nothing has been unpacked yet."""
+    with warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning):  # our own cap is lower
+        file = Image.open(path)
     if file.width * file.height > MAX_PIXELS:
+        file.close()
         raise PicturesError(
             f"{path} has {file.width} x {file.height} pixels, more than {MAX_PIXELS:,}: make it smaller"
         )
+    return file
 
 
 def _cut_out(alpha: Image.Image) -> bool:
@@ -91,6 +107,8 @@ def _unreadable(path: Path, error: Exception) -> str:
         return (
             f"picture {path} is HEIC, which needs the package pillow-heif: pip install pillow-heif, or save it as JPEG"
         )
+    if isinstance(error, Image.DecompressionBombError):
+        return f"picture {path} has far more than {MAX_PIXELS:,} pixels: make it smaller"
     return f"picture {path} cannot be read ({type(error).__name__}): repair it or take it out of the folder"
 
 

@@ -21,6 +21,7 @@ from mos_common.errors import RequestError
 from mos_common.files import write_atomically
 
 CERTAIN = 0.5
+KNOWN = ("CIDAS/clipseg-rd64-refined", "CIDAS/clipseg-rd64", "CIDAS/clipseg-rd16")
 
 
 def draw_masks(images: Path, class_word: str, model: Path, device: str = "cpu") -> Iterator[Path]:
@@ -53,12 +54,26 @@ def draw_masks(images: Path, class_word: str, model: Path, device: str = "cpu") 
 
 
 def _load(model: Path) -> tuple[Any, torch.nn.Module]:
-    from transformers import CLIPSegForImageSegmentation, CLIPSegProcessor
+    from transformers import AutoConfig, CLIPSegForImageSegmentation, CLIPSegProcessor
+    from transformers.utils import logging as transformers_logging
 
+    transformers_logging.disable_progress_bar()
     try:
+        kind = AutoConfig.from_pretrained(model, local_files_only=True).model_type
+        if kind != "clipseg":  # transformers would read what it can and make the rest up
+            raise ValueError(f"it is a {kind}")
         processor = CLIPSegProcessor.from_pretrained(model, local_files_only=True)
-        return processor, CLIPSegForImageSegmentation.from_pretrained(model, local_files_only=True).eval()
-    except (OSError, ValueError, KeyError) as error:
+        network = CLIPSegForImageSegmentation.from_pretrained(model, local_files_only=True, use_safetensors=True)
+    except (OSError, ValueError, KeyError, ImportError) as error:
         raise RequestError(
-            f"{model} is no CLIPSeg model ({str(error).splitlines()[0]}): give a folder such as that of CIDAS/clipseg-rd64-refined"
+            f"{model} is no CLIPSeg model ({str(error).splitlines()[0]}): give a folder such as that of {KNOWN[0]}"
         ) from error
+    return processor, network.eval()
+
+
+def model_on_disk() -> Path | None:
+    """A CLIPSeg model that lies in the hub's cache on this machine, if any; nothing is downloaded."""
+    from huggingface_hub import try_to_load_from_cache
+
+    found = (try_to_load_from_cache(name, "config.json") for name in KNOWN)
+    return next((Path(path).parent for path in found if isinstance(path, str)), None)

@@ -1,0 +1,93 @@
+"""`mos-client check`, `import` and `leakage` as a person types them: what is printed, and the exit codes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from mos_client.cli import app
+from mos_common.concept_file import read_concept, write_concept
+from mos_common.shell import run
+
+K = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
+PAIR = {f"{K}.lora_down.weight": torch.ones(2, 32), f"{K}.lora_up.weight": torch.ones(32, 2)}
+
+
+@pytest.fixture
+def command(monkeypatch, capsys, tmp_path):
+    """Run one command line within an empty folder: (exit code, what it printed, what it said on stderr)."""
+    monkeypatch.chdir(tmp_path)
+
+    def typed(*words: object) -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.argv", ["mos-client", *map(str, words)])
+        code = 0
+        try:
+            run(app)
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        printed = capsys.readouterr()
+        return code, printed.out, printed.err
+
+    return typed
+
+
+NAMED = ("--concept", "<cat>", "--class", "cat")
+
+
+def test_check_prints_what_it_found_and_writes_the_sheet(command, make_pictures, tmp_path):
+    code, out, err = command("check", make_pictures(5))
+    assert code == 0, err
+    assert out.startswith(f"{tmp_path / 'pictures'}: 5 usable pictures\n")
+    assert out.endswith("contact sheet: check.png\n")
+    with Image.open(tmp_path / "check.png") as sheet:
+        assert sheet.format == "PNG"
+
+
+def test_check_of_too_few_pictures_is_3_and_of_masks_without_a_class_2(command, make_pictures, tmp_path):
+    folder = make_pictures(2)
+    code, out, err = command("check", folder)
+    assert code == 3
+    assert "2 usable pictures" in out
+    assert "at least 3" in err
+    code, _, err = command("check", folder, "--masks-with", tmp_path)
+    assert code == 2
+    assert "--class" in err
+    code, _, err = command("check", folder, "--masks-with", tmp_path, "--class", "cat")
+    assert code in (2, 3)
+    assert len(err.strip().splitlines()) == 1
+
+
+def test_import_writes_a_concept_file_and_says_how_it_is_called(command, random_base_folder, tmp_path):
+    save_file(PAIR, tmp_path / "lora.safetensors")
+    base = ("--base", random_base_folder())
+    code, out, err = command("import", "lora.safetensors", *NAMED, *base, "--trigger", "sks", "--author", "Alice")
+    assert (code, out) == (0, "cat.safetensors: 1 layers, called 'sks'\n"), err
+    concept = read_concept(tmp_path / "cat.safetensors")
+    assert (concept.trigger, concept.author, concept.name) == ("sks", "Alice", "<cat>")
+    save_file({"emb_params": torch.ones(3, 24)}, tmp_path / "ti.safetensors")
+    code, out, err = command("import", "lora.safetensors", "ti.safetensors", *NAMED, *base, "--rank", 1)
+    assert (code, out) == (0, "cat.safetensors: 1 layers, 3 words\n"), err
+    assert [pair.rank for pair in read_concept(tmp_path / "cat.safetensors").pairs.values()] == [1]
+
+
+def test_what_cannot_be_imported_is_one_line_and_5(command, random_base_folder, tmp_path):
+    save_file({**PAIR, f"{K}.dora_scale": torch.ones(32)}, tmp_path / "dora.safetensors")
+    code, out, err = command("import", "dora.safetensors", *NAMED, "--base", random_base_folder())
+    (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert (code, out) == (5, "")
+    assert f"{K}.dora_scale is DoRA" in line
+    assert not (tmp_path / "cat.safetensors").exists()
+
+
+def test_leakage_prints_every_picture_the_score_and_what_it_means(command, make_concept, make_pictures, random_base_folder, sixteen, tmp_path):  # fmt: skip
+    write_concept(make_concept(sixteen), tmp_path / "cat.safetensors")
+    base = ("--base", random_base_folder(), "--device", "cpu")
+    code, out, err = command("leakage", "cat.safetensors", make_pictures(4), *base)
+    assert code == 0, err
+    for text in ("tuned on  00.png", "never seen  03.png", "membership score", "proves nothing about other attacks"):
+        assert text in out
+    code, _, err = command("leakage", "nowhere.safetensors", tmp_path / "pictures", *base)
+    assert code == 5
+    assert "nowhere.safetensors cannot be read" in err
