@@ -147,17 +147,29 @@ def feature_map_size(cells: int, aspect: float) -> tuple[int, int]:
     return best, cells // best
 
 
+Processors = Sequence[tuple[Any, LayerwiseCrossAttention]]
+
+
+def layerwise_processors(base: BaseModel) -> Processors:
+    """Every cross-attention of the UNet with the processor that it gets within `layerwise_attention`."""
+    layers = zip(cross_attentions(base), word_layer_numbers(base), strict=True)
+    return [(module, LayerwiseCrossAttention(place, layer)) for place, ((_, module), layer) in enumerate(layers)]
+
+
 @contextmanager
-def layerwise_attention(base: BaseModel) -> Iterator[None]:
-    """Within: the UNet's cross-attention layers read a `TextMemory`. Afterwards: the processors it came with."""
-    modules: list[Any] = [module for _, module in cross_attentions(base)]
-    before = [module.processor for module in modules]
+def layerwise_attention(base: BaseModel, processors: Processors | None = None) -> Iterator[None]:
+    """Within: the UNet's cross-attention layers read a `TextMemory`. Afterwards: the processors it came with.
+
+    Whoever enters this often makes `layerwise_processors` once: finding them is a walk over all modules.
+    """
+    exchanged = layerwise_processors(base) if processors is None else processors
+    before = [module.processor for module, _ in exchanged]
     try:
-        for place, (module, layer) in enumerate(zip(modules, word_layer_numbers(base), strict=True)):
-            module.processor = LayerwiseCrossAttention(place, layer)
+        for module, processor in exchanged:
+            module.processor = processor
         yield
     finally:
-        for module, processor in zip(modules, before, strict=True):
+        for (module, _), processor in zip(exchanged, before, strict=True):
             module.processor = processor
 
 

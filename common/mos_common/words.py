@@ -102,9 +102,14 @@ class TextRows:
     index: tuple[tuple[int, ...], ...]
 
 
-def text_rows(base: BaseModel, texts: Sequence[TokenIds], vocabulary: Vocabulary) -> TextRows:
-    """The distinct rows of some prompts: one for each group of layers whose words are the same."""
-    count = word_layers(base)
+def text_rows(
+    base: BaseModel, texts: Sequence[TokenIds], vocabulary: Vocabulary, layers: int | None = None
+) -> TextRows:
+    """The distinct rows of some prompts: one for each group of layers whose words are the same.
+
+    Whoever asks often gives `layers`, the base's `word_layers`: counting them is a walk over all modules of the UNet.
+    """
+    count = word_layers(base) if layers is None else layers
     alike = {token: _alike(words, count) for token, words in vocabulary.items()}
     rows: dict[tuple[TokenIds, int], int] = {}
     index = []
@@ -122,10 +127,14 @@ def encode_prompts(base: BaseModel, prompts: Sequence[str], vocabulary: Vocabula
     return encode_token_ids(base, [tokenise(base, prompt, vocabulary) for prompt in prompts], vocabulary)
 
 
-def encode_token_ids(base: BaseModel, texts: Sequence[TokenIds], vocabulary: Vocabulary) -> TextFeatures:
-    """As `encode_prompts`, from prompts already tokenised."""
-    rows = text_rows(base, texts, vocabulary)
-    return encode_rows(base, rows, vocabulary)[torch.tensor(rows.index, device=base.token_table.device)]
+def encode_token_ids(
+    base: BaseModel, texts: Sequence[TokenIds], vocabulary: Vocabulary, layers: int | None = None
+) -> TextFeatures:
+    """As `encode_prompts`, from prompts already tokenised; `layers` as for `text_rows`."""
+    rows = text_rows(base, texts, vocabulary, layers)
+    index = torch.tensor(rows.index, device=base.token_table.device)
+    # Layer by layer in memory, as they are read: the prompts of one layer are one piece.
+    return encode_rows(base, rows, vocabulary)[index.T].transpose(0, 1)
 
 
 def encode_rows(base: BaseModel, rows: TextRows, vocabulary: Vocabulary) -> Float[Tensor, "rows tokens width"]:

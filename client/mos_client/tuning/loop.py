@@ -17,7 +17,7 @@ from mos_client.tuning.batches import Batch, next_batch
 from mos_client.tuning.loss import attention_loss, cell_weights, noise_loss
 from mos_client.tuning.memory_plan import Plan
 from mos_client.tuning.parameters import initial_pair, initial_words, trained, tuned_layers
-from mos_common.attention import TextMemory, WatchedWords, layerwise_attention
+from mos_common.attention import TextMemory, WatchedWords, layerwise_attention, layerwise_processors
 from mos_common.base_model import BaseModel
 from mos_common.edlora import LowRank
 from mos_common.errors import ConceptError
@@ -64,6 +64,7 @@ class Tuning:
         self.optimiser = self.plan.optimiser(self._parameter_groups())
         self.averages = [parameter.detach().clone() for parameter in self.parameters]
         self.norm_stops = [config.norm_stop * float(table.float().norm(dim=1).median()) for table in base.token_tables]
+        self._word_layers = word_layers(base)
         self._texts: dict[str, TokenIds] = {}
         self._features: dict[TokenIds, Tensor] = {}
 
@@ -80,15 +81,20 @@ class Tuning:
     def layerwise_words(self) -> Tensor:
         """(layers, words, width): the words as a concept file holds them, one embedding a layer also where all share it."""
         assert self.words is not None
-        return self.words.detach().cpu().expand(word_layers(self.base), -1, -1).clone()
+        return self.words.detach().cpu().expand(self._word_layers, -1, -1).clone()
 
     def steps(self) -> Generator[Step, None, None]:
         """Run the remaining steps."""
         from diffusers import DDPMScheduler
 
         scheduler = DDPMScheduler.from_config(self.base.scheduler.config, clip_sample=False)
+        processors = layerwise_processors(self.base)
         while self.done < self.config.steps:
-            with self.plan.applied(self.base), layerwise_attention(self.base), trained(self.layers, self.pairs):
+            with (
+                self.plan.applied(self.base),
+                layerwise_attention(self.base, processors),
+                trained(self.layers, self.pairs),
+            ):
                 loss = self._step(scheduler)
             self.done += 1
             yield Step(self.done, self.config.steps, loss)
@@ -162,11 +168,13 @@ class Tuning:
     def _encoded(self, texts: Sequence[TokenIds]) -> Tensor:
         """Text features; where nothing that the text encoder reads is tuned, every text is encoded once and for all."""
         if self.words is not None or any(layer.group is Group.TEXT for layer in self.layers):
-            return encode_token_ids(self.base, texts, self.vocabulary)
+            return encode_token_ids(self.base, texts, self.vocabulary, self._word_layers)
         for text in texts:
             if text not in self._features:
                 with torch.no_grad():
-                    self._features[text] = encode_token_ids(self.base, [text], {})[0].to(self.base.device)
+                    self._features[text] = encode_token_ids(self.base, [text], {}, self._word_layers)[0].to(
+                        self.base.device
+                    )
         return torch.stack([self._features[text] for text in texts])
 
     def _tokenised(self, caption: str) -> TokenIds:

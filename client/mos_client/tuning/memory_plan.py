@@ -146,7 +146,7 @@ def _one_step(base: BaseModel, pictures: int, rank: int) -> None:
             base, latents.to(base.dtype), torch.zeros(pictures, dtype=torch.long, device=device), memory
         )
         # Within all this: what was checkpointed is computed again on the way back.
-        predicted.float().square().mean().backward()
+        predicted.float().square().mean().backward()  # type: ignore[no-untyped-call]
 
 
 class _Ledger:

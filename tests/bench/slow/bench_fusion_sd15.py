@@ -18,54 +18,12 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
 from harness import Bench, peak_rss, seconds
+from random_models import write_random_sd15
 from synthetic import random_concept
 
 from mos_common.base_model import load_base
 from mos_server.config import FusionSettings
 from mos_server.fusion.fuse import fuse
-
-
-def write_random_sd15(folder: Path) -> None:
-    """The layout and sizes of Stable Diffusion 1.5; `tiny` lends its tokenizer and scheduler."""
-    import shutil
-
-    from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel
-
-    torch.manual_seed(0)
-    tiny = load_base("tiny", device="cpu")
-    text = CLIPTextConfig(
-        vocab_size=49408,
-        hidden_size=768,
-        intermediate_size=3072,
-        num_hidden_layers=12,
-        num_attention_heads=12,
-        max_position_embeddings=77,
-        projection_dim=768,
-        bos_token_id=tiny.tokenizer.bos_token_id,
-        eos_token_id=tiny.tokenizer.eos_token_id,
-        pad_token_id=tiny.tokenizer.pad_token_id,
-    )
-    tiny.tokenizer.model_max_length = 77
-    pipeline = StableDiffusionPipeline(
-        vae=AutoencoderKL(
-            block_out_channels=(128, 256, 512, 512),
-            layers_per_block=2,
-            down_block_types=("DownEncoderBlock2D",) * 4,
-            up_block_types=("UpDecoderBlock2D",) * 4,
-            latent_channels=4,
-            sample_size=512,
-        ),
-        text_encoder=CLIPTextModel(text),
-        tokenizer=tiny.tokenizer,
-        unet=UNet2DConditionModel(sample_size=64, cross_attention_dim=768),
-        scheduler=tiny.scheduler,
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-    shutil.rmtree(folder, ignore_errors=True)
-    pipeline.to(torch.float16).save_pretrained(folder)
 
 
 def fuse_on(folder: str, device: str, dtype: str, count: int, settings: FusionSettings) -> float:

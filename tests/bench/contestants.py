@@ -1,0 +1,74 @@
+"""Three ways to tune on the same model, pictures, batches and precision, each as a function that takes one step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from straightforward import SingleEmbedding, Straightforward
+from torch import Tensor
+
+from mos_client.config import TuningConfig
+from mos_client.pictures.captions import TEMPLATES
+from mos_client.pictures.examples import Encoded, Example
+from mos_client.tuning.batches import next_batch
+from mos_client.tuning.loop import Tuning
+from mos_client.tuning.memory_plan import Plan
+from mos_common.base_model import BaseModel
+
+OURS, STRAIGHTFORWARD, SINGLE = "ours", "straightforward", "single embedding"
+ALL = (OURS, STRAIGHTFORWARD, SINGLE)
+MANY_STEPS = 10_000
+PLACES = ("beach", "street", "grass", "snow", "table", "roof", "boat", "sofa")
+OWN_CAPTIONS = tuple(f"photo of a V on the {place}" for place in PLACES)
+
+
+@dataclass(frozen=True)
+class Shown:
+    """Pictures, made beforehand for all contestants, and their latents and captions."""
+
+    pictures: Tensor
+    examples: list[Example]
+
+
+def shown(base: BaseModel, count: int, *, own_captions: bool) -> Shown:
+    """Random pictures, each with a caption of its own or all with the templates that a folder without captions gets."""
+    size, generator = base.picture_size, torch.Generator().manual_seed(1)
+    pictures = torch.rand(count, 3, size, size, generator=generator) * 2 - 1
+    latents = [base.encode_pictures(picture[None])[0].float().cpu() for picture in pictures]
+    captions = [(OWN_CAPTIONS[i % len(OWN_CAPTIONS)],) if own_captions else TEMPLATES for i in range(count)]
+    examples = [Example((Encoded(latent),), texts) for latent, texts in zip(latents, captions, strict=True)]
+    return Shown(pictures, examples)
+
+
+def contestant(
+    name: str, base: BaseModel, what: Shown, config: TuningConfig, plan: Plan | None = None
+) -> Callable[[], float]:
+    """A function that takes the next step and gives its loss. All see the same batches in the same order."""
+    tuning = Tuning(base, "cat", what.examples, config, plan)
+    if name == OURS:
+        steps = tuning.steps()
+        return lambda: next(steps).loss
+
+    rates = (config.learning_rate_words, config.learning_rate_text, config.learning_rate_unet)
+    generator, total = tuning.generator, int(base.scheduler.config.num_train_timesteps)
+    if name == SINGLE:
+        single = SingleEmbedding(base, "cat", rates)
+
+        def step_of_single() -> float:
+            batch = next_batch(what.examples, config, total, generator)
+            return single.step(batch.latents, batch.captions, batch.noise, batch.times)
+
+        return step_of_single
+
+    A = {layer: A.detach() for layer, (A, _) in tuning.pairs.items()}
+    straightforward = Straightforward(base, tuning.words.detach(), A, rates)
+    latents = torch.stack([example.views[0].latent for example in what.examples])
+
+    def step_of_straightforward() -> float:
+        batch = next_batch(what.examples, config, total, generator)
+        which = [int((latents == latent).flatten(1).all(dim=1).nonzero()) for latent in batch.latents]
+        return straightforward.step(what.pictures[which], batch.captions, batch.noise, batch.times)
+
+    return step_of_straightforward

@@ -1,0 +1,98 @@
+"""A step of tuning at the real sizes of Stable Diffusion 1.5 and XL, on random weights: seconds, and memory of the card.
+
+    python tests/bench/slow/bench_tuning_sd15.py                  on a CPU: 512x512, one picture a step, float32
+    python tests/bench/slow/bench_tuning_sd15.py --device cuda    512x512, batch 4; then XL, 1024x1024, batch 1; bfloat16
+
+The contestants and figures are those of tests/bench/bench_tuning.py. `peak_allocated` is torch.cuda.max_memory_allocated of three steps of
+one contestant alone; "within 8 GB" and "within 12 GB" are ours, as `mos_client.tuning.memory_plan` plans them for such a card.
+
+Wanted: twice the straightforward loop's speed, at most 1.35 times the single embedding's time, and the plans kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import sys
+import tempfile
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import torch
+from bench_tuning import report_speed, take
+from contestants import ALL, MANY_STEPS, OURS, STRAIGHTFORWARD, contestant, shown
+from harness import CLOCKS, Bench, alternating, seconds
+from random_models import write_random_sd15, write_random_sdxl
+
+from mos_client.config import TuningConfig
+from mos_client.tuning.memory_plan import Plan, plan_for
+from mos_client.tuning.off_card import resting
+from mos_common.base_model import BaseModel, load_base
+
+
+def bench_speed(
+    bench: Bench, base: BaseModel, config: TuningConfig, times: int, steps: int, clock: str = "wall"
+) -> None:
+    """Steps of all three in turns; every picture has a caption of its own, so that ours has nothing to encode once."""
+    what = shown(base, max(2, config.batch), own_captions=True)
+    runs = {name: partial(take, steps, contestant(name, base, what, config)) for name in ALL}
+    measured = alternating(runs, times, clock)
+    report_speed(bench, f"sd 1.5, {base.picture_size} pixels, batch {config.batch}", steps, measured)
+
+
+def bench_memory(bench: Bench, case: str, base: BaseModel, name: str, config: TuningConfig, plan: Plan) -> None:
+    """Three steps of one contestant, alone on the card; seconds of the last two. Who needs no VAE has it off the card."""
+    what = shown(base, config.batch, own_captions=True)
+    with resting(base, config) as awake, awake() if name == STRAIGHTFORWARD else nullcontext():
+        step = contestant(name, base, what, config, plan)
+        gc.collect()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        step()
+        bench.add(case, "seconds_per_step", seconds(lambda: take(2, step)) / 2, "s")
+        bench.add(case, "peak_allocated", torch.cuda.max_memory_allocated() / 2**30, "GiB")
+
+
+def on_gpu(bench: Bench, scratch: Path, device: str) -> None:
+    """Speed and memory of Stable Diffusion 1.5, memory of XL."""
+    write_random_sd15(scratch / "sd15")
+    base = load_base(str(scratch / "sd15"), device=device, dtype="bfloat16")
+    config = TuningConfig.of(base.preset, steps=MANY_STEPS, changes={"batch": "4"})
+    for name in ALL:
+        bench_memory(bench, f"sd 1.5, batch 4, {name}", base, name, config, Plan(4))
+    plan = plan_for(base, 4, config.rank, 8.0)
+    bench_memory(bench, f"sd 1.5, batch 4, within 8 GB ({plan})", base, OURS, config, plan)
+    bench_speed(bench, base, config, times=7, steps=5)
+    del base
+    write_random_sdxl(scratch / "sdxl")
+    base = load_base(str(scratch / "sdxl"), device=device, dtype="bfloat16")
+    config = TuningConfig.of(base.preset, steps=MANY_STEPS, changes={"batch": "1"})
+    plan = plan_for(base, 1, config.rank, 12.0)
+    bench_memory(bench, f"sdxl, batch 1, within 12 GB ({plan})", base, OURS, config, plan)
+
+
+def main() -> None:
+    """On what there is."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--times", type=int, default=2, help="measured steps on a CPU")
+    parser.add_argument("--clock", choices=list(CLOCKS), default="wall", help="on a CPU that others use too: cpu")
+    arguments = parser.parse_args()
+    bench = Bench("tuning_sd15")
+    with tempfile.TemporaryDirectory() as scratch:
+        if arguments.device != "cpu":
+            on_gpu(bench, Path(scratch), arguments.device)
+        else:
+            torch.set_num_threads(2)
+            write_random_sd15(Path(scratch) / "sd15")
+            base = load_base(f"{scratch}/sd15", device="cpu", dtype="float32")
+            config = TuningConfig.of(base.preset, steps=MANY_STEPS, changes={"batch": "1"})
+            bench_speed(bench, base, config, times=arguments.times, steps=1, clock=arguments.clock)
+    bench.write()
+
+
+if __name__ == "__main__":
+    main()
