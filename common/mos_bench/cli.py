@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from mos_bench.identity.cli import register
 from mos_common.shell import run
 
 app = typer.Typer(
@@ -71,6 +72,9 @@ def tuning(
 
     torch.set_num_threads(1 if parts > 1 else 2)
     measure(out, each=each, base_name=base, only=only or [], part=part, parts=parts)
+
+
+register(app)
 
 
 def main() -> None:

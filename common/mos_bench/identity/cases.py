@@ -1,0 +1,86 @@
+"""A case is one way to draw some concepts, scored; its figures are what tables, plots and the JSON file are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from mos_bench.identity.concepts import BenchConcept
+from mos_bench.identity.models import Model
+from mos_bench.identity.statistics import Interval, Matrix, interval, paired, stacked
+from mos_bench.identity.workshop import Scores, Workshop
+
+FIGURES = ("image_alignment", "identity_accuracy", "text_alignment", "diversity")
+UNITS = {"identity_accuracy": "share", "identity_kept": "ratio", "drift": "1 - cosine", "diversity": "1 - cosine"}
+_OF: Mapping[str, Callable[[Scores], np.ndarray]] = {
+    "image_alignment": lambda scores: scores.image.mean(axis=0),
+    "identity_accuracy": lambda scores: scores.right.mean(axis=0),
+    "text_alignment": lambda scores: scores.text.mean(axis=0),
+    "diversity": lambda scores: np.array([scores.diversity]),
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """`about` says what it is (n, method, rank, variant, λ …); `scores` are by concept; `drift` is ordinary prompts × seeds."""
+
+    name: str
+    scores: Mapping[str, Scores]
+    about: Mapping[str, object] = field(default_factory=dict)
+    drift: Matrix | None = None
+
+    def matrix(self, figure: str, only: Sequence[str] | None = None) -> Matrix:
+        """One row a concept (of `only`, or all), one column a seed."""
+        return stacked([_OF[figure](scores) for name, scores in self.scores.items() if only is None or name in only])
+
+    def figure(self, figure: str, only: Sequence[str] | None = None) -> Interval:
+        """Its mean with a 95 % interval."""
+        if figure == "drift":
+            return interval(self.drift if self.drift is not None else np.empty((0, 1)))
+        return interval(self.matrix(figure, only))
+
+    def change(self, figure: str, before: Case, only: Sequence[str] | None = None) -> Interval:
+        """How much higher it is than before, on the same concepts and seeds."""
+        return paired(self.matrix(figure, only), before.restricted(self).matrix(figure, only)).difference
+
+    def restricted(self, other: Case) -> Case:
+        """The same case on the concepts of another, in its order."""
+        return Case(self.name, {name: self.scores[name] for name in other.scores}, self.about, self.drift)
+
+
+def single_case(workshop: Workshop, models: Mapping[str, Model], concepts: Sequence[BenchConcept], name: str) -> Case:
+    """Each concept under its own model; the drawings are made now."""
+    requests = [request for concept in concepts for request in workshop.requests(models[concept.name], concept)]
+    workshop.draw(requests, name)
+    if workshop.sharing.helper:
+        return Case(name, {})
+    return Case(name, {c.name: workshop.scores(models[c.name], c) for c in concepts})
+
+
+def shared_case(workshop: Workshop, model: Model, concepts: Sequence[BenchConcept], name: str, **about: object) -> Case:
+    """Several concepts under one model, and what it does to ordinary prompts; the drawings are there. Helpers do not score."""
+    if workshop.sharing.helper:
+        return Case(name, {}, about)
+    scores = {concept.name: workshop.scores(model, concept) for concept in concepts}
+    return Case(name, scores, about, workshop.drift(model))
+
+
+def floor_case(workshop: Workshop, model: Model, concepts: Sequence[BenchConcept]) -> Case:
+    """What the untouched base draws for the class word."""
+    workshop.draw([r for c in concepts for r in workshop.requests(model, c, of_class=True)], "class word")
+    if workshop.sharing.helper:
+        return Case("class word (floor)", {})
+    return Case("class word (floor)", {c.name: workshop.scores(model, c, of_class=True) for c in concepts})
+
+
+def ceiling_case(workshop: Workshop, concepts: Sequence[BenchConcept]) -> Case:
+    """What real pictures score, through the VAE (`gallery.Ceiling`); text: what the witnesses confirm of their class and place."""
+    found: dict[str, Scores] = {}
+    for concept in () if workshop.sharing.helper else concepts:
+        ceiling = workshop.gallery.ceilings[concept.name]
+        text = workshop.text_ceiling(concept)
+        image, right, said = (np.array([[value]]) for value in (ceiling.image, ceiling.accuracy, text))
+        found[concept.name] = Scores(image, right, said, float("nan"))
+    return Case("real pictures (ceiling)", found)

@@ -1,0 +1,172 @@
+"""The flags of `mos-bench identity` and `mos-bench settings`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mos_common.errors import RequestError
+
+Jobs = Annotated[int, typer.Option("--jobs", min=1, help="Processes that share the work, one thread each.")]
+Helper = Annotated[bool, typer.Option("--helper", hidden=True, help="Do a share of another process's work.")]
+Tuned = Annotated[
+    Path | None, typer.Option("--tuned", help="Where tuned concepts are kept, or come from; default: within --out.")
+]
+Out = Annotated[Path, typer.Option("--out", help="Everything is kept here, and a second run goes on from it.")]
+Base = Annotated[str, typer.Option("--base", help="`tiny`, or a diffusers folder.")]
+Docs = Annotated[Path | None, typer.Option("--docs", help="Also write DOCS/results.md and DOCS/results/.")]
+Prompts = Annotated[int | None, typer.Option("--prompts", help="Prompts of each of the four kinds, 1 to 5.")]
+Seeds = Annotated[int | None, typer.Option("--seeds", help="Drawings of each prompt.")]
+Probed = Annotated[int | None, typer.Option("--probed", help="Concepts scored at each n; 0: all that are fused.")]
+Steps = Annotated[int | None, typer.Option("--steps", help="Tuning steps; default: the base's preset.")]
+DrawSteps = Annotated[int | None, typer.Option("--draw-steps", help="Denoising steps of drawings.")]
+Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, mps; default: the best there is.")]
+Dtype = Annotated[
+    str | None, typer.Option("--dtype", help="float32, float16, bfloat16; default: what suits the device.")
+]
+Counts = Annotated[str | None, typer.Option("--n", help="How many concepts are fused, such as 3,8.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to `mos-bench`."""
+    app.command(epilog="Example: mos-bench identity --quick --out build/identity")(identity)
+    app.command(epilog="Example: mos-bench settings --out build/identity")(settings)
+
+
+def identity(
+    out: Out = Path("build/identity"),
+    quick: Annotated[bool, typer.Option("--quick", help="n = 3 and 8 only: minutes.")] = False,
+    full: Annotated[bool, typer.Option("--full", help="The paper's protocol, every concept: days; resumable.")] = False,
+    only: Annotated[
+        str | None, typer.Option("--only", help="curve, table1, table2, multi, figure3: what the page is to hold.")
+    ] = None,
+    split: Annotated[str, typer.Option("--split", help="test, or dev while something is being chosen.")] = "test",
+    counts: Counts = None,
+    ranks: Annotated[str | None, typer.Option("--ranks", help="Ranks of the curve: 4,1.")] = None,
+    methods: Annotated[str | None, typer.Option("--methods", help="Of the curve, such as sum-tuned,gradient.")] = None,
+    prompts: Prompts = None,
+    seeds: Seeds = None,
+    probed: Probed = None,
+    fused: Annotated[
+        int | None, typer.Option("--fused", help="Concepts in the tables' models; the paper has 14.")
+    ] = None,
+    base: Base = "tiny",
+    concepts: Annotated[Path | None, typer.Option("--concepts", help="For another base: folders of pictures.")] = None,
+    tuned: Tuned = None,
+    steps: Steps = None,
+    draw_steps: DrawSteps = None,
+    scorer: Annotated[
+        str, typer.Option("--scorer", help="efficientnet, or clip: exactly as in the paper.")
+    ] = "efficientnet",
+    clip: Annotated[Path | None, typer.Option("--clip", help="The folder of CLIP ViT-B/32.")] = None,
+    vision: Annotated[
+        Path | None, typer.Option("--vision", help="Judge identity by this vision model: DINO, faces.")
+    ] = None,
+    docs: Docs = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    jobs: Jobs = 2,
+    helper: Helper = False,
+) -> None:
+    """The paper's tables and the honest ones: identity, text alignment and drift, on concepts that the base never saw."""
+    from mos_bench.identity.command import PAPER, Asked, run_identity, sized
+
+    of_size, of_ranks, parts, protocol = sized(quick, full)
+    how = PAPER if scorer == "clip" else protocol.how
+    asked = Asked(
+        out=out,
+        parts=tuple(only.split(",")) if only else parts,
+        half=split,
+        counts=_numbers(counts, "--n") or of_size,
+        ranks=_numbers(ranks, "--ranks") or of_ranks,
+        protocol=replace(
+            protocol,
+            prompts=prompts or protocol.prompts,
+            seeds=seeds or protocol.seeds,
+            probed=protocol.probed if probed is None else probed,
+            how=replace(how, steps=draw_steps or how.steps),
+        ),
+        base=base,
+        concepts=concepts,
+        tuned=tuned,
+        steps=steps,
+        scorer=scorer,
+        clip=clip,
+        vision=vision,
+        docs=docs,
+        device=device,
+        dtype=dtype,
+    )
+    asked = replace(asked, fused=fused or asked.fused, methods=tuple(methods.split(",")) if methods else asked.methods)
+    with helpers(0 if helper else jobs - 1):
+        run_identity(asked, helper=helper)
+
+
+def settings(
+    out: Out = Path("build/identity"),
+    counts: Counts = None,
+    prompts: Prompts = None,
+    seeds: Seeds = None,
+    probed: Probed = None,
+    only: Annotated[str | None, typer.Option("--only", help="Settings to try, such as ridge,preserve,rows.")] = None,
+    split: Annotated[str, typer.Option("--split", help="Settings are chosen on dev.")] = "dev",
+    base: Base = "tiny",
+    tuned: Tuned = None,
+    steps: Steps = None,
+    draw_steps: DrawSteps = None,
+    docs: Docs = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    jobs: Jobs = 2,
+    helper: Helper = False,
+) -> None:
+    """What each setting of fusion does to identity, text alignment and drift, one changed at a time, on dev."""
+    from mos_bench.identity.study import COUNTS, Study, run_study
+    from mos_bench.identity.workshop import Protocol
+
+    protocol = Protocol(prompts=prompts or 1, seeds=seeds or 1, probed=8 if probed is None else probed)
+    study = Study(
+        out=out,
+        half=split,
+        counts=_numbers(counts, "--n") or COUNTS,
+        only=tuple(only.split(",")) if only else (),
+        protocol=replace(protocol, how=replace(protocol.how, steps=draw_steps or protocol.how.steps)),
+        base=base,
+        tuned=tuned,
+        steps=steps,
+        docs=docs,
+        device=device,
+        dtype=dtype,
+    )
+    with helpers(0 if helper else jobs - 1):
+        run_study(study, helper=helper)
+
+
+@contextmanager
+def helpers(count: int) -> Iterator[None]:
+    """Within: so many processes run the same command line as helpers; they are gone afterwards."""
+    from mos_bench.processes import Processes
+
+    if not count:
+        yield
+        return
+    with Processes({"OMP_NUM_THREADS": "1"}) as processes:
+        for i in range(count):
+            processes.start(f"helper {i + 1}", ["mos-bench", *sys.argv[1:], "--helper"])
+        yield
+
+
+def _numbers(text: str | None, flag: str) -> tuple[int, ...]:
+    try:
+        found = tuple(int(part) for part in text.split(",")) if text else ()
+    except ValueError as error:
+        raise RequestError(f"{flag} {text}: expected numbers such as 3,8") from error
+    if any(number < 1 for number in found):
+        raise RequestError(f"{flag} {text}: expected numbers from 1")
+    return found

@@ -1,0 +1,111 @@
+"""The tables as people read them. Numbers are means with 95 % intervals over concepts and seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import isnan
+
+from mos_bench.identity.cases import Case
+from mos_bench.identity.concepts import BenchConcept
+from mos_bench.identity.curve import Curve
+from mos_bench.identity.methods import GRADIENT
+from mos_bench.identity.results import table
+from mos_bench.identity.statistics import Interval, Paired, paired
+from mos_bench.identity.tables import Before
+
+SHOWN = ("image_alignment", "identity_accuracy", "text_alignment")
+HEADS = ("image alignment", "identity accuracy", "text alignment")
+
+
+def curve_table(curve: Curve, rank: int, bounds: Sequence[Case]) -> str:
+    """Table (c) at one rank, with floor, ceiling and single."""
+    rows = [[case.name, "", "", *_cells(case), "", ""] for case in [*bounds, curve.singles[rank]]]
+    for case in curve.cases:
+        if case.about["rank"] == rank:
+            change = case.change("image_alignment", curve.singles[rank])
+            scale = f"{case.about['scale']:g}" if case.about["scale"] != 1.0 else ""
+            where = [f"{case.about['n']} ({case.about['n·r/d']:.2f})", f"{case.about['method']}"]
+            rows.append([*where, scale, *_cells(case), f"{change.mean:+.3f}", _short(case.figure("drift"))])
+    return table(["n (n·r/d)", "method", "λ", *HEADS, "image change", "drift"], rows)
+
+
+def gains_table(curve: Curve, rank: int) -> str:
+    """Ours against every rival, concept for concept; drift against theirs, prompt for prompt."""
+    rows = []
+    for case in curve.cases:
+        if case.about["method"] != GRADIENT.name or case.about["rank"] != rank:
+            continue
+        for rival in curve.rivals(case):
+            found = [paired(case.matrix(figure), rival.matrix(figure)) for figure in SHOWN]
+            if case.drift is not None and rival.drift is not None:
+                found.append(paired(case.drift, rival.drift))
+            rows.append([case.about["n"], rival.about["method"], *map(_gain, found)])
+    return table(["n", "ours less", *HEADS, "drift"], rows)
+
+
+def before_table(rows: Sequence[Before], concepts: Sequence[BenchConcept], bounds: Sequence[Case]) -> str:
+    """Table (a) or (b): single → fused, over all and by category."""
+    categories = {c.category: [x.name for x in concepts if x.category == c.category] for c in concepts}
+    lines = [[case.name, "all", *_cells(case)] for case in bounds]
+    for row in rows:
+        for category, names in {"all": [concept.name for concept in concepts], **categories}.items():
+            cells = [_arrow(row.single, row.fused, figure, names) for figure in SHOWN]
+            lines.append([row.title if category == "all" else "", category, *cells])
+    return table(["method", "category", *HEADS], lines)
+
+
+def rivals_table(rows: Sequence[Before]) -> str:
+    """The last row of a table against each of the others."""
+    ours = rows[-1].fused
+    lines = [[row.title, *(_gain(paired(ours.matrix(f), row.fused.matrix(f))) for f in SHOWN)] for row in rows[:-1]]
+    return table([f"{rows[-1].title}, less", *HEADS], lines)
+
+
+def case_table(cases: Sequence[Case], bounds: Sequence[Case]) -> str:
+    """Tables (d) and (f)."""
+    return table(["case", *HEADS], [[case.name, *_cells(case)] for case in [*bounds, *cases]])
+
+
+def drift_table(curve: Curve, rank: int) -> str:
+    """Table (e): what each method does to ordinary prompts."""
+    counts = list(dict.fromkeys(case.about["n"] for case in curve.cases))
+    methods = list(dict.fromkeys(str(case.about["method"]) for case in curve.cases))
+    rows = []
+    for method in methods:
+        found = [curve.case(int(str(n)), method, rank) for n in counts]
+        rows.append([method, *(_short(case.figure("drift")) if case else "" for case in found)])
+    return table(["drift", *(f"n = {n}" for n in counts)], rows)
+
+
+def chosen_table(curve: Curve) -> str:
+    """Which λ dev chose, and what each reached there."""
+    rows = []
+    for one in curve.chosen:
+        reached = one["dev_image_alignment"]
+        assert isinstance(reached, dict)
+        every = ", ".join(f"{scale:g}: {value:.3f}" for scale, value in reached.items())
+        rows.append([one["variant"], one["method"], one["n"], one["scale"], every])
+    return table(["tuning", "method", "n", "λ", "image alignment on dev by λ"], rows)
+
+
+def _gain(found: Paired) -> str:
+    one = found.difference
+    return f"{one.mean:+.3f} [{one.low:+.3f}, {one.high:+.3f}], p {found.p:.3f}"
+
+
+def _cells(case: Case) -> list[str]:
+    return [_short(case.figure(figure)) for figure in SHOWN]
+
+
+def _short(found: Interval) -> str:
+    if not found.concepts or isnan(found.mean):
+        return ""
+    return str(found)
+
+
+def _arrow(single: Case, fused: Case, figure: str, names: Sequence[str]) -> str:
+    before, after = single.figure(figure, names), fused.figure(figure, names)
+    if not before.concepts:
+        return ""
+    change = fused.change(figure, single, names)
+    return f"{before.mean:.3f} → {after.mean:.3f} ({change.mean:+.3f} [{change.low:+.3f}, {change.high:+.3f}])"

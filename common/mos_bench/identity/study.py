@@ -1,0 +1,169 @@
+"""`mos-bench settings`: what each setting of fusion does, one changed at a time from the defaults, and ridge against preserve.
+
+Measured on dev, since it is what defaults are chosen by. Every figure is the difference to the base point on the same concepts and
+seeds. Second moments are shared: only what a setting changes about recording is recorded again.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from itertools import product
+from math import isfinite
+from pathlib import Path
+
+import torch
+
+from mos_bench.identity.cases import Case
+from mos_bench.identity.command import Asked, open_workshop
+from mos_bench.identity.curve import measure_methods, singles_of
+from mos_bench.identity.methods import Method
+from mos_bench.identity.plots import plot_settings
+from mos_bench.identity.results import Results, device_name, plain, table, versions, write_table
+from mos_bench.identity.statistics import paired
+from mos_bench.identity.tuning import ED_LORA
+from mos_bench.identity.workshop import Protocol, Workshop
+from mos_common.base_model import load_base
+from mos_common.errors import RequestError
+from mos_common.files import write_atomically
+from mos_common.prompts import ORDINARY, RECORDED
+from mos_common.shell import say
+from mos_server.config import FusionSettings
+from mos_server.fusion.rivals import PAPER_PROMPTS
+
+COUNTS = (3, 8, 14, 32)
+BASE = FusionSettings()
+AXES: Mapping[str, Mapping[str, FusionSettings]] = {
+    "ridge": {f"{value:g}": replace(BASE, ridge=value) for value in (1e-4, 1e-3, 1e-2, 3e-2, 0.3, 1.0)},
+    "ridge_kind": {"diagonal": replace(BASE, ridge_kind="diagonal")},
+    "towards": {f"{value:g}": replace(BASE, towards=value) for value in (0.15, 0.3, 0.6)},
+    "preserve": {f"{value:g}": replace(BASE, preserve=value) for value in (0.0, 0.1, 1.0, 3.0)},
+    "rows": {value: replace(BASE, rows=value) for value in ("words", "text", "1,1,0.2")},
+    "unconditional": {"recorded": replace(BASE, unconditional=True)},
+    "contexts": {
+        "the paper's two": replace(BASE, contexts=PAPER_PROMPTS),
+        "four": replace(BASE, contexts=RECORDED[:4]),
+        "eight": replace(BASE, contexts=RECORDED[:8]),
+    },
+    "text_inputs": {"own": replace(BASE, text_inputs="own")},
+    "unet_inputs": {"fused": replace(BASE, unet_inputs="fused")},
+    "guidance": {"none": replace(BASE, guidance=1.0)},
+    "ordinary": {"four": replace(BASE, ordinary=ORDINARY[:4])},
+    "cap": {f"{value:g}": replace(BASE, cap=value) for value in (1.0, 1e6)},
+}
+GRID = {
+    f"ridge {ridge:g}, preserve {preserve:g}": replace(BASE, ridge=ridge, preserve=preserve)
+    for ridge, preserve in product((0.01, 0.03, 0.1, 0.3), (0.1, 0.3, 1.0))
+}
+FIGURES = ("image_alignment", "identity_accuracy", "text_alignment", "drift")
+
+
+@dataclass(frozen=True)
+class Study:
+    """What the command line says."""
+
+    out: Path
+    half: str = "dev"
+    counts: tuple[int, ...] = COUNTS
+    only: tuple[str, ...] = ()
+    protocol: Protocol = field(default_factory=Protocol)
+    base: str = "tiny"
+    tuned: Path | None = None
+    steps: int | None = None
+    docs: Path | None = None
+    device: str | None = None
+    dtype: str | None = None
+
+    def __post_init__(self) -> None:
+        if unknown := set(self.only) - {*AXES, "grid"}:
+            raise RequestError(f"--only {min(unknown)}: choose from {', '.join(AXES)}, grid")
+
+    def settings(self) -> dict[str, FusionSettings]:
+        """By name, the base point first; a setting that is the base point again is left out."""
+        found = {"defaults": BASE}
+        for axis, values in AXES.items():
+            if not self.only or axis in self.only:
+                found |= {f"{axis} {name}": settings for name, settings in values.items() if settings != BASE}
+        if not self.only or "grid" in self.only:
+            found |= {name: settings for name, settings in GRID.items() if settings not in found.values()}
+        return found
+
+
+def run_study(study: Study, *, helper: bool = False) -> Results | None:
+    """Measure all settings at every n, and write settings.json, .csv, .md and .png."""
+    torch.set_num_threads(1)
+    started, base = time.monotonic(), load_base(study.base, device=study.device, dtype=study.dtype)
+    asked = Asked(study.out, half=study.half, protocol=study.protocol, tuned=study.tuned, steps=study.steps)
+    workshop = open_workshop(asked, base, helper=helper)
+    with closing(workshop.cache):
+        cases = measure_settings(workshop, study)
+    if helper:
+        return None
+    results, points, text = study_rows(cases)
+    results.add("run", "seconds", time.monotonic() - started, "s")
+    to = study.out / "settings"
+    about = (
+        f"Base {base.fingerprint}, split `{study.half}`, {study.protocol}, {device_name()}, {plain(dict(versions()))}. "
+        f"Defaults: {BASE}."
+    )
+    plot_settings(points, to / "settings.png", "change against the defaults")
+    page = "\n\n".join(["# Settings of fusion, measured", about, text, "![settings](settings.png)"])
+    write_table(to, "settings", results, page)
+    write_atomically(to / "settings.json", results.json())
+    if study.docs is not None:
+        for file in sorted(to.iterdir()):
+            write_atomically(study.docs / "results" / file.name, file.read_bytes())
+    say(f"{to}: settings.md, settings.json, settings.csv, settings.png")
+    return results
+
+
+def measure_settings(workshop: Workshop, study: Study) -> dict[int, dict[str, Case]]:
+    """By n and name of the setting; `single` is there too."""
+    concepts = workshop.half(study.half)[: max(study.counts)]
+    workshop.studio.tune_all(concepts, ED_LORA, workshop.sharing)
+    methods = [Method(name, settings) for name, settings in study.settings().items()]
+    found: dict[int, dict[str, Case]] = {}
+    for n in study.counts:
+        chosen = concepts[:n]
+        cases = measure_methods(workshop, chosen, ED_LORA, methods, {})
+        found[n] = {"single": singles_of(workshop, workshop.probed(chosen), ED_LORA)}
+        found[n] |= {case.name: case for case in cases}
+    return found
+
+
+Points = dict[str, dict[str, dict[int, float]]]
+
+
+def study_rows(cases: Mapping[int, Mapping[str, Case]]) -> tuple[Results, Points, str]:
+    """Rows for JSON; differences by figure, setting and n for the plot; and the tables, one for each n."""
+    results, tables = Results(), []
+    points: Points = {figure.replace("_", " "): {} for figure in FIGURES}
+    for n, of_n in cases.items():
+        lines = []
+        for name, case in of_n.items():
+            named = Case(f"n={n} {name}", case.scores, case.about, case.drift)
+            results.add_case(named, None if name == "single" else of_n["single"])
+            cells = []
+            for figure in FIGURES:
+                mean = case.figure(figure).mean if figure != "drift" or case.drift is not None else float("nan")
+                change, note = _difference(case, of_n["defaults"], figure)
+                if name not in ("single", "defaults") and isfinite(change):
+                    points[figure.replace("_", " ")].setdefault(name, {})[n] = change
+                    results.add(named.name, f"{figure}_against_defaults", change)
+                cells.append(f"{mean:.3f}{note if name != 'defaults' else ''}" if isfinite(mean) else "")
+            lines.append([name, *cells])
+        tables += [f"## n = {n}", table(["setting", *(figure.replace("_", " ") for figure in FIGURES)], lines)]
+    return results, points, "\n\n".join(tables)
+
+
+def _difference(case: Case, defaults: Case, figure: str) -> tuple[float, str]:
+    """The change against the base point, and as text with its interval."""
+    if figure == "drift":
+        if case.drift is None or defaults.drift is None:
+            return float("nan"), ""
+        found = paired(case.drift, defaults.drift).difference
+    else:
+        found = paired(case.matrix(figure), defaults.matrix(figure)).difference
+    return found.mean, f" ({found.mean:+.3f} [{found.low:+.3f}, {found.high:+.3f}])"

@@ -1,0 +1,77 @@
+"""Tables (a), (b) and (f): the paper's Table 1 (single to fused), its Table 2 (tuning × fusion), and its Figure 3 (embeddings alone)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mos_bench.identity.cases import Case, single_case
+from mos_bench.identity.curve import choose_scale, measure_methods, singles_of
+from mos_bench.identity.methods import AVERAGE, GRADIENT, SUM_TUNED, Method
+from mos_bench.identity.methods import CUSTOM_DIFFUSION as CUSTOM_MERGE
+from mos_bench.identity.models import words_only
+from mos_bench.identity.tuning import (
+    CUSTOM_DIFFUSION,
+    ED_LORA,
+    LORA,
+    P_PLUS,
+    TEXTUAL_INVERSION,
+    Variant,
+)
+from mos_bench.identity.workshop import Workshop
+
+FUSED = 14  # as many as in the paper
+TABLE_1: tuple[tuple[str, Variant, Method | None], ...] = (
+    ("Textual Inversion", TEXTUAL_INVERSION, None),
+    ("P+", P_PLUS, None),
+    ("Custom Diffusion + its merge", CUSTOM_DIFFUSION, CUSTOM_MERGE),
+    ("LoRA + average", LORA, AVERAGE),
+    ("ED-LoRA + gradient (ours)", ED_LORA, GRADIENT),
+)
+
+
+@dataclass(frozen=True)
+class Before:
+    """A method of Table 1: its concepts alone, and in one model."""
+
+    title: str
+    single: Case
+    fused: Case
+
+
+def measure_table_1(workshop: Workshop, half: str, count: int = FUSED) -> list[Before]:
+    """Words alone change no weights: several of them in one model are what they were, so single is fused."""
+    concepts, rows = workshop.half(half)[:count], []
+    for title, variant, method in TABLE_1:
+        workshop.studio.tune_all(concepts, variant, workshop.sharing)
+        single = singles_of(workshop, workshop.probed(concepts), variant)
+        fused = single
+        if method is not None:
+            fused = measure_methods(workshop, concepts, variant, [method], {})[0]
+        rows.append(Before(title, single, fused))
+    return rows
+
+
+def measure_table_2(workshop: Workshop, half: str, count: int = FUSED) -> list[Before]:
+    """LoRA and ED-LoRA, each merged in three ways; λ of the sum is chosen for each on dev."""
+    concepts, rows = workshop.half(half)[:count], []
+    for variant in (LORA, ED_LORA):
+        workshop.studio.tune_all(concepts, variant, workshop.sharing)
+        single = singles_of(workshop, workshop.probed(concepts), variant)
+        scale = choose_scale(workshop, SUM_TUNED, len(concepts), variant, [])
+        methods = (AVERAGE, SUM_TUNED, GRADIENT)
+        cases = measure_methods(workshop, concepts, variant, methods, {SUM_TUNED.name: scale})
+        rows += [Before(f"{variant.title} + {case.name}", single, case) for case in cases]
+    return rows
+
+
+def measure_figure_3(workshop: Workshop, half: str, count: int = FUSED) -> list[Case]:
+    """The untouched base told V's words, and the same words with the changes, for LoRA and for ED-LoRA."""
+    concepts = workshop.probed(workshop.half(half)[:count])
+    cases = []
+    for variant in (LORA, ED_LORA):
+        workshop.studio.tune_all(concepts, variant, workshop.sharing)
+        alone = {c.name: words_only(workshop.base, workshop.studio.concept(c, variant)) for c in concepts}
+        cases.append(single_case(workshop, alone, concepts, f"{variant.title}: words alone"))
+        whole = singles_of(workshop, concepts, variant)
+        cases.append(Case(f"{variant.title}: words and changes", whole.scores))
+    return cases
