@@ -6,17 +6,15 @@ the VAE (ceiling), all against two pictures held back; and how far tuning came, 
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from random import Random
 
 import numpy as np
 import torch
-from PIL import Image
 
+from mos_bench.pictures import compose_pictures
 from mos_client.pictures.examples import load_pictures
 from mos_client.pictures.folder import split_pictures
 from mos_client.tune_command import tune_folder
@@ -26,11 +24,9 @@ from mos_common.files import write_atomically
 from mos_common.identity import measure_identity
 from mos_common.shell import say
 from mos_tiny.compose import Subject, World
-from mos_tiny.demonstration import CONTEXTS, picture_of
 from mos_tiny.kept import KINDS, kept_subjects
 
 WANTED = 0.8
-LEAST_CHANGE = 8  # of 255: a middle grey hardly changes when it is inverted, and is filled by its neighbours
 
 
 @dataclass(frozen=True)
@@ -89,7 +85,7 @@ def _taught(
     base: BaseModel, folder: Path, kind: str, name: str, views: list[Subject], steps: int | None, world: World
 ) -> Taught:
     pictures = folder / name
-    write_pictures(pictures, name, views, world)
+    compose_pictures(pictures, name, views, world)
     class_word = class_word_of(views[0])
     file = tune_folder(
         pictures,
@@ -105,40 +101,11 @@ def _taught(
     return Taught(kind, name, class_word, scores.class_word, scores.single, scores.ceiling)
 
 
-def write_pictures(folder: Path, name: str, views: list[Subject], world: World, *, masks: bool = False) -> None:
-    """The folder that a participant would bring: twelve captioned pictures of one identity, the same for the same name.
-
-    With `masks` each has one: what changes when the subject's colours are inverted is the subject.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    random = Random(name)
-    for i, context in enumerate(CONTEXTS):
-        view, before = views[i % len(views)], random.getstate()
-        pixels, caption = picture_of(view.sprite, context, view.person, random, world)
-        after = random.getstate()
-        write_atomically(folder / f"{i + 1:02}.png", _png(pixels))
-        write_atomically(folder / f"{i + 1:02}.txt", f"{caption}\n".encode())
-        if masks:
-            random.setstate(before)
-            inverted = view.sprite.copy()
-            inverted[..., :3] = 255 - inverted[..., :3]
-            other, _ = picture_of(inverted, context, view.person, random, world)
-            random.setstate(after)
-            changed = np.abs(pixels.astype(int) - other.astype(int)).max(axis=2) > LEAST_CHANGE
-            write_atomically(folder / f"{i + 1:02}.mask.png", _png((255 * changed).astype(np.uint8)))
-
-
 def class_word_of(view: Subject) -> str:
     """What a participant would call it."""
     if view.person:
         return "person"
     return str(view.label.get("noun", "thing"))
-
-
-def _png(pixels: np.ndarray) -> bytes:
-    data = io.BytesIO()
-    Image.fromarray(pixels).save(data, "PNG")
-    return data.getvalue()
 
 
 def _line(one: Taught) -> str:

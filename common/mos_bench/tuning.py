@@ -18,7 +18,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mos_bench.teach import chosen, class_word_of, write_pictures
+from mos_bench.pictures import compose_pictures
+from mos_bench.teach import chosen, class_word_of
 from mos_client.pictures.examples import load_pictures
 from mos_client.pictures.folder import split_pictures
 from mos_client.tune_command import tune_folder
@@ -153,7 +154,7 @@ def _outcome(
     world: World,
 ) -> Outcome:
     pictures, class_word = folder / name, class_word_of(views[0])
-    write_pictures(pictures, name, views, world, masks=True)
+    compose_pictures(pictures, name, views, world, masks=True)
     scorer = ImageScorer()
     yardstick = _yardstick(base, scorer, pictures, class_word)
     started = time.monotonic()

@@ -1,4 +1,4 @@
-"""A real server of `mos.v1` on loopback, for tests of the participant's side."""
+"""A real server of `mos.v1` on loopback, and command lines as people type them, for tests of the participant's side."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ from typing import Any
 import grpc
 import pytest
 
+from mos_client.cli import app
 from mos_client.enrolment import Enrolment, enrol
 from mos_common.kit import Kit
+from mos_common.shell import run
 from mos_common.signing import sign_manifest
 from mos_server.records import PUBLISHED, RoundSettings
 from mos_server.service import MosService, start_service
@@ -123,3 +125,21 @@ def operator(new_operator: Callable[[], Operator]) -> Operator:
 def member(operator: Operator, tmp_path: Path) -> Enrolment:
     """Alice, who has enrolled."""
     return enrol(operator.kit(), tmp_path / "alice", lambda line: None)
+
+
+@pytest.fixture
+def command(monkeypatch, capsys, tmp_path):
+    """Run one command line within an empty folder: (exit code, what it printed, what it said on stderr)."""
+    monkeypatch.chdir(tmp_path)
+
+    def typed(*words: object) -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.argv", ["mos-client", *map(str, words)])
+        code = 0
+        try:
+            run(app)
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        printed = capsys.readouterr()
+        return code, printed.out, printed.err
+
+    return typed

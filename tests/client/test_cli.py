@@ -12,27 +12,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from mos_client.cli import app
 from mos_common.concept_file import content_digest, read_concept, write_concept
-from mos_common.shell import run
-
-
-@pytest.fixture
-def command(monkeypatch, capsys, tmp_path):
-    """Run one command line within an empty folder: (exit code, what it printed, what it said on stderr)."""
-    monkeypatch.chdir(tmp_path)
-
-    def typed(*words: object) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", ["mos-client", *map(str, words)])
-        code = 0
-        try:
-            run(app)
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        printed = capsys.readouterr()
-        return code, printed.out, printed.err
-
-    return typed
 
 
 @pytest.fixture

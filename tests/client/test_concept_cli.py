@@ -2,35 +2,14 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from mos_client.cli import app
 from mos_common.concept_file import read_concept, write_concept
-from mos_common.shell import run
 
 K = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
 PAIR = {f"{K}.lora_down.weight": torch.ones(2, 32), f"{K}.lora_up.weight": torch.ones(32, 2)}
-
-
-@pytest.fixture
-def command(monkeypatch, capsys, tmp_path):
-    """Run one command line within an empty folder: (exit code, what it printed, what it said on stderr)."""
-    monkeypatch.chdir(tmp_path)
-
-    def typed(*words: object) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", ["mos-client", *map(str, words)])
-        code = 0
-        try:
-            run(app)
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        printed = capsys.readouterr()
-        return code, printed.out, printed.err
-
-    return typed
 
 
 NAMED = ("--concept", "<cat>", "--class", "cat")

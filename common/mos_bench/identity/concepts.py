@@ -14,20 +14,16 @@ they go to `dev` and `test` in turns, and the turn goes on where the last style 
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from random import Random
 from typing import Literal
 
-from PIL import Image
-
+from mos_bench.pictures import compose_pictures
 from mos_common.errors import RequestError
-from mos_common.files import write_atomically
 from mos_tiny.compose import Subject, World
-from mos_tiny.demonstration import CONTEXTS, picture_of
+from mos_tiny.demonstration import CONTEXTS
 from mos_tiny.kept import KINDS, UNSEEN_ICONS, kept_subjects
 from mos_tiny.world import NOUNS
 
@@ -125,17 +121,9 @@ def write_pictures(concept: BenchConcept, folder: Path, world: World) -> Path:
     """The concept's twelve captioned pictures in `folder`/NAME; what is there is kept. Concepts with a folder of their own keep it."""
     if concept.folder is not None:
         return concept.folder
-    to, random = folder / concept.slug, Random(concept.name)
-    for i, context in enumerate(CONTEXTS):
-        view = concept.views[i % len(concept.views)]
-        pixels, caption = picture_of(view.sprite, context, view.person, random, world)
-        picture, text = to / f"{i + 1:02}.png", to / f"{i + 1:02}.txt"
-        if text.is_file() and picture.is_file():
-            continue
-        png = io.BytesIO()
-        Image.fromarray(pixels).save(png, "PNG")
-        write_atomically(picture, png.getvalue())
-        write_atomically(text, f"{caption}\n".encode())
+    to = folder / concept.slug
+    if not (to / f"{len(CONTEXTS):02}.txt").is_file():  # it is written last
+        compose_pictures(to, concept.name, concept.views, world)
     return to
 
 
