@@ -1,4 +1,8 @@
-"""Tuned concepts: each once, in a file whose name says what made it. How they are tuned is the base's preset and nothing else."""
+"""Tuned concepts: each once, in a file whose name says what made it.
+
+How they are tuned is the base's preset, to the last step: the state that looks best on the pictures held back would flatter the scores,
+which are taken on the same pictures.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +20,9 @@ from mos_common.base_model import BaseModel
 from mos_common.concept import Concept
 from mos_common.concept_file import read_concept
 from mos_tiny.compose import World
+
+
+TO_THE_LAST_STEP = {"watch_every": "0"}
 
 
 @dataclass(frozen=True)
@@ -60,7 +67,7 @@ class Studio:
 
     def path(self, concept: BenchConcept, variant: Variant) -> Path:
         """Where its concept file is or will be."""
-        config = TuningConfig.of(self.base.preset, steps=self.steps, changes=variant.settings)
+        config = TuningConfig.of(self.base.preset, steps=self.steps, changes=TO_THE_LAST_STEP | dict(variant.settings))
         made_by = key_of(self.base.fingerprint, self.digest(concept), concept.class_word, asdict(config))
         method = variant.title.lower().replace(" ", "-")
         return self.tuned / f"{concept.slug}.{method}.{made_by[:12]}.safetensors"
@@ -92,5 +99,5 @@ class Studio:
             work=self.folder / "work" / out.stem,
             base=self.base,
             steps=self.steps,
-            settings=variant.settings,
+            settings=TO_THE_LAST_STEP | dict(variant.settings),
         )
