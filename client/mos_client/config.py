@@ -51,6 +51,10 @@ class TuningConfig:
     Learning rates are AdamW's at the first step; they fall linearly to `last_rate` times that. A text rate of 0 leaves the text encoder
     as it is. `rank` is that of every pair, alpha equals it. `seed` decides batches, views, captions, times, noise and initial values.
 
+    `words` says how many words stand for the concept, 0: as many as the method has. With `frozen_directions` only B of every pair is
+    tuned: A are rows of one orthogonal matrix a layer, the same for everybody, and the pictures decide which. So changes of different concepts
+    hardly meet (Orthogonal Adaptation, Po et al., CVPR 2024, arXiv 2312.02432).
+
     `averaging` is the decay of the running average of the parameters, which is what comes out; 0 gives the last step's.
     `norm_stop` is the norm at which a word stops growing, in median norms of the base's tokens (1.4 is 0.55 on Stable Diffusion
     1.5, as in the paper's repository); 0 lets it grow.
@@ -68,6 +72,8 @@ class TuningConfig:
     noise_offset: float
     method: Method = Method.ED_LORA
     rank: int = 4
+    words: int = 0
+    frozen_directions: bool = False
     seed: int = 0
     last_rate: float = 0.0
     averaging: float = 0.0
@@ -87,6 +93,10 @@ class TuningConfig:
             raise RequestError(f"{self.steps} steps: expected 1 to 100000")
         if not 1 <= self.rank <= 256 or not 1 <= self.batch <= 1024:
             raise RequestError(f"rank {self.rank}, batch {self.batch}: expected rank 1 to 256 and batch 1 to 1024")
+        if not 0 <= self.words <= 16 or (self.words and not self.method.words):
+            raise RequestError(
+                f"words {self.words} with {self.method.value}: expected 0 to 16, and 0 for a method without words"
+            )
         shares = ("last_rate", "averaging", "background_weight", "template_share")
         if wrong := [name for name in shares if not 0 <= getattr(self, name) <= 1]:
             raise RequestError(f"{wrong[0]} is {getattr(self, wrong[0])}: expected a share from 0 to 1")
@@ -106,6 +116,11 @@ class TuningConfig:
             raise RequestError(
                 "expected crops 1 to 64, checkpoint_every and patience from 1, watch_every from 0 (never)"
             )
+
+    @property
+    def word_count(self) -> int:
+        """How many words stand for the concept."""
+        return self.words or self.method.words
 
     def rate_at(self, done: int) -> float:
         """The share of the full learning rate after so many steps."""

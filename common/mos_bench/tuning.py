@@ -48,6 +48,8 @@ VARIANTS: Mapping[str, Mapping[str, str]] = {
     "keys and values only (Custom Diffusion)": {"method": "custom-diffusion"},
     "rank 1": {"rank": "1"},
     "rank 8": {"rank": "8"},
+    "three words": {"words": "3"},
+    "frozen directions": {"frozen_directions": "true"},
     "half the steps": {"steps": "half"},
     "twice the steps": {"steps": "double"},
     "text encoder left alone": {"learning_rate_text": "0"},

@@ -19,7 +19,7 @@ from mos_common.attention import TextMemory, layerwise_attention
 from mos_common.edlora import LowRank, attached
 from mos_common.errors import ConceptError, RequestError
 from mos_common.layers import concept_layers, cross_attentions
-from mos_common.words import encode_prompts
+from mos_common.words import encode_prompts, tokenise
 
 CONFIG = TuningConfig(
     steps=3,
@@ -43,7 +43,8 @@ def tuning_of(base, config: TuningConfig = CONFIG, plan: Plan | None = None) -> 
 
 
 def words_at_start(base, class_word: str = "cat", method: Method = Method.ED_LORA, seed: int = 0) -> torch.Tensor:
-    return initial_words(base, class_word, method, torch.Generator().manual_seed(seed))
+    generator = torch.Generator().manual_seed(seed)
+    return initial_words(base, class_word, method.words, generator, layerwise=method.layerwise)
 
 
 def everything(base) -> dict[str, torch.Tensor]:
@@ -429,3 +430,42 @@ def test_micro_batches_and_checkpointing_take_the_same_step(base):
             torch.isclose(a, b, rtol=1e-3, atol=1e-5).float().mean() for a, b in zip(values, ends[0][1], strict=True)
         ]
         assert min(map(float, alike)) > 0.9
+
+
+# ---- so that concepts collide less
+
+
+def test_frozen_directions_of_different_pictures_are_rows_of_one_orthogonal_matrix(base):
+    """Every A is orthonormal; rows of two concepts are the same or orthogonal; another seed changes nothing, other pictures do."""
+    frozen = replace(CONFIG, frozen_directions=True, rank=4)
+    others = [Example((Encoded(example.views[0].latent + 1),), example.captions) for example in examples(base)]
+    one, again = tuning_of(base, frozen), tuning_of(base, replace(frozen, seed=5))
+    two = Tuning(base, "cat", others, frozen)
+    apart = 0
+    for name, (A, _) in one.pairs.items():
+        assert torch.equal(A, again.pairs[name][0])
+        torch.testing.assert_close(A @ A.T, torch.eye(4), rtol=0, atol=1e-5)
+        meeting = A @ two.pairs[name][0].T
+        assert ((meeting.abs() < 1e-5) | ((meeting - 1).abs() < 1e-5)).all()
+        apart += int((meeting.abs() < 1e-5).all())
+    assert apart > len(one.pairs) / 3, "most share no direction at all"
+
+
+def test_frozen_directions_stay_while_the_rest_is_tuned(base):
+    tuning = tuning_of(base, replace(CONFIG, frozen_directions=True))
+    before = {name: A.clone() for name, (A, _) in tuning.pairs.items()}
+    list(tuning.steps())
+    assert all(torch.equal(A, before[name]) for name, (A, _) in tuning.pairs.items())
+    assert all(B.abs().sum() > 0 for _, B in tuning.pairs.values())
+    assert len(tuning.parameters) == len(tuning.pairs) + 1
+
+
+def test_more_words_stand_in_prompts_and_in_the_file(base):
+    """Three words: two start as noise, the last as the class word, as with two; each has a place in every prompt."""
+    tuning = tuning_of(base, replace(CONFIG, words=3))
+    assert torch.equal(tuning.words[:, 2], words_at_start(base)[:, 1])
+    assert len(tokenise(base, "photo of a <v>", tuning.vocabulary).words) == 3
+    list(tuning.steps())
+    assert tuning.layerwise_words().shape[1] == 3
+    with pytest.raises(RequestError, match="words 2 with plain-lora"):
+        replace(CONFIG, method=Method.PLAIN_LORA, words=2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from mos_client.pictures.examples import Example
 from mos_client.tuning.batches import Batch, next_batch
 from mos_client.tuning.loss import attention_loss, cell_weights, noise_loss
 from mos_client.tuning.memory_plan import Plan
-from mos_client.tuning.parameters import initial_pair, initial_words, trained, tuned_layers
+from mos_client.tuning.parameters import frozen_pair, initial_pair, initial_words, trained, tuned_layers
 from mos_common.attention import TextMemory, WatchedWords, layerwise_attention, layerwise_processors
 from mos_common.base_model import BaseModel
 from mos_common.edlora import LowRank
@@ -53,14 +54,15 @@ class Tuning:
         self.base, self.class_word, self.examples, self.config, self.done = base, class_word, examples, config, 0
         self.plan = plan or Plan(config.batch)
         self.generator = torch.Generator().manual_seed(config.seed)
-        words = initial_words(base, class_word, config.method, self.generator)
+        words = initial_words(base, class_word, config.word_count, self.generator, layerwise=config.method.layerwise)
         self.words = None if words is None else nn.Parameter(words)
         self.layers = [
             layer
             for layer in tuned_layers(base, config.method)
             if layer.group is not Group.TEXT or config.learning_rate_text
         ]
-        self.pairs = {layer.name: initial_pair(layer, config.rank, self.generator) for layer in self.layers}
+        make, by = (frozen_pair, _of_pictures(examples)) if config.frozen_directions else (initial_pair, self.generator)
+        self.pairs = {layer.name: make(layer, config.rank, by) for layer in self.layers}
         self.optimiser = self.plan.optimiser(self._parameter_groups())
         self.averages = [parameter.detach().clone() for parameter in self.parameters]
         self.norm_stops = [config.norm_stop * float(table.float().norm(dim=1).median()) for table in base.token_tables]
@@ -148,7 +150,7 @@ class Tuning:
         masks = None if batch.masks is None else batch.masks.to(device)
         watched = None
         if weight and masks is not None and all(text.words for text in texts):
-            places = [[position for position, _, _ in text.words][: self.config.method.words] for text in texts]
+            places = [[position for position, _, _ in text.words][: self.config.word_count] for text in texts]
             watched = WatchedWords(torch.tensor(places, device=device))
         weights = (
             None
@@ -200,8 +202,8 @@ class Tuning:
     def _parameter_groups(self) -> list[dict[str, Any]]:
         config = self.config
         text = {layer.name for layer in self.layers if layer.group is Group.TEXT}
-        of_text = [p for name, pair in self.pairs.items() if name in text for p in pair]
-        of_unet = [p for name, pair in self.pairs.items() if name not in text for p in pair]
+        of_text = [p for name, pair in self.pairs.items() if name in text for p in pair if p.requires_grad]
+        of_unet = [p for name, pair in self.pairs.items() if name not in text for p in pair if p.requires_grad]
         of_words = [] if self.words is None else [self.words]
         rates = (config.learning_rate_words, config.learning_rate_text, config.learning_rate_unet)
         return [
@@ -209,3 +211,11 @@ class Tuning:
             for parameters, rate in zip((of_words, of_text, of_unet), rates, strict=True)
             if parameters
         ]
+
+
+def _of_pictures(examples: Sequence[Example]) -> torch.Generator:
+    """A generator that the pictures decide: two participants with the same seed choose apart."""
+    digest = hashlib.sha256()
+    for example in examples:
+        digest.update(example.views[0].latent.contiguous().numpy().data)
+    return torch.Generator().manual_seed(int(digest.hexdigest()[:12], 16))

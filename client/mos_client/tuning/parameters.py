@@ -6,6 +6,7 @@ token table, V_class as the class word. Of each pair, A starts random and B at z
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -29,10 +30,12 @@ def tuned_layers(base: BaseModel, method: Method) -> list[Layer]:
     return [layer for layer in layers if layer.group is Group.CROSS] if method is Method.CUSTOM_DIFFUSION else layers
 
 
-def initial_words(base: BaseModel, class_word: str, method: Method, generator: torch.Generator) -> Tensor | None:
+def initial_words(
+    base: BaseModel, class_word: str, count: int, generator: torch.Generator, *, layerwise: bool
+) -> Tensor | None:
     """(layers, words, width), or (1, words, width) where all layers share one: V_rand as noise, V_class as the class word.
 
-    V_class is the mean of the class word's tokens. A method with one word has V_class only, one without words None.
+    V_class is the mean of the class word's tokens and comes last. One word is V_class alone; none is None.
 
     Raises:
         ConceptError: the class word has no tokens.
@@ -43,12 +46,12 @@ def initial_words(base: BaseModel, class_word: str, method: Method, generator: t
         raise ConceptError(
             f"class word {class_word!r} has no letters this base model reads: give a word like cat, person or car"
         )
-    if not method.words:
+    if not count:
         return None
     spreads = torch.cat([part.float().std().expand(part.shape[1]).cpu() for part in base.token_tables])
-    random = [torch.randn(base.word_width, generator=generator) * spreads for _ in range(method.words - 1)]
+    random = [torch.randn(base.word_width, generator=generator) * spreads for _ in range(count - 1)]
     words = torch.stack([*random, base.token_rows(ids).mean(dim=0)])
-    return words.expand(word_layers(base) if method.layerwise else 1, *words.shape).clone().to(base.device)
+    return words.expand(word_layers(base) if layerwise else 1, *words.shape).clone().to(base.device)
 
 
 def initial_pair(layer: Layer, rank: int, generator: torch.Generator) -> Pair:
@@ -56,6 +59,19 @@ def initial_pair(layer: Layer, rank: int, generator: torch.Generator) -> Pair:
     device = layer.module.weight.device
     A = torch.randn(rank, layer.d_in, generator=generator) / layer.d_in**0.5
     return nn.Parameter(A.to(device)), nn.Parameter(torch.zeros(layer.d_out, rank, device=device))
+
+
+def frozen_pair(layer: Layer, rank: int, own: torch.Generator) -> Pair:
+    """As `initial_pair`, with an A that stays: rows of an orthogonal matrix that only the layer's name decides, chosen by `own`."""
+    device = layer.module.weight.device
+    named = int(hashlib.sha256(layer.name.encode()).hexdigest()[:12], 16)
+    square = torch.randn(layer.d_in, layer.d_in, generator=torch.Generator().manual_seed(named))
+    Q, _ = torch.linalg.qr(square.double())
+    A = Q[torch.randperm(layer.d_in, generator=own)[:rank]].float()
+    return (
+        nn.Parameter(A.to(device), requires_grad=False),
+        nn.Parameter(torch.zeros(layer.d_out, rank, device=device)),
+    )
 
 
 @contextmanager

@@ -21,7 +21,6 @@ from mos_common.concept import Concept
 from mos_common.concept_file import read_concept
 from mos_tiny.compose import World
 
-
 TO_THE_LAST_STEP = {"watch_every": "0"}
 
 
