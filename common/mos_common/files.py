@@ -70,6 +70,26 @@ def check_writable(path: Path) -> None:
 
 
 @contextmanager
+def replacing_file(path: Path) -> Iterator[Path]:
+    """A new file to write, for what is too large to hold as bytes; it becomes `path` when the block ends well and is gone when it does not."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    except OSError as error:
+        raise could_not_write(path, error) from error
+    try:
+        yield folder / path.name
+        (folder / path.name).chmod(0o644)
+        _sync_file(folder / path.name)
+        (folder / path.name).rename(path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise could_not_write(path, error) from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
 def replacing_folder(path: Path) -> Iterator[Path]:
     """A new folder to write into, which becomes `path` when the block ends well and is gone when it does not.
 

@@ -22,19 +22,32 @@ fuse_cli.register(app)
 federation_cli.register(app)
 
 
-@app.command(epilog="Example: mos-server export fused --format diffusers --out full-model")
+@app.command(epilog="Example: mos-server export fused --format lora --out fused.safetensors")
 def export(
     model: Annotated[Path, typer.Argument(help="A fused model's folder.")],
     out: Annotated[Path, typer.Option("--out", help="Where to write; must not exist.")],
-    kind: Annotated[str, typer.Option("--format", help="diffusers.")] = "diffusers",
+    kind: Annotated[str, typer.Option("--format", help="diffusers, lora or single-file.")] = "diffusers",
     base: Annotated[str, typer.Option("--base", help="`tiny`, a diffusers folder, or a hub id.")] = "tiny",
+    dtype: Annotated[
+        str | None, typer.Option("--dtype", help="Of a lora or single-file: float16 (the default) or float32.")
+    ] = None,
 ) -> None:
-    """Write a fused model in another format; `diffusers` is a folder that StableDiffusionPipeline.from_pretrained loads."""
-    from mos_common.base_model import load_base
-    from mos_server.publish import export as write_export
+    """Write a fused model in another format.
 
-    write_export(model, load_base(base, device="cpu", dtype="float32"), kind, out)
-    say(str(out))
+    diffusers: a folder that StableDiffusionPipeline.from_pretrained loads.
+
+    lora: the changes alone, as one NAME.safetensors for diffusers, A1111, ComfyUI and kohya's scripts.
+
+    single-file: a whole checkpoint of Stable Diffusion 1.x.
+
+    Beside the last two, NAME.words has the words as textual inversions, with one embedding for all layers: concepts are drawn less well
+    there than by mos-client.
+    """
+    from mos_common.base_model import load_base
+    from mos_server.exporting import export as write_export
+
+    for line in write_export(model, load_base(base, device="cpu", dtype="float32"), kind, out, dtype):
+        say(line)
 
 
 def main() -> None:

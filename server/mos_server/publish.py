@@ -1,4 +1,4 @@
-"""Write a fused model's folder, sign it, and export it to other people's formats."""
+"""Write a fused model's folder, and sign it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors.torch import save
 
-from mos_common.errors import RequestError, StateError, TrustError
+from mos_common.errors import StateError, TrustError
 from mos_common.files import canonical_json, replacing_folder, write_atomically
 from mos_common.fused_model import (
     ADAPTER,
@@ -19,15 +19,11 @@ from mos_common.fused_model import (
     FusedModel,
     Identity,
     Manifest,
-    check_base,
     fused_tensors,
-    read_fused,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
-
-    from mos_common.base_model import BaseModel
 
 
 def write_fused(fused: FusedModel, folder: Path, *, round: str | None = None) -> None:
@@ -86,48 +82,3 @@ def publish_candidate(
 def manifest_bytes(manifest: Manifest) -> bytes:
     """`manifest.json` as it is written: canonical, so equal models have equal manifests."""
     return canonical_json(manifest.model_dump(mode="json")) + b"\n"
-
-
-def export_diffusers(folder: Path, base: BaseModel, out: Path) -> None:
-    """A whole diffusers folder: the base with every change added into its weights.
-
-    `DiffusionPipeline.from_pretrained` loads it and predicts the same noise as base + adapter. Layer-wise words have no
-    place in that format; they lie beside it as `embeddings.safetensors`, and mos-client reads them from there.
-
-    Raises:
-        StateError: `out` exists already. BaseModelError: the model belongs to another base.
-
-    """
-    from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
-
-    from mos_common.edlora import attached
-
-    fused = read_fused(folder)
-    check_base(fused, base)
-    if out.exists():
-        raise StateError(f"{out} is there already: choose another --out")
-    with attached(base, fused.changes), replacing_folder(out) as beside:
-        parts = {"vae": base.vae, "text_encoder": base.text_encoder, "tokenizer": base.tokenizer, "unet": base.unet}
-        parts |= {"scheduler": base.scheduler, "feature_extractor": None, "image_encoder": None}
-        if base.text_encoder_2 is None:
-            pipeline = StableDiffusionPipeline(**parts, safety_checker=None, requires_safety_checker=False)
-        else:
-            second = {"text_encoder_2": base.text_encoder_2, "tokenizer_2": base.tokenizer_2}
-            pipeline = StableDiffusionXLPipeline(**parts, **second)
-        pipeline.save_pretrained(beside)
-        shutil.copyfile(folder / EMBEDDINGS, beside / EMBEDDINGS)
-
-
-EXPORTS = {"diffusers": export_diffusers}
-
-
-def export(folder: Path, base: BaseModel, kind: str, out: Path) -> None:
-    """Write a fused model in another format.
-
-    Raises:
-        RequestError: no such format.
-
-    """
-    if kind not in EXPORTS:
-        raise RequestError(f"--format {kind} is not known: choose one of {', '.join(EXPORTS)}")
-    EXPORTS[kind](folder, base, out)

@@ -11,16 +11,15 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
+from reference.pipelines import ours, pipeline_of, theirs
 from safetensors.torch import load_file, save_file
 
 from mos_client.importing.import_command import import_files
 from mos_client.importing.lora import pairs_of, truncated
-from mos_common.attention import TextMemory, layerwise_attention, predict
 from mos_common.concept_file import read_concept
-from mos_common.edlora import LowRank, attached
+from mos_common.edlora import LowRank
 from mos_common.errors import ConceptError, RequestError
 from mos_common.layers import adaptable_layers
-from mos_common.words import encode_pooled, encode_prompts, tokenise
 
 # How Stability's own code counts the blocks of Stable Diffusion XL that have transformers.
 XL_BLOCKS = {
@@ -36,7 +35,6 @@ XL_BLOCKS = {
     "up_blocks_1_attentions_1": "output_blocks_4_1",
     "up_blocks_1_attentions_2": "output_blocks_5_1",
 }
-PROMPT = "a cat, asleep"
 
 
 def kohya_name(layer: str, *, stability: bool = False) -> str:
@@ -92,34 +90,6 @@ def assert_changes(pairs: Mapping[str, LowRank], expected: Mapping[str, torch.Te
     assert pairs.keys() == expected.keys()
     for name, change in expected.items():
         assert float((pairs[name].change() - change).norm() / change.norm()) < 2e-3, name  # of half precision
-
-
-def ours(base, pairs: Mapping[str, LowRank]) -> torch.Tensor:
-    """What the UNet predicts of one noise with the changes attached, both text encoders' included."""
-    side = base.unet.config.sample_size
-    noisy = torch.randn(1, 4, side, side, generator=torch.Generator().manual_seed(3))
-    with torch.no_grad(), attached(base, pairs), layerwise_attention(base):
-        pooled = encode_pooled(base, [tokenise(base, PROMPT, {})], {})
-        memory = TextMemory(encode_prompts(base, [PROMPT], {}), pooled=pooled)
-        return predict(base, noisy, torch.tensor([500]), memory)
-
-
-def theirs(pipeline) -> torch.Tensor:
-    """The same by diffusers' own pipeline and whatever adapters it has loaded."""
-    side, more = pipeline.unet.config.sample_size, {}
-    noisy = torch.randn(1, 4, side, side, generator=torch.Generator().manual_seed(3))
-    with torch.no_grad():
-        found = pipeline.encode_prompt(PROMPT, device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=False)
-        if isinstance(pipeline, StableDiffusionXLPipeline):
-            size = side * pipeline.vae_scale_factor
-            more = {"text_embeds": found[2], "time_ids": torch.tensor([[size, size, 0, 0, size, size]]).float()}
-        return pipeline.unet(noisy, torch.tensor([500]), encoder_hidden_states=found[0], added_cond_kwargs=more).sample
-
-
-def pipeline_of(folder: Path, *, xl: bool = False):
-    if xl:
-        return StableDiffusionXLPipeline.from_pretrained(folder, add_watermarker=False)
-    return StableDiffusionPipeline.from_pretrained(folder, safety_checker=None, requires_safety_checker=False)
 
 
 # ---- kohya, A1111

@@ -1,4 +1,4 @@
-"""What is published: a folder that tells the truth about itself, is signed, and is never changed; and its export."""
+"""What is published: a folder that tells the truth about itself, is signed, and is never changed."""
 
 from __future__ import annotations
 
@@ -12,15 +12,12 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ed25519
 from safetensors.torch import load_file
 
-from mos_common.attention import TextMemory, layerwise_attention
-from mos_common.edlora import attached
-from mos_common.errors import BaseModelError, RequestError, StateError, TrustError
+from mos_common.errors import StateError, TrustError
 from mos_common.fused_model import Identity, NamedConcept, read_fused
 from mos_common.signing import verify_model
-from mos_common.words import encode_prompts
 from mos_server.config import FusionSettings
 from mos_server.fusion.fuse import fuse
-from mos_server.publish import export, publish_candidate, write_fused
+from mos_server.publish import publish_candidate, write_fused
 
 SCORES = Identity(class_word=0.3, single=0.8, fused=0.75, ceiling=0.9)
 
@@ -147,58 +144,3 @@ def test_a_candidate_whose_files_are_not_what_its_manifest_says_is_not_published
     with pytest.raises(StateError, match="no longer what was scored"):
         publish_candidate(tmp_path / "candidate", tmp_path / "published", {}, (), key)
     assert names(tmp_path) == ["candidate"]
-
-
-# -- export -------------------------------------------------------------------------------------------------------------
-
-
-def test_a_diffusers_export_predicts_the_noise_of_base_and_adapter(fused, tiny, tmp_path):
-    """Loaded by diffusers itself, without a line of ours: text features and noise are those of the base with the change on."""
-    from diffusers import StableDiffusionPipeline
-
-    write_fused(fused, tmp_path / "fused")
-    export(tmp_path / "fused", tiny, "diffusers", tmp_path / "exported")
-    pipeline = StableDiffusionPipeline.from_pretrained(tmp_path / "exported", local_files_only=True)
-    pipeline.set_progress_bar_config(disable=True)
-    latents, t = torch.randn(1, 4, 16, 16), torch.tensor(500)
-    with torch.no_grad():
-        text, _ = pipeline.encode_prompt("a tree at night", "cpu", 1, do_classifier_free_guidance=False)
-        theirs = pipeline.unet(latents, t, encoder_hidden_states=text).sample
-        with attached(tiny, fused.changes), layerwise_attention(tiny):
-            features = encode_prompts(tiny, ["a tree at night"], {})
-            ours = tiny.unet(latents, t, encoder_hidden_states=TextMemory(features)).sample
-        unchanged = tiny.unet(latents, t, encoder_hidden_states=text).sample
-    torch.testing.assert_close(features[:, 0], text)
-    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
-    assert (ours - unchanged).norm() > 1e-2 * ours.norm()
-    assert load_file(tmp_path / "exported" / "embeddings.safetensors").keys() == fused.vocabulary.keys()
-
-
-def test_an_export_leaves_the_base_as_it_was_and_is_a_base_itself(fused, tiny, tmp_path):
-    """An exported folder loads as a base model; it is another one, and says so by its fingerprint."""
-    from mos_common.base_model import load_base
-
-    before = tiny.unet.state_dict()["mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight"].clone()
-    write_fused(fused, tmp_path / "fused")
-    export(tmp_path / "fused", tiny, "diffusers", tmp_path / "exported")
-    after = tiny.unet.state_dict()["mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight"]
-    assert torch.equal(before, after)
-    assert load_base(str(tmp_path / "exported"), device="cpu").fingerprint != tiny.fingerprint
-
-
-def test_an_export_never_overwrites(fused, tiny, tmp_path):
-    write_fused(fused, tmp_path / "fused")
-    (tmp_path / "exported").mkdir()
-    with pytest.raises(StateError, match="is there already"):
-        export(tmp_path / "fused", tiny, "diffusers", tmp_path / "exported")
-
-
-def test_an_export_onto_another_base_is_refused(fused, tiny, sixteen, tmp_path):
-    write_fused(fused, tmp_path / "fused")
-    with pytest.raises(BaseModelError, match="was fused on tiny"):
-        export(tmp_path / "fused", sixteen, "diffusers", tmp_path / "exported")
-
-
-def test_an_unknown_format_lists_the_known_ones(fused, tiny, tmp_path):
-    with pytest.raises(RequestError, match=r"--format onnx is not known: choose one of diffusers"):
-        export(tmp_path / "fused", tiny, "onnx", tmp_path / "exported")

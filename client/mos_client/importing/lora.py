@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mos_client.importing.spellings import spellings
 from mos_common.base_model import BaseModel
 from mos_common.edlora import LowRank
 from mos_common.errors import ConceptError
+from mos_common.spellings import spellings
 
 FACTOR = re.compile(
     r"(?P<layer>.+?)(?:\.lora)?(?:_linear_layer|_layer)?"

@@ -17,6 +17,12 @@ from mos_common.layers import adaptable_layers
 
 KOHYA = {"unet": ("lora_unet",), "text_encoder": ("lora_te", "lora_te1"), "text_encoder_2": ("lora_te2",)}
 WITHIN_RESNETS = {"time_emb_proj": "emb_layers_1", "conv_shortcut": "skip_connection"}
+# Layers outside of all blocks that diffusers finds only under these names when it reads a kohya file.
+OUTSIDE = {
+    "unet.add_embedding.linear_1": "lora_unet_label_emb_0_0",
+    "unet.add_embedding.linear_2": "lora_unet_label_emb_0_2",
+    "text_encoder_2.text_model.text_projection": "lora_te2_text_projection",
+}
 
 
 def spellings(base: BaseModel) -> dict[str, str]:
@@ -24,13 +30,20 @@ def spellings(base: BaseModel) -> dict[str, str]:
 
     A spelling that could be two layers is none: PEFT's of a text encoder does not say which of XL's two it means.
     """
-    blocks = dict(_stability_blocks(base))
+    blocks = {ours: theirs.replace(".", "_") for ours, theirs in stability_blocks(base)}
     meant: dict[str, set[str]] = {}
     for layer in adaptable_layers(base):
         part, _, module = layer.name.partition(".")
         for spelling in _of_layer(part, module, blocks):
             meant.setdefault(spelling, set()).add(layer.name)
     return {spelling: layers.pop() for spelling, layers in meant.items() if len(layers) == 1}
+
+
+def kohya_name(layer: str, base: BaseModel) -> str:
+    """The spelling of a layer that most tools read: kohya's, with the UNet's blocks as diffusers counts them."""
+    part, _, module = layer.partition(".")
+    prefix = "lora_te1" if part == "text_encoder" and len(base.text_encoders) > 1 else KOHYA[part][0]
+    return OUTSIDE.get(layer, f"{prefix}_{module.replace('.', '_')}")
 
 
 def _of_layer(part: str, module: str, blocks: dict[str, str]) -> Iterator[str]:
@@ -45,6 +58,8 @@ def _of_layer(part: str, module: str, blocks: dict[str, str]) -> Iterator[str]:
     if attention.endswith(("attn1", "attn2")):
         yield f"{part}.{attention}.processor.{linear}_lora"
         yield f"{attention}.processor.{linear}_lora"
+    if outside := OUTSIDE.get(f"{part}.{module}"):
+        yield outside
     for prefix in KOHYA[part]:
         yield f"{prefix}_{module.replace('.', '_')}"
     if part == "unet":
@@ -54,32 +69,37 @@ def _of_layer(part: str, module: str, blocks: dict[str, str]) -> Iterator[str]:
                 yield f"lora_unet_{theirs}_{WITHIN_RESNETS.get(rest, rest.replace('.', '_'))}"
 
 
-def _stability_blocks(base: BaseModel) -> Iterator[tuple[str, str]]:
+def stability_blocks(base: BaseModel) -> Iterator[tuple[str, str]]:
     """(our block, its place in Stability's numbering): input blocks count from 1 after the first convolution, output blocks from 0.
 
     Of each, place 0 is the resnet and 1 the transformer, where the block has one. Sampling convolutions get a number of their own
-    below and share one above.
+    below; above they come last in the block of the level's last resnet.
     """
     unet, number = base.unet, 1
     for b, block in enumerate(_children(unet, "down_blocks")):
         for i in range(len(_children(block, "resnets"))):
-            yield from _places(block, f"down_blocks.{b}", i, f"input_blocks_{number}")
+            yield from _places(block, f"down_blocks.{b}", i, f"input_blocks.{number}")
             number += 1
-        number += 1 if _children(block, "downsamplers") else 0
+        if _children(block, "downsamplers"):
+            yield f"down_blocks.{b}.downsamplers.0", f"input_blocks.{number}.0"
+            number += 1
     for i, theirs in ((0, "0"), (1, "2")):
-        yield f"mid_block.resnets.{i}", f"middle_block_{theirs}"
-    yield "mid_block.attentions.0", "middle_block_1"
+        yield f"mid_block.resnets.{i}", f"middle_block.{theirs}"
+    yield "mid_block.attentions.0", "middle_block.1"
     number = 0
     for b, block in enumerate(_children(unet, "up_blocks")):
         for i in range(len(_children(block, "resnets"))):
-            yield from _places(block, f"up_blocks.{b}", i, f"output_blocks_{number}")
+            yield from _places(block, f"up_blocks.{b}", i, f"output_blocks.{number}")
             number += 1
+        if _children(block, "upsamplers"):
+            place = 2 if _children(block, "attentions") else 1
+            yield f"up_blocks.{b}.upsamplers.0", f"output_blocks.{number - 1}.{place}"
 
 
 def _places(block: nn.Module, ours: str, i: int, theirs: str) -> Iterator[tuple[str, str]]:
-    yield f"{ours}.resnets.{i}", f"{theirs}_0"
+    yield f"{ours}.resnets.{i}", f"{theirs}.0"
     if len(_children(block, "attentions")) > i:
-        yield f"{ours}.attentions.{i}", f"{theirs}_1"
+        yield f"{ours}.attentions.{i}", f"{theirs}.1"
 
 
 def _children(module: nn.Module, name: str) -> list[nn.Module]:

@@ -1,0 +1,44 @@
+"""The noise that a base predicts with changes on it, by our road and by diffusers' own pipeline."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+
+from mos_common.attention import TextMemory, layerwise_attention, predict
+from mos_common.edlora import LowRank, attached
+from mos_common.words import encode_pooled, encode_prompts, tokenise
+
+PROMPT = "a cat, asleep"
+
+
+def ours(base, pairs: Mapping[str, LowRank]) -> torch.Tensor:
+    """What the UNet predicts of one noise with the changes attached, both text encoders' included."""
+    side = base.unet.config.sample_size
+    noisy = torch.randn(1, 4, side, side, generator=torch.Generator().manual_seed(3))
+    with torch.no_grad(), attached(base, pairs), layerwise_attention(base):
+        pooled = encode_pooled(base, [tokenise(base, PROMPT, {})], {})
+        memory = TextMemory(encode_prompts(base, [PROMPT], {}), pooled=pooled)
+        return predict(base, noisy, torch.tensor([500]), memory)
+
+
+def theirs(pipeline) -> torch.Tensor:
+    """The same by diffusers' own pipeline and whatever adapters it has loaded."""
+    side, more = pipeline.unet.config.sample_size, {}
+    noisy = torch.randn(1, 4, side, side, generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        found = pipeline.encode_prompt(PROMPT, device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=False)
+        if isinstance(pipeline, StableDiffusionXLPipeline):
+            size = side * pipeline.vae_scale_factor
+            more = {"text_embeds": found[2], "time_ids": torch.tensor([[size, size, 0, 0, size, size]]).float()}
+        return pipeline.unet(noisy, torch.tensor([500]), encoder_hidden_states=found[0], added_cond_kwargs=more).sample
+
+
+def pipeline_of(folder: Path, *, xl: bool = False):
+    more = {"dtype": torch.float32, "local_files_only": True}
+    if xl:
+        return StableDiffusionXLPipeline.from_pretrained(folder, add_watermarker=False, **more)
+    return StableDiffusionPipeline.from_pretrained(folder, safety_checker=None, requires_safety_checker=False, **more)
