@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from mos_bench.identity.statistics import LEVEL, student_quantile
 from mos_bench.pictures import compose_pictures
 from mos_bench.teach import chosen, class_word_of
 from mos_client.pictures.examples import load_pictures
@@ -37,8 +38,6 @@ from mos_tiny.compose import Subject, World
 
 PRESET = "preset"
 SEEDS = (100, 101)
-TWO_SIDED_95 = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 2.20)
-"""Student's t by degrees of freedom from 1; beyond the list the normal's 1.96 is near enough."""
 VARIANTS: Mapping[str, Mapping[str, str]] = {
     PRESET: {},
     "one word a layer for V_class only (P+)": {"method": "p-plus"},
@@ -63,9 +62,7 @@ VARIANTS: Mapping[str, Mapping[str, str]] = {
     "half the captions plain templates": {"template_share": "0.5"},
     "all captions plain templates": {"template_share": "1"},
     "mirrored too": {"mirror": "true"},
-    "not mirrored": {"mirror": "false"},
     "four crops": {"crops": "4"},
-    "no running average": {"averaging": "0"},
     "running average 0.98": {"averaging": "0.98"},
 }
 
@@ -141,7 +138,7 @@ def mean_and_margin(values: np.ndarray) -> tuple[float, float]:
     count = len(values)
     if count < 2:
         return float(values.mean()), float("inf")
-    t = TWO_SIDED_95[count - 2] if count - 2 < len(TWO_SIDED_95) else 1.96
+    t = student_quantile((1 + LEVEL) / 2, count - 1)
     return float(values.mean()), float(t * values.std(ddof=1) / count**0.5)
 
 
