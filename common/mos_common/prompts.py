@@ -66,6 +66,16 @@ UNRELATED = (
     "a woman with short black hair on a purple background",
     "a man with a beard in the desert",
     "a yellow star at night",
+    "a person with glasses on a green background",
+    "a smiling woman in a room",
+    "a man in a meadow",
+    "a woman at sea",
+    "a rabbit on an orange background",
+    "a penguin at sunset",
+    "a red mushroom in the snow",
+    "a bus in the city",
+    "a dog on the left and a tree on the right",
+    "an empty picture on the beach",
 )
 
 

@@ -13,18 +13,18 @@ METHODS: tuple[str, ...] = get_args(Method)
 Inputs = Literal["own", "fused"]
 
 # How much new words with the first end, the rest of the text, and the padding count.
-ROWS = {"words": (1.0, 0.0, 0.0), "text": (1.0, 1.0, 0.0), "all": (1.0, 1.0, 1.0)}
+ROWS = {"words": (1.0, 0.0, 0.0), "text": (1.0, 1.0, 0.0), "all": (1.0, 1.0, 1.0), "graded": (1.0, 0.2, 0.05)}
 
 
 @dataclass(frozen=True)
 class FusionSettings:
-    """How concepts are fused (`solve.py` has the equation).
+    """How concepts are fused (`solve.py` has the equation, docs/fusion.md what each setting does and why the defaults are these).
 
     ridge: λ, in units of the mean second moment (`ridge_kind` "trace") or of each input's own ("diagonal").
     towards: c: the ridge pulls towards c times the sum of all changes; 0, the paper, towards no change.
-    preserve: μ, the weight of ordinary prompts on the untouched base; 0 is the paper.
-    rows: which text positions count: new words and the first end ("words", the paper), all up to it ("text"), padding too ("all");
-        or the weights of the three kinds, such as "1,1,0.2".
+    preserve: μ, how much ordinary prompts on the untouched base count, in units of all concepts together; 0 is the paper.
+    rows: which text positions count: new words and the first end ("words", the paper), all up to it ("text"), padding too ("all"),
+        the less the less they say of a concept ("graded"); or the weights of the three kinds, such as "1,1,0.2".
     text_inputs: cross-attention keys and values read the features of the fused text encoder (the paper) or each concept's own.
     unet_inputs: the rest of the UNet reads what the concept's own model makes (the paper's text), or what the fused text encoder
         and the fused keys and values make with the concept's own remaining changes (the paper's code).
@@ -39,11 +39,11 @@ class FusionSettings:
     """
 
     method: Method = "gradient"
-    ridge: float = 0.1
+    ridge: float = 0.03
     ridge_kind: Literal["trace", "diagonal"] = "trace"
-    towards: float = 0.0
-    preserve: float = 0.3
-    rows: str = "all"
+    towards: float = 0.5
+    preserve: float = 1.0
+    rows: str = "graded"
     text_inputs: Inputs = "fused"
     unet_inputs: Inputs = "own"
     unconditional: bool = False

@@ -46,10 +46,14 @@ def fuse(
         typer.Option("--towards", help="The ridge pulls towards so much of the sum of changes; 0: the paper."),
     ] = None,
     preserve: Annotated[
-        float | None, typer.Option("--preserve", help="μ: how much ordinary prompts on the base count; 0 is the paper.")
+        float | None,
+        typer.Option(
+            "--preserve", help="μ: how much ordinary prompts on the base count against all concepts; 0 is the paper."
+        ),
     ] = None,
     rows: Annotated[
-        str | None, typer.Option("--rows", help="Text positions that count: words, text, all, or weights 1,1,0.2.")
+        str | None,
+        typer.Option("--rows", help="Text positions that count: words, text, all, graded, or weights 1,1,0.2."),
     ] = None,
     text_inputs: Annotated[
         str | None, typer.Option("--text-inputs", help="Keys and values read the own or the fused text encoder.")

@@ -99,7 +99,7 @@ def test_every_published_layer_is_at_the_optimum(base, make_concept, stored, rid
         X = [torch.cat(stored[named.token][layer.reads]) for named in concepts]
         changes = [named.concept.pairs[layer.name].change(torch.float64) for named in concepts]
         ordinary = torch.cat(stored["ordinary prompts"][layer.reads])
-        dense = Dense(X, changes, ordinary, preserve, ridge, towards)
+        dense = Dense(X, changes, ordinary, len(concepts) * preserve, ridge, towards)
         change = fused.changes[layer.name].change(torch.float64)
         assert dense.excess(change) < MOST_EXCESS, layer.name
         for named, own_rows, own in zip(concepts, X, changes, strict=True):

@@ -22,6 +22,7 @@ from mos_server.publish import write_fused
 SETTINGS = FusionSettings(
     ridge=1e-2,
     ridge_kind="trace",
+    towards=0.0,
     preserve=0.2,
     rows="all",
     text_inputs="fused",
@@ -102,7 +103,7 @@ def compare_with_dense(base, concepts, settings, groups=tuple(Group)) -> None:
                 list(wanted.values()),
                 ordinary[layer.name],
                 ridge=settings.ridge,
-                preserve=settings.preserve,
+                preserve=len(concepts) * settings.preserve,
             )
             change = fused.changes[layer.name].change(torch.float64)
             assert relative(change, expected) < 1e-3, layer.name
@@ -270,6 +271,8 @@ def test_what_changes_the_recording_is_recorded_anew(tiny, make_concept, tmp_pat
         ("contexts", ("V at night",), set(Group)),
         ("rows", "words", {Group.TEXT, Group.CROSS}),
         ("rows", "1,1,0.1", {Group.TEXT, Group.CROSS}),
+        ("rows", "graded", {Group.TEXT, Group.CROSS}),
+        ("towards", 0.5, set(Group)),
         ("text_inputs", "own", {Group.CROSS}),
         ("unet_inputs", "fused", {Group.SPATIAL}),
         ("unconditional", True, set(Group)),

@@ -37,15 +37,14 @@ from mos_server.fusion.rivals import PAPER_PROMPTS
 COUNTS = (3, 8, 14, 32)
 BASE = FusionSettings()
 AXES: Mapping[str, Mapping[str, FusionSettings]] = {
-    "ridge": {f"{value:g}": replace(BASE, ridge=value) for value in (1e-4, 1e-3, 1e-2, 3e-2, 0.3, 1.0)},
+    "ridge": {f"{value:g}": replace(BASE, ridge=value) for value in (1e-4, 1e-3, 0.3)},
     "ridge_kind": {"diagonal": replace(BASE, ridge_kind="diagonal")},
-    "towards": {f"{value:g}": replace(BASE, towards=value) for value in (0.15, 0.3, 0.6)},
-    "preserve": {f"{value:g}": replace(BASE, preserve=value) for value in (0.0, 0.1, 1.0, 3.0)},
-    "rows": {value: replace(BASE, rows=value) for value in ("words", "text", "1,1,0.2")},
+    "towards": {f"{value:g}": replace(BASE, towards=value) for value in (0.0, 1.0)},
+    "preserve": {f"{value:g}": replace(BASE, preserve=value) for value in (0.0, 0.3, 3.0)},
+    "rows": {value: replace(BASE, rows=value) for value in ("words", "text", "all")},
     "unconditional": {"recorded": replace(BASE, unconditional=True)},
     "contexts": {
         "the paper's two": replace(BASE, contexts=PAPER_PROMPTS),
-        "four": replace(BASE, contexts=RECORDED[:4]),
         "eight": replace(BASE, contexts=RECORDED[:8]),
     },
     "text_inputs": {"own": replace(BASE, text_inputs="own")},
@@ -53,10 +52,11 @@ AXES: Mapping[str, Mapping[str, FusionSettings]] = {
     "guidance": {"none": replace(BASE, guidance=1.0)},
     "ordinary": {"four": replace(BASE, ordinary=ORDINARY[:4])},
     "cap": {f"{value:g}": replace(BASE, cap=value) for value in (1.0, 1e6)},
+    "paper": {"objective": replace(BASE, ridge=1e-4, towards=0.0, preserve=0.0, rows="words", contexts=PAPER_PROMPTS)},
 }
 GRID = {
     f"ridge {ridge:g}, preserve {preserve:g}": replace(BASE, ridge=ridge, preserve=preserve)
-    for ridge, preserve in product((0.01, 0.03, 0.1, 0.3), (0.1, 0.3, 1.0))
+    for ridge, preserve in product((0.01, 0.1), (0.3, 3.0))
 }
 FIGURES = ("image_alignment", "identity_accuracy", "text_alignment", "drift")
 

@@ -42,7 +42,8 @@ def measure_table_1(workshop: Workshop, half: str, count: int = FUSED) -> list[B
     """Words alone change no weights: several of them in one model are what they were, so single is fused."""
     concepts, rows = workshop.half(half)[:count], []
     for title, variant, method in TABLE_1:
-        workshop.studio.tune_all(concepts, variant, workshop.sharing)
+        needed = workshop.probed(concepts) if method is None else concepts
+        workshop.studio.tune_all(needed, variant, workshop.sharing)
         single = singles_of(workshop, workshop.probed(concepts), variant)
         fused = single
         if method is not None:

@@ -24,15 +24,17 @@ class NormalEquations:
 
     def __init__(self, layers: Sequence[Layer], ordinary: Moments, settings: FusionSettings) -> None:
         self.layers, self.settings, self._ordinary = layers, settings, ordinary
-        self._S = {
-            reads: settings.preserve * ordinary.mean(reads) for reads in dict.fromkeys(layer.reads for layer in layers)
-        }
+        self._S = {layer.reads: torch.zeros(layer.d_in, layer.d_in, dtype=torch.float64) for layer in layers}
         self._left: dict[str, list[LowRank]] = {layer.name: [] for layer in layers}
         self._right: dict[str, list[Tensor]] = {layer.name: [] for layer in layers}
         self._weights: dict[str, list[float]] = {layer.name: [] for layer in layers}
 
     def add(self, concept: Concept, moments: Moments, weight: float = 1.0) -> None:
-        """Add wi Gi to S and wi si Ai Gi to the right-hand sides; wi is `weight`, less where the concept's energy is out of bounds."""
+        """Add wi (Gi + μ G0) to S and wi si Ai Gi to the right-hand sides.
+
+        wi is `weight`, less where the concept's energy is out of bounds. With μ counted for every concept, ordinary prompts
+        weigh as much against thirty concepts as against three.
+        """
         for reads in self._S:
             G = moments.mean(reads)
             pairs = {
@@ -41,7 +43,8 @@ class NormalEquations:
                 if layer.reads == reads and layer.name in concept.pairs
             }
             w = weight * self._bounded(reads, G, pairs)
-            self._S[reads].add_(G, alpha=w)
+            G0 = self._ordinary.mean(reads)
+            self._S[reads].add_(G, alpha=w).add_(G0, alpha=w * self.settings.preserve)
             for layer, pair in pairs.items():
                 self._left[layer.name].append(pair)
                 self._right[layer.name].append(w * pair.scale * pair.A.double() @ G)

@@ -3,9 +3,9 @@
 Concept i changed a layer by ΔWi = si·Bi·Ai, and its own prompts feed that layer the rows Xi (mi x d_in). We want the one change
 Δ that acts on every concept's rows as that concept's own change did, and on ordinary rows X0 not at all:
 
-    Δ* = argmin_Δ  Σi wi ‖Xi (Δ - ΔWi)ᵀ‖²/mi  +  μ ‖X0 Δᵀ‖²/m0  +  λ·(tr S/d_in)·‖Δ - c Σi wi ΔWi‖²
+    Δ* = argmin_Δ  Σi wi (‖Xi (Δ - ΔWi)ᵀ‖²/mi + μ ‖X0 Δᵀ‖²/m0)  +  λ·(tr S/d_in)·‖Δ - c Σi wi ΔWi‖²
 
-With the second moments Gi = Xiᵀ Xi / mi, S = Σi wi Gi + μ G0 and R = λ·(tr S/d_in)·I its normal equation is
+With the second moments Gi = Xiᵀ Xi / mi, S = Σi wi (Gi + μ G0) and R = λ·(tr S/d_in)·I its normal equation is
 Δ* (S + R) = Σi wi ΔWi (Gi + c R), so
 
     Δ* = [B1 … Bn] · M,    M = [w1 s1 A1 (G1 + c R); …; wn sn An (Gn + c R)] (S + R)⁻¹
