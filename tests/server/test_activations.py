@@ -15,7 +15,7 @@ from mos_common.words import tokenise
 from mos_server.config import ROWS, FusionSettings
 from mos_server.fusion.activations import position_weights, record_group
 
-SETTINGS = FusionSettings(contexts=("V",), steps=2, guidance=3.0, batch=2)
+SETTINGS = FusionSettings(rows="all", contexts=("V",), steps=2, guidance=3.0, batch=2)
 PROMPTS = ("<cat>", "photo of a <cat>")
 
 

@@ -172,7 +172,7 @@ def _curve(workshop: Workshop, asked: Asked, to: Path, helper: bool) -> tuple[Re
         return Results(), ""
     rows, text = curve_rows(curve), ["## (c) Identity against the number of concepts"]
     for rank in asked.ranks:
-        plot_curve(curve, rank, curve.bounds, to / f"curve-rank{rank}.png")
+        plot_curve(curve, rank, to / f"curve-rank{rank}.png")
         text += [f"### Rank {rank}", curve_table(curve, rank, curve.bounds), f"![rank {rank}](curve-rank{rank}.png)"]
         text += ["Ours against each rival, paired by concept and seed:", gains_table(curve, rank)]
         text += [f"(e) Drift of the base, rank {rank}:", drift_table(curve, rank)]

@@ -9,6 +9,7 @@ from typing import Any
 
 from mos_bench.identity.cases import Case
 from mos_bench.identity.curve import Curve
+from mos_bench.identity.methods import GRADIENT
 from mos_bench.identity.tables import Before
 from mos_common.errors import RequestError
 from mos_common.files import write_atomically
@@ -29,31 +30,25 @@ COLOURS = {
 }
 
 
-def plot_curve(curve: Curve, rank: int, bounds: Sequence[Case], path: Path) -> None:
-    """The figures against n, one line a method; single, floor and ceiling as level lines."""
+def plot_curve(curve: Curve, rank: int, path: Path) -> None:
+    """What fusing does to each figure against n, one line a method; concept for concept, since every n has others."""
     figure, axes = _figure(1, 4, (16, 4.2))
+    single = curve.singles[rank]
     for axis, (name, title) in zip(axes, TITLES.items(), strict=True):
         for method in dict.fromkeys(str(case.about["method"]) for case in curve.cases):
             cases = [c for c in curve.cases if c.about["method"] == method and c.about["rank"] == rank]
-            found = [(float(str(case.about["n"])), case.figure(name)) for case in cases]
-            xs, means = [n for n, _ in found], [one.mean for _, one in found]
-            colour = COLOURS.get(method)
-            axis.plot(xs, means, marker="o", markersize=4, label=method, color=colour)
-            axis.fill_between(xs, [o.low for _, o in found], [o.high for _, o in found], alpha=0.08, color=colour)
-        if name != "drift":
-            levels = [
-                (curve.singles[rank], "single", "-"),
-                *zip(bounds, (case.name for case in bounds), ("--", ":"), strict=False),
-            ]
-            for case, label, style in levels:
-                if (level := case.figure(name)).concepts:
-                    axis.axhline(level.mean, color="black", linewidth=0.8, linestyle=style, label=label)
-        axis.set(title=title, xlabel="concepts in one model", xscale="log")
+            found = [case.figure(name) if name == "drift" else case.change(name, single) for case in cases]
+            xs, colour = [float(str(case.about["n"])) for case in cases], COLOURS.get(method)
+            axis.plot(xs, [one.mean for one in found], marker="o", markersize=4, label=method, color=colour)
+            if method == GRADIENT.name:
+                axis.fill_between(xs, [o.low for o in found], [o.high for o in found], alpha=0.12, color=colour)
+        axis.axhline(0, color="black", linewidth=0.8)
+        axis.set(title=title if name == "drift" else f"{title}: change", xlabel="concepts in one model", xscale="log")
         ticks = sorted({float(str(case.about["n"])) for case in curve.cases})
         axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         axis.minorticks_off()
-    axes[0].legend(fontsize=7)
-    figure.suptitle(f"rank {rank}; bands are 95 % intervals over concepts and seeds")
+    axes[-1].legend(fontsize=7)
+    figure.suptitle(f"rank {rank}; 0 is each concept alone; the band is ours, 95 % over concepts and seeds")
     _save(figure, path)
 
 

@@ -22,6 +22,8 @@ from mos_common.concept_file import read_concept
 from mos_tiny.compose import World
 
 TO_THE_LAST_STEP = {"watch_every": "0"}
+SHIPPED = Path(__file__).parent / "tuned"
+"""Concepts of `--quick`, the first eight of dev and of test: as `mos-bench identity` tuned them."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ TEXTUAL_INVERSION = Variant("Textual Inversion", {"method": "textual-inversion"}
 
 
 class Studio:
-    """Pictures in `folder`/pictures, concept files in `tuned`, which may come from elsewhere: shipped, or another machine's."""
+    """Pictures in `folder`/pictures, concept files in `tuned`, which may be another machine's; a few come with the package."""
 
     def __init__(self, base: BaseModel, folder: Path, *, tuned: Path, steps: int | None = None) -> None:
         self.base, self.folder, self.tuned, self.steps = base, folder, tuned, steps
@@ -65,11 +67,12 @@ class Studio:
         return self._digests[concept.name]
 
     def path(self, concept: BenchConcept, variant: Variant) -> Path:
-        """Where its concept file is or will be."""
+        """Where its concept file is or will be: the one that comes with the package, if that is what would be made."""
         config = TuningConfig.of(self.base.preset, steps=self.steps, changes=TO_THE_LAST_STEP | dict(variant.settings))
         made_by = key_of(self.base.fingerprint, self.digest(concept), concept.class_word, asdict(config))
         method = variant.title.lower().replace(" ", "-")
-        return self.tuned / f"{concept.slug}.{method}.{made_by[:12]}.safetensors"
+        name = f"{concept.slug}.{method}.{made_by[:12]}.safetensors"
+        return SHIPPED / name if (SHIPPED / name).is_file() else self.tuned / name
 
     def tune_all(self, concepts: Sequence[BenchConcept], variant: Variant, sharing: Sharing) -> None:
         """Return when every concept is tuned."""
