@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import platform
+import shlex
+import sys
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -33,6 +35,11 @@ def device_name() -> str:
     lines = cpus.read_text().splitlines() if cpus.is_file() else []
     names = [line.split(":")[1].strip() for line in lines if "model name" in line]
     return f"{names[0] if names else platform.machine()}, {torch.get_num_threads()} threads"
+
+
+def command_line() -> str:
+    """What was typed, for the page that it made."""
+    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
 
 
 def versions() -> dict[str, str]:

@@ -363,11 +363,10 @@ def test_two_concepts_of_one_token_are_an_error(tiny, make_concept):
 
 
 def test_two_participants_may_use_one_name_and_even_bring_one_concept(tiny, make_concept, tmp_path):
-    """Equal concepts under two tokens fuse to what one of them is; both tokens are in the model."""
+    """Equal concepts under two tokens fuse to what one of them is, ordinary prompts counting as much; both tokens are in the model."""
     concept = make_concept(tiny, "<cat>")
-    without = replace(SETTINGS, preserve=0.0)
-    both = fuse(tiny, [NamedConcept("alice", concept), NamedConcept("bob", concept)], without)
-    alone = fuse(tiny, [NamedConcept("alice", concept)], without)
+    both = fuse(tiny, [NamedConcept("alice", concept), NamedConcept("bob", concept)], SETTINGS)
+    alone = fuse(tiny, [NamedConcept("alice", concept)], SETTINGS)
     for name, pair in alone.changes.items():
         assert relative(both.changes[name].change(), pair.change()) < 1e-4
     write_fused(both, tmp_path / "fused")

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import shlex
 import shutil
-import sys
 import time
 from collections.abc import Sequence
 from contextlib import closing
@@ -41,7 +39,7 @@ from mos_bench.identity.scorers import Clip, EfficientNet, Scorer, VisionModel
 from mos_bench.identity.sheets import case_sheet, concept_sheet
 from mos_bench.identity.tables import FUSED, measure_figure_3, measure_table_1, measure_table_2
 from mos_bench.identity.workshop import Protocol, Workshop
-from mos_bench.rows import device_name, versions
+from mos_bench.rows import command_line, device_name, versions
 from mos_common.base_model import BaseModel, load_base
 from mos_common.drawing import Drawing
 from mos_common.errors import RequestError
@@ -262,7 +260,7 @@ def _about(asked: Asked, base: BaseModel, seconds: float) -> str:
     protocol = asked.protocol
     return "\n".join(
         [
-            f"    {shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])}",
+            f"    {command_line()}",
             "",
             f"Split `{asked.half}`; prompts of each of four kinds: {protocol.prompts}; seeds: {protocol.seeds}; concepts scored "
             f"of those fused: {f'the first {protocol.probed}' if protocol.probed else 'all'}. Base {asked.base}, {base.fingerprint}. "

@@ -25,7 +25,7 @@ from mos_bench.identity.results import Results, plain, table, write_table
 from mos_bench.identity.statistics import paired
 from mos_bench.identity.tuning import ED_LORA
 from mos_bench.identity.workshop import Protocol, Workshop
-from mos_bench.rows import device_name, versions
+from mos_bench.rows import command_line, device_name, versions
 from mos_common.base_model import load_base
 from mos_common.errors import RequestError
 from mos_common.files import write_atomically
@@ -106,8 +106,8 @@ def run_study(study: Study, *, helper: bool = False) -> Results | None:
     results.add("run", "seconds", time.monotonic() - started, "s")
     to = study.out / "settings"
     about = (
-        f"Base {base.fingerprint}, split `{study.half}`, {study.protocol}, {device_name()}, {plain(dict(versions()))}. "
-        f"Defaults: {BASE}."
+        f"    {command_line()}\n\nSplit `{study.half}`; {study.protocol}. Base {study.base}, {base.fingerprint}. "
+        f"{device_name()}; {time.monotonic() - started:.0f} s, with what was cached before. {plain(dict(versions()))}. Defaults: {BASE}."
     )
     plot_settings(points, to / "settings.png", "change against the defaults")
     page = "\n\n".join(["# Settings of fusion, measured", about, text, "![settings](settings.png)"])
