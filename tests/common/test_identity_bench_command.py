@@ -21,17 +21,21 @@ import mos_bench.identity.tables as tables
 from mos_bench.identity.command import Asked, run_identity, sized
 from mos_bench.identity.concepts import tiny_concepts
 from mos_bench.identity.curve import measure_curve
+from mos_bench.identity.groups import alone, with_own
 from mos_bench.identity.methods import AVERAGE, SUM_TUNED, Method
 from mos_bench.identity.models import single, untouched, words_only
 from mos_bench.identity.scorers import EfficientNet
 from mos_bench.identity.sharing import Sharing
 from mos_bench.identity.study import Study, measure_settings, study_rows
-from mos_bench.identity.tuning import CUSTOM_DIFFUSION, ED_LORA, LORA, P_PLUS, TEXTUAL_INVERSION
+from mos_bench.identity.tuning import CUSTOM_DIFFUSION, ED_LORA, LORA, P_PLUS, TEXTUAL_INVERSION, Variant
 from mos_bench.identity.witness import Learnt, Witnesses
 from mos_bench.identity.workshop import Protocol, Workshop
+from mos_client.pictures.examples import load_pictures
+from mos_client.pictures.folder import find_pictures
 from mos_common.concept_file import write_concept
 from mos_common.drawing import Drawing, draw
 from mos_common.errors import RequestError
+from mos_common.layers import Group
 from mos_server.config import FusionSettings
 
 PROTOCOL = Protocol(prompts=1, seeds=1, probed=2, how=Drawing(steps=1))
@@ -143,6 +147,44 @@ def test_drawings_that_are_all_the_same_have_no_diversity(workshop, monkeypatch)
     assert mine.scores(model, concept, of_class=True).diversity == pytest.approx(0, abs=1e-4)
 
 
+@pytest.mark.parametrize(("shown", "each", "all_of_them"), [((0, 1), 1.0, 1.0), ((0, 0), 0.5, 0.0), ((1, 0), 0.0, 0.0)])
+def test_a_picture_of_two_counts_as_whole_only_with_both_in_their_places(
+    workshop, tiny, monkeypatch, shown, each, all_of_them
+):
+    mine = workshop()
+    two = mine.half("test")
+    real = [
+        tiny.decode_latents(tiny.encode_pictures(load_pictures(find_pictures(mine.studio.pictures(c))[:1], 64)))[0]
+        for c in two
+    ]
+    side_by_side = torch.cat([real[i] for i in shown], dim=2)
+    monkeypatch.setattr(drawings, "draw", lambda base, prompts, seeds, **others: side_by_side[None])
+    (group,) = multi.groups_of(two, 2)
+    case = multi._case(mine, untouched(), [group], multi.CLASSES, "two")
+    assert case.figure("identity_accuracy").mean == each
+    assert case.figure("all_recognised").mean == all_of_them
+
+
+def test_a_concept_with_all_groups_of_its_own_is_what_it_is_alone(workshop, tiny):
+    """Exchanged one after the other, in a model of two; and without two of three groups only the third one's changes are on."""
+    mine = workshop()
+    concepts = mine.half("test")
+    own = mine.studio.concept(concepts[0], ED_LORA)
+    recipe = mine.recipe(concepts, ED_LORA, AVERAGE)
+    mine.fuse_all([recipe], "two")
+    fused = mixed = mine.kitchen.model(recipe)
+    for group in Group:
+        mixed = with_own(tiny, mixed, own, group)
+    models = {"fused": fused, "mixed": mixed, "single": single(tiny, own)}
+    requests = {name: mine.requests(model, concepts[0]) for name, model in models.items()}
+    mine.draw([request for of_model in requests.values() for request in of_model], "three")
+    pictures = {name: torch.stack([mine.cache.picture(r.key) for r in rs[:1]]) for name, rs in requests.items()}
+    assert torch.equal(pictures["mixed"], pictures["single"])
+    assert not torch.equal(pictures["fused"], pictures["single"])
+    apart = [set(alone(tiny, fused, group).changes()) for group in Group]
+    assert set().union(*apart) == set(fused.changes()) and sum(map(len, apart)) == len(fused.changes())
+
+
 def test_a_drawing_is_known_by_what_made_it(workshop, tiny):
     mine = workshop()
     first, second = mine.half("test")
@@ -221,13 +263,21 @@ def test_every_table_plot_and_sheet_comes_out(workshop, monkeypatch, tmp_path, c
 
 
 def test_the_settings_study_compares_with_the_defaults(workshop, monkeypatch):
+    """Settings, other tunings against each alone, and the model taken apart."""
     diagonal = replace(GRADIENT.settings, ridge_kind="diagonal")
     monkeypatch.setattr(study, "BASE", GRADIENT.settings)
     monkeypatch.setattr(study, "AXES", {"ridge_kind": {"diagonal": diagonal}})
-    asked = Study(workshop().kitchen.folder, counts=(2,), only=("ridge_kind",), protocol=PROTOCOL)
-    results, points, text = study_rows(measure_settings(workshop(), asked))
-    assert points["image alignment"].keys() == {"ridge_kind diagonal"}
-    assert {row.case for row in results.rows} == {"n=2 single", "n=2 defaults", "n=2 ridge_kind diagonal"}
+    monkeypatch.setattr(study, "TUNINGS", {"words 3": {"words": "3"}})
+    asked = Study(workshop().kitchen.folder, counts=(2,), only=("ridge_kind", "tuning", "groups"), protocol=PROTOCOL)
+    other = Variant(f"{ED_LORA.title} words 3", {"words": "3"})
+    results, points, text = study_rows(measure_settings(workshop(PROTOCOL, ED_LORA, other), asked))
+    assert points["image alignment"].keys() == {"ridge_kind diagonal", "words 3"}
+    parts = {f"own {group}" for group in Group} | {f"fused {group} alone" for group in Group}
+    names = {"single", "defaults", "ridge_kind diagonal", "words 3", "words 3, single", *parts}
+    assert {row.case for row in results.rows} == {f"n=2 {name}" for name in names}
+    drifting = {row.case for row in results.rows if row.figure == "drift"}
+    assert drifting == {f"n=2 {name}" for name in names if "single" not in name and not name.startswith("own")}
     assert "## n = 2" in text
-    with pytest.raises(RequestError, match="choose from"):
-        replace(asked, only=("colour",))
+    for wrong in ({"only": ("colour",)}, {"rank": 3}):
+        with pytest.raises(RequestError, match="choose from"):
+            replace(asked, **wrong)

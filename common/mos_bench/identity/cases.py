@@ -13,7 +13,13 @@ from mos_bench.identity.statistics import Interval, Matrix, interval, paired, st
 from mos_bench.identity.workshop import Scores, Workshop
 
 FIGURES = ("image_alignment", "identity_accuracy", "text_alignment", "diversity")
-UNITS = {"identity_accuracy": "share", "identity_kept": "ratio", "drift": "1 - cosine", "diversity": "1 - cosine"}
+UNITS = {
+    "identity_accuracy": "share",
+    "all_recognised": "share",
+    "identity_kept": "ratio",
+    "drift": "1 - cosine",
+    "diversity": "1 - cosine",
+}
 _OF: Mapping[str, Callable[[Scores], np.ndarray]] = {
     "image_alignment": lambda scores: scores.image.mean(axis=0),
     "identity_accuracy": lambda scores: scores.right.mean(axis=0),
@@ -24,21 +30,26 @@ _OF: Mapping[str, Callable[[Scores], np.ndarray]] = {
 
 @dataclass(frozen=True)
 class Case:
-    """`about` says what it is (n, method, rank, variant, λ …); `scores` are by concept; `drift` is ordinary prompts × seeds."""
+    """`about` says what it is (n, method, rank, variant, λ …); `scores` are by concept; `drift` is ordinary prompts × seeds.
+
+    `whole`, of pictures that show several concepts, is pictures × seeds: whether each of them was recognised where it was asked to be.
+    """
 
     name: str
     scores: Mapping[str, Scores]
     about: Mapping[str, object] = field(default_factory=dict)
     drift: Matrix | None = None
+    whole: Matrix | None = None
 
     def matrix(self, figure: str, only: Sequence[str] | None = None) -> Matrix:
         """One row a concept (of `only`, or all), one column a seed."""
         return stacked([_OF[figure](scores) for name, scores in self.scores.items() if only is None or name in only])
 
     def figure(self, figure: str, only: Sequence[str] | None = None) -> Interval:
-        """Its mean with a 95 % interval."""
-        if figure == "drift":
-            return interval(self.drift if self.drift is not None else np.empty((0, 1)))
+        """Its mean with a 95 % interval; `drift` over ordinary prompts, `all_recognised` over pictures."""
+        if figure in ("drift", "all_recognised"):
+            found = self.drift if figure == "drift" else self.whole
+            return interval(found if found is not None else np.empty((0, 1)))
         return interval(self.matrix(figure, only))
 
     def change(self, figure: str, before: Case, only: Sequence[str] | None = None) -> Interval:
@@ -47,7 +58,7 @@ class Case:
 
     def restricted(self, other: Case) -> Case:
         """The same case on the concepts of another, in its order."""
-        return Case(self.name, {name: self.scores[name] for name in other.scores}, self.about, self.drift)
+        return Case(self.name, {name: self.scores[name] for name in other.scores}, self.about, self.drift, self.whole)
 
 
 def single_case(workshop: Workshop, models: Mapping[str, Model], concepts: Sequence[BenchConcept], name: str) -> Case:

@@ -114,7 +114,10 @@ def settings(
     prompts: Prompts = None,
     seeds: Seeds = None,
     probed: Probed = None,
-    only: Annotated[str | None, typer.Option("--only", help="Settings to try, such as ridge,preserve,rows.")] = None,
+    only: Annotated[
+        str | None, typer.Option("--only", help="What to try, such as ridge,preserve,rows,groups,tuning.")
+    ] = None,
+    rank: Annotated[int, typer.Option("--rank", help="Of the tuned concepts: 4 or 1.")] = 4,
     split: Annotated[str, typer.Option("--split", help="Settings are chosen on dev.")] = "dev",
     base: Base = "tiny",
     tuned: Tuned = None,
@@ -136,6 +139,7 @@ def settings(
         half=split,
         counts=_numbers(counts, "--n") or COUNTS,
         only=tuple(only.split(",")) if only else (),
+        rank=rank,
         protocol=replace(protocol, how=replace(protocol.how, steps=draw_steps or protocol.how.steps)),
         base=base,
         tuned=tuned,

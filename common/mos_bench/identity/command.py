@@ -21,6 +21,7 @@ from mos_bench.identity.markdown import (
     curve_table,
     drift_table,
     gains_table,
+    multi_table,
     rivals_table,
 )
 from mos_bench.identity.methods import CURVE
@@ -229,31 +230,33 @@ def _before(workshop: Workshop, asked: Asked, to: Path, helper: bool, name: str)
 
 def _multi(workshop: Workshop, asked: Asked, to: Path, helper: bool) -> tuple[Results, str]:
     cases = measure_multi(workshop, asked.half, asked.fused)
-    return _cases(
-        workshop, asked, to, helper, "multi", "(d) Several concepts in one picture, each in its own part", cases
-    )
+    ceiling = ceiling_case(workshop, workshop.probed(workshop.half(asked.half)[: asked.fused]))
+    if helper:
+        return Results(), ""
+    title = "(d) Several concepts in one picture, each in its own part"
+    return _written(workshop, to, "multi", title, cases, [ceiling], multi_table(cases, ceiling))
 
 
 def _figure_3(workshop: Workshop, asked: Asked, to: Path, helper: bool) -> tuple[Results, str]:
     cases = measure_figure_3(workshop, asked.half, asked.fused)
-    return _cases(
-        workshop, asked, to, helper, "figure3", "(f) What embeddings alone carry (the paper's Figure 3)", cases
-    )
-
-
-def _cases(
-    workshop: Workshop, asked: Asked, to: Path, helper: bool, name: str, title: str, cases: Sequence[Case]
-) -> tuple[Results, str]:
     probed = workshop.probed(workshop.half(asked.half)[: asked.fused])
     bounds = [floor_case(workshop, untouched(), probed), ceiling_case(workshop, probed)]
     if helper:
         return Results(), ""
+    title = "(f) What embeddings alone carry (the paper's Figure 3)"
+    return _written(workshop, to, "figure3", title, cases, bounds, case_table(cases, bounds))
+
+
+def _written(
+    workshop: Workshop, to: Path, name: str, title: str, cases: Sequence[Case], bounds: Sequence[Case], shown: str
+) -> tuple[Results, str]:
+    """Write a table of cases, its plot and its contact sheet; its rows, and its section of the page."""
     plot_cases(cases, bounds, to / f"{name}.png")
     case_sheet(workshop, cases, to / f"{name}-sheet.png", title)
-    text = [f"## {title}", case_table(cases, bounds), f"![{name}]({name}.png)", f"![{name} sheet]({name}-sheet.png)"]
+    text = "\n\n".join([f"## {title}", shown, f"![{name}]({name}.png)", f"![{name} sheet]({name}-sheet.png)"])
     rows = case_rows([*bounds, *cases], name)
-    write_table(to, name, rows, "\n\n".join(text))
-    return rows, "\n\n".join(text)
+    write_table(to, name, rows, text)
+    return rows, text
 
 
 def _about(asked: Asked, base: BaseModel, seconds: float) -> str:

@@ -62,8 +62,15 @@ def rivals_table(rows: Sequence[Before]) -> str:
 
 
 def case_table(cases: Sequence[Case], bounds: Sequence[Case]) -> str:
-    """Tables (d) and (f)."""
+    """Table (f)."""
     return table(["case", *HEADS], [[case.name, *_cells(case)] for case in [*bounds, *cases]])
+
+
+def multi_table(cases: Sequence[Case], ceiling: Case) -> str:
+    """Table (d): image alignment and accuracy of each subject in its own part, and how many pictures have all of them right."""
+    figures = ("image_alignment", "identity_accuracy", "all_recognised")
+    lines = [[case.name, *(_short(case.figure(figure)) for figure in figures)] for case in [ceiling, *cases]]
+    return table(["case", *HEADS[:2], "all recognised in one picture"], lines)
 
 
 def drift_table(curve: Curve, rank: int) -> str:

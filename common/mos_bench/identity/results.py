@@ -7,7 +7,7 @@ import io
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from mos_bench.identity.cases import FIGURES, UNITS, Case
@@ -41,6 +41,8 @@ class Results:
             self.add_interval(case.name, figure, case.figure(figure))
         if case.drift is not None:
             self.add_interval(case.name, "drift", case.figure("drift"))
+        if case.whole is not None:
+            self.add_interval(case.name, "all_recognised", case.figure("all_recognised"))
         if before is not None:
             for figure in ("image_alignment", "text_alignment"):
                 self.add_interval(case.name, f"{figure}_change", case.change(figure, before))
@@ -131,7 +133,7 @@ def write_table(folder: Path, name: str, results: Results, markdown: str) -> Non
 
 
 def _renamed(case: Case, name: str) -> Case:
-    return Case(name, case.scores, case.about, case.drift)
+    return replace(case, name=name)
 
 
 def plain(values: Mapping[str, object]) -> str:

@@ -1,13 +1,14 @@
 """`mos-bench settings`: what each setting of fusion does, one changed at a time from the defaults, and ridge against preserve.
 
 Measured on dev, since it is what defaults are chosen by. Every figure is the difference to the base point on the same concepts and
-seeds. Second moments are shared: only what a setting changes about recording is recorded again.
+seeds. Second moments are shared: only what a setting changes about recording is recorded again. Besides, where the fused model loses
+identity (`groups.py`), and what concepts tuned otherwise come to.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from itertools import product
@@ -18,12 +19,14 @@ import torch
 
 from mos_bench.identity.cases import Case
 from mos_bench.identity.command import Asked, open_workshop
-from mos_bench.identity.curve import measure_methods, singles_of
+from mos_bench.identity.concepts import BenchConcept
+from mos_bench.identity.curve import RANKS, measure_methods, singles_of
+from mos_bench.identity.groups import measure_groups
 from mos_bench.identity.methods import Method
 from mos_bench.identity.plots import plot_settings
 from mos_bench.identity.results import Results, plain, table, write_table
 from mos_bench.identity.statistics import paired
-from mos_bench.identity.tuning import ED_LORA
+from mos_bench.identity.tuning import Variant
 from mos_bench.identity.workshop import Protocol, Workshop
 from mos_bench.rows import command_line, device_name, versions
 from mos_common.base_model import load_base
@@ -58,6 +61,11 @@ GRID = {
     f"ridge {ridge:g}, preserve {preserve:g}": replace(BASE, ridge=ridge, preserve=preserve)
     for ridge, preserve in product((0.01, 0.1), (0.3, 3.0))
 }
+TUNINGS: Mapping[str, Mapping[str, str]] = {
+    "words 3": {"words": "3"},
+    "frozen directions": {"frozen_directions": "true"},
+}
+TUNED_ANEW = 8  # other tunings are tried with so many concepts at most: each takes about a minute of a core
 FIGURES = ("image_alignment", "identity_accuracy", "text_alignment", "drift")
 
 
@@ -69,6 +77,7 @@ class Study:
     half: str = "dev"
     counts: tuple[int, ...] = COUNTS
     only: tuple[str, ...] = ()
+    rank: int = 4
     protocol: Protocol = field(default_factory=Protocol)
     base: str = "tiny"
     tuned: Path | None = None
@@ -78,16 +87,23 @@ class Study:
     dtype: str | None = None
 
     def __post_init__(self) -> None:
-        if unknown := set(self.only) - {*AXES, "grid"}:
-            raise RequestError(f"--only {min(unknown)}: choose from {', '.join(AXES)}, grid")
+        known = (*AXES, "grid", "groups", "tuning")
+        if unknown := set(self.only) - set(known):
+            raise RequestError(f"--only {min(unknown)}: choose from {', '.join(known)}")
+        if self.rank not in RANKS:
+            raise RequestError(f"--rank {self.rank}: choose from {', '.join(map(str, RANKS))}")
+
+    def asks_for(self, axis: str) -> bool:
+        """Whether an axis is to be measured."""
+        return not self.only or axis in self.only
 
     def settings(self) -> dict[str, FusionSettings]:
         """By name, the base point first; a setting that is the base point again is left out."""
         found = {"defaults": BASE}
         for axis, values in AXES.items():
-            if not self.only or axis in self.only:
+            if self.asks_for(axis):
                 found |= {f"{axis} {name}": settings for name, settings in values.items() if settings != BASE}
-        if not self.only or "grid" in self.only:
+        if self.asks_for("grid"):
             found |= {name: settings for name, settings in GRID.items() if settings not in found.values()}
         return found
 
@@ -105,32 +121,49 @@ def run_study(study: Study, *, helper: bool = False) -> Results | None:
     results, points, text = study_rows(cases)
     results.add("run", "seconds", time.monotonic() - started, "s")
     to = study.out / "settings"
+    name = "settings" if study.rank == 4 else f"settings-rank{study.rank}"
     about = (
-        f"    {command_line()}\n\nSplit `{study.half}`; {study.protocol}. Base {study.base}, {base.fingerprint}. "
+        f"    {command_line()}\n\nSplit `{study.half}`; rank {study.rank}; {study.protocol}. Base {study.base}, {base.fingerprint}. "
         f"{device_name()}; {time.monotonic() - started:.0f} s, with what was cached before. {plain(dict(versions()))}. Defaults: {BASE}."
     )
-    plot_settings(points, to / "settings.png", "change against the defaults")
-    page = "\n\n".join(["# Settings of fusion, measured", about, text, "![settings](settings.png)"])
-    write_table(to, "settings", results, page)
-    write_atomically(to / "settings.json", results.json())
+    plot_settings(points, to / f"{name}.png", "change against the defaults")
+    page = "\n\n".join(["# Settings of fusion, measured", about, text, f"![settings]({name}.png)"])
+    write_table(to, name, results, page)
+    write_atomically(to / f"{name}.json", results.json())
     if study.docs is not None:
-        for file in sorted(to.iterdir()):
+        for file in sorted(to.glob(f"{name}.*")):
             write_atomically(study.docs / "results" / file.name, file.read_bytes())
-    say(f"{to}: settings.md, settings.json, settings.csv, settings.png")
+    say(f"{to}: {name}.md, {name}.json, {name}.csv, {name}.png")
     return results
 
 
 def measure_settings(workshop: Workshop, study: Study) -> dict[int, dict[str, Case]]:
     """By n and name of the setting; `single` is there too."""
-    concepts = workshop.half(study.half)[: max(study.counts)]
-    workshop.studio.tune_all(concepts, ED_LORA, workshop.sharing)
+    concepts, variant = workshop.half(study.half)[: max(study.counts)], RANKS[study.rank]
+    workshop.studio.tune_all(concepts, variant, workshop.sharing)
     methods = [Method(name, settings) for name, settings in study.settings().items()]
     found: dict[int, dict[str, Case]] = {}
     for n in study.counts:
         chosen = concepts[:n]
-        cases = measure_methods(workshop, chosen, ED_LORA, methods, {})
-        found[n] = {"single": singles_of(workshop, workshop.probed(chosen), ED_LORA)}
+        cases = measure_methods(workshop, chosen, variant, methods, {})
+        found[n] = {"single": singles_of(workshop, workshop.probed(chosen), variant)}
         found[n] |= {case.name: case for case in cases}
+        if study.asks_for("groups"):
+            found[n] |= measure_groups(workshop, chosen, variant, methods[0])
+        if study.asks_for("tuning") and n <= TUNED_ANEW:
+            found[n] |= measure_tunings(workshop, chosen, variant)
+    return found
+
+
+def measure_tunings(workshop: Workshop, concepts: Sequence[BenchConcept], variant: Variant) -> dict[str, Case]:
+    """Concepts that were tuned otherwise, each alone and all in one model by the default settings."""
+    found: dict[str, Case] = {}
+    for title, changes in TUNINGS.items():
+        other = Variant(f"{variant.title} {title}", {**variant.settings, **changes})
+        workshop.studio.tune_all(concepts, other, workshop.sharing)
+        alone = singles_of(workshop, workshop.probed(concepts), other)
+        found[f"{title}, single"] = alone
+        (found[title],) = measure_methods(workshop, concepts, other, [Method(title, BASE)], {})
     return found
 
 
@@ -145,12 +178,14 @@ def study_rows(cases: Mapping[int, Mapping[str, Case]]) -> tuple[Results, Points
         lines = []
         for name, case in of_n.items():
             named = Case(f"n={n} {name}", case.scores, case.about, case.drift)
-            results.add_case(named, None if name == "single" else of_n["single"])
+            results.add_case(named, None if name.endswith("single") else of_n.get(f"{name}, single", of_n["single"]))
             cells = []
             for figure in FIGURES:
                 mean = case.figure(figure).mean if figure != "drift" or case.drift is not None else float("nan")
                 change, note = _difference(case, of_n["defaults"], figure)
-                if name not in ("single", "defaults") and isfinite(change):
+                if case.about.get("method") == name != "defaults" and isfinite(
+                    change
+                ):  # a setting, not a part of a model
                     points[figure.replace("_", " ")].setdefault(name, {})[n] = change
                     results.add(named.name, f"{figure}_against_defaults", change)
                 cells.append(f"{mean:.3f}{note if name != 'defaults' else ''}" if isfinite(mean) else "")
