@@ -18,10 +18,12 @@ import mos_bench.identity.drawings as drawings
 import mos_bench.identity.multi as multi
 import mos_bench.identity.study as study
 import mos_bench.identity.tables as tables
+from mos_bench.identity.cases import Case
 from mos_bench.identity.command import Asked, run_identity, sized
 from mos_bench.identity.concepts import tiny_concepts
-from mos_bench.identity.curve import measure_curve
+from mos_bench.identity.curve import Curve, measure_curve
 from mos_bench.identity.groups import alone, with_own
+from mos_bench.identity.markdown import curve_table
 from mos_bench.identity.methods import AVERAGE, SUM_TUNED, Method
 from mos_bench.identity.models import single, untouched, words_only
 from mos_bench.identity.scorers import EfficientNet
@@ -29,7 +31,7 @@ from mos_bench.identity.sharing import Sharing
 from mos_bench.identity.study import Study, measure_settings, study_rows
 from mos_bench.identity.tuning import CUSTOM_DIFFUSION, ED_LORA, LORA, P_PLUS, TEXTUAL_INVERSION, Variant
 from mos_bench.identity.witness import Learnt, Witnesses
-from mos_bench.identity.workshop import Protocol, Workshop
+from mos_bench.identity.workshop import Protocol, Scores, Workshop
 from mos_client.pictures.examples import load_pictures
 from mos_client.pictures.folder import find_pictures
 from mos_common.concept_file import write_concept
@@ -183,6 +185,17 @@ def test_a_concept_with_all_groups_of_its_own_is_what_it_is_alone(workshop, tiny
     assert not torch.equal(pictures["fused"], pictures["single"])
     apart = [set(alone(tiny, fused, group).changes()) for group in Group]
     assert set().union(*apart) == set(fused.changes()) and sum(map(len, apart)) == len(fused.changes())
+
+
+@pytest.mark.parametrize(("diversity", "shown"), [(float("nan"), False), (0.125, True)])
+def test_a_curve_shows_diversity_where_there_are_seeds_to_differ(diversity, shown):
+    scores = {name: Scores(*3 * [np.full((1, 1), 0.5)], diversity) for name in ("<a>", "<b>")}
+    about = {"n": 2, "method": "gradient", "rank": 4, "n·r/d": 0.06, "scale": 1.0}
+    curve = Curve([Case("n=2 gradient", scores, about, np.zeros((1, 1)))], {4: Case("single", scores)})
+    lines = curve_table(curve, 4, []).splitlines()
+    assert lines[0].endswith("diversity |") == shown
+    assert all(line.endswith("0.125 [0.125, 0.125] |") == shown for line in lines[2:])
+    assert len({line.count("|") for line in lines}) == 1
 
 
 def test_a_drawing_is_known_by_what_made_it(workshop, tiny):

@@ -271,8 +271,8 @@ def _about(asked: Asked, base: BaseModel, seconds: float) -> str:
             "",
             "Image alignment is the mean cosine of all (drawn, held-back) pairs; identity accuracy the share of drawings that are "
             "nearest to their own concept among all; text alignment the share of what the prompt names (class, place, look, "
-            "companion) that witnesses confirm; drift 1 - cosine of ordinary prompts' drawings to the base's. Brackets are 95 % "
-            "intervals over concepts and seeds.",
+            "companion) that witnesses confirm; drift 1 - cosine of ordinary prompts' drawings to the base's; diversity 1 - cosine "
+            "between the seeds of one prompt. Brackets are 95 % intervals over concepts and seeds.",
         ]
     )
 

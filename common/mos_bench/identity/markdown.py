@@ -18,15 +18,21 @@ HEADS = ("image alignment", "identity accuracy", "text alignment")
 
 
 def curve_table(curve: Curve, rank: int, bounds: Sequence[Case]) -> str:
-    """Table (c) at one rank, with floor, ceiling and single."""
-    rows = [[case.name, "", "", *_cells(case), "", ""] for case in [*bounds, curve.singles[rank]]]
+    """Table (c) at one rank, with floor, ceiling and single; with diversity where there are seeds to differ."""
+    several = not isnan(curve.singles[rank].figure("diversity").mean)
+
+    def cells(case: Case, *others: str) -> list[str]:
+        return [*_cells(case), *others, *([_short(case.figure("diversity"))] if several else [])]
+
+    rows = [[case.name, "", "", *cells(case, "", "")] for case in [*bounds, curve.singles[rank]]]
     for case in curve.cases:
         if case.about["rank"] == rank:
             change = case.change("image_alignment", curve.singles[rank])
             scale = f"{case.about['scale']:g}" if case.about["scale"] != 1.0 else ""
             where = [f"{case.about['n']} ({case.about['n·r/d']:.2f})", f"{case.about['method']}"]
-            rows.append([*where, scale, *_cells(case), f"{change.mean:+.3f}", _short(case.figure("drift"))])
-    return table(["n (n·r/d)", "method", "λ", *HEADS, "image change", "drift"], rows)
+            rows.append([*where, scale, *cells(case, f"{change.mean:+.3f}", _short(case.figure("drift")))])
+    heads = ["n (n·r/d)", "method", "λ", *HEADS, "image change", "drift", *(["diversity"] if several else [])]
+    return table(heads, rows)
 
 
 def gains_table(curve: Curve, rank: int) -> str:
