@@ -11,8 +11,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+import typer
 from PIL import Image
+from typer.testing import CliRunner
 
+import mos_bench.identity.cli as cli
 import mos_bench.identity.command as command
 import mos_bench.identity.drawings as drawings
 import mos_bench.identity.multi as multi
@@ -224,6 +227,26 @@ def test_a_piece_that_another_process_has_taken_is_waited_for(tmp_path):
     threading.Timer(0.2, other).start()
     sharing.all_of("work", ["mine"], key=str, done=finished.__contains__, do=done.append)
     assert done == []
+
+
+def test_more_concepts_than_there_are_is_said_not_measured_under_a_wrong_name(workshop, capsys):
+    mine = workshop()
+    assert mine.counts_in("test", (1, 2, 14)) == [1, 2]
+    assert "n = 14 left out: test has 2 concepts" in capsys.readouterr().out
+    with pytest.raises(RequestError, match="test has 2 concepts"):
+        mine.counts_in("test", (14, 40))
+    with pytest.raises(RequestError, match="--ranks 2: choose from 4, 1"):
+        Asked(mine.kitchen.folder, ranks=(4, 2))
+
+
+@pytest.mark.parametrize(
+    "flags", [("--prompts", "0"), ("--prompts", "6"), ("--seeds", "0"), ("--probed", "-1"), ("--fused", "0")]
+)
+def test_numbers_out_of_range_are_refused_before_anything_runs(flags):
+    app = typer.Typer()
+    cli.register(app)
+    result = CliRunner().invoke(app, ["identity", *flags])
+    assert result.exit_code == 2 and "range" in result.output
 
 
 def test_quick_default_and_full_are_one_command():

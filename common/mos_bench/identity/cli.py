@@ -21,11 +21,15 @@ Tuned = Annotated[
 Out = Annotated[Path, typer.Option("--out", help="Everything is kept here, and a second run goes on from it.")]
 Base = Annotated[str, typer.Option("--base", help="`tiny`, or a diffusers folder.")]
 Docs = Annotated[Path | None, typer.Option("--docs", help="Also write DOCS/results.md and DOCS/results/.")]
-Prompts = Annotated[int | None, typer.Option("--prompts", help="Prompts of each of the four kinds, 1 to 5.")]
-Seeds = Annotated[int | None, typer.Option("--seeds", help="Drawings of each prompt.")]
-Probed = Annotated[int | None, typer.Option("--probed", help="Concepts scored at each n; 0: all that are fused.")]
-Steps = Annotated[int | None, typer.Option("--steps", help="Tuning steps; default: the base's preset.")]
-DrawSteps = Annotated[int | None, typer.Option("--draw-steps", help="Denoising steps of drawings.")]
+Prompts = Annotated[
+    int | None, typer.Option("--prompts", min=1, max=5, help="Prompts of each of the four kinds, 1 to 5.")
+]
+Seeds = Annotated[int | None, typer.Option("--seeds", min=1, help="Drawings of each prompt.")]
+Probed = Annotated[
+    int | None, typer.Option("--probed", min=0, help="Concepts scored at each n; 0: all that are fused.")
+]
+Steps = Annotated[int | None, typer.Option("--steps", min=1, help="Tuning steps; default: the base's preset.")]
+DrawSteps = Annotated[int | None, typer.Option("--draw-steps", min=1, help="Denoising steps of drawings.")]
 Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, mps; default: the best there is.")]
 Dtype = Annotated[
     str | None, typer.Option("--dtype", help="float32, float16, bfloat16; default: what suits the device.")
@@ -54,7 +58,7 @@ def identity(
     seeds: Seeds = None,
     probed: Probed = None,
     fused: Annotated[
-        int | None, typer.Option("--fused", help="Concepts in the tables' models; the paper has 14.")
+        int | None, typer.Option("--fused", min=1, help="Concepts in the tables' models; the paper has 14.")
     ] = None,
     base: Base = "tiny",
     concepts: Annotated[Path | None, typer.Option("--concepts", help="For another base: folders of pictures.")] = None,

@@ -13,7 +13,7 @@ import torch
 
 from mos_bench.identity.cases import Case, ceiling_case, floor_case
 from mos_bench.identity.concepts import concepts_in, tiny_concepts
-from mos_bench.identity.curve import COUNTS, Curve, measure_curve
+from mos_bench.identity.curve import COUNTS, RANKS, Curve, measure_curve
 from mos_bench.identity.markdown import (
     before_table,
     case_table,
@@ -85,6 +85,8 @@ class Asked:
             raise RequestError(f"--only {min(unknown)}: choose from {', '.join(PARTS)}")
         if unknown := set(self.methods) - {method.name for method in CURVE}:
             raise RequestError(f"--methods {min(unknown)}: choose from {', '.join(method.name for method in CURVE)}")
+        if unknown_ranks := set(self.ranks) - set(RANKS):
+            raise RequestError(f"--ranks {min(unknown_ranks)}: choose from {', '.join(map(str, RANKS))}")
         if self.half not in ("dev", "test"):
             raise RequestError(f"--split {self.half}: expected dev or test")
         if self.scorer not in ("efficientnet", "clip") or (self.scorer == "clip") != (self.clip is not None):
@@ -165,7 +167,7 @@ def publish(results: Path, docs: Path) -> None:
 
 def _curve(workshop: Workshop, asked: Asked, to: Path, helper: bool) -> tuple[Results, str]:
     methods = [method for method in CURVE if method.name in asked.methods]
-    counts = [n for n in asked.counts if n <= len(workshop.half(asked.half))]
+    counts = workshop.counts_in(asked.half, asked.counts)
     curve = measure_curve(workshop, asked.half, counts, methods, asked.ranks)
     if helper:
         return Results(), ""

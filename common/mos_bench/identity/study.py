@@ -139,11 +139,12 @@ def run_study(study: Study, *, helper: bool = False) -> Results | None:
 
 def measure_settings(workshop: Workshop, study: Study) -> dict[int, dict[str, Case]]:
     """By n and name of the setting; `single` is there too."""
-    concepts, variant = workshop.half(study.half)[: max(study.counts)], RANKS[study.rank]
+    counts = workshop.counts_in(study.half, study.counts)
+    concepts, variant = workshop.half(study.half)[: max(counts)], RANKS[study.rank]
     workshop.studio.tune_all(concepts, variant, workshop.sharing)
     methods = [Method(name, settings) for name, settings in study.settings().items()]
     found: dict[int, dict[str, Case]] = {}
-    for n in study.counts:
+    for n in counts:
         chosen = concepts[:n]
         cases = measure_methods(workshop, chosen, variant, methods, {})
         found[n] = {"single": singles_of(workshop, workshop.probed(chosen), variant)}

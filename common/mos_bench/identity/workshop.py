@@ -32,7 +32,9 @@ from mos_client.pictures.examples import load_pictures
 from mos_client.pictures.folder import find_pictures
 from mos_common.base_model import BaseModel
 from mos_common.drawing import Drawing
+from mos_common.errors import RequestError
 from mos_common.prompts import UNRELATED
+from mos_common.shell import say
 from mos_tiny.demonstration import CONTEXTS
 from mos_tiny.world import SCENES
 
@@ -118,6 +120,23 @@ class Workshop:
     def half(self, which: str) -> list[BenchConcept]:
         """`dev` or `test`, in the order in which they are fused."""
         return in_fusion_order(split(self.concepts)["dev" if which == "dev" else "test"])
+
+    def counts_in(self, which: str, counts: Sequence[int]) -> list[int]:
+        """Those of `counts` for which a half has concepts enough; the others are named.
+
+        Raises:
+            RequestError: none of them.
+
+        """
+        there = len(self.half(which))
+        fitting = [n for n in counts if n <= there]
+        if not fitting:
+            raise RequestError(
+                f"--n {', '.join(map(str, counts))}: {which} has {there} concepts. Ask for at most so many"
+            )
+        if (beyond := [n for n in counts if n > there]) and not self.sharing.helper:
+            say(f"n = {', '.join(map(str, beyond))} left out: {which} has {there} concepts")
+        return fitting
 
     def probed(self, concepts: Sequence[BenchConcept]) -> list[BenchConcept]:
         """Who of the fused ones is scored: the first, so that every n shares them."""
