@@ -17,6 +17,7 @@ from pathlib import Path
 
 from mos_bench.participant import Participant
 from mos_bench.processes import Processes
+from mos_common.errors import RequestError
 from mos_common.files import write_atomically
 from mos_common.shell import say
 from mos_server.state import open_state
@@ -43,8 +44,15 @@ class Clock:
 
 
 def run_demo(out: Path, *, steps: int | None = None) -> None:
-    """Run the demo into `out` and print where everything is, what was sent, the scores and the times."""
+    """Run the demo into `out` and print where everything is, what was sent, the scores and the times.
+
+    Raises:
+        RequestError: `out` holds something that is no earlier demo, which would be erased.
+
+    """
     out = out.resolve()
+    if out.is_dir() and any(out.iterdir()) and not (out / "participants" / PARTICIPANTS[0]).is_dir():
+        raise RequestError(f"{out} holds something that is no demo: give --out a new folder, or an earlier demo's")
     shutil.rmtree(out, ignore_errors=True)
     participants = prepare(out)
     state, clock = out / "server", Clock()

@@ -13,7 +13,7 @@ import pytest
 from mos_bench.identity.command import QUICK
 from mos_bench.identity.concepts import in_fusion_order, spare_icons, spare_people, split, tiny_concepts
 from mos_bench.identity.protocol import KINDS, prompts_for
-from mos_bench.identity.statistics import interval, paired, sign_flip, student_quantile, widened_tail
+from mos_bench.identity.statistics import interval, paired, share, sign_flip, student_quantile, widened_tail
 from mos_bench.identity.tuning import ED_LORA, SHIPPED, Studio
 from mos_common.concept import check_fits
 from mos_common.errors import RequestError
@@ -132,6 +132,27 @@ def test_intervals_of_eight_concepts_hold_what_they_promise():
     """Of 200 samples of 8 about 95 % of intervals hold the true mean; plain percentiles would hold some 88 %."""
     held = [(i := interval(RNG.normal(size=(8, 1)))).low <= 0 <= i.high for _ in range(200)]
     assert 0.91 <= np.mean(held) <= 0.99
+
+
+@pytest.mark.parametrize("n", [2, 3, 5])
+def test_intervals_of_few_concepts_hold_what_they_promise_too(n):
+    """The range of what was seen would hold the mean of two in half of all samples only."""
+    held = [(i := interval(RNG.normal(size=(n, 1)))).low <= 0 <= i.high for _ in range(400)]
+    assert 0.92 <= np.mean(held) <= 0.98
+
+
+def test_a_single_concept_has_no_interval():
+    found = interval(np.array([[0.5]]))
+    assert str(found) == "0.500" and found.signed == "+0.500" and np.isnan(found.high)
+
+
+@pytest.mark.parametrize(
+    ("hits", "of", "low", "high"), [(0, 14, 0.0, 0.2153), (3, 14, 0.0757, 0.4759), (14, 14, 0.7847, 1.0)]
+)
+def test_a_share_has_wilsons_interval(hits, of, low, high):
+    """By statsmodels' proportion_confint(hits, of, method="wilson")."""
+    found = share(np.array([[1.0]] * hits + [[0.0]] * (of - hits)))
+    assert (found.low, found.high) == (pytest.approx(low, abs=1e-4), pytest.approx(high, abs=1e-4))
 
 
 def test_seeds_that_agree_add_nothing_and_seeds_that_differ_widen_the_interval():

@@ -21,6 +21,7 @@ import mos_bench.identity.drawings as drawings
 import mos_bench.identity.multi as multi
 import mos_bench.identity.study as study
 import mos_bench.identity.tables as tables
+from mos_bench.demo import run_demo
 from mos_bench.identity.cases import Case
 from mos_bench.identity.command import Asked, run_identity, sized
 from mos_bench.identity.concepts import tiny_concepts
@@ -37,6 +38,7 @@ from mos_bench.identity.witness import Learnt, Witnesses
 from mos_bench.identity.workshop import Protocol, Scores, Workshop
 from mos_client.pictures.examples import load_pictures
 from mos_client.pictures.folder import find_pictures
+from mos_common.base_model import load_base
 from mos_common.concept_file import write_concept
 from mos_common.drawing import Drawing, draw
 from mos_common.errors import RequestError
@@ -247,6 +249,29 @@ def test_numbers_out_of_range_are_refused_before_anything_runs(flags):
     cli.register(app)
     result = CliRunner().invoke(app, ["identity", *flags])
     assert result.exit_code == 2 and "range" in result.output
+
+
+def test_folders_of_others_are_not_replaced(tmp_path):
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "thesis.md").write_text("years of work")
+    with pytest.raises(RequestError, match="a folder of its own"):
+        run_identity(Asked(tmp_path))
+    with pytest.raises(RequestError, match="no demo"):
+        run_demo(tmp_path)
+    assert (tmp_path / "results" / "thesis.md").read_text() == "years of work"
+
+
+def test_clip_judges_concepts_of_the_world_and_the_packages_scorers_those_of_tiny(tmp_path):
+    for wrong in ({"scorer": "clip", "clip": tmp_path}, {"concepts": tmp_path}):
+        with pytest.raises(RequestError, match="go together"):
+            Asked(tmp_path, **wrong)
+
+
+def test_what_another_number_format_draws_is_kept_apart(workshop, tmp_path):
+    mine, base = workshop(), load_base("tiny", dtype="bfloat16")
+    half = Workshop.on(base, tmp_path / "out", PROTOCOL, scorer=mine.scorer, concepts=mine.concepts)
+    half.cache.close()
+    assert half.kitchen.folder != mine.kitchen.folder and half.kitchen.folder.parent == mine.kitchen.folder.parent
 
 
 def test_quick_default_and_full_are_one_command():

@@ -240,6 +240,14 @@ def test_a_folder_without_weights_is_refused(tmp_path):
         Clip(tmp_path)
 
 
+@pytest.mark.parametrize("told", ['{"name": "<cup>"}', "[]", "cup"])
+def test_a_concept_that_does_not_say_what_it_is_is_refused(tmp_path, told):
+    (tmp_path / "cup").mkdir()
+    (tmp_path / "cup" / "concept.json").write_text(told)
+    with pytest.raises(RequestError, match=r"concept\.json: expected"):
+        concepts_in(tmp_path)
+
+
 def test_another_base_is_judged_by_clip_on_folders_of_its_own(sixteen, clip_folder, make_pictures, tmp_path):
     """The same workshop on another base: pictures of people's own, prompts in ordinary English, CLIP for both alignments."""
     for i in range(4):

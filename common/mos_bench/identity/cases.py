@@ -9,7 +9,7 @@ import numpy as np
 
 from mos_bench.identity.concepts import BenchConcept
 from mos_bench.identity.models import Model
-from mos_bench.identity.statistics import Interval, Matrix, interval, paired, stacked
+from mos_bench.identity.statistics import Interval, Matrix, interval, paired, share, stacked
 from mos_bench.identity.workshop import Scores, Workshop
 
 FIGURES = ("image_alignment", "identity_accuracy", "text_alignment", "diversity")
@@ -47,9 +47,10 @@ class Case:
 
     def figure(self, figure: str, only: Sequence[str] | None = None) -> Interval:
         """Its mean with a 95 % interval; `drift` over ordinary prompts, `all_recognised` over pictures."""
-        if figure in ("drift", "all_recognised"):
-            found = self.drift if figure == "drift" else self.whole
-            return interval(found if found is not None else np.empty((0, 1)))
+        if figure == "drift":
+            return interval(self.drift if self.drift is not None else np.empty((0, 1)))
+        if figure == "all_recognised":
+            return share(self.whole if self.whole is not None else np.empty((0, 1)))
         return interval(self.matrix(figure, only))
 
     def change(self, figure: str, before: Case, only: Sequence[str] | None = None) -> Interval:

@@ -27,7 +27,7 @@ from mos_bench.identity.markdown import (
 from mos_bench.identity.methods import CURVE
 from mos_bench.identity.models import untouched
 from mos_bench.identity.multi import measure_multi
-from mos_bench.identity.plots import plot_before, plot_cases, plot_curve
+from mos_bench.identity.plots import plot_before, plot_cases, plot_curve, require_matplotlib
 from mos_bench.identity.results import (
     Results,
     before_rows,
@@ -93,6 +93,10 @@ class Asked:
             raise RequestError(
                 "--scorer is efficientnet or clip; --scorer clip needs --clip FOLDER, and only that does"
             )
+        if (self.scorer == "clip") != (self.concepts is not None):
+            raise RequestError(
+                "--scorer clip and --concepts go together: CLIP judges pictures of the world, the package's concepts and witnesses know tiny's only"
+            )
 
 
 def sized(quick: bool, full: bool) -> tuple[tuple[int, ...], tuple[int, ...], tuple[str, ...], Protocol]:
@@ -133,8 +137,11 @@ def run_identity(asked: Asked, *, helper: bool = False) -> Results | None:
     """Measure; a helper only does its share of the work, and writes no tables."""
     torch.set_num_threads(1)
     started, base = time.monotonic(), load_base(asked.base, device=asked.device, dtype=asked.dtype)
-    workshop, to = open_workshop(asked, base, helper=helper), asked.out / "results"
-    results, sections = Results(), list[str]()
+    to = asked.out / "results"
+    if to.is_dir() and not any(asked.out.glob("*/cache.sqlite")):
+        raise RequestError(f"{to} is no measurement's: its tables would be replaced. Give --out a folder of its own")
+    require_matplotlib()
+    workshop, results, sections = open_workshop(asked, base, helper=helper), Results(), list[str]()
     if not helper:
         shutil.rmtree(to, ignore_errors=True)  # tables of another run, all of which the cache can make again
     with closing(workshop.cache):
@@ -274,7 +281,8 @@ def _about(asked: Asked, base: BaseModel, seconds: float) -> str:
             "Image alignment is the mean cosine of all (drawn, held-back) pairs; identity accuracy the share of drawings that are "
             "nearest to their own concept among all; text alignment the share of what the prompt names (class, place, look, "
             "companion) that witnesses confirm; drift 1 - cosine of ordinary prompts' drawings to the base's; diversity 1 - cosine "
-            "between the seeds of one prompt. Brackets are 95 % intervals over concepts and seeds.",
+            "between the seeds of one prompt. Brackets are 95 % intervals over concepts"
+            + (" and seeds." if protocol.seeds > 1 else "; at one seed, what other noise would change is not in them."),
         ]
     )
 

@@ -78,15 +78,22 @@ def spare_icons() -> list[Subject]:
 def concepts_in(folder: Path) -> list[BenchConcept]:
     """Concepts for any other base: one folder of pictures each, with a `concept.json` that has "name", "class" and "category".
 
+    The category decides the prompts: "objects" are asked for in colours, any other ("people", "animals", …) in looks.
+
     Raises:
-        RequestError: there is none.
+        RequestError: there is none, or one says too little.
 
     """
     found = []
     for about in sorted(folder.glob("*/concept.json")):
-        told = json.loads(about.read_text(encoding="utf-8"))
-        category = str(told.get("category", "concepts"))
-        found.append(BenchConcept(told["name"], told["class"], category, category, folder=about.parent))
+        try:
+            told = json.loads(about.read_text(encoding="utf-8"))
+            name, class_word, category = (str(told[key]) for key in ("name", "class", "category"))
+        except (ValueError, KeyError, TypeError) as error:
+            raise RequestError(
+                f'{about}: expected {{"name": "<cat>", "class": "cat", "category": "people"}}'
+            ) from error
+        found.append(BenchConcept(name, class_word, category, category, folder=about.parent))
     if not found:
         raise RequestError(f"no concepts in {folder}: expected folders of pictures, each with a concept.json")
     return found

@@ -103,7 +103,7 @@ def choose_scale(
     models = {scale: workshop.kitchen.model(recipe) for scale, recipe in recipes.items()}
     requests = [r for model in models.values() for c in probed for r in workshop.requests(model, c)]
     workshop.draw(requests, f"λ of {method.name}, {n} dev concepts")
-    file = workshop.choice_file([models[scale].made_of("") for scale in scales], probed)
+    file = workshop.choice_file([models[scale] for scale in scales], probed)
 
     def choose(_: Path) -> None:
         found = {str(scale): workshop.image_alignment(model, probed) for scale, model in models.items()}

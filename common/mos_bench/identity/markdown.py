@@ -52,9 +52,14 @@ def gains_table(curve: Curve, rank: int) -> str:
 def before_table(rows: Sequence[Before], concepts: Sequence[BenchConcept], bounds: Sequence[Case]) -> str:
     """Table (a) or (b): single → fused, over all and by category."""
     categories = {c.category: [x.name for x in concepts if x.category == c.category] for c in concepts}
-    lines = [[case.name, "all", *_cells(case)] for case in bounds]
+    groups = {"all": [concept.name for concept in concepts], **categories}
+    lines = [
+        [case.name if category == "all" else "", category, *(_short(case.figure(figure, names)) for figure in SHOWN)]
+        for case in bounds
+        for category, names in groups.items()
+    ]
     for row in rows:
-        for category, names in {"all": [concept.name for concept in concepts], **categories}.items():
+        for category, names in groups.items():
             cells = [_arrow(row.single, row.fused, figure, names) for figure in SHOWN]
             lines.append([row.title if category == "all" else "", category, *cells])
     return table(["method", "category", *HEADS], lines)
@@ -102,8 +107,7 @@ def chosen_table(curve: Curve) -> str:
 
 
 def _gain(found: Paired) -> str:
-    one = found.difference
-    return f"{one.mean:+.3f} [{one.low:+.3f}, {one.high:+.3f}], p {found.p:.3f}"
+    return f"{found.difference.signed}, p {found.p:.3f}"
 
 
 def _cells(case: Case) -> list[str]:
@@ -121,4 +125,4 @@ def _arrow(single: Case, fused: Case, figure: str, names: Sequence[str]) -> str:
     if not before.concepts:
         return ""
     change = fused.change(figure, single, names)
-    return f"{before.mean:.3f} → {after.mean:.3f} ({change.mean:+.3f} [{change.low:+.3f}, {change.high:+.3f}])"
+    return f"{before.mean:.3f} → {after.mean:.3f} ({change.signed})"

@@ -1,4 +1,4 @@
-"""The ways to fuse that are compared, each as strong as it can be made.
+"""The ways to fuse that are compared, each with the λ that suits it best.
 
 `average` is FedAvg with 1/n. Those that are linear in a factor λ (the scaled sum, TIES, DARE) get the λ that scores the highest image
 alignment on dev concepts at the same n, with the same prompts and seeds: what is chosen is what is compared. `gradient-paper` is
@@ -28,9 +28,11 @@ class Method:
 
 
 AVERAGE = Method("average", FusionSettings(method="average"))
-SUM_TUNED = Method("sum-tuned", FusionSettings(method="sum", sum_weight=1.0), (0.05, 0.1, 0.18, 0.3, 0.45, 0.65, 0.9))
-TIES = Method("ties", FusionSettings(method="ties", sum_weight=1.0), (0.4, 0.8, 1.5, 2.5))
-DARE = Method("dare", FusionSettings(method="dare", sum_weight=1.0), (0.08, 0.18, 0.35, 0.65))
+SUM_TUNED = Method(
+    "sum-tuned", FusionSettings(method="sum", sum_weight=1.0), (0.05, 0.1, 0.18, 0.3, 0.45, 0.65, 0.9, 1.2)
+)
+TIES = Method("ties", FusionSettings(method="ties", sum_weight=1.0), (0.2, 0.4, 0.8, 1.5, 2.5))
+DARE = Method("dare", FusionSettings(method="dare", sum_weight=1.0), (0.04, 0.08, 0.18, 0.35, 0.65, 1.0))
 CUSTOM_DIFFUSION = Method("custom-diffusion", FusionSettings(method="custom-diffusion"))
 GRADIENT_PAPER = Method("gradient-paper", FusionSettings(method="lbfgs", text_inputs="fused", unet_inputs="fused"))
 GRADIENT = Method("gradient", FusionSettings(method="gradient"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -100,14 +101,23 @@ def plot_settings(points: Mapping[str, Mapping[str, Mapping[int, float]]], path:
     _save(figure, path)
 
 
-def _figure(rows: int, columns: int, size: tuple[float, float]) -> tuple[Any, list[Any]]:
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
+def require_matplotlib() -> None:
+    """Asked before hours of work, not after.
+
+    Raises:
+        RequestError: it is not installed.
+
+    """
+    if find_spec("matplotlib") is None:
         raise RequestError(
             "plots come from matplotlib, which is not installed: pip install 'federated-mix-of-show[bench]'"
-        ) from error
+        )
+
+
+def _figure(rows: int, columns: int, size: tuple[float, float]) -> tuple[Any, list[Any]]:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=size, layout="constrained")
     FigureCanvasAgg(figure)
     axes: Any = figure.subplots(rows, columns, squeeze=False)

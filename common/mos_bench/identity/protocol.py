@@ -1,7 +1,7 @@
 """What is drawn of every concept: 5 context, 5 style, 5 interaction and 5 attribute prompts, as in the paper's evaluation.
 
 Said in the words that `tiny` knows (`mos_tiny.world`); for other bases there is a second list in ordinary English. No background
-here is one that fusion records (`mos_common.prompts.RECORDED`): fusion is judged on what it was not fitted to. Interactions are wide pictures
+here is one that fusion records of a concept (`mos_common.prompts.RECORDED`); five stand in ordinary prompts that the base is recorded on. Interactions are wide pictures
 on `tiny`, which learnt two subjects side by side in 64 x 128; what is scored of them is the half where the concept was asked to be.
 
 A prompt knows what its picture must show: `background`, `partner` (whatever else is there), and a `look` (a person's style, hair or

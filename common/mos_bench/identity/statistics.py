@@ -6,7 +6,8 @@ and a seed is the same noise for every concept; so a bootstrap draws rows and co
     m* = r*ᵀ x c*,  r* and c* how often each row and column was drawn, as shares       interval: the quantiles α' and 1 - α' of m*
 
 The plain percentile interval is too narrow for few concepts. It is widened as Hesterberg (The American Statistician 2015, section
-4.1.2) proposes, to α' = Φ(-√(n/(n-1)) t(1-α/2, n-1)): for normal data that is Student's interval.
+4.1.2) proposes, to α' = Φ(-√(n/(n-1)) t(1-α/2, n-1)): for normal data that is Student's interval. Of fewer than eight concepts no resampling
+reaches far enough, since it never leaves what was seen: there it is Student's own, over the concepts' means. A share of pictures has Wilson's.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import product
-from math import exp, lgamma, log, pi, sqrt
+from math import exp, isnan, lgamma, log, pi, sqrt
 from statistics import NormalDist
 
 import numpy as np
@@ -23,6 +24,7 @@ from jaxtyping import Float
 
 LEVEL = 0.95
 DRAWS = 4000
+FEW = 8  # concepts from which a bootstrap can hold what it promises
 EXACT = 12  # up to so many concepts every flip of signs is tried
 Matrix = Float[np.ndarray, "concepts seeds"]
 
@@ -37,8 +39,13 @@ class Interval:
     concepts: int
 
     def __str__(self) -> str:
-        """`.812 [.790, .834]`."""
-        return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
+        """`0.812 [0.790, 0.834]`; of a single concept the mean alone."""
+        return f"{self.mean:.3f}" + ("" if isnan(self.low) else f" [{self.low:.3f}, {self.high:.3f}]")
+
+    @property
+    def signed(self) -> str:
+        """`+0.022 [-0.015, +0.040]`."""
+        return f"{self.mean:+.3f}" + ("" if isnan(self.low) else f" [{self.low:+.3f}, {self.high:+.3f}]")
 
 
 @dataclass(frozen=True)
@@ -50,7 +57,7 @@ class Paired:
 
 
 def interval(values: Matrix, *, seed: int = 0) -> Interval:
-    """The mean of a score over concepts and seeds, with its interval; of a single concept the interval is its mean.
+    """The mean of a score over concepts and seeds, with its interval; a single concept has none.
 
     Concepts that were not measured are rows of NaN, and count nowhere.
     """
@@ -60,7 +67,10 @@ def interval(values: Matrix, *, seed: int = 0) -> Interval:
         return Interval(float("nan"), float("nan"), float("nan"), 0)
     mean = float(x.mean())
     if len(x) == 1:
-        return Interval(mean, mean, mean, 1)
+        return Interval(mean, float("nan"), float("nan"), 1)
+    if len(x) < FEW:
+        half = student_quantile((1 + LEVEL) / 2, len(x) - 1) * float(x.mean(axis=1).std(ddof=1)) / sqrt(len(x))
+        return Interval(mean, mean - half, mean + half, len(x))
     random, (n, seeds) = np.random.default_rng(seed), x.shape
     rows = random.multinomial(n, np.full(n, 1 / n), size=DRAWS) / n
     columns = random.multinomial(seeds, np.full(seeds, 1 / seeds), size=DRAWS) / seeds
@@ -68,6 +78,19 @@ def interval(values: Matrix, *, seed: int = 0) -> Interval:
     tail = widened_tail(len(x))
     low, high = np.quantile(means, [tail, 1 - tail])
     return Interval(mean, float(low), float(high), len(x))
+
+
+def share(hits: Matrix) -> Interval:
+    """The share of pictures in which something is so, with Wilson's interval: of none in fourteen it is not [0, 0].
+
+    (p + z²/2m ± z √(p(1-p)/m + z²/4m²)) / (1 + z²/m) over m pictures.
+    """
+    m = hits.size
+    if not m:
+        return Interval(float("nan"), float("nan"), float("nan"), 0)
+    p, z = float(hits.mean()), NormalDist().inv_cdf((1 + LEVEL) / 2)
+    middle, half = p + z**2 / (2 * m), z * sqrt(p * (1 - p) / m + z**2 / (4 * m**2))
+    return Interval(p, max(0.0, (middle - half) / (1 + z**2 / m)), min(1.0, (middle + half) / (1 + z**2 / m)), m)
 
 
 def paired(one: Matrix, other: Matrix, *, seed: int = 0) -> Paired:

@@ -23,7 +23,7 @@ from mos_bench.identity.concepts import BenchConcept
 from mos_bench.identity.curve import RANKS, measure_methods, singles_of
 from mos_bench.identity.groups import measure_groups
 from mos_bench.identity.methods import Method
-from mos_bench.identity.plots import plot_settings
+from mos_bench.identity.plots import plot_settings, require_matplotlib
 from mos_bench.identity.results import Results, plain, table, write_table
 from mos_bench.identity.statistics import paired
 from mos_bench.identity.tuning import Variant
@@ -111,6 +111,7 @@ class Study:
 def run_study(study: Study, *, helper: bool = False) -> Results | None:
     """Measure all settings at every n, and write settings.json, .csv, .md and .png."""
     torch.set_num_threads(1)
+    require_matplotlib()
     started, base = time.monotonic(), load_base(study.base, device=study.device, dtype=study.dtype)
     asked = Asked(study.out, half=study.half, protocol=study.protocol, tuned=study.tuned, steps=study.steps)
     workshop = open_workshop(asked, base, helper=helper)
@@ -203,4 +204,4 @@ def _difference(case: Case, defaults: Case, figure: str) -> tuple[float, str]:
         found = paired(case.drift, defaults.drift).difference
     else:
         found = paired(case.matrix(figure), defaults.matrix(figure)).difference
-    return found.mean, f" ({found.mean:+.3f} [{found.low:+.3f}, {found.high:+.3f}])"
+    return found.mean, f" ({found.signed})"

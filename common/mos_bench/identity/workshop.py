@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
 
@@ -95,7 +95,10 @@ class Workshop:
         helper: bool = False,
     ) -> Workshop:
         """A workshop whose things lie in `out`; `tiny` says that the concepts are of the tiny world and are asked for in its words."""
-        folder = out / base.fingerprint[:12]
+        # What another device or number format draws is not the same: it is kept apart.
+        exact = base.device.type == "cpu" and base.dtype == torch.float32
+        kind = "" if exact else f"-{base.device.type}-{str(base.dtype).removeprefix('torch.')}"
+        folder = out / (base.fingerprint[:12] + kind)
         return cls(
             base,
             protocol,
@@ -217,15 +220,12 @@ class Workshop:
             found.append(float(all_pairs(features, self.gallery.references[concept.name]).mean()))
         return float(np.mean(found))
 
-    def choice_file(self, models: Sequence[object], concepts: Sequence[BenchConcept]) -> Path:
-        """Where a choice among models by `image_alignment` is written down."""
-        key = key_of(
-            self.base.fingerprint,
-            models,
-            [self.studio.digest(c) for c in concepts],
-            asdict(self.protocol),
-            self.scorer.name,
-        )
+    def choice_file(self, models: Sequence[Model], concepts: Sequence[BenchConcept]) -> Path:
+        """Where a choice among models by `image_alignment` is written down: by its drawings and what they are compared with."""
+        drawings = [
+            request.key for model in models for concept in concepts for request in self.requests(model, concept)
+        ]
+        key = key_of(drawings, [self.studio.digest(c) for c in concepts], self.scorer.name)
         return self.kitchen.folder / "choices" / f"{key}.json"
 
     def text_ceiling(self, concept: BenchConcept) -> float:
