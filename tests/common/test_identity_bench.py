@@ -146,6 +146,12 @@ def test_a_single_concept_has_no_interval():
     assert str(found) == "0.500" and found.signed == "+0.500" and np.isnan(found.high)
 
 
+def test_an_interval_within_bounds_keeps_its_mean():
+    found = interval(np.array([[1.0], [0.9], [0.5]])).within(0, 1)
+    assert found.mean == pytest.approx(0.8) and found.high == 1 and 0 < found.low < 0.5
+    assert np.isnan(interval(np.array([[1.0]])).within(0, 1).low)
+
+
 @pytest.mark.parametrize(
     ("hits", "of", "low", "high"), [(0, 14, 0.0, 0.2153), (3, 14, 0.0757, 0.4759), (14, 14, 0.7847, 1.0)]
 )

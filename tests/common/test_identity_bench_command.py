@@ -25,7 +25,7 @@ from mos_bench.demo import run_demo
 from mos_bench.identity.cases import Case
 from mos_bench.identity.command import Asked, run_identity, sized
 from mos_bench.identity.concepts import tiny_concepts
-from mos_bench.identity.curve import Curve, measure_curve
+from mos_bench.identity.curve import Curve, measure_curve, sets_of
 from mos_bench.identity.groups import alone, with_own
 from mos_bench.identity.markdown import curve_table
 from mos_bench.identity.methods import AVERAGE, SUM_TUNED, Method
@@ -100,6 +100,20 @@ def test_a_second_run_draws_nothing_and_finds_the_same(workshop, drawn):
         np.testing.assert_array_equal(one.matrix("image_alignment"), other.matrix("image_alignment"))
         np.testing.assert_array_equal(one.drift, other.drift)
     assert first.chosen == again.chosen
+
+
+def test_disjoint_sets_are_fused_by_themselves_and_pooled(workshop):
+    """Two models of one concept each: both concepts are scored, and nothing is lost by the average of one."""
+    curve = measure_curve(workshop(), "test", [1, 2], [AVERAGE, SUM], [4], disjoint=True)
+    alone, together = curve.case(1, "average"), curve.case(2, "average")
+    assert alone.about["sets"] == 2 and together.about["sets"] == 1
+    assert set(alone.scores) == set(together.scores) and len(alone.scores) == 2
+    np.testing.assert_allclose(  # to rounding: the pair of one is factored anew
+        alone.matrix("image_alignment"), curve.singles[4].restricted(alone).matrix("image_alignment"), atol=1e-3
+    )
+    assert alone.drift.shape == together.drift.shape
+    assert [list(one) for one in sets_of(range(7), 3, disjoint=True)] == [[0, 1, 2], [3, 4, 5]]
+    assert [list(one) for one in sets_of(range(7), 3, disjoint=False)] == [[0, 1, 2]]
 
 
 def test_a_killed_run_goes_on_from_what_it_had(workshop, drawn, monkeypatch):

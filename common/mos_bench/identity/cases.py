@@ -51,7 +51,8 @@ class Case:
             return interval(self.drift if self.drift is not None else np.empty((0, 1)))
         if figure == "all_recognised":
             return share(self.whole if self.whole is not None else np.empty((0, 1)))
-        return interval(self.matrix(figure, only))
+        found = interval(self.matrix(figure, only))
+        return found.within(0, 1) if figure in ("identity_accuracy", "text_alignment") else found
 
     def change(self, figure: str, before: Case, only: Sequence[str] | None = None) -> Interval:
         """How much higher it is than before, on the same concepts and seeds."""

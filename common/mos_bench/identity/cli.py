@@ -57,6 +57,9 @@ def identity(
     prompts: Prompts = None,
     seeds: Seeds = None,
     probed: Probed = None,
+    disjoint: Annotated[
+        bool, typer.Option("--disjoint", help="Of the curve: fuse as many sets of n as there are, and pool them.")
+    ] = False,
     fused: Annotated[
         int | None, typer.Option("--fused", min=1, help="Concepts in the tables' models; the paper has 14.")
     ] = None,
@@ -96,6 +99,7 @@ def identity(
             probed=protocol.probed if probed is None else probed,
             how=replace(how, steps=draw_steps or how.steps),
         ),
+        disjoint=disjoint,
         base=base,
         concepts=concepts,
         tuned=tuned,

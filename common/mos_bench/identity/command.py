@@ -68,6 +68,7 @@ class Asked:
     ranks: tuple[int, ...] = (4, 1)
     protocol: Protocol = field(default_factory=Protocol)
     fused: int = FUSED
+    disjoint: bool = False
     methods: tuple[str, ...] = tuple(method.name for method in CURVE)
     base: str = "tiny"
     concepts: Path | None = None
@@ -175,7 +176,7 @@ def publish(results: Path, docs: Path) -> None:
 def _curve(workshop: Workshop, asked: Asked, to: Path, helper: bool) -> tuple[Results, str]:
     methods = [method for method in CURVE if method.name in asked.methods]
     counts = workshop.counts_in(asked.half, asked.counts)
-    curve = measure_curve(workshop, asked.half, counts, methods, asked.ranks)
+    curve = measure_curve(workshop, asked.half, counts, methods, asked.ranks, disjoint=asked.disjoint)
     if helper:
         return Results(), ""
     rows, text = curve_rows(curve), ["## (c) Identity against the number of concepts"]
@@ -194,7 +195,7 @@ def _curve(workshop: Workshop, asked: Asked, to: Path, helper: bool) -> tuple[Re
 def _curve_sheets(workshop: Workshop, asked: Asked, curve: Curve, most: int, to: Path) -> list[str]:
     """The first probed concepts at the largest n."""
     text, rank = list[str](), asked.ranks[0]
-    probed = workshop.probed(workshop.half(asked.half)[:most])
+    probed = [concept for concept in workshop.half(asked.half) if concept.name in curve.singles[rank].scores]
     at_most = [case for case in curve.cases if case.about["n"] == most and case.about["rank"] == rank]
     for concept in probed[:SHEETS]:
         name = f"sheet-{concept.slug}.png"
@@ -275,7 +276,8 @@ def _about(asked: Asked, base: BaseModel, seconds: float) -> str:
             f"    {command_line()}",
             "",
             f"Split `{asked.half}`; prompts of each of four kinds: {protocol.prompts}; seeds: {protocol.seeds}; concepts scored "
-            f"of those fused: {f'the first {protocol.probed}' if protocol.probed else 'all'}. Base {asked.base}, {base.fingerprint}. "
+            f"of those fused: {f'the first {protocol.probed}' if protocol.probed else 'all'}"
+            f"{'; as many disjoint sets of n as there are, pooled' if asked.disjoint else ''}. Base {asked.base}, {base.fingerprint}. "
             f"{device_name()}; {seconds:.0f} s, with what was cached before. {plain(dict(versions()))}.",
             "",
             "Image alignment is the mean cosine of all (drawn, held-back) pairs; identity accuracy the share of drawings that are "

@@ -1,7 +1,8 @@
 """Table (c): identity kept against the number of fused concepts, for every method, at two ranks; and (e): drift of the base.
 
-At every n the first n concepts of the test half are fused, and the first few of them scored: the same ones at every n. A λ is
-chosen at each n on the dev half, fused and scored in the same way.
+At every n the first n concepts of the test half are fused, and the first few of them scored: the same ones at every n. Few concepts say
+little about a method; `disjoint` fuses as many sets of n as the half has, and pools their scores. A λ is chosen at each n on the dev half,
+fused and scored in the same way.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+
+import numpy as np
 
 from mos_bench.identity.cases import Case, ceiling_case, floor_case, shared_case, single_case
 from mos_bench.identity.concepts import BenchConcept
@@ -44,23 +47,50 @@ class Curve:
 
 
 def measure_curve(
-    workshop: Workshop, half: str, counts: Sequence[int], methods: Sequence[Method], ranks: Sequence[int]
+    workshop: Workshop,
+    half: str,
+    counts: Sequence[int],
+    methods: Sequence[Method],
+    ranks: Sequence[int],
+    *,
+    disjoint: bool = False,
 ) -> Curve:
     """Tune, fuse, draw and score."""
-    curve, concepts = Curve(), workshop.half(half)[: max(counts)]
+    curve = Curve()
+    sets = {n: sets_of(workshop.half(half), n, disjoint=disjoint) for n in counts}
+    needed = {concept for of_n in sets.values() for one in of_n for concept in one}
+    probed = {concept for of_n in sets.values() for one in of_n for concept in workshop.probed(one)}
+    concepts, scored = ([c for c in workshop.half(half) if c in some] for some in (needed, probed))
     for rank in ranks:
         variant = RANKS[rank]
         workshop.studio.tune_all(concepts, variant, workshop.sharing)
-        curve.singles[rank] = singles_of(workshop, workshop.probed(concepts), variant)
-        recipes = [workshop.recipe(concepts[:n], variant, method) for n in counts for method in methods]
+        curve.singles[rank] = singles_of(workshop, scored, variant)
+        recipes = [workshop.recipe(one, variant, method) for n in counts for one in sets[n] for method in methods]
         workshop.fuse_all(recipes, f"fusing at rank {rank}")
         for n in counts:
-            scales = {m.name: choose_scale(workshop, m, n, variant, curve.chosen) for m in methods if m.grid}
-            found = measure_methods(workshop, concepts[:n], variant, methods, scales)
-            curve.cases += [_named(case, n, rank, workshop) for case in found]
-    probed = workshop.probed(concepts)
-    curve.bounds = [floor_case(workshop, untouched(), probed), ceiling_case(workshop, probed)]
+            scales = {
+                m.name: choose_scale(workshop, m, n, variant, curve.chosen, disjoint=disjoint)
+                for m in methods
+                if m.grid
+            }
+            of_sets = [measure_methods(workshop, one, variant, methods, scales) for one in sets[n]]
+            curve.cases += [_named(pooled(cases), n, rank, workshop) for cases in zip(*of_sets, strict=True)]
+    curve.bounds = [floor_case(workshop, untouched(), scored), ceiling_case(workshop, scored)]
     return curve
+
+
+def sets_of(concepts: Sequence[BenchConcept], n: int, *, disjoint: bool) -> list[Sequence[BenchConcept]]:
+    """The first n, or every n after one another; who is left over at the end is in none."""
+    return [concepts[start : start + n] for start in range(0, len(concepts) - n + 1 if disjoint else 1, n)]
+
+
+def pooled(cases: Sequence[Case]) -> Case:
+    """The same method on several sets: everybody's scores, and the mean drift of every ordinary prompt."""
+    first = cases[0]
+    scores = {name: scores for case in cases for name, scores in case.scores.items()}
+    drifts = [case.drift for case in cases if case.drift is not None]
+    drift = np.mean(drifts, axis=0) if drifts else None
+    return Case(first.name, scores, {**first.about, "sets": len(cases)}, drift)
 
 
 def singles_of(workshop: Workshop, concepts: Sequence[BenchConcept], variant: Variant) -> Case:
@@ -92,21 +122,33 @@ def measure_methods(
 
 
 def choose_scale(
-    workshop: Workshop, method: Method, n: int, variant: Variant, chosen: list[dict[str, object]]
+    workshop: Workshop,
+    method: Method,
+    n: int,
+    variant: Variant,
+    chosen: list[dict[str, object]],
+    *,
+    disjoint: bool = False,
 ) -> float:
-    """The λ of the highest image alignment on the first n dev concepts, the smallest of equals; written down in `chosen`."""
-    concepts, scales = workshop.half("dev")[:n], method.scales(n)
-    workshop.studio.tune_all(concepts, variant, workshop.sharing)
-    probed = workshop.probed(concepts)
-    recipes = {scale: workshop.recipe(concepts, variant, method, scale) for scale in scales}
-    workshop.fuse_all(list(recipes.values())[:1], f"{method.name} of {n} dev concepts")
-    models = {scale: workshop.kitchen.model(recipe) for scale, recipe in recipes.items()}
-    requests = [r for model in models.values() for c in probed for r in workshop.requests(model, c)]
-    workshop.draw(requests, f"λ of {method.name}, {n} dev concepts")
-    file = workshop.choice_file([models[scale] for scale in scales], probed)
+    """The λ of the highest image alignment on dev concepts, fused n at a time; the smallest of equals. Written down in `chosen`."""
+    sets, scales = sets_of(workshop.half("dev"), n, disjoint=disjoint), method.scales(n)
+    workshop.studio.tune_all([concept for one in sets for concept in one], variant, workshop.sharing)
+    recipes = {scale: [workshop.recipe(one, variant, method, scale) for one in sets] for scale in scales}
+    workshop.fuse_all(recipes[scales[0]], f"{method.name} of {n} dev concepts")
+    asked = {
+        scale: [
+            (workshop.kitchen.model(recipe), concept)
+            for recipe, one in zip(of_scale, sets, strict=True)
+            for concept in workshop.probed(one)
+        ]
+        for scale, of_scale in recipes.items()
+    }
+    everything = [pair for pairs in asked.values() for pair in pairs]
+    workshop.draw([r for model, c in everything for r in workshop.requests(model, c)], f"λ of {method.name}, n = {n}")
+    file = workshop.choice_file(everything)
 
     def choose(_: Path) -> None:
-        found = {str(scale): workshop.image_alignment(model, probed) for scale, model in models.items()}
+        found = {str(scale): workshop.image_alignment(pairs) for scale, pairs in asked.items()}
         write_atomically(file, json.dumps(found).encode())
 
     workshop.sharing.all_of("choosing λ", [file], key=str, done=Path.is_file, do=choose)

@@ -13,7 +13,7 @@ reaches far enough, since it never leaves what was seen: there it is Student's o
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import product
 from math import exp, isnan, lgamma, log, pi, sqrt
@@ -46,6 +46,10 @@ class Interval:
     def signed(self) -> str:
         """`+0.022 [-0.015, +0.040]`."""
         return f"{self.mean:+.3f}" + ("" if isnan(self.low) else f" [{self.low:+.3f}, {self.high:+.3f}]")
+
+    def within(self, least: float, most: float) -> Interval:
+        """The same, its ends no further than the score can be: a share is not above 1."""
+        return replace(self, low=max(self.low, least), high=min(self.high, most))
 
 
 @dataclass(frozen=True)

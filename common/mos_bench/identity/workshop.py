@@ -211,21 +211,19 @@ class Workshop:
             drawings=tuple(keys),
         )
 
-    def image_alignment(self, model: Model, concepts: Sequence[BenchConcept]) -> float:
-        """The mean over concepts of image alignment alone; the drawings are there."""
+    def image_alignment(self, pairs: Sequence[tuple[Model, BenchConcept]]) -> float:
+        """The mean over concepts, each under its model, of image alignment alone; the drawings are there."""
         found = []
-        for concept in concepts:
+        for model, concept in pairs:
             keys = [request.key for request in self.requests(model, concept)]
             features = self.features(keys, self._sides(concept))
             found.append(float(all_pairs(features, self.gallery.references[concept.name]).mean()))
         return float(np.mean(found))
 
-    def choice_file(self, models: Sequence[Model], concepts: Sequence[BenchConcept]) -> Path:
-        """Where a choice among models by `image_alignment` is written down: by its drawings and what they are compared with."""
-        drawings = [
-            request.key for model in models for concept in concepts for request in self.requests(model, concept)
-        ]
-        key = key_of(drawings, [self.studio.digest(c) for c in concepts], self.scorer.name)
+    def choice_file(self, pairs: Sequence[tuple[Model, BenchConcept]]) -> Path:
+        """Where a choice by `image_alignment` is written down: by all drawings and what they are compared with."""
+        drawings = [[request.key for request in self.requests(*pair)] for pair in pairs]
+        key = key_of(drawings, [self.studio.digest(concept) for _, concept in pairs], self.scorer.name)
         return self.kitchen.folder / "choices" / f"{key}.json"
 
     def text_ceiling(self, concept: BenchConcept) -> float:
