@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -60,7 +60,7 @@ class Case:
 
     def restricted(self, other: Case) -> Case:
         """The same case on the concepts of another, in its order."""
-        return Case(self.name, {name: self.scores[name] for name in other.scores}, self.about, self.drift, self.whole)
+        return replace(self, scores={name: self.scores[name] for name in other.scores})
 
 
 def single_case(workshop: Workshop, models: Mapping[str, Model], concepts: Sequence[BenchConcept], name: str) -> Case:

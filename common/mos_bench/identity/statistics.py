@@ -31,7 +31,7 @@ Matrix = Float[np.ndarray, "concepts seeds"]
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean and the ends of its 95 % interval, over so many concepts."""
+    """A mean and the ends of its 95 % interval, over so many concepts (of a share: pictures)."""
 
     mean: float
     low: float
