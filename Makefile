@@ -12,9 +12,9 @@ help:
 	@echo "make bench-slow  the same at the real size of Stable Diffusion 1.5; on a GPU where there is one"
 	@echo "make format  rewrite the code in its one format"
 
-.venv: pyproject.toml constraints.txt
+.venv: pyproject.toml constraints.txt tests/evaluation/pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]' --editable tests/evaluation
 	@touch .venv
 
 demo: .venv

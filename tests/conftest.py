@@ -16,7 +16,7 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
-from mos_common.base_model import BaseModel, load_base
+from mos_common.base_model import Base, load_base
 from mos_common.concept import Concept
 from mos_common.edlora import LowRank
 from mos_common.layers import concept_layers, word_layers
@@ -33,7 +33,7 @@ def _seeded() -> None:
 
 
 @pytest.fixture(scope="session")
-def tiny() -> BaseModel:
+def tiny() -> Base:
     """The embedded base model, loaded once: leave it as you found it."""
     return load_base("tiny", device="cpu")
 
@@ -57,11 +57,11 @@ def random_base_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[...
 
 
 @pytest.fixture(scope="session")
-def random_base(random_base_folder: Callable[..., Path]) -> Callable[..., BaseModel]:
+def random_base(random_base_folder: Callable[..., Path]) -> Callable[..., Base]:
     """Load (once per set of settings) a random model with 16 cross-attention layers: leave it as you found it."""
-    loaded: dict[tuple, BaseModel] = {}
+    loaded: dict[tuple, Base] = {}
 
-    def base(**settings: object) -> BaseModel:
+    def base(**settings: object) -> Base:
         key = tuple(sorted(settings.items()))
         if key not in loaded:
             loaded[key] = load_base(str(random_base_folder(**settings)), device="cpu")
@@ -71,19 +71,19 @@ def random_base(random_base_folder: Callable[..., Path]) -> Callable[..., BaseMo
 
 
 @pytest.fixture(scope="session")
-def sixteen(random_base: Callable[..., BaseModel]) -> BaseModel:
+def sixteen(random_base: Callable[..., Base]) -> Base:
     """The random model as it comes: 16 cross-attention layers, predicts epsilon, PNDM, other widths and token ids than tiny."""
     return random_base()
 
 
 @pytest.fixture(scope="session")
-def xl(random_base: Callable[..., BaseModel]) -> BaseModel:
+def xl(random_base: Callable[..., Base]) -> Base:
     """A random model laid out like Stable Diffusion XL: two text encoders, 11 transformers of one or two cross-attentions."""
     return random_base(xl=True)
 
 
 @pytest.fixture(params=["tiny", "sixteen"])
-def base(request: pytest.FixtureRequest) -> BaseModel:
+def base(request: pytest.FixtureRequest) -> Base:
     """Both base models, one after the other."""
     return request.getfixturevalue(request.param)
 
@@ -117,7 +117,7 @@ def make_pictures(tmp_path: Path) -> Callable[..., Path]:
 
 
 def random_concept(
-    base: BaseModel,
+    base: Base,
     name: str = "<cat>",
     *,
     seed: int = 0,

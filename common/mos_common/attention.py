@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from mos_common.base_model import BaseModel
+from mos_common.base_model import Base
 from mos_common.layers import cross_attentions, word_layer_numbers
 from mos_common.regions import Region, shares
 
@@ -129,7 +129,7 @@ class LayerwiseCrossAttention:
 
 
 def predict(
-    base: BaseModel, noisy: Float[Tensor, "batch c h w"], times: Tensor, memory: TextMemory
+    base: Base, noisy: Float[Tensor, "batch c h w"], times: Tensor, memory: TextMemory
 ) -> Float[Tensor, "batch c h w"]:
     """What the UNet predicts; the caller has `layerwise_attention` on. XL is also told the pooled prompt and the picture's size."""
     added = None
@@ -150,14 +150,14 @@ def feature_map_size(cells: int, aspect: float) -> tuple[int, int]:
 Processors = Sequence[tuple[Any, LayerwiseCrossAttention]]
 
 
-def layerwise_processors(base: BaseModel) -> Processors:
+def layerwise_processors(base: Base) -> Processors:
     """Every cross-attention of the UNet with the processor that it gets within `layerwise_attention`."""
     layers = zip(cross_attentions(base), word_layer_numbers(base), strict=True)
     return [(module, LayerwiseCrossAttention(place, layer)) for place, ((_, module), layer) in enumerate(layers)]
 
 
 @contextmanager
-def layerwise_attention(base: BaseModel, processors: Processors | None = None) -> Iterator[None]:
+def layerwise_attention(base: Base, processors: Processors | None = None) -> Iterator[None]:
     """Within: the UNet's cross-attention layers read a `TextMemory`. Afterwards: the processors it came with.
 
     Whoever enters this often makes `layerwise_processors` once: finding them is a walk over all modules.

@@ -27,7 +27,7 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 
 
 @dataclass(frozen=True)
-class BaseModel:
+class Base:
     """A text-to-image latent diffusion model in the layout of Stable Diffusion 1.x or XL, frozen and in eval mode.
 
     `scheduler` is the base's own; whoever denoises makes a copy of it. `fingerprint` says which model this is, whatever
@@ -126,7 +126,7 @@ class BaseModel:
         return decoded.float().clamp(-1, 1).cpu()
 
 
-def load_base(name: str = TINY, *, device: str | None = None, dtype: str | None = None) -> BaseModel:
+def load_base(name: str = TINY, *, device: str | None = None, dtype: str | None = None) -> Base:
     """Load `tiny` or a diffusers folder (or a hub id that is already in the local cache).
 
     Without `device` and `dtype` the best there is: a GPU in float16 where one exists, else the CPU in float32.
@@ -157,7 +157,7 @@ def load_base(name: str = TINY, *, device: str | None = None, dtype: str | None 
             module, device=target_device, dtype=torch.float32 if wide else target_dtype
         )  # diffusers' own `to` logs a warning about every cast
     parts["unet"].to(memory_format=torch.channels_last)
-    return BaseModel(name=name, fingerprint=fingerprint, **parts)
+    return Base(name=name, fingerprint=fingerprint, **parts)
 
 
 def base_path(name: str) -> Path:

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mos_common.base_model import BaseModel
+from mos_common.base_model import Base
 from mos_common.edlora import LowRank
 from mos_common.errors import ConceptError
 from mos_common.layers import adaptable_layers, word_layers
@@ -39,7 +39,7 @@ class Concept:
         check_concept_name(self.name)
 
 
-def words_of(concept: Concept, base: BaseModel) -> Float[Tensor, "layers words width"]:
+def words_of(concept: Concept, base: Base) -> Float[Tensor, "layers words width"]:
     """What the concept's name stands for in a prompt: its words, or the base's own embeddings of its trigger, the same in all layers."""
     if concept.words:
         return torch.cat([words.float().cpu() for words in concept.words], dim=2)
@@ -50,7 +50,7 @@ def words_of(concept: Concept, base: BaseModel) -> Float[Tensor, "layers words w
     return base.token_rows(ids)[None]
 
 
-def check_fits(concept: Concept, base: BaseModel) -> None:
+def check_fits(concept: Concept, base: Base) -> None:
     """Check a concept against the base model it is to be used with.
 
     Raises:
@@ -67,7 +67,7 @@ def check_fits(concept: Concept, base: BaseModel) -> None:
         raise ConceptError(f"concept {concept.name} does not fit {base.name}: " + "; ".join(problems[:8]))
 
 
-def _pair_problems(concept: Concept, base: BaseModel) -> list[str]:
+def _pair_problems(concept: Concept, base: Base) -> list[str]:
     layers = {layer.name: layer for layer in adaptable_layers(base)}
     problems = []
     for name, pair in concept.pairs.items():
@@ -83,7 +83,7 @@ def _pair_problems(concept: Concept, base: BaseModel) -> list[str]:
     return problems
 
 
-def _word_problems(concept: Concept, base: BaseModel) -> list[str]:
+def _word_problems(concept: Concept, base: Base) -> list[str]:
     if not concept.words:
         return []
     if len(concept.words) != len(base.token_tables):

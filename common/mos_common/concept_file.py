@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import torch
-from pydantic import BaseModel as Schema
-from pydantic import ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
@@ -40,7 +39,7 @@ Text = Annotated[str, Field(max_length=500, pattern=PRINTABLE)]
 LayerName = Annotated[str, Field(max_length=220, pattern=r"^[a-z0-9_.]+$")]
 
 
-class Header(Schema):
+class Header(BaseModel):
     """What a concept file says about itself."""
 
     model_config = ConfigDict(extra="forbid", strict=True)

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mos_common.attention import RegionText, TextMemory, layerwise_attention, predict
-from mos_common.base_model import BaseModel
+from mos_common.base_model import Base
 from mos_common.errors import RequestError
 from mos_common.regions import Region
 from mos_common.words import Vocabulary, encode_pooled, encode_prompts, encode_token_ids, tokenise
@@ -36,7 +36,7 @@ class Drawing:
         if self.guidance < 0 or self.height < 0 or self.width < 0:
             raise RequestError("guidance, height and width cannot be negative")
 
-    def sized_for(self, base: BaseModel) -> tuple[int, int]:
+    def sized_for(self, base: Base) -> tuple[int, int]:
         """(height, width) in pixels.
 
         Raises:
@@ -51,7 +51,7 @@ class Drawing:
 
 
 def draw(
-    base: BaseModel,
+    base: Base,
     prompts: Sequence[str],
     seeds: Sequence[int],
     *,
@@ -85,7 +85,7 @@ def draw(
         )
 
 
-def read_prompts(base: BaseModel, prompts: Sequence[str], vocabulary: Vocabulary) -> TextMemory:
+def read_prompts(base: Base, prompts: Sequence[str], vocabulary: Vocabulary) -> TextMemory:
     """What the UNet reads of some prompts while they are drawn: keys and values are computed once, at the first step."""
     texts = [tokenise(base, prompt, vocabulary) for prompt in prompts]
     pooled = encode_pooled(base, texts, vocabulary)
@@ -93,7 +93,7 @@ def read_prompts(base: BaseModel, prompts: Sequence[str], vocabulary: Vocabulary
 
 
 def denoise(
-    base: BaseModel,
+    base: Base,
     latents: Float[Tensor, "n c h w"],
     memory: TextMemory,
     scheduler: Any,
@@ -120,14 +120,14 @@ def denoise(
     return latents
 
 
-def initial_noise(base: BaseModel, seeds: Sequence[int], height: int, width: int) -> Float[Tensor, "n c h w"]:
+def initial_noise(base: Base, seeds: Sequence[int], height: int, width: int) -> Float[Tensor, "n c h w"]:
     """Standard normal latents, one generator per seed on the CPU, float32 on the base's device."""
     shape = (int(base.unet.config.in_channels), height // base.pixels_per_latent, width // base.pixels_per_latent)  # type: ignore[union-attr, arg-type]
     noise = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
     return torch.stack(noise).to(base.device)
 
 
-def scheduler_for(base: BaseModel, how: Drawing) -> Any:
+def scheduler_for(base: Base, how: Drawing) -> Any:
     """A fresh copy of the base's own scheduler, or the compatible one that `how` names.
 
     Raises:

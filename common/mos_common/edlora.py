@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mos_common.base_model import BaseModel
+from mos_common.base_model import Base
 from mos_common.errors import ConceptError
 from mos_common.layers import Layer, adaptable_layers
 
@@ -54,7 +54,7 @@ class LowRank:
 
 
 @contextmanager
-def attached(base: BaseModel, changes: Mapping[str, LowRank]) -> Iterator[None]:
+def attached(base: Base, changes: Mapping[str, LowRank]) -> Iterator[None]:
     """The base with every named layer's weight W replaced by W + ΔW; the very same W is back afterwards, also on an error.
 
     Weights are exchanged by pointer: nothing is subtracted, so nothing is lost to rounding.

@@ -27,8 +27,8 @@ publisher = "mos"
 fab-include = ["pyproject.toml"]
 
 [tool.flwr.app.components]
-serverapp = "mos_server.app:app"
-clientapp = "mos_client.app:app"
+serverapp = "mos_server.round.app:app"
+clientapp = "mos_client.federation.app:app"
 
 [tool.flwr.app.config]
 state = ""

@@ -14,13 +14,12 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import torch
-from pydantic import BaseModel as Schema
-from pydantic import ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from mos_common.base_model import BaseModel
+from mos_common.base_model import Base
 from mos_common.concept import Concept
 from mos_common.edlora import LowRank
 from mos_common.errors import BaseModelError, FusionError
@@ -42,7 +41,7 @@ class NamedConcept:
         return f"<{self.participant}/{self.concept.name[1:]}" if self.participant else self.concept.name
 
 
-class Survival(Schema):
+class Survival(BaseModel):
     """How one group of layers serves a concept after fusion.
 
     `energy_kept` is 1 - ‖Xi (Δ* - ΔWi)ᵀ‖² / ‖Xi ΔWiᵀ‖² over the group: 1 is perfect. `residual` maps layers to the mean square of
@@ -54,7 +53,7 @@ class Survival(Schema):
     residual: dict[str, float]
 
 
-class Identity(Schema):
+class Identity(BaseModel):
     """Image alignment with held-back pictures: of the class word, the single concept, the fused model, other real pictures."""
 
     model_config = ConfigDict(extra="forbid")
@@ -64,7 +63,7 @@ class Identity(Schema):
     ceiling: Annotated[float, Field(ge=-1, le=1)]
 
 
-class FusedConcept(Schema):
+class FusedConcept(BaseModel):
     """What the manifest says about one concept. `flagged`: it lost more of its identity than the operator finds usual."""
 
     model_config = ConfigDict(extra="forbid")
@@ -81,7 +80,7 @@ class FusedConcept(Schema):
     flagged: bool = False
 
 
-class Excluded(Schema):
+class Excluded(BaseModel):
     """A concept that was given and could not be fused."""
 
     model_config = ConfigDict(extra="forbid")
@@ -89,7 +88,7 @@ class Excluded(Schema):
     reason: str
 
 
-class File(Schema):
+class File(BaseModel):
     """A file of the model, as it was when the manifest was written."""
 
     model_config = ConfigDict(extra="forbid")
@@ -97,7 +96,7 @@ class File(Schema):
     sha256: Sha256
 
 
-class Manifest(Schema):
+class Manifest(BaseModel):
     """`manifest.json`.
 
     `drift` is by group of layers: the energy of what fusion adds on ordinary prompts, over the energy that the base writes there.
@@ -159,7 +158,7 @@ def fused_tensors(model: FusedModel) -> dict[str, Tensor]:
     return tensors
 
 
-def check_base(model: FusedModel, base: BaseModel) -> None:
+def check_base(model: FusedModel, base: Base) -> None:
     """Check that a fused model belongs to a base.
 
     Raises:

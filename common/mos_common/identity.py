@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
-from mos_common.base_model import BaseModel
+from mos_common.base_model import Base
 from mos_common.concept import Concept, words_of
 from mos_common.concept_file import content_digest
 from mos_common.drawing import Drawing, draw
@@ -41,7 +41,7 @@ class IdentityScores:
 class IdentityProbe:
     """One concept's yardstick: its held-back pictures' features, and the contexts and seeds of its drawings."""
 
-    base: BaseModel
+    base: Base
     scorer: ImageScorer
     references: Float[Tensor, "n features"]
     seeds: Sequence[int]
@@ -61,7 +61,7 @@ class IdentityProbe:
 
 
 def probe_for(
-    base: BaseModel,
+    base: Base,
     concept: Concept,
     held_back: Float[Tensor, "n 3 h w"],
     scorer: ImageScorer,
@@ -75,7 +75,7 @@ def probe_for(
 
 
 def measure_identity(
-    base: BaseModel,
+    base: Base,
     concept: Concept,
     tuned_on: Float[Tensor, "m 3 h w"],
     held_back: Float[Tensor, "n 3 h w"],

@@ -9,8 +9,7 @@ import datetime as dt
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel as Schema
-from pydantic import ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mos_common.errors import TrustError
 from mos_common.files import canonical_json, write_atomically
@@ -19,7 +18,7 @@ Address = Annotated[str, Field(pattern=r"^\S+:\d{1,5}$", max_length=300)]
 AGAIN = "ask the operator for a new one (mos-server invite)"
 
 
-class Kit(Schema):
+class Kit(BaseModel):
     """What a kit file says.
 
     fleet, mos: the two addresses of the server. ca: the certificate of its authority, the only one a participant trusts for it.

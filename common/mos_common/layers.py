@@ -15,7 +15,7 @@ from enum import StrEnum
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mos_common.base_model import BaseModel, text_module_name
+from mos_common.base_model import Base, text_module_name
 
 
 class Group(StrEnum):
@@ -54,12 +54,12 @@ class Layer:
         return pixels.reshape(pixels.shape[0], -1, self.d_in)
 
 
-def concept_layers(base: BaseModel) -> list[Layer]:
+def concept_layers(base: Base) -> list[Layer]:
     """Every linear of every attention module of the text encoder and the UNet, in the order of fusion."""
     return [*_text_layers(base), *_unet_layers(base, Group.CROSS), *_unet_layers(base, Group.SPATIAL)]
 
 
-def adaptable_layers(base: BaseModel) -> list[Layer]:
+def adaptable_layers(base: Base) -> list[Layer]:
     """Every linear and every 1x1 convolution of the text encoder and the UNet, group by group in the order of fusion.
 
     Within a group the attention's linears come first, as in `concept_layers`.
@@ -77,7 +77,7 @@ def adaptable_layers(base: BaseModel) -> list[Layer]:
     return [layer for group in Group for layer in [*attention, *others] if layer.group is group]
 
 
-def cross_attentions(base: BaseModel) -> list[tuple[str, nn.Module]]:
+def cross_attentions(base: Base) -> list[tuple[str, nn.Module]]:
     """The cross-attention modules in execution order (down, mid, up), by their name within the UNet.
 
     Modules are registered down, up, mid; so the order of `named_modules()` is not the order of execution.
@@ -87,7 +87,7 @@ def cross_attentions(base: BaseModel) -> list[tuple[str, nn.Module]]:
     return [(n, m) for stage in stages for n, m in found if n.startswith(stage)]
 
 
-def word_layer_numbers(base: BaseModel) -> list[int]:
+def word_layer_numbers(base: Base) -> list[int]:
     """For every cross-attention module, in execution order, which of a word's embeddings it reads.
 
     One embedding for each transformer of the UNet, which in Stable Diffusion 1.x has one cross-attention (so 16 embeddings, as in
@@ -98,12 +98,12 @@ def word_layer_numbers(base: BaseModel) -> list[int]:
     return [numbers[name] for name in transformers]
 
 
-def word_layers(base: BaseModel) -> int:
+def word_layers(base: Base) -> int:
     """How many embeddings a layer-wise word has."""
     return max(word_layer_numbers(base)) + 1
 
 
-def _text_encoders(base: BaseModel) -> list[tuple[str, nn.Module]]:
+def _text_encoders(base: Base) -> list[tuple[str, nn.Module]]:
     return list(zip(("text_encoder", "text_encoder_2"), base.text_encoders, strict=False))
 
 
@@ -111,7 +111,7 @@ def _is_pointwise(module: nn.Module) -> bool:
     return isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1) and module.groups == 1
 
 
-def _text_layers(base: BaseModel) -> list[Layer]:
+def _text_layers(base: Base) -> list[Layer]:
     layers = []
     modules = [(part, *found) for part, encoder in _text_encoders(base) for found in encoder.named_modules()]
     for encoder, name, module in modules:
@@ -123,7 +123,7 @@ def _text_layers(base: BaseModel) -> list[Layer]:
     return layers
 
 
-def _unet_layers(base: BaseModel, group: Group) -> list[Layer]:
+def _unet_layers(base: Base, group: Group) -> list[Layer]:
     layers = []
     numbers = word_layer_numbers(base)
     read_first: dict[int, str] = {}

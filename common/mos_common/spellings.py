@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 from torch import nn
 
-from mos_common.base_model import BaseModel
+from mos_common.base_model import Base
 from mos_common.layers import adaptable_layers
 
 KOHYA = {"unet": ("lora_unet",), "text_encoder": ("lora_te", "lora_te1"), "text_encoder_2": ("lora_te2",)}
@@ -25,7 +25,7 @@ OUTSIDE = {
 }
 
 
-def spellings(base: BaseModel) -> dict[str, str]:
+def spellings(base: Base) -> dict[str, str]:
     """Every known spelling of every layer that a concept may change -> our name of it.
 
     A spelling that could be two layers is none: PEFT's of a text encoder does not say which of XL's two it means.
@@ -39,7 +39,7 @@ def spellings(base: BaseModel) -> dict[str, str]:
     return {spelling: layers.pop() for spelling, layers in meant.items() if len(layers) == 1}
 
 
-def kohya_name(layer: str, base: BaseModel) -> str:
+def kohya_name(layer: str, base: Base) -> str:
     """The spelling of a layer that most tools read: kohya's, with the UNet's blocks as diffusers counts them."""
     part, _, module = layer.partition(".")
     prefix = "lora_te1" if part == "text_encoder" and len(base.text_encoders) > 1 else KOHYA[part][0]
@@ -69,7 +69,7 @@ def _of_layer(part: str, module: str, blocks: dict[str, str]) -> Iterator[str]:
                 yield f"lora_unet_{theirs}_{WITHIN_RESNETS.get(rest, rest.replace('.', '_'))}"
 
 
-def stability_blocks(base: BaseModel) -> Iterator[tuple[str, str]]:
+def stability_blocks(base: Base) -> Iterator[tuple[str, str]]:
     """(our block, its place in Stability's numbering): input blocks count from 1 after the first convolution, output blocks from 0.
 
     Of each, place 0 is the resnet and 1 the transformer, where the block has one. Sampling convolutions get a number of their own

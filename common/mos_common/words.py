@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mos_common.base_model import BaseModel
+from mos_common.base_model import Base
 from mos_common.errors import RequestError
 from mos_common.layers import word_layers
 
@@ -41,7 +41,7 @@ class TokenIds:
     end: int
 
 
-def tokenise(base: BaseModel, prompt: str, vocabulary: Vocabulary) -> TokenIds:
+def tokenise(base: Base, prompt: str, vocabulary: Vocabulary) -> TokenIds:
     """A prompt as the text encoder will see it; a concept's word stands on a place of its own, filled in by `encode_prompts`.
 
     Text beyond the encoder's length is cut, as everywhere in Stable Diffusion; a concept that would be cut is an error.
@@ -102,9 +102,7 @@ class TextRows:
     index: tuple[tuple[int, ...], ...]
 
 
-def text_rows(
-    base: BaseModel, texts: Sequence[TokenIds], vocabulary: Vocabulary, layers: int | None = None
-) -> TextRows:
+def text_rows(base: Base, texts: Sequence[TokenIds], vocabulary: Vocabulary, layers: int | None = None) -> TextRows:
     """The distinct rows of some prompts: one for each group of layers whose words are the same.
 
     Whoever asks often gives `layers`, the base's `word_layers`: counting them is a walk over all modules of the UNet.
@@ -122,13 +120,13 @@ def text_rows(
     return TextRows(tuple(text for text, _ in rows), tuple(layer for _, layer in rows), tuple(index))
 
 
-def encode_prompts(base: BaseModel, prompts: Sequence[str], vocabulary: Vocabulary) -> TextFeatures:
+def encode_prompts(base: Base, prompts: Sequence[str], vocabulary: Vocabulary) -> TextFeatures:
     """Text features of every prompt for every cross-attention layer."""
     return encode_token_ids(base, [tokenise(base, prompt, vocabulary) for prompt in prompts], vocabulary)
 
 
 def encode_token_ids(
-    base: BaseModel, texts: Sequence[TokenIds], vocabulary: Vocabulary, layers: int | None = None
+    base: Base, texts: Sequence[TokenIds], vocabulary: Vocabulary, layers: int | None = None
 ) -> TextFeatures:
     """As `encode_prompts`, from prompts already tokenised; `layers` as for `text_rows`."""
     rows = text_rows(base, texts, vocabulary, layers)
@@ -137,7 +135,7 @@ def encode_token_ids(
     return encode_rows(base, rows, vocabulary)[index.T].transpose(0, 1)
 
 
-def encode_rows(base: BaseModel, rows: TextRows, vocabulary: Vocabulary) -> Float[Tensor, "rows tokens width"]:
+def encode_rows(base: Base, rows: TextRows, vocabulary: Vocabulary) -> Float[Tensor, "rows tokens width"]:
     """The text encoder's output for each distinct row: one pass, whatever the number of prompts and layers."""
     places, vectors = [], []
     for row, (text, layer) in enumerate(zip(rows.texts, rows.layers, strict=True)):
@@ -154,7 +152,7 @@ def encode_rows(base: BaseModel, rows: TextRows, vocabulary: Vocabulary) -> Floa
 
 
 def encode_pooled(
-    base: BaseModel, texts: Sequence[TokenIds], vocabulary: Vocabulary
+    base: Base, texts: Sequence[TokenIds], vocabulary: Vocabulary
 ) -> Float[Tensor, "prompts width"] | None:
     """What the second text encoder of XL says of whole prompts, with the words of the first layer; None for other bases."""
     if len(base.text_encoders) == 1:
@@ -168,7 +166,7 @@ def encode_pooled(
 
 
 def _outputs(
-    base: BaseModel, texts: Sequence[TokenIds], places: Sequence[tuple[int, int]], vectors: Sequence[Tensor]
+    base: Base, texts: Sequence[TokenIds], places: Sequence[tuple[int, int]], vectors: Sequence[Tensor]
 ) -> Iterator[Any]:
     """What each text encoder gives for some texts, with `vectors` in the place of the tokens at (text, position)."""
     widths = [table.shape[1] for table in base.token_tables]
@@ -192,7 +190,7 @@ def _alike(words: Tensor, count: int) -> list[int]:
     return [next((j for j in range(k) if torch.equal(words[j], words[k])), k) for k in range(count)]
 
 
-def _plain_ids(base: BaseModel, text: str) -> list[int]:
+def _plain_ids(base: Base, text: str) -> list[int]:
     return list(base.tokenizer(text, add_special_tokens=False).input_ids) if text.strip() else []
 
 

@@ -6,7 +6,7 @@ bounds on how far it changes any layer, so that no upload can drown the others.
 
 from __future__ import annotations
 
-from mos_common.base_model import BaseModel
+from mos_common.base_model import Base
 from mos_common.concept import Concept, check_fits
 from mos_common.concept_file import concept_from_bytes
 from mos_common.edlora import LowRank
@@ -20,7 +20,7 @@ MOST_RELATIVE_CHANGE = 1.0
 MOST_RELATIVE_WORD = 10.0
 
 
-def admit(data: bytes, base: BaseModel) -> Concept:
+def admit(data: bytes, base: Base) -> Concept:
     """The concept in an upload, if it may be fused on `base`.
 
     Raises:
@@ -56,7 +56,7 @@ def _norm(pair: LowRank) -> float:
     return abs(pair.scale) * float(((B.T @ B) * (A @ A.T)).sum().clamp(min=0).sqrt())
 
 
-def _long_words(concept: Concept, base: BaseModel) -> list[str]:
+def _long_words(concept: Concept, base: Base) -> list[str]:
     reasons = []
     for words, table in zip(concept.words, base.token_tables, strict=True) if concept.words else ():
         most = MOST_RELATIVE_WORD * float(table.float().norm(dim=1).median())

@@ -12,11 +12,11 @@ from logging.handlers import RotatingFileHandler
 
 from mos_common.errors import StateError
 from mos_common.files import could_not_write
-from mos_server.rounds import RoundRunner
-from mos_server.service import MosService, start_service
-from mos_server.state import State, locked
-from mos_server.store import Store
-from mos_server.superlink import SuperLink, listening_address
+from mos_server.network.service import MosService, start_service
+from mos_server.network.superlink import SuperLink, listening_address
+from mos_server.round.runner import RoundRunner
+from mos_server.state.folder import State, locked
+from mos_server.state.journal import Store
 
 log = logging.getLogger(__name__)
 

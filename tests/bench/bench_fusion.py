@@ -20,10 +20,10 @@ from torch import Tensor
 
 from mos_common.base_model import load_base
 from mos_common.edlora import LowRank
-from mos_server.config import FusionSettings
 from mos_server.fusion.fuse import fuse
 from mos_server.fusion.gram import gram, sliced_gram, wide_gram
 from mos_server.fusion.lbfgs import lbfgs_layer
+from mos_server.fusion.settings import FusionSettings
 from mos_server.fusion.solve import solve_change, stacked_left
 
 SHAPES = [

@@ -5,7 +5,7 @@
 `speed_ratio_vs_straightforward`: steps a second of ours over those of ED-LoRA written down from the paper without a thought for cost
 (straightforward.py). `time_ratio_vs_single_embedding`: seconds of our step over those of diffusers' usual one, which encodes a prompt
 once where ED-LoRA encodes it for every cross-attention layer. `peak_rss_mb`: the most a fresh process holds over ten steps.
-Same model, pictures, captions, batches and learning rates; tests/client/test_straightforward.py shows that the losses are the same.
+Same model, pictures, captions, batches and learning rates; tests/client/tuning/test_straightforward.py shows that the losses are the same.
 Pictures have the templates that a folder without captions gets (a batch then repeats some, which ours encodes once) or captions of
 their own (nothing is repeated).
 
@@ -22,7 +22,7 @@ import torch
 from contestants import ALL, MANY_STEPS, OURS, SINGLE, STRAIGHTFORWARD, contestant, shown
 from harness import CLOCKS, Bench, alternating, peak_rss
 
-from mos_client.config import TuningConfig
+from mos_client.tuning.settings import TuningConfig
 from mos_common.base_model import load_base
 
 STEPS, PICTURES = 10, 8

@@ -9,13 +9,13 @@ import torch
 from straightforward import SingleEmbedding, Straightforward
 from torch import Tensor
 
-from mos_client.config import TuningConfig
 from mos_client.pictures.captions import TEMPLATES
 from mos_client.pictures.examples import Encoded, Example
 from mos_client.tuning.batches import next_batch
 from mos_client.tuning.loop import Tuning
 from mos_client.tuning.memory_plan import Plan
-from mos_common.base_model import BaseModel
+from mos_client.tuning.settings import TuningConfig
+from mos_common.base_model import Base
 
 OURS, STRAIGHTFORWARD, SINGLE = "ours", "straightforward", "single embedding"
 ALL = (OURS, STRAIGHTFORWARD, SINGLE)
@@ -32,7 +32,7 @@ class Shown:
     examples: list[Example]
 
 
-def shown(base: BaseModel, count: int, *, own_captions: bool) -> Shown:
+def shown(base: Base, count: int, *, own_captions: bool) -> Shown:
     """Random pictures, each with a caption of its own or all with the templates that a folder without captions gets."""
     size, generator = base.picture_size, torch.Generator().manual_seed(1)
     pictures = torch.rand(count, 3, size, size, generator=generator) * 2 - 1
@@ -43,7 +43,7 @@ def shown(base: BaseModel, count: int, *, own_captions: bool) -> Shown:
 
 
 def contestant(
-    name: str, base: BaseModel, what: Shown, config: TuningConfig, plan: Plan | None = None
+    name: str, base: Base, what: Shown, config: TuningConfig, plan: Plan | None = None
 ) -> Callable[[], float]:
     """A function that takes the next step and gives its loss. All see the same batches in the same order."""
     tuning = Tuning(base, "cat", what.examples, config, plan)

@@ -22,7 +22,7 @@ from diffusers import DDPMScheduler
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss, scaled_dot_product_attention
 
-from mos_common.base_model import BaseModel
+from mos_common.base_model import Base
 
 RANK = 4
 UNET_LINEARS = ("to_q", "to_k", "to_v", "to_out.0")
@@ -70,7 +70,7 @@ class Straightforward:
     `words` is (layers, 2, width), `A` gives the first factor of every linear by the name that the model has for it.
     """
 
-    def __init__(self, base: BaseModel, words: Tensor, A: dict[str, Tensor], rates: Sequence[float]) -> None:
+    def __init__(self, base: Base, words: Tensor, A: dict[str, Tensor], rates: Sequence[float]) -> None:
         self.base, self.layers = base, len(words)
         self.vae, self.tokenizer = base.vae, copy.deepcopy(base.tokenizer)
         self.unet, self.encoder = with_the_same_weights(base.unet), with_the_same_weights(base.text_encoder)
@@ -124,7 +124,7 @@ class Straightforward:
 class SingleEmbedding:
     """The step of diffusers' LoRA scripts: PEFT adapters, one encoding of each prompt, AdamW as torch has it."""
 
-    def __init__(self, base: BaseModel, class_word: str, rates: Sequence[float]) -> None:
+    def __init__(self, base: Base, class_word: str, rates: Sequence[float]) -> None:
         from peft import LoraConfig
 
         self.base, self.class_word, self.tokenizer = base, class_word, base.tokenizer
@@ -201,5 +201,5 @@ def _target(scheduler: Any, latents: Tensor, noise: Tensor, times: Tensor) -> Te
     return noise if predicts_noise else scheduler.get_velocity(latents, noise, times)
 
 
-def _autocast(base: BaseModel) -> Any:
+def _autocast(base: Base) -> Any:
     return torch.autocast(base.device.type, torch.bfloat16, enabled=base.dtype != torch.float32)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mos_common.base_model import BaseModel
+from mos_common.base_model import Base
 from mos_common.concept import Concept
 from mos_common.edlora import LowRank
 from mos_common.fused_model import NamedConcept
@@ -34,7 +34,7 @@ class LayerProblem:
     pairs: list[LowRank]
 
 
-def random_concept(base: BaseModel, seed: int, rank: int = 4, strength: float = 0.05) -> NamedConcept:
+def random_concept(base: Base, seed: int, rank: int = 4, strength: float = 0.05) -> NamedConcept:
     """A concept that changes every layer by about as much as tuning does."""
     generator = torch.Generator().manual_seed(seed)
 

@@ -14,15 +14,15 @@ from typing import Any
 import grpc
 import pytest
 
-from mos_client.cli import app
-from mos_client.enrolment import Enrolment, enrol
+from mos_client.cli.main import app
+from mos_client.federation.enrolment import Enrolment, enrol
 from mos_common.kit import Kit
 from mos_common.shell import run
 from mos_common.signing import sign_manifest
-from mos_server.records import PUBLISHED, RoundSettings
-from mos_server.service import MosService, start_service
-from mos_server.state import ServerConfig, State, create_state
-from mos_server.store import Store
+from mos_server.network.service import MosService, start_service
+from mos_server.state.folder import ServerConfig, State, create_state
+from mos_server.state.journal import Store
+from mos_server.state.records import PUBLISHED, RoundSettings
 
 
 @dataclass

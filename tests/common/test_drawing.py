@@ -6,7 +6,7 @@ import diffusers
 import pytest
 import torch
 
-from mos_common.base_model import BaseModel, load_base
+from mos_common.base_model import Base, load_base
 from mos_common.drawing import Drawing, draw, initial_noise, scheduler_for
 from mos_common.edlora import attached
 from mos_common.errors import RequestError
@@ -16,7 +16,7 @@ from mos_common.regions import Region
 CLOSE = {"rtol": 1e-3, "atol": 1e-4}
 
 
-def by_diffusers(base: BaseModel, prompts: list[str], seeds: list[int], how: Drawing, guidance: float) -> torch.Tensor:
+def by_diffusers(base: Base, prompts: list[str], seeds: list[int], how: Drawing, guidance: float) -> torch.Tensor:
     """The same picture by diffusers' pipeline, in [-1, 1]."""
     pipe = diffusers.StableDiffusionPipeline(
         vae=base.vae,
@@ -76,7 +76,7 @@ def test_without_a_word_about_it_the_base_has_its_own_guidance(tiny):
     assert torch.equal(own, draw(tiny, ["a cat"], [0], how=Drawing(steps=2, guidance=tiny.preset.guidance)))
 
 
-def words_of_the_table(base: BaseModel, word: str) -> torch.Tensor:
+def words_of_the_table(base: Base, word: str) -> torch.Tensor:
     ids = base.tokenizer(word, add_special_tokens=False).input_ids
     return base.token_table[ids].expand(len(cross_attentions(base)), -1, -1)
 

@@ -11,8 +11,8 @@ import torch
 from PIL import Image, ImageFilter
 
 from mos_common.scores import ImageScorer, image_alignment
-from mos_tiny.kept import kept_pictures, kept_subjects
-from mos_tiny.pictures import as_tensor
+from mos_tiny.recipe.kept import kept_pictures, kept_subjects
+from mos_tiny.recipe.pictures import as_tensor
 
 LARGEST = [113, 897, 1157, 834, 825]
 VALUES = [0.246, 0.2355, 0.193, 0.1797, 0.1745]

@@ -25,9 +25,9 @@ from mos_bench.processes import Processes
 from mos_common.fused_model import read_fused
 from mos_common.kit import read_kit
 from mos_common.signing import verify_model
-from mos_server.records import PUBLISHED, Round, Upload
-from mos_server.state import open_state
-from mos_server.store import Store
+from mos_server.state.folder import open_state
+from mos_server.state.journal import Store
+from mos_server.state.records import PUBLISHED, Round, Upload
 
 STEPS = 2
 # What leaves a participant whose client was tampered with: the last thing before the wire is spoiled.
@@ -45,7 +45,7 @@ def dishonest(upload):
     return honest(messages.Upload(save(tensors, metadata), upload.seconds))
 
 messages.upload_content = dishonest
-from mos_client.cli import main
+from mos_client.cli.main import main
 main()
 """
 

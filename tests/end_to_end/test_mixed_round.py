@@ -8,14 +8,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from mos_client.importing.import_command import import_files
+from mos_client.importing.import_files import import_files
 from mos_common.concept_file import write_concept
 from mos_common.drawing import Drawing, draw
 from mos_common.edlora import attached
 from mos_common.fused_model import read_fused
 from mos_common.layers import adaptable_layers
-from mos_server.config import FusionSettings
-from mos_server.fuse_command import fuse_files
+from mos_server.fusion.settings import FusionSettings
+from mos_server.models.fuse_files import fuse_files
 
 SETTINGS = FusionSettings(
     ridge=1e-6, preserve=0.0, rows="all", contexts=("V", "photo of a V"), ordinary=("a tree",), steps=2, batch=2

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from mos_common.base_model import BaseModel
+from mos_common.base_model import Base
 from mos_common.concept import Concept
 from mos_common.layers import Group, concept_layers, cross_attentions
 from mos_common.prompts import about
@@ -29,7 +29,7 @@ def dense(concept: Concept) -> dict[str, Tensor]:
 
 
 @contextmanager
-def added(base: BaseModel, changes: Mapping[str, Tensor]) -> Iterator[None]:
+def added(base: Base, changes: Mapping[str, Tensor]) -> Iterator[None]:
     """The base with ΔW added into its weights, and a copy of the old weights put back."""
     modules = {layer.name: layer.module for layer in concept_layers(base)}
     before = {name: modules[name].weight.detach().clone() for name in changes}
@@ -43,7 +43,7 @@ def added(base: BaseModel, changes: Mapping[str, Tensor]) -> Iterator[None]:
 
 
 @contextmanager
-def storing(base: BaseModel, group: Group, kept: Tensor | slice) -> Iterator[dict[str, list[Tensor]]]:
+def storing(base: Base, group: Group, kept: Tensor | slice) -> Iterator[dict[str, list[Tensor]]]:
     """Every row that passes into the layers of a group, layer by layer."""
     stored: dict[str, list[Tensor]] = defaultdict(list)
     handles = [
@@ -62,7 +62,7 @@ def storing(base: BaseModel, group: Group, kept: Tensor | slice) -> Iterator[dic
             handle.remove()
 
 
-def encode(base: BaseModel, prompt: str, concept: Concept | None, layer: int) -> tuple[Tensor, list[int], int]:
+def encode(base: Base, prompt: str, concept: Concept | None, layer: int) -> tuple[Tensor, list[int], int]:
     """Features (tokens x width) of one prompt for one layer, where the concept's words stand, and where the text ends."""
     tokenizer, ids, places = base.tokenizer, [base.tokenizer.bos_token_id], []
     for i, piece in enumerate(prompt.split(concept.name) if concept else [prompt]):
@@ -96,7 +96,7 @@ def positions(kind: str, places: list[int], end: int, length: int) -> list[int]:
 
 @torch.no_grad()
 def rows_of(
-    base: BaseModel,
+    base: Base,
     group: Group,
     concept: Concept | None,
     prompts: Sequence[str],
@@ -117,7 +117,7 @@ def rows_of(
         return _joined(_read(base, group, prompts, concept, kind))
 
 
-def _read(base: BaseModel, group: Group, prompts: Sequence[str], concept: Concept | None, kind: str) -> Iterator[dict]:
+def _read(base: Base, group: Group, prompts: Sequence[str], concept: Concept | None, kind: str) -> Iterator[dict]:
     for prompt in prompts:
         for k, (name, _) in enumerate(cross_attentions(base)):
             if group is Group.TEXT and k and not concept:
@@ -135,7 +135,7 @@ def _read(base: BaseModel, group: Group, prompts: Sequence[str], concept: Concep
 
 
 def _drawn(
-    base: BaseModel, prompts: Sequence[str], concept: Concept | None, steps: int, guidance: float, first_seed: int
+    base: Base, prompts: Sequence[str], concept: Concept | None, steps: int, guidance: float, first_seed: int
 ) -> Iterator[dict]:
     """Draw one prompt after the other; the unconditional half is a call of its own and is not stored."""
     modules = [module for _, module in cross_attentions(base)]

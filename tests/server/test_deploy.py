@@ -18,15 +18,15 @@ import pytest
 import typer
 import yaml
 
-import mos_client.cli
-import mos_client.federation_cli
-import mos_server.cli
-import mos_server.federation_cli
+import mos_client.cli.federation
+import mos_client.cli.main
+import mos_server.cli.federation
+import mos_server.cli.main
 from mos_common import errors
 from mos_common.flower_app import POINTER
 from mos_common.node_key import create_node_key, key_digest, public_pem
-from mos_server.state import ServerConfig, create_state
-from mos_server.store import Store
+from mos_server.state.folder import ServerConfig, create_state
+from mos_server.state.journal import Store
 
 TOP = Path(__file__).parents[2]
 DEPLOY, DOCS = TOP / "deploy", TOP / "docs"
@@ -43,8 +43,8 @@ def commands_of(cli: object, federation: object) -> dict[str, object]:
 
 
 COMMANDS = {
-    "mos-client": commands_of(mos_client.cli, mos_client.federation_cli),
-    "mos-server": commands_of(mos_server.cli, mos_server.federation_cli),
+    "mos-client": commands_of(mos_client.cli.main, mos_client.cli.federation),
+    "mos-server": commands_of(mos_server.cli.main, mos_server.cli.federation),
 }
 
 

@@ -16,13 +16,13 @@ import typer
 
 from mos_common.errors import FusionError, RequestError, StateError
 from mos_common.kit import read_kit
-from mos_server import federation_cli as commands
-from mos_server import following
-from mos_server.records import CANCELLED, FAILED, PUBLISHED, RoundSettings
-from mos_server.state import ServerConfig, State, create_state, locked
-from mos_server.store import Store
+from mos_server.cli import federation as commands
+from mos_server.round import follow as following
+from mos_server.state.folder import ServerConfig, State, create_state, locked
+from mos_server.state.journal import Store
+from mos_server.state.records import CANCELLED, FAILED, PUBLISHED, RoundSettings
 
-COMMAND = [sys.executable, "-c", "from mos_server.cli import main; main()"]
+COMMAND = [sys.executable, "-c", "from mos_server.cli.main import main; main()"]
 
 
 @pytest.fixture

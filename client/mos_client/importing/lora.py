@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mos_common.base_model import BaseModel
+from mos_common.base_model import Base
 from mos_common.edlora import LowRank
 from mos_common.errors import ConceptError
 from mos_common.spellings import spellings
@@ -39,7 +39,7 @@ OTHER_KINDS = {
 }
 
 
-def pairs_of(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], base: BaseModel) -> dict[str, LowRank]:
+def pairs_of(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], base: Base) -> dict[str, LowRank]:
     """The change of every layer.
 
     Raises:
@@ -167,7 +167,7 @@ def _kind_of(name: str) -> str:
     return next((kind for part, kind in OTHER_KINDS.items() if part in name), "no factor of a LoRA")
 
 
-def _unknown(theirs: str, name: str, tensors: Mapping[str, Tensor], base: BaseModel) -> str:
+def _unknown(theirs: str, name: str, tensors: Mapping[str, Tensor], base: Base) -> str:
     of_layer = [tensor for other, tensor in tensors.items() if other.startswith(f"{theirs}.")]
     if any(tensor.ndim == 4 and tuple(tensor.shape[2:]) != (1, 1) for tensor in of_layer):
         return f"{name} changes a convolution larger than 1x1, which is not imported"

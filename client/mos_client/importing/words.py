@@ -9,14 +9,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mos_common.base_model import BaseModel
+from mos_common.base_model import Base
 from mos_common.errors import ConceptError
 from mos_common.layers import word_layers
 
 Words = tuple[Float[Tensor, "layers words width"], ...]
 
 
-def textual_inversion(found: Mapping[str, Any], base: BaseModel) -> Words | None:
+def textual_inversion(found: Mapping[str, Any], base: Base) -> Words | None:
     """The words of a textual inversion, the same in every layer; None if the file is none.
 
     Known: A1111's `string_to_param` and `emb_params`, XL's `clip_l` and `clip_g`, and diffusers' one tensor by its token.
@@ -41,7 +41,7 @@ def textual_inversion(found: Mapping[str, Any], base: BaseModel) -> Words | None
     return tuple(vector.float().expand(layers, *vector.shape).clone() for vector in vectors)
 
 
-def paper_words(embeddings: Mapping[str, Tensor], base: BaseModel) -> Words:
+def paper_words(embeddings: Mapping[str, Tensor], base: Base) -> Words:
     """The words of the paper's checkpoint: by token one embedding for each cross-attention layer, down, mid, up; in its order.
 
     Its plain LoRA has one embedding by token for all layers.

@@ -20,7 +20,7 @@ from mos_client.pictures.captions import mirrored_caption
 from mos_client.pictures.folder import Picture, pictures_digest
 from mos_client.pictures.reading import open_picture, read_mask, read_picture
 from mos_client.pictures.views import View, bucket_for, bucket_sizes, mask_cells, views_of
-from mos_common.base_model import BaseModel
+from mos_common.base_model import Base
 from mos_common.files import canonical_json, write_atomically
 
 log = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ def load_pictures(pictures: Sequence[Picture], size: int) -> Float[Tensor, "n 3 
 
 
 def load_examples(
-    base: BaseModel, pictures: Sequence[Picture], *, crops: int = 1, mirror: bool = False, cache: Path | None = None
+    base: Base, pictures: Sequence[Picture], *, crops: int = 1, mirror: bool = False, cache: Path | None = None
 ) -> list[Example]:
     """Every view of every picture as a latent of `base`. With a folder to `cache` in, they are encoded once.
 

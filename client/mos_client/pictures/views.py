@@ -14,7 +14,7 @@ from random import Random
 import numpy as np
 from PIL import Image, ImageOps
 
-from mos_common.base_model import BaseModel
+from mos_common.base_model import Base
 
 LONGEST = 2.0  # sides; beyond twice as wide as high the base has seen next to nothing
 SMALLEST_CROP = 0.8  # of what can be seen of the whole picture
@@ -35,7 +35,7 @@ class View:
         return ImageOps.mirror(cut) if self.mirrored else cut
 
 
-def bucket_sizes(base: BaseModel) -> list[tuple[int, int]]:
+def bucket_sizes(base: Base) -> list[tuple[int, int]]:
     """(width, height) of the shapes that a base draws well: whole cells, about the pixels it was trained on, at most 2 to 1."""
     unit, side = base.size_unit, base.picture_size
     found = []

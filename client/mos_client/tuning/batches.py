@@ -9,10 +9,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mos_client.config import TuningConfig
 from mos_client.pictures.captions import TEMPLATES, movable_parts, shuffled_caption
 from mos_client.pictures.examples import Example
 from mos_client.tuning.loss import spread_times
+from mos_client.tuning.settings import TuningConfig
 
 
 @dataclass(frozen=True)

@@ -14,18 +14,18 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from mos_client.config import TuningConfig
 from mos_client.tuning.loop import Tuning
 from mos_client.tuning.memory_plan import Plan
+from mos_client.tuning.settings import TuningConfig
 from mos_client.tuning.watch import Watch
-from mos_common.base_model import BaseModel
+from mos_common.base_model import Base
 from mos_common.errors import StateError
 from mos_common.files import canonical_json
 
 log = logging.getLogger(__name__)
 
 
-def run_digest(base: BaseModel, class_word: str, pictures: str, config: TuningConfig, plan: Plan) -> str:
+def run_digest(base: Base, class_word: str, pictures: str, config: TuningConfig, plan: Plan) -> str:
     """What a checkpoint belongs to: another base, folder, class word, setting or plan starts anew."""
     how = {"micro_batch": plan.micro_batch, "checkpointing": plan.checkpointing, "eight_bit": plan.eight_bit}
     made_by = {"base": base.fingerprint, "class_word": class_word, "pictures": pictures, "config": asdict(config)}

@@ -12,14 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mos_client.config import TuningConfig
 from mos_client.pictures.examples import Example
 from mos_client.tuning.batches import Batch, next_batch
 from mos_client.tuning.loss import attention_loss, cell_weights, noise_loss
 from mos_client.tuning.memory_plan import Plan
 from mos_client.tuning.parameters import frozen_pair, initial_pair, initial_words, trained, tuned_layers
+from mos_client.tuning.settings import TuningConfig
 from mos_common.attention import TextMemory, WatchedWords, layerwise_attention, layerwise_processors
-from mos_common.base_model import BaseModel
+from mos_common.base_model import Base
 from mos_common.edlora import LowRank
 from mos_common.errors import ConceptError
 from mos_common.layers import Group, word_layers
@@ -45,7 +45,7 @@ class Tuning:
 
     def __init__(
         self,
-        base: BaseModel,
+        base: Base,
         class_word: str,
         examples: Sequence[Example],
         config: TuningConfig,

@@ -13,14 +13,14 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from mos_common.attention import TextMemory, WatchedWords, feature_map_size, predict
-from mos_common.base_model import BaseModel
+from mos_common.base_model import Base
 from mos_common.errors import BaseModelError
 
 Cells = Float[Tensor, "n h w"]
 
 
 def noise_loss(
-    base: BaseModel,
+    base: Base,
     scheduler: Any,
     latents: Float[Tensor, "n c h w"],
     noise: Float[Tensor, "n c h w"],

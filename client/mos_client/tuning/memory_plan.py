@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mos_client.config import Method
 from mos_client.tuning.parameters import initial_pair, trained, tuned_layers
+from mos_client.tuning.settings import Method
 from mos_common.attention import TextMemory, layerwise_attention, predict
-from mos_common.base_model import BaseModel
+from mos_common.base_model import Base
 from mos_common.errors import RequestError
 from mos_common.layers import word_layers
 from mos_common.words import encode_pooled, encode_token_ids, tokenise
@@ -47,7 +47,7 @@ class Plan:
         return torch.optim.AdamW(groups, weight_decay=0.01, fused=True)
 
     @contextmanager
-    def applied(self, base: BaseModel) -> Iterator[None]:
+    def applied(self, base: Base) -> Iterator[None]:
         """Within: the UNet forgets what it can compute again in the backward pass, if the plan says so."""
         unet: Any = base.unet
         if self.checkpointing:
@@ -66,7 +66,7 @@ class Plan:
         return ", ".join(parts) + needs
 
 
-def choose_plan(base: BaseModel, batch: int, rank: int, gib: float) -> Plan:
+def choose_plan(base: Base, batch: int, rank: int, gib: float) -> Plan:
     """The fastest way to run a batch within `gib` of memory.
 
     Smaller micro-batches come before checkpointing, which computes most of the UNet twice.
@@ -90,7 +90,7 @@ def choose_plan(base: BaseModel, batch: int, rank: int, gib: float) -> Plan:
     )
 
 
-def plan_for(base: BaseModel, batch: int, rank: int, vram: float | None) -> Plan:
+def plan_for(base: Base, batch: int, rank: int, vram: float | None) -> Plan:
     """The plan for `vram` gigabytes; without it, for what the GPU has free, and on a CPU the whole batch at once."""
     if vram is None:
         if base.device.type != "cuda":
@@ -99,14 +99,14 @@ def plan_for(base: BaseModel, batch: int, rank: int, vram: float | None) -> Plan
     return choose_plan(base, batch, rank, vram)
 
 
-def step_gib(base: BaseModel, pictures: int, rank: int, checkpointing: bool) -> float:
+def step_gib(base: Base, pictures: int, rank: int, checkpointing: bool) -> float:
     """What one step needs: weights, what autograd keeps, pairs with gradients and AdamW's moments, and the card's own share."""
     context = CONTEXT_GIB if base.device.type == "cuda" else 0.0
     kept = kept_bytes(base, pictures, rank, checkpointing) / GIB
     return context + WORKSPACE * (_weights_gib(base) + kept) + 16 * _tuned(base, rank) / GIB
 
 
-def kept_bytes(base: BaseModel, pictures: int, rank: int, checkpointing: bool, *, fake: bool = True) -> int:
+def kept_bytes(base: Base, pictures: int, rank: int, checkpointing: bool, *, fake: bool = True) -> int:
     """The most bytes that autograd keeps at a time during one step, weights not counted; `fake` runs it on shapes alone."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -123,7 +123,7 @@ def kept_bytes(base: BaseModel, pictures: int, rank: int, checkpointing: bool, *
     return ledger.most
 
 
-def _one_step(base: BaseModel, pictures: int, rank: int) -> None:
+def _one_step(base: Base, pictures: int, rank: int) -> None:
     """One step with a pair on every layer and layer-wise words, there and back, as the loop takes it."""
     generator = torch.Generator()
     size = base.picture_size // base.pixels_per_latent
@@ -196,16 +196,16 @@ def _halves(batch: int) -> Iterator[int]:
     yield 1
 
 
-def _weights_gib(base: BaseModel) -> float:
+def _weights_gib(base: Base) -> float:
     modules = [base.unet, *base.text_encoders]
     return sum(p.numel() * p.element_size() for module in modules for p in module.parameters()) / GIB
 
 
-def _tuned(base: BaseModel, rank: int) -> int:
+def _tuned(base: Base, rank: int) -> int:
     return sum(rank * (layer.d_in + layer.d_out) for layer in tuned_layers(base, Method.ED_LORA))
 
 
-def _optimiser_saving_gib(base: BaseModel, rank: int) -> float:
+def _optimiser_saving_gib(base: Base, rank: int) -> float:
     """AdamW keeps 8 bytes a parameter, in 8 bits 2."""
     return 6 * _tuned(base, rank) / GIB
 

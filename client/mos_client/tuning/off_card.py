@@ -8,14 +8,14 @@ from contextlib import AbstractContextManager, contextmanager
 import torch
 from torch import nn
 
-from mos_client.config import TuningConfig
-from mos_common.base_model import BaseModel
+from mos_client.tuning.settings import TuningConfig
+from mos_common.base_model import Base
 
 Awake = Callable[[], AbstractContextManager[None]]
 
 
 @contextmanager
-def resting(base: BaseModel, config: TuningConfig) -> Iterator[Awake]:
+def resting(base: Base, config: TuningConfig) -> Iterator[Awake]:
     """Within: the VAE is off the card (latents are encoded already); what it yields brings it back for a while, to draw.
 
     The text encoders stay, since they run at every step; unless nothing of them is tuned. Then every text is encoded once, and

@@ -14,15 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mos_client.config import Method
-from mos_common.base_model import BaseModel
+from mos_client.tuning.settings import Method
+from mos_common.base_model import Base
 from mos_common.errors import ConceptError
 from mos_common.layers import Group, Layer, concept_layers, word_layers
 
 Pair = tuple[nn.Parameter, nn.Parameter]
 
 
-def tuned_layers(base: BaseModel, method: Method) -> list[Layer]:
+def tuned_layers(base: Base, method: Method) -> list[Layer]:
     """The layers that get a pair."""
     if not method.has_pairs:
         return []
@@ -31,7 +31,7 @@ def tuned_layers(base: BaseModel, method: Method) -> list[Layer]:
 
 
 def initial_words(
-    base: BaseModel, class_word: str, count: int, generator: torch.Generator, *, layerwise: bool
+    base: Base, class_word: str, count: int, generator: torch.Generator, *, layerwise: bool
 ) -> Tensor | None:
     """(layers, words, width), or (1, words, width) where all layers share one: V_rand as noise, V_class as the class word.
 

@@ -23,7 +23,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from mos_client.tuning.loop import Tuning, V
-from mos_common.base_model import BaseModel
+from mos_common.base_model import Base
 from mos_common.drawing import Drawing, draw
 from mos_common.edlora import attached
 from mos_common.errors import RequestError
@@ -57,7 +57,7 @@ class Watch:
 
     def __init__(
         self,
-        base: BaseModel,
+        base: Base,
         class_word: str,
         tuned_on: Float[Tensor, "m 3 h w"],
         held_back: Float[Tensor, "n 3 h w"],

@@ -13,12 +13,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mos_common.attention import layerwise_attention
-from mos_common.base_model import BaseModel
+from mos_common.base_model import Base
 from mos_common.drawing import Drawing, denoise, initial_noise, read_prompts, scheduler_for
 from mos_common.layers import Group, Layer, concept_layers
 from mos_common.words import TokenIds, Vocabulary, encode_rows, encode_token_ids, text_rows, tokenise
-from mos_server.config import FusionSettings
 from mos_server.fusion.moments import Choice, Moments, recording
+from mos_server.fusion.settings import FusionSettings
 
 log = logging.getLogger(__name__)
 Weights = Float[Tensor, "texts tokens"]
@@ -26,7 +26,7 @@ Weights = Float[Tensor, "texts tokens"]
 
 def record_group(
     group: Group,
-    base: BaseModel,
+    base: Base,
     layers: Sequence[Layer],
     prompts: Sequence[str],
     seeds: Sequence[int],
@@ -52,7 +52,7 @@ def record_group(
 
 
 def record_text(
-    base: BaseModel,
+    base: Base,
     layers: Sequence[Layer],
     texts: Sequence[TokenIds],
     vocabulary: Vocabulary,
@@ -68,7 +68,7 @@ def record_text(
 
 
 def record_cross(
-    base: BaseModel,
+    base: Base,
     layers: Sequence[Layer],
     texts: Sequence[TokenIds],
     vocabulary: Vocabulary,
@@ -89,7 +89,7 @@ def record_cross(
 
 
 def record_spatial(
-    base: BaseModel,
+    base: Base,
     layers: Sequence[Layer],
     prompts: Sequence[str],
     seeds: Sequence[int],
@@ -120,7 +120,7 @@ def record_spatial(
 
 
 def _record_drawing(
-    base: BaseModel,
+    base: Base,
     layers: Sequence[Layer],
     prompts: Sequence[str],
     seeds: Sequence[int],

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from mos_common.base_model import BaseModel, load_base
+from mos_common.base_model import Base, load_base
 from mos_common.errors import FusionError, RequestError
 from mos_server.fusion.moments import Moments
 from mos_server.fusion.statistics import Recorded, Recorder, Recording, UnusableConceptError
@@ -44,7 +44,7 @@ class Worker:
 
 
 @contextmanager
-def recorder_on(workers: str, base: BaseModel) -> Iterator[Recorder]:
+def recorder_on(workers: str, base: Base) -> Iterator[Recorder]:
     """A recorder that spreads its work: over N local workers, over the GPUs of this machine ("auto"), or over a cluster (ray://…).
 
     Raises:

@@ -16,18 +16,18 @@ from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 
-from mos_common.base_model import BaseModel
+from mos_common.base_model import Base
 from mos_common.concept import Concept, check_fits, words_of
 from mos_common.concept_file import content_digest
 from mos_common.edlora import LowRank
 from mos_common.errors import FusionError
 from mos_common.fused_model import Excluded, FusedConcept, FusedModel, Manifest, NamedConcept, Survival
 from mos_common.layers import Group, Layer, adaptable_layers, concept_layers
-from mos_server.config import FusionSettings
 from mos_server.fusion import rivals
 from mos_server.fusion.lbfgs import lbfgs_fusion
 from mos_server.fusion.moments import Moments
 from mos_server.fusion.normal_equation import NormalEquations
+from mos_server.fusion.settings import FusionSettings
 from mos_server.fusion.solve import residual
 from mos_server.fusion.statistics import Recorder, Recording, Statistics, UnusableConceptError, wanted_inputs
 
@@ -36,7 +36,7 @@ Progress = Callable[[str], None]
 
 
 def fuse(
-    base: BaseModel,
+    base: Base,
     concepts: Sequence[NamedConcept],
     settings: FusionSettings | None = None,
     *,
@@ -88,7 +88,7 @@ class Solved:
 
 
 def _solve(
-    base: BaseModel,
+    base: Base,
     concepts: Sequence[NamedConcept],
     weights: Mapping[str, float],
     settings: FusionSettings,
@@ -100,7 +100,7 @@ def _solve(
 
 
 def _rival(
-    base: BaseModel,
+    base: Base,
     concepts: Sequence[NamedConcept],
     weights: Mapping[str, float],
     settings: FusionSettings,
@@ -123,7 +123,7 @@ def _rival(
 
 
 def gradient(
-    base: BaseModel,
+    base: Base,
     concepts: Sequence[NamedConcept],
     weights: Mapping[str, float],
     settings: FusionSettings,
@@ -156,13 +156,13 @@ def gradient(
     return solved
 
 
-def _changed_layers(base: BaseModel, concepts: Sequence[NamedConcept], group: Group) -> list[Layer]:
+def _changed_layers(base: Base, concepts: Sequence[NamedConcept], group: Group) -> list[Layer]:
     changed = {name for named in concepts for name in named.concept.pairs}
     return [layer for layer in adaptable_layers(base) if layer.group is group and layer.name in changed]
 
 
 def _recordings(
-    base: BaseModel,
+    base: Base,
     concepts: Sequence[NamedConcept],
     group: Group,
     layers: Sequence[Layer],
@@ -196,7 +196,7 @@ def _survival(layers: Sequence[Layer], concept: Concept, moments: Moments, chang
     return Survival(energy_kept=1 - left_over / energy if energy else 1.0, residual=residuals)
 
 
-def _in_canonical_order(concepts: Sequence[NamedConcept], base: BaseModel) -> list[NamedConcept]:
+def _in_canonical_order(concepts: Sequence[NamedConcept], base: Base) -> list[NamedConcept]:
     if not concepts:
         raise FusionError("no concepts to fuse: at least one is needed")
     tokens = [named.token for named in concepts]
@@ -237,7 +237,7 @@ def _checked_weights(weights: Mapping[str, float], concepts: Sequence[NamedConce
 
 
 def _manifest(
-    base: BaseModel,
+    base: Base,
     concepts: Sequence[NamedConcept],
     weights: Mapping[str, float],
     settings: FusionSettings,

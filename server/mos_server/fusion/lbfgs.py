@@ -20,15 +20,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mos_common.attention import layerwise_attention, predict
-from mos_common.base_model import BaseModel
+from mos_common.base_model import Base
 from mos_common.drawing import Drawing, read_prompts, scheduler_for
 from mos_common.edlora import LowRank
 from mos_common.errors import FusionError
 from mos_common.fused_model import NamedConcept
 from mos_common.layers import Group, Layer, adaptable_layers
-from mos_server.config import FusionSettings
 from mos_server.fusion.moments import Moments, recording
 from mos_server.fusion.rivals import PAPER_PROMPTS
+from mos_server.fusion.settings import FusionSettings
 from mos_server.fusion.solve import refactored
 from mos_server.fusion.statistics import Recording
 
@@ -60,7 +60,7 @@ class StoredRows(Moments):
 
 
 def lbfgs_fusion(
-    base: BaseModel,
+    base: Base,
     concepts: Sequence[NamedConcept],
     settings: FusionSettings,
     progress: Progress,
@@ -141,7 +141,7 @@ def lbfgs_layer(
     return best - W0
 
 
-def memory_needed(base: BaseModel, concepts: Sequence[NamedConcept], settings: FusionSettings) -> int:
+def memory_needed(base: Base, concepts: Sequence[NamedConcept], settings: FusionSettings) -> int:
     """Bytes of the UNet's rows for all concepts, counted in one step of it; text needs far less, and is gone by then."""
     layers = _changed_layers(base, concepts, Group.SPATIAL)
     counted, how = StoredRows(), Drawing(steps=settings.steps)
@@ -155,7 +155,7 @@ def memory_needed(base: BaseModel, concepts: Sequence[NamedConcept], settings: F
     return a_step * len(scheduler.timesteps) * len(concepts)
 
 
-def _changed_layers(base: BaseModel, concepts: Sequence[NamedConcept], group: Group) -> list[Layer]:
+def _changed_layers(base: Base, concepts: Sequence[NamedConcept], group: Group) -> list[Layer]:
     changed = {name for named in concepts for name in named.concept.pairs}
     return [layer for layer in adaptable_layers(base) if layer.group is group and layer.name in changed]
 

@@ -14,8 +14,8 @@ from torch import Tensor
 from mos_common.concept import Concept
 from mos_common.edlora import LowRank
 from mos_common.layers import Layer
-from mos_server.config import FusionSettings
 from mos_server.fusion.moments import Moments
+from mos_server.fusion.settings import FusionSettings
 from mos_server.fusion.solve import Inverse, damped_inverse, damping, energy_of, refactored, stacked_left
 
 

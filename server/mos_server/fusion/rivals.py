@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mos_common.base_model import BaseModel
+from mos_common.base_model import Base
 from mos_common.concept import words_of
 from mos_common.edlora import LowRank
 from mos_common.errors import RequestError
@@ -22,8 +22,8 @@ from mos_common.fused_model import NamedConcept
 from mos_common.layers import Group, adaptable_layers, cross_attentions, word_layer_numbers
 from mos_common.prompts import about
 from mos_common.words import encode_token_ids, tokenise
-from mos_server.config import ROWS
 from mos_server.fusion.activations import position_weights
+from mos_server.fusion.settings import ROWS
 from mos_server.fusion.solve import refactored, stacked_left
 
 PAPER_PROMPTS = ("photo of a V", "V")
@@ -31,7 +31,7 @@ PAPER_PROMPTS = ("photo of a V", "V")
 DAMPING = 1e-4
 
 
-def weighted_sum(base: BaseModel, concepts: Sequence[NamedConcept], weights: Mapping[str, float]) -> dict[str, LowRank]:
+def weighted_sum(base: Base, concepts: Sequence[NamedConcept], weights: Mapping[str, float]) -> dict[str, LowRank]:
     """Σi wi ΔWi for every layer: FedAvg with wi = 1/n, the scaled sum with anything else."""
     changes = {}
     for layer in adaptable_layers(base):
@@ -43,7 +43,7 @@ def weighted_sum(base: BaseModel, concepts: Sequence[NamedConcept], weights: Map
 
 
 def ties(
-    base: BaseModel, concepts: Sequence[NamedConcept], weights: Mapping[str, float], density: float
+    base: Base, concepts: Sequence[NamedConcept], weights: Mapping[str, float], density: float
 ) -> dict[str, LowRank]:
     """TIES (Yadav et al., NeurIPS 2023, arXiv 2306.01708): trim each ΔWi to its largest share, elect signs, average who agrees.
 
@@ -59,7 +59,7 @@ def ties(
 
 
 def dare(
-    base: BaseModel, concepts: Sequence[NamedConcept], weights: Mapping[str, float], density: float, *, seed: int = 0
+    base: Base, concepts: Sequence[NamedConcept], weights: Mapping[str, float], density: float, *, seed: int = 0
 ) -> dict[str, LowRank]:
     """DARE (Yu et al., ICML 2024, arXiv 2311.03099): drop entries of each ΔWi at random, rescale the rest by 1/density, sum.
 
@@ -76,7 +76,7 @@ def dare(
     return _merged(base, concepts, weights, merged)
 
 
-def custom_diffusion(base: BaseModel, concepts: Sequence[NamedConcept], ordinary: Sequence[str]) -> dict[str, LowRank]:
+def custom_diffusion(base: Base, concepts: Sequence[NamedConcept], ordinary: Sequence[str]) -> dict[str, LowRank]:
     """Custom Diffusion's constrained merge (Kumari et al., CVPR 2023, arXiv 2212.04488, section 3.3), keys and values only.
 
         min ‖Δ X0ᵀ‖  subject to  Δ Xiᵀ = ΔWi Xiᵀ for every concept i
@@ -110,7 +110,7 @@ def custom_diffusion(base: BaseModel, concepts: Sequence[NamedConcept], ordinary
 
 
 def _features(
-    base: BaseModel, named: NamedConcept | None, prompts: Sequence[str] = PAPER_PROMPTS
+    base: Base, named: NamedConcept | None, prompts: Sequence[str] = PAPER_PROMPTS
 ) -> list[Float[Tensor, "rows width"]]:
     """By cross-attention layer: features of a concept's words and the first end, or of whole ordinary prompts."""
     vocabulary = {named.concept.name: words_of(named.concept, base)} if named else {}
@@ -124,7 +124,7 @@ def _features(
 
 
 def _merged(
-    base: BaseModel,
+    base: Base,
     concepts: Sequence[NamedConcept],
     weights: Mapping[str, float],
     merge: Callable[[str, list[Tensor], Tensor], Tensor],

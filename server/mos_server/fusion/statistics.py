@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from mos_common.base_model import BaseModel
+from mos_common.base_model import Base
 from mos_common.concept import words_of
 from mos_common.concept_file import content_digest
 from mos_common.edlora import LowRank, attached
@@ -26,9 +26,9 @@ from mos_common.fused_model import NamedConcept
 from mos_common.layers import Group, Layer, adaptable_layers
 from mos_common.prompts import about
 from mos_common.words import Vocabulary
-from mos_server.config import FusionSettings
 from mos_server.fusion.activations import record_group
 from mos_server.fusion.moments import Moments, read_moments, write_moments
+from mos_server.fusion.settings import FusionSettings
 
 log = logging.getLogger(__name__)
 Progress = Callable[[str], None]
@@ -63,7 +63,7 @@ class Recording:
         """Whose it is, for messages."""
         return self.named.token if self.named else "ordinary prompts"
 
-    def file_name(self, base: BaseModel) -> str:
+    def file_name(self, base: Base) -> str:
         """Whose it is and everything that makes it what it is; not `reads`, since an input's moments do not depend on others'."""
         settings, concept = self.settings, self.named.concept if self.named else None
         made_by: dict[str, object] = {
@@ -83,7 +83,7 @@ class Recording:
         whose = content_digest(concept) if concept else "ordinary"
         return f"{whose}-{hashlib.sha256(canonical_json(made_by)).hexdigest()}.safetensors"
 
-    def prompts(self, base: BaseModel) -> tuple[list[str], Vocabulary]:
+    def prompts(self, base: Base) -> tuple[list[str], Vocabulary]:
         """The prompts, with the concept in the place of V, and its words."""
         if self.named is None:
             return list(self.settings.ordinary), {}
@@ -91,7 +91,7 @@ class Recording:
         prompts = [about(context, concept.name) for context in self.settings.contexts]
         return prompts, {concept.name: words_of(concept, base)}
 
-    def record(self, base: BaseModel, into: type[Moments] = Moments) -> Moments:
+    def record(self, base: Base, into: type[Moments] = Moments) -> Moments:
         """Run the model.
 
         Raises:
@@ -109,7 +109,7 @@ class Recording:
             raise UnusableConceptError(self.token, str(error)) from error
 
 
-def recorder_here(base: BaseModel) -> Recorder:
+def recorder_here(base: Base) -> Recorder:
     """Records on this machine, one after the other."""
 
     def record(recordings: Sequence[Recording]) -> Iterator[Recorded]:
@@ -126,7 +126,7 @@ def recorder_here(base: BaseModel) -> Recorder:
 class Statistics:
     """Moments by recording: those that are kept are read, the others are recorded (by `recorder`, else here) and kept."""
 
-    base: BaseModel
+    base: Base
     folder: Path
     progress: Progress = log.info
     recorder: Recorder | None = None

@@ -22,8 +22,8 @@ from random_models import write_random_sd15
 from synthetic import random_concept
 
 from mos_common.base_model import load_base
-from mos_server.config import FusionSettings
 from mos_server.fusion.fuse import fuse
+from mos_server.fusion.settings import FusionSettings
 
 
 def fuse_on(folder: str, device: str, dtype: str, count: int, settings: FusionSettings) -> float:

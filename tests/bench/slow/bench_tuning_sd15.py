@@ -27,15 +27,13 @@ from contestants import ALL, MANY_STEPS, OURS, STRAIGHTFORWARD, contestant, show
 from harness import CLOCKS, Bench, alternating, seconds
 from random_models import write_random_sd15, write_random_sdxl
 
-from mos_client.config import TuningConfig
 from mos_client.tuning.memory_plan import Plan, plan_for
 from mos_client.tuning.off_card import resting
-from mos_common.base_model import BaseModel, load_base
+from mos_client.tuning.settings import TuningConfig
+from mos_common.base_model import Base, load_base
 
 
-def bench_speed(
-    bench: Bench, base: BaseModel, config: TuningConfig, times: int, steps: int, clock: str = "wall"
-) -> None:
+def bench_speed(bench: Bench, base: Base, config: TuningConfig, times: int, steps: int, clock: str = "wall") -> None:
     """Steps of all three in turns; every picture has a caption of its own, so that ours has nothing to encode once."""
     what = shown(base, max(2, config.batch), own_captions=True)
     runs = {name: partial(take, steps, contestant(name, base, what, config)) for name in ALL}
@@ -43,7 +41,7 @@ def bench_speed(
     report_speed(bench, f"sd 1.5, {base.picture_size} pixels, batch {config.batch}", steps, measured)
 
 
-def bench_memory(bench: Bench, case: str, base: BaseModel, name: str, config: TuningConfig, plan: Plan) -> None:
+def bench_memory(bench: Bench, case: str, base: Base, name: str, config: TuningConfig, plan: Plan) -> None:
     """Three steps of one contestant, alone on the card; seconds of the last two. Who needs no VAE has it off the card."""
     what = shown(base, config.batch, own_captions=True)
     with resting(base, config) as awake, awake() if name == STRAIGHTFORWARD else nullcontext():

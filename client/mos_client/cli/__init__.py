@@ -1,0 +1,1 @@
+"""The `mos-client` commands: each parses its flags, calls one function, prints one result."""

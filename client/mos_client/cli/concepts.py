@@ -1,0 +1,118 @@
+"""The commands around tuning: look at pictures, at a concept file, at what it gives away, and bring in other people's files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mos_common.errors import RequestError
+from mos_common.shell import say
+
+Base = Annotated[str, typer.Option("--base", help="`tiny`, a diffusers folder, or a hub id.")]
+Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, mps; default: the best there is.")]
+Images = Annotated[Path, typer.Argument(help="Folder with the pictures of one concept.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to `mos-client`."""
+    app.command(epilog="Example: mos-client check pictures/")(check)
+    app.command(epilog="Example: mos-client inspect cat.safetensors")(inspect)
+    app.command("import", epilog='Example: mos-client import lora.safetensors --concept "<cat>" --class cat')(import_)
+    app.command(epilog="Example: mos-client leakage cat.safetensors pictures/")(leakage)
+
+
+def check(
+    images: Images,
+    base: Base = "tiny",
+    out: Annotated[Path, typer.Option("--out", help="The contact sheet, a PNG.")] = Path("check.png"),
+    masks_with: Annotated[
+        Path | None,
+        typer.Option("--masks-with", help="A CLIPSeg folder: write masks for pictures that have none. Needs --class."),
+    ] = None,
+    class_word: Annotated[str, typer.Option("--class", help="What the masks are to mark: cat, person, car.")] = "",
+    device: Device = None,
+) -> None:
+    """Say what a folder of pictures holds and how it would be used, with a contact sheet; nothing is tuned."""
+    if masks_with is not None:
+        if not class_word:
+            raise RequestError("--masks-with needs --class: what is to be marked")
+        from mos_client.pictures.segmentation import draw_masks
+
+        for mask in draw_masks(images, class_word, masks_with, device or "cpu"):
+            say(f"mask drawn: {mask}")
+    from mos_client.pictures.check import check_folder
+    from mos_common.base_model import load_base
+
+    for line in check_folder(images, load_base(base, device="cpu"), out):
+        say(line)
+
+
+def inspect(file: Annotated[Path, typer.Argument(help="A concept file.")]) -> None:
+    """Show exactly what a concept file holds: this, and nothing else, is what would leave the machine."""
+    from mos_client.inspection.describe import describe
+
+    for line in describe(file):
+        say(line)
+
+
+def import_(
+    files: Annotated[
+        list[Path],
+        typer.Argument(help="A LoRA (kohya, A1111, diffusers, PEFT), a textual inversion, both, or edlora.pth."),
+    ],
+    concept: Annotated[str, typer.Option("--concept", help='Its name in prompts, like "<cat>".')],
+    class_word: Annotated[str, typer.Option("--class", help="What it is a kind of: cat, person, car.")],
+    trigger: Annotated[
+        str, typer.Option("--trigger", help="The words that the LoRA's prompts need; default: the class.")
+    ] = "",
+    base: Base = "tiny",
+    out: Annotated[Path | None, typer.Option("--out", help="The concept file; default: NAME.safetensors here.")] = None,
+    paper_alpha: Annotated[
+        float, typer.Option("--paper-alpha", min=0.01, help="For edlora.pth: the alpha it was sampled with.")
+    ] = 1.0,
+    rank: Annotated[
+        int | None, typer.Option("--rank", min=1, help="Bring every change to at most this rank: a smaller file.")
+    ] = None,
+    author: Annotated[str, typer.Option("--author", help="Written into the file, if you want that.")] = "",
+    licence: Annotated[str, typer.Option("--licence", help="Under which licence you share the concept.")] = "",
+) -> None:
+    """Make a concept file of what other tools have tuned. Nothing in their files is executed."""
+    from mos_client.importing.import_files import import_files
+    from mos_common.base_model import load_base
+
+    out = out or Path(f"{concept.strip('<>')}.safetensors")
+    imported = import_files(
+        files,
+        concept=concept,
+        class_word=class_word,
+        base=load_base(base, device="cpu"),
+        out=out,
+        trigger=trigger,
+        paper_alpha=paper_alpha,
+        rank=rank,
+        author=author,
+        licence=licence,
+    )
+    words = f"{imported.words[0].shape[1]} words" if imported.words else f"called {imported.trigger or class_word!r}"
+    say(f"{out}: {len(imported.pairs)} layers, {words}")
+
+
+def leakage(
+    file: Annotated[Path, typer.Argument(help="A concept file.")],
+    images: Annotated[Path, typer.Argument(help="The pictures it was tuned on.")],
+    others: Annotated[
+        Path | None,
+        typer.Option("--others", help="More pictures of the same thing that it was not tuned on: a surer answer."),
+    ] = None,
+    base: Base = "tiny",
+    device: Device = None,
+) -> None:
+    """Measure how well a stranger who has the file could tell which pictures it was tuned on."""
+    from mos_client.inspection.leakage import measure_leakage
+    from mos_common.base_model import load_base
+    from mos_common.concept_file import read_concept
+
+    for line in measure_leakage(load_base(base, device=device), read_concept(file), images, others).lines():
+        say(line)

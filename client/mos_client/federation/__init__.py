@@ -1,0 +1,1 @@
+"""Take part in a federation: enrol, answer rounds, download models."""

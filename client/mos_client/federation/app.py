@@ -1,0 +1,93 @@
+"""The ClientApp: a request in, a concept or four numbers out.
+
+What the server sends is data to be checked, never a path or a setting. The participant's own settings come from its state folder,
+whose path the SuperNode's local node configuration tells.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
+
+from mos_client.federation.session import Session
+from mos_common import messages
+from mos_common.errors import BaseModelError, TrustError
+
+if TYPE_CHECKING:
+    from mos_common.identity import IdentityScores
+
+log = logging.getLogger(__name__)
+app = ClientApp()
+STATE = "state"  # the one key of the node configuration
+
+
+@app.train()
+def train(message: Message, context: Context) -> Message:
+    """Answer with the concept file: from the cache when it is there, else once it has been tuned."""
+    from mos_common.concept_file import read_concept
+
+    session, request = _session(context), messages.read_train(message.content)
+    started = time.monotonic()
+    path = session.concept_file()
+    _check_base(read_concept(path).base_fingerprint, request.base)
+    upload = messages.Upload(path.read_bytes(), time.monotonic() - started)
+    log.info("%s: sending %s, %d bytes", request.round, session.concept, len(upload.data))
+    return Message(messages.upload_content(upload), reply_to=message)
+
+
+@app.evaluate()
+def evaluate(message: Message, context: Context) -> Message:
+    """Fetch the candidate, draw this participant's concept with it, and answer with four numbers."""
+    from mos_client.federation.download import download_model
+    from mos_client.federation.enrolment import read_enrolment
+
+    session, request = _session(context), messages.read_evaluate(message.content)
+    enrolment = read_enrolment(session.state)
+    folder = download_model(
+        enrolment, request.candidate, session.state / "candidates", manifest_digest=request.candidate_digest
+    )
+    scores = score(session, folder, f"<{enrolment.participant}/{session.concept[1:]}", request.base)
+    log.info(
+        "%s: identity %s", request.round, ", ".join(f"{k.replace('_', ' ')} {v:.3f}" for k, v in vars(scores).items())
+    )
+    shutil.rmtree(folder, ignore_errors=True)  # what is published is fetched as such
+    assert scores.fused is not None
+    identity = messages.Identity(scores.class_word, scores.single, scores.fused, scores.ceiling)
+    return Message(messages.identity_content(identity), reply_to=message)
+
+
+def score(session: Session, candidate: Path, token: str, fingerprint: str) -> IdentityScores:
+    """How well this participant's concept survived in a candidate, on its own held-back pictures."""
+    from mos_client.pictures.examples import load_pictures
+    from mos_client.pictures.folder import split_pictures
+    from mos_common.base_model import load_base
+    from mos_common.concept_file import read_concept
+    from mos_common.fused_model import check_base, read_fused
+    from mos_common.identity import measure_identity
+
+    base = load_base(session.base, device=session.device, dtype=session.dtype)
+    _check_base(base.fingerprint, fingerprint)
+    fused, concept = read_fused(candidate), read_concept(session.concept_file())
+    check_base(fused, base)
+    tuned_on, held_back = (load_pictures(paths, base.picture_size) for paths in split_pictures(session.images))
+    return measure_identity(base, concept, tuned_on, held_back, fused=fused, fused_token=token)
+
+
+def _session(context: Any) -> Session:
+    state = context.node_config.get(STATE)
+    if not isinstance(state, str):
+        raise TrustError("this SuperNode was started without its state folder: use mos-client join")
+    return Session.load(Path(state))
+
+
+def _check_base(ours: str, theirs: str) -> None:
+    if ours != theirs:
+        raise BaseModelError(
+            f"the round fuses on base model {theirs[:12]}, ours is {ours[:12]}: join with the base that the operator uses"
+        )

@@ -1,0 +1,185 @@
+"""Take part in rounds: enrol, tune at once, answer what the server asks, fetch what it publishes."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from mos_client.federation.download import download_model, wait_for_model
+from mos_client.federation.enrolment import Enrolment, enrol
+from mos_client.federation.session import OnStep, Session, locked
+from mos_client.federation.supernode import SuperNode
+from mos_common.errors import NetworkError
+from mos_common.files import write_atomically
+from mos_common.kit import Kit
+from mos_common.shell import INTERRUPTED
+
+log = logging.getLogger(__name__)
+Say = Callable[[str], None]
+RETRY_S = 10.0
+
+
+def join(session: Session, kit: Kit, *, rounds: int | None, say: Say, on_step: OnStep) -> None:
+    """Serve round after round until interrupted, or until `rounds` models were published and downloaded.
+
+    Everything that can be checked without the network has been checked (`mos_client.cli.federation`).
+
+    Raises:
+        TrustError, NetworkError, BaseModelError, StateError: with what to do.
+
+    """
+    with locked(session.state), _terminated_is_interrupted():
+        enrolment = enrol(kit, session.state, say)
+        say(f"enrolled as {enrolment.participant}; the key is {session.node_key}")
+        session.save()
+        begun, announced = threading.Event(), threading.Event()
+        with _answering(session, enrolment, begun, announced, say):
+            announce(session, session.concept_file(on_step, begun), say)
+            announced.set()
+            serve(session, enrolment, rounds, say)
+
+
+def announce(session: Session, concept: Path, say: Say) -> None:
+    """Say what will leave this machine, tensor by tensor with shape and bytes; each by its full name goes to `what-leaves.txt`."""
+    from mos_client.inspection.describe import describe_briefly
+    from mos_common.concept_file import read_concept
+
+    write_atomically(_listing(session), _described(concept))
+    say(f"what will leave this machine, when the server asks, is {concept} and nothing else:")
+    for line in describe_briefly(read_concept(concept)):
+        say(line)
+    say(f"no pictures, no captions; every tensor by its full name is listed in {_listing(session)}")
+
+
+def announce_news(session: Session, say: Say) -> None:
+    """Announce the concept file if it is not the one that was announced: the pictures may have changed since, and it was tuned anew."""
+    concept = session.cached()
+    if concept.is_file() and _listing(session).read_bytes() != _described(concept):
+        announce(session, concept, say)
+
+
+def _listing(session: Session) -> Path:
+    return session.state / "what-leaves.txt"
+
+
+def _described(concept: Path) -> bytes:
+    from mos_client.inspection.describe import describe
+
+    return "\n".join(describe(concept)).encode() + b"\n"
+
+
+def serve(session: Session, enrolment: Enrolment, rounds: int | None, say: Say) -> None:
+    """Wait for published models and fetch each."""
+    stop = threading.Event()
+    had, seen = 0, _newest(session)
+    say("waiting for the server to ask; Ctrl-C ends it, and nothing is lost")
+    while rounds is None or had < rounds:
+        latest = wait_for_model(enrolment, seen, stop)
+        assert latest is not None
+        try:
+            folder = download_model(enrolment, latest, session.models)
+        except NetworkError as error:
+            log.warning("%s is published and cannot be fetched yet: %s", latest, error)
+            stop.wait(RETRY_S)
+            continue
+        had, seen = had + 1, latest
+        token = f"<{enrolment.participant}/{session.concept[1:]}"
+        say(f"{latest} is published, downloaded and verified: {folder}")
+        if token in _tokens(folder):
+            say(
+                f'draw with it: mos-client draw {folder} "{token} on the beach" --base {session.base} --out picture.png'
+            )
+        else:
+            say(f"{token} is not in it: the operator sees in mos-server status why; we answer again in the next round")
+
+
+def withheld_until(
+    announced: threading.Event, stop: threading.Event, app: Callable[..., Any], look: Callable[[], None]
+) -> Callable[..., Any]:
+    """The app, whose replies are handed over only once it was said what leaves with them: tuning may end at the same moment.
+
+    `look` is called before every reply.
+    """
+
+    def reply(**request: Any) -> Any:
+        answer = app(**request)
+        while not announced.wait(0.1):
+            if stop.is_set():
+                raise NetworkError("interrupted before it was said what leaves this machine: nothing left it")
+        look()
+        return answer
+
+    return reply
+
+
+@contextmanager
+def _answering(
+    session: Session, enrolment: Enrolment, begun: threading.Event, announced: threading.Event, say: Say
+) -> Iterator[None]:
+    """Within: the SuperNode runs and its tasks are executed by a thread of this process."""
+    from mos_client.federation.app import STATE, app
+    from mos_client.federation.executor import Executor
+
+    certificate = session.state / "ca.crt"
+    write_atomically(certificate, enrolment.kit.ca.encode())
+    node_config = f"{STATE}={json.dumps(str(session.state.resolve()))}"
+    node = SuperNode(enrolment.kit.fleet, certificate, session.node_key, session.state / "flower", node_config)
+    stop = threading.Event()
+
+    def ready() -> bool:
+        # Tasks wait until this process tunes under the eyes of the person at the keyboard.
+        return node.look_after() and begun.is_set()
+
+    told_first = withheld_until(announced, stop, app, lambda: announce_news(session, say))
+    worker = threading.Thread(
+        target=Executor(lambda: node.address, node.secret_file, told_first).run,
+        args=(stop, ready),
+        name="executor",
+        daemon=True,
+    )
+    worker.start()
+    try:
+        yield
+    except KeyboardInterrupt:
+        stop.set()
+        node.stop()
+        say("interrupted: the same command goes on where this one stopped")
+        worker.join(1.0)
+        if worker.is_alive():  # deep in torch, which aborts a process whose interpreter is taken down under it
+            os._exit(INTERRUPTED)
+        raise
+    finally:
+        stop.set()
+        node.stop()
+        worker.join(3.0)
+
+
+def _tokens(model: Path) -> set[str]:
+    """The concepts of a model that was verified."""
+    return {concept["token"] for concept in json.loads((model / "manifest.json").read_bytes())["concepts"]}
+
+
+def _newest(session: Session) -> str | None:
+    """The newest model that was downloaded before, so that it is not fetched again as news."""
+    names = [folder.name for folder in session.models.glob("round-*") if folder.is_dir() and "." not in folder.name]
+    return max(names, key=lambda name: (len(name), name), default=None)
+
+
+@contextmanager
+def _terminated_is_interrupted() -> Iterator[None]:
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,1 @@
+"""What a concept file holds, and what it gives away."""

@@ -1,0 +1,130 @@
+"""The UNet and the text encoder of `tiny`, together, from scratch or from an earlier base.
+
+    python -m mos_tiny.recipe.train --data DATA/latents --tokenizer RUN/tokenizer --vae DATA/latents/vae --out RUN [--init BASE]
+
+DATA/latents is what `mos_tiny.recipe.latents` wrote. Kill it at any time and start the same command again: it continues from
+RUN/state.pt. Every quarter of an hour it writes that, RUN/base (the averaged weights as a diffusers folder in half precision),
+RUN/sheet_NNNNNk.png (the same prompts and seeds each time) and the learning curve.
+
+The objective is Stable Diffusion's with v-prediction and min-SNR weights; captions are dropped now and then, for guidance.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import typer
+
+from mos_common.shell import run, say
+from mos_tiny.recipe.curve import LearningCurve
+from mos_tiny.recipe.pack import pack
+from mos_tiny.recipe.sheet import draw_sheet
+from mos_tiny.recipe.trainer import Trainer, TrainingSet, build_text_encoder, build_unet
+
+SAY_EVERY = 50
+
+
+@dataclass(frozen=True)
+class Training:
+    """How long to train, and how fast. `samples` are pictures seen over all continuations; they set the learning rate's decay."""
+
+    samples: int = 1_000_000
+    batch: int = 64
+    learning_rate: float = 6e-4
+    minutes: float = math.inf
+    save_every_minutes: float = 15.0
+    fine: float = 0.0
+
+
+def learning_rate(training: Training, step: int, seen: int) -> float:
+    """A short warm-up, then a cosine over all samples to 3 %."""
+    decay = 0.5 * (1 + math.cos(math.pi * min(1.0, seen / training.samples))) * 0.97 + 0.03
+    return training.learning_rate * min(1.0, (step + 1) / 60) * decay
+
+
+def train(trainer: Trainer, training: Training, out: Path, vae: Any) -> None:
+    """Train until the samples were seen or the minutes are over; `out` gets state, base, sheet and curve."""
+    state = out / "state.pt"
+    if trainer.load(state):
+        say(f"continues after {trainer.seen} pictures")
+    curve, losses = LearningCurve(out), []
+    trainer.reseed()
+    begun = saved = time.monotonic()
+    start = trainer.seen
+
+    def save() -> None:
+        trainer.save(state)
+        with trainer.averaged():
+            curve.add(seen=trainer.seen, seconds=time.monotonic() - begun, held_out_loss=trainer.held_out_loss())
+            parts = {"unet": trainer.unet, "text_encoder": trainer.text_encoder, "tokenizer": trainer.tokenizer}
+            pack(out / "base", vae=vae, **parts)
+        draw_sheet(out / "base", out / f"sheet_{trainer.seen // 1000:05}k.png")
+
+    try:
+        while trainer.seen < training.samples and time.monotonic() - begun < training.minutes * 60:
+            rate_now = learning_rate(training, trainer.step, trainer.seen)
+            losses.append(trainer.step_once(training.batch, rate_now, training.fine))
+            if trainer.step % SAY_EVERY == 0:
+                seconds = time.monotonic() - begun
+                rate, loss = (trainer.seen - start) / seconds, np.mean(losses[-SAY_EVERY:])
+                held = trainer.held_out_loss()
+                say(
+                    f"{seconds:.0f} s, {trainer.seen} seen, {rate:.1f} pictures/s, loss {loss:.4f}, held out {held:.4f}"
+                )
+            if time.monotonic() - saved > training.save_every_minutes * 60:
+                save()
+                saved = time.monotonic()
+    finally:  # also after Ctrl-C: nothing that was trained is lost
+        save()
+
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command(
+    epilog="Example: python -m mos_tiny.recipe.train --data D/latents --tokenizer D/tokenizer --vae D/latents/vae --out RUN"
+)
+def train_command(
+    data: Annotated[Path, typer.Option("--data", help="What `mos_tiny.recipe.latents` wrote.")],
+    tokenizer: Annotated[Path, typer.Option("--tokenizer", help="What `mos_tiny.recipe.tokenizer` wrote.")],
+    vae_folder: Annotated[Path, typer.Option("--vae", help="The autoencoder to draw and pack with.")],
+    out: Annotated[Path, typer.Option("--out", help="The folder to write, and to continue from.")],
+    init: Annotated[Path | None, typer.Option("--init", help="Start from this base, not from scratch.")] = None,
+    samples: Annotated[int, typer.Option("--samples", help="Pictures to see in all.")] = Training.samples,
+    batch: Annotated[int, typer.Option("--batch", help="Square pictures a step; half as many wide ones.")] = 64,
+    rate: Annotated[float, typer.Option("--rate", help="Learning rate.")] = Training.learning_rate,
+    minutes: Annotated[float, typer.Option("--minutes", help="Stop after so long.")] = math.inf,
+    every: Annotated[float, typer.Option("--every", help="Minutes between saves.")] = Training.save_every_minutes,
+    fine: Annotated[
+        float,
+        typer.Option("--fine", min=0, max=1, help="Share of each batch with little noise, for details: to finish."),
+    ] = 0.0,
+    threads: Annotated[int, typer.Option("--threads", help="CPU threads.")] = 2,
+    device: Annotated[str, typer.Option("--device", help="cpu, cuda, …; default: a GPU if there is one.")] = "",
+) -> None:
+    """Train the text encoder and the UNet."""
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+    torch.set_num_threads(threads)
+    torch.set_flush_denormal(True)
+    words = CLIPTokenizer.from_pretrained(tokenizer)
+    if init is None:
+        unet, text_encoder = build_unet(), build_text_encoder(words)
+    else:
+        unet = UNet2DConditionModel.from_pretrained(init / "unet", low_cpu_mem_usage=False).float()
+        text_encoder = CLIPTextModel.from_pretrained(init / "text_encoder").float()
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    trainer = Trainer(unet, text_encoder, words, TrainingSet.read(data, words), device)
+    vae = AutoencoderKL.from_pretrained(vae_folder, low_cpu_mem_usage=False).float()
+    train(trainer, Training(samples, batch, rate, minutes, every, fine), out, vae)
+
+
+if __name__ == "__main__":
+    run(app)

@@ -1,0 +1,263 @@
+"""The operator's commands of the federation: init, invite, serve, round, status, concepts."""
+
+from __future__ import annotations
+
+import datetime as dt
+import re
+from contextlib import closing
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mos_common.errors import RequestError
+from mos_common.shell import say
+
+StateFolder = Annotated[Path, typer.Argument(metavar="STATE", help="The server's state folder.")]
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)([smhd])")
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+_PARTICIPANT = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to `mos-server`."""
+    app.command(epilog="Example: mos-server init federation --host fuse.example.org")(init)
+    app.command(epilog="Example: mos-server invite federation alice --out alice.kit")(invite)
+    app.command(epilog="Example: mos-server serve federation")(serve)
+    app.command("round", epilog="Example: mos-server round federation --wait 3 --deadline 2h")(round_)
+    app.command(epilog="Example: mos-server status federation")(status)
+    app.command(epilog='Example: mos-server concepts federation withdraw "<alice/cat>"')(concepts)
+    app.command(epilog="Example: mos-server bar federation alice")(bar)
+
+
+def init(
+    state: StateFolder,
+    base: Annotated[str, typer.Option("--base", help="`tiny`, a diffusers folder, or a hub id.")] = "tiny",
+    host: Annotated[
+        str, typer.Option("--host", help="Name or address under which participants reach this machine.")
+    ] = "127.0.0.1",
+    fleet_port: Annotated[int, typer.Option("--fleet-port", min=1, max=65535, help="For the rounds (Flower).")] = 9092,
+    mos_port: Annotated[int, typer.Option("--mos-port", min=1, max=65535, help="For enrolment and downloads.")] = 9093,
+) -> None:
+    """Make a federation: keys, certificates, an empty journal."""
+    from mos_common.base_model import TINY, fingerprint_of
+    from mos_server.state.folder import ServerConfig, check_can_create, create_state
+
+    check_can_create(state)
+    if base != TINY and Path(base).is_dir():
+        base = str(Path(base).resolve())  # `serve` may be started from elsewhere
+    config = ServerConfig(
+        base=base, base_fingerprint=fingerprint_of(base), host=host, fleet_port=fleet_port, mos_port=mos_port
+    )
+    create_state(state, config)
+    say(f"{state}: a federation on {base} ({config.base_fingerprint[:12]})")
+    say(f"participants reach it at {host}, ports {fleet_port} and {mos_port}: open both to them, and no other")
+    say(f"next: mos-server invite {state} NAME --out NAME.kit, and mos-server serve {state}")
+
+
+def invite(
+    state: StateFolder,
+    name: Annotated[str, typer.Argument(help="The participant; part of the concept's token: <NAME/cat>.")],
+    out: Annotated[
+        Path, typer.Option("--out", help="The kit file to send to the participant, over a channel you trust.")
+    ],
+    valid: Annotated[str, typer.Option("--valid", help="How long it may be used: 12h, 7d.")] = "7d",
+) -> None:
+    """Make a kit with which one participant can join, once."""
+    from mos_common.kit import Kit, write_kit
+    from mos_server.state.folder import open_state
+    from mos_server.state.journal import Store
+
+    if not _PARTICIPANT.fullmatch(name):
+        raise RequestError(f"participant name {name!r}: use lower case letters, digits, - and _, at most 32 of them")
+    opened, valid_s = open_state(state), duration_s(valid, "--valid")
+    if out.exists():
+        raise RequestError(f"{out} is there already: choose another --out")
+    config = opened.config
+    with closing(Store(opened.database)) as store:
+        token, expires = store.invite(name, valid_s=valid_s)
+    address = f"[{config.host}]" if ":" in config.host else config.host
+    kit = Kit(
+        server_id=config.server_id,
+        name=name,
+        fleet=f"{address}:{config.fleet_port}",
+        mos=f"{address}:{config.mos_port}",
+        ca=opened.pki.authority_pem(),
+        token=token,
+        expires=dt.datetime.fromtimestamp(int(expires), dt.UTC),
+        base=config.base_fingerprint,
+        # A folder of the operator's is the operator's business: only its name is told.
+        base_name=Path(config.base).name,
+        signing_key=opened.pki.signing_key_pem(),
+    )
+    write_kit(kit, out)
+    say(
+        f'{out}: for {name}, once, until {kit.expires:%Y-%m-%d %H:%M} UTC: mos-client join {out} PICTURES --concept "<cat>" --class cat'
+    )
+
+
+def serve(
+    state: StateFolder,
+    device: Annotated[str | None, typer.Option("--device", help="cpu, cuda, mps; default: the best there is.")] = None,
+    dtype: Annotated[
+        str | None, typer.Option("--dtype", help="float32, float16, bfloat16; default: what suits the device.")
+    ] = None,
+) -> None:
+    """Serve participants and run rounds, until Ctrl-C or SIGTERM. A round that was interrupted goes on at the next start."""
+    from mos_server.serve import serve as serve_state
+    from mos_server.state.folder import open_state
+
+    opened = open_state(state)
+    config = opened.config
+
+    def listening() -> None:
+        say(f"serving {state} at {config.host}, ports {config.fleet_port} and {config.mos_port}; Ctrl-C stops it")
+
+    serve_state(opened, listening, device=device, dtype=dtype)
+    say("stopped")
+
+
+def round_(
+    state: StateFolder,
+    wait: Annotated[int, typer.Option("--wait", help="Wait for so many concepts at least.")] = 1,
+    deadline: Annotated[str, typer.Option("--deadline", help="Wait for uploads no longer than this: 30m, 2h.")] = "2h",
+    min_identity: Annotated[
+        float | None, typer.Option("--min-identity", help="Hold the model back if a concept's identity is below this.")
+    ] = None,
+    flag_loss: Annotated[
+        float, typer.Option("--flag-loss", help="Flag a concept that loses more identity in fusion than this.")
+    ] = 0.05,
+    cancel: Annotated[bool, typer.Option("--cancel", help="Cancel the round that is running.")] = False,
+) -> None:
+    """Run a round and follow it: collect concepts, fuse them, have them scored, publish.
+
+    Ctrl-C leaves this command, not the round: the server goes on with it, and the same command follows it again.
+    """
+    from mos_server.round.follow import describe_round, follow_round
+    from mos_server.state.folder import open_state
+    from mos_server.state.journal import Store
+    from mos_server.state.records import CANCELLED, RoundSettings
+
+    settings = RoundSettings(
+        wait=wait, deadline_s=duration_s(deadline, "--deadline"), min_identity=min_identity, flag_loss=flag_loss
+    )
+    opened = open_state(state)
+    with closing(Store(opened.database)) as store:
+        running = store.unfinished_round()
+        if cancel:
+            if running is None:
+                raise RequestError("no round is running: there is nothing to cancel")
+            store.advance(running.id, CANCELLED, "by the operator")
+            say(f"{running.id}: cancelled; what was uploaded is kept")
+            return
+        if running is not None:
+            say(f"{running.id} is running already, with its own settings: following it")
+        followed = running or store.ask_round(settings)
+        say(f"{followed.id}: Ctrl-C leaves it running")
+        try:
+            ended = follow_round(opened, store, followed.id)
+        except KeyboardInterrupt:
+            say(
+                f"\n{followed.id} goes on in the server. Follow it again: mos-server round {state}; end it: add --cancel"
+            )
+            raise
+        for line in describe_round(store, ended):
+            say(line)
+        say(f"published: {opened.model(ended.id)}")
+
+
+def status(state: StateFolder) -> None:
+    """Who takes part, and where the rounds stand."""
+    from mos_server.round.follow import describe_people, describe_round
+    from mos_server.state.folder import is_served, open_state
+    from mos_server.state.journal import Store
+
+    opened = open_state(state)
+    config = opened.config
+    running = "running" if is_served(opened) else f"not running (start it: mos-server serve {state})"
+    say(f"server: {running}; {config.host}, ports {config.fleet_port} and {config.mos_port}")
+    say(f"base model: {config.base} ({config.base_fingerprint[:12]})")
+    with closing(Store(opened.database)) as store:
+        for line in describe_people(store):
+            say(line)
+        rounds = store.rounds()
+        if not rounds:
+            say(f"rounds: none yet (begin one: mos-server round {state})")
+        for each in rounds:
+            for line in describe_round(store, each):
+                say(line)
+        if (latest := store.latest_published()) is not None:
+            say(f"latest model: {opened.model(latest.id)}")
+
+
+def concepts(
+    state: StateFolder,
+    action: Annotated[str | None, typer.Argument(help="`withdraw`, or nothing: list them.")] = None,
+    name: Annotated[str | None, typer.Argument(help='Which: "<alice/cat>", or "<cat>" while only one has it.')] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="With withdraw: write the model that is fused without it here.")
+    ] = None,
+) -> None:
+    """List the concepts that are kept, or withdraw one: its file and its statistics are erased, and it is in no round to come."""
+    from mos_server.state.concepts import withdraw
+    from mos_server.state.folder import open_state
+    from mos_server.state.journal import Store
+    from mos_server.state.records import PUBLISHED
+
+    if action not in (None, "withdraw") or (action == "withdraw") != (name is not None):
+        raise RequestError('expected: mos-server concepts STATE, or: mos-server concepts STATE withdraw "<alice/cat>"')
+    if out is not None and (name is None or out.exists()):
+        raise RequestError(f"--out {out}: it goes with withdraw, and must not exist")
+    opened = open_state(state)
+    with closing(Store(opened.database)) as store:
+        if name is None:
+            kept = store.concepts()
+            for upload in kept:
+                say(
+                    f"{upload.token}  {upload.digest[:12]}  {upload.bytes / 1e6:.2f} MB  {upload.round or 'for the next round'}"
+                )
+            if not kept:
+                say("no concepts are kept here")
+            return
+        withdrawn = withdraw(opened, store, name)
+        say(f"{withdrawn[0].token}: erased here, and in no round to come")
+        published = [each.id for each in store.rounds() if each.status == PUBLISHED]
+        inside = sorted({upload.round for upload in withdrawn if upload.round in published})
+        if inside:
+            say(f"it is still in {', '.join(inside)}: run a new round to publish a model without it")
+    if out is not None:
+        from mos_server.models.fuse_files import fuse_state
+
+        rest = fuse_state(
+            state, out, round_id=inside[-1] if inside else None, progress=lambda line: say(line, error=True)
+        )
+        names = ", ".join(concept.token for concept in rest.manifest.concepts)
+        say(f"{out}: {names}, as if {withdrawn[0].token} had never been there")
+
+
+def bar(
+    state: StateFolder, name: Annotated[str, typer.Argument(help="The participant, as in mos-server status.")]
+) -> None:
+    """Let a participant in no more, at once. What they brought stays until it is withdrawn."""
+    from mos_server.state.folder import open_state
+    from mos_server.state.journal import Store
+
+    with closing(Store(open_state(state).database)) as store:
+        keys = store.bar(name)
+        kept = sorted({upload.token for upload in store.concepts() if upload.participant == name})
+    say(f"{name}: barred, {keys} key{'s' if keys > 1 else ''}; unused kits of that name are void")
+    for token in kept:
+        say(f'{token} is still kept: mos-server concepts {state} withdraw "{token}" takes it out of rounds to come')
+
+
+def duration_s(text: str, flag: str) -> float:
+    """Seconds of a duration like 45s, 30m, 2h or 7d.
+
+    Raises:
+        RequestError: it is not written like that.
+
+    """
+    parts = _DURATION.fullmatch(text)
+    if parts is None or float(parts[1]) == 0:
+        raise RequestError(f"{flag} {text!r}: expected a number and a unit, like 45s, 30m, 2h or 7d")
+    return float(parts[1]) * _SECONDS[parts[2]]

@@ -1,0 +1,55 @@
+"""`mos-server`: invite participants, run rounds, fuse, export."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mos_common.shell import run, say
+from mos_server.cli import federation, fuse
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Run rounds that fuse many people's concepts into one model.",
+)
+
+
+fuse.register(app)
+federation.register(app)
+
+
+@app.command(epilog="Example: mos-server export fused --format lora --out fused.safetensors")
+def export(
+    model: Annotated[Path, typer.Argument(help="A fused model's folder.")],
+    out: Annotated[Path, typer.Option("--out", help="Where to write; must not exist.")],
+    kind: Annotated[str, typer.Option("--format", help="diffusers, lora or single-file.")] = "diffusers",
+    base: Annotated[str, typer.Option("--base", help="`tiny`, a diffusers folder, or a hub id.")] = "tiny",
+    dtype: Annotated[
+        str | None, typer.Option("--dtype", help="Of a lora or single-file: float16 (the default) or float32.")
+    ] = None,
+) -> None:
+    """Write a fused model in another format.
+
+    diffusers: a folder that StableDiffusionPipeline.from_pretrained loads.
+
+    lora: the changes alone, as one NAME.safetensors for diffusers, A1111, ComfyUI and kohya's scripts.
+
+    single-file: a whole checkpoint of Stable Diffusion 1.x.
+
+    Beside the last two, NAME.words has the words as textual inversions, with one embedding for all layers: concepts are drawn less well
+    there than by mos-client.
+    """
+    from mos_common.base_model import load_base
+    from mos_server.models.export import export as write_export
+
+    for line in write_export(model, load_base(base, device="cpu", dtype="float32"), kind, out, dtype):
+        say(line)
+
+
+def main() -> None:
+    """The `mos-server` command."""
+    run(app)

@@ -1,0 +1,1 @@
+"""Fused models on disk: written, published, exported to other formats."""

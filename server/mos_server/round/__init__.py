@@ -1,0 +1,1 @@
+"""One round: collect concepts, fuse them, have them scored, publish."""

@@ -1,0 +1,76 @@
+"""The ServerApp: the process of one round, and the only one on the operator's side that loads torch.
+
+`mos-server serve` starts `python -m mos_server.round.app` with the round in the environment and Flower's token on standard input,
+where other users of the machine do not see it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from contextlib import closing
+from pathlib import Path
+from queue import Queue
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from mos_common.errors import MosError
+from mos_server.round.runner import ADDRESS, DEVICE, DTYPE, PARENT, ROUND, STATE
+from mos_server.state.folder import open_state
+from mos_server.state.journal import Store
+from mos_server.state.records import FAILED
+
+log = logging.getLogger(__name__)
+app = ServerApp()
+
+
+@app.main()
+def run_round(grid: Grid, context: Context) -> None:
+    """Run the round that this process was started for; how it ends stands in the journal."""
+    state, round_id = open_state(Path(os.environ[STATE])), os.environ[ROUND]
+    with closing(Store(state.database)) as store:
+        try:
+            from mos_common.base_model import load_base
+            from mos_server.round.strategy import GradientFusion
+
+            base = load_base(state.config.base, device=os.environ.get(DEVICE), dtype=os.environ.get(DTYPE))
+            _check_base(base.fingerprint, state.config.base_fingerprint)
+            GradientFusion(state, store, round_id, base).start(grid)
+        except MosError as error:
+            log.error("%s: %s", round_id, error)
+            store.note(round_id, f"failed: {error}")
+            store.advance(round_id, FAILED, str(error))
+
+
+def _check_base(found: str, expected: str) -> None:
+    if found != expected:
+        raise MosError(
+            f"the base model is {found[:12]} now and was {expected[:12]} when this server was made: put that one back, or make "
+            "a new server with mos-server init"
+        )
+
+
+def main() -> None:
+    """Answer Flower for one run: what `flwr-serverapp` does, without the token in the list of processes."""
+    from flwr.superlink.runtime import run_serverapp
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    for noisy in ("httpx", "flwr"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    token = sys.stdin.readline().strip()
+    state = open_state(Path(os.environ[STATE]))
+    run_serverapp(
+        runtime_api_address=os.environ[ADDRESS],
+        log_queue=Queue(),
+        token=token,
+        insecure=False,
+        certificates=state.pki.authority.read_bytes(),
+        parent_pid=int(os.environ[PARENT]),
+        runtime_dependency_install=False,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,133 @@
+"""What a person sees of a round while it runs, and when it has ended."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+
+from mos_common.errors import FusionError, NetworkError
+from mos_common.shell import say
+from mos_server.round.candidate import lost_identity
+from mos_server.state.folder import State, is_served
+from mos_server.state.journal import Store
+from mos_server.state.records import PUBLISHED, Round
+
+_LOOK_EVERY_S = 0.5
+# A server takes seconds to start; one that is not there after this was not started.
+_SERVER_STARTS_WITHIN_S = 60.0
+_SUMMARY_EVERY_S = 30.0
+Show = Callable[[str, str], None]
+
+
+def follow_round(state: State, store: Store, round_id: str) -> Round:
+    """Show what happens until the round has ended; the round as it ended.
+
+    Raises:
+        NetworkError: no server works on it. FusionError: it ended without a published model.
+
+    """
+    heard, last_served = 0, time.monotonic()
+    with _showing() as show:
+        while True:
+            round_ = store.round(round_id)
+            for number, _, text in store.notes(round_id, heard):
+                heard = number
+                show(text, "")
+            if not round_.unfinished:
+                break
+            served = is_served(state)
+            last_served = time.monotonic() if served else last_served
+            if time.monotonic() - last_served > _SERVER_STARTS_WITHIN_S:
+                raise NetworkError(
+                    f"no server runs on {state.path}: {round_id} begins, or goes on, with mos-server serve {state.path}"
+                )
+            show("", _doing(store, round_) if served else "waiting for the server to start")
+            time.sleep(_LOOK_EVERY_S)
+    if round_.status != PUBLISHED:
+        raise FusionError(
+            f"{round_id} was not published: {round_.status}{f', {round_.reason}' if round_.reason else ''}"
+        )
+    return round_
+
+
+def describe_round(store: Store, round_: Round) -> Iterator[str]:
+    """The lines of `mos-server status` about one round."""
+    ended = f", {round_.reason}" if round_.reason else ""
+    yield f"{round_.id}: {round_.status}{ended} (asked for {_date(round_.asked)})"
+    for member in store.members(round_.id) if round_.unfinished else ():
+        yield f"  {member.name}: {member.activity} since {_date(member.at)}, asked {_times(member.attempts)}"
+    uploads = store.uploads(round_.id)
+    lost = lost_identity(round_, uploads)
+    for upload in uploads:
+        if upload.refused is not None:
+            yield f"  {upload.participant} {upload.concept}: not in it: {upload.refused}"
+            continue
+        scores = ""
+        if upload.identity is not None:
+            scores = ", identity " + ", ".join(f"{name} {value:.3f}" for name, value in upload.identity.items())
+        if upload.token in lost:
+            scores += f", flagged: lost {lost[upload.token]:.3f}"
+        yield f"  {upload.token}: {upload.digest[:12]}, {upload.bytes / 1e6:.2f} MB{scores}"
+
+
+def describe_people(store: Store) -> Iterator[str]:
+    """The lines of `mos-server status` about participants and invitations."""
+    participants = store.participants()
+    yield f"participants: {len(participants)}" if participants else "participants: none has enrolled yet"
+    for participant in participants:
+        seen = f"last here {_date(participant.seen)}" if participant.seen else "never here since"
+        gone = ", revoked" if participant.revoked else ""
+        yield f"  {participant.name}: key {participant.key[:12]}, enrolled {_date(participant.admitted)}, {seen}{gone}"
+    for name, expires, used in store.invitations():
+        if used is None:
+            word = "expired" if expires < time.time() else "good until"
+            yield f"  {name}: invited, kit {word} {_date(expires)}"
+
+
+def _doing(store: Store, round_: Round) -> str:
+    activities = ", ".join(f"{member.name} {member.activity}" for member in store.members(round_.id))
+    return f"{round_.status}: {activities}" if activities else f"{round_.status}: nobody is here yet"
+
+
+@contextmanager
+def _showing() -> Iterator[Show]:
+    """Notes as lines; what goes on now as a moving line on a terminal, and now and then as a line of its own elsewhere."""
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        yield _plain_lines()
+        return
+    with console.status("") as status:
+
+        def show(note: str, now: str) -> None:
+            if note:
+                console.print(f"{time.strftime('%H:%M:%S')}  {note}", markup=False)
+            if now:
+                status.update(now.replace("[", "\\["))
+
+        yield show
+
+
+def _plain_lines() -> Show:
+    said, last = "", 0.0
+
+    def show(note: str, now: str) -> None:
+        nonlocal said, last
+        if note:
+            say(note)
+            last = time.monotonic()
+        elif now and now != said and time.monotonic() - last > _SUMMARY_EVERY_S:
+            say(now)
+            said, last = now, time.monotonic()
+
+    return show
+
+
+def _date(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
+
+
+def _times(count: int) -> str:
+    return "once" if count == 1 else f"{count} times"

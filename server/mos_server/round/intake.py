@@ -1,0 +1,83 @@
+"""An upload's way into a round: admitted and spooled, or refused with its reasons; journalled either way."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from mos_common.errors import BaseModelError, ConceptError, RequestError
+from mos_server.state.concepts import spool
+from mos_server.state.folder import State
+from mos_server.state.journal import Store
+from mos_server.state.records import Participant, Upload
+
+if TYPE_CHECKING:
+    from mos_common.base_model import Base
+
+
+def take_upload(
+    state: State, store: Store, base: Base, participant: Participant, data: bytes, round_id: str | None
+) -> Upload:
+    """Admit an upload to a round, or keep it for the next one when `round_id` is None; the journal's record of it.
+
+    Raises:
+        StateError: it could not be written. Then nothing is journalled, and its owner will be asked again.
+
+    """
+    from mos_common.concept_file import content_digest
+    from mos_server.admission import admit
+
+    name, digest = "?", ""
+    try:
+        concept = admit(data, base)
+        name, digest = concept.name, content_digest(concept)
+        if store.was_withdrawn(participant.key, digest):
+            raise RequestError(
+                f"{name} was withdrawn, and a concept that was withdrawn stays out: tune it again to bring it back"
+            )
+        if round_id is not None:
+            _check_new(store.admitted(round_id), participant.name, name, digest)
+    except (ConceptError, BaseModelError, RequestError) as error:
+        return refuse_upload(store, participant, str(error), round_id, concept=name, size=len(data))
+    spool(state, digest, data)
+    return store.add_upload(_record(participant, round_id, concept=name, digest=digest, size=len(data)))
+
+
+def refuse_upload(
+    store: Store, participant: Participant, reason: str, round_id: str | None, *, concept: str = "?", size: int = 0
+) -> Upload:
+    """Journal that something arrived which cannot be used."""
+    return store.add_upload(_record(participant, round_id, concept=concept, size=size, refused=reason))
+
+
+def _check_new(others: list[Upload], participant: str, concept: str, digest: str) -> None:
+    for other in others:
+        if (other.participant, other.concept) == (participant, concept):
+            raise RequestError(
+                f"{participant} has a concept {concept} in this round already: give this one another --concept name"
+            )
+        if other.digest == digest:
+            raise RequestError(f"{other.token} has the very same contents: a concept counts once in a round")
+
+
+def _record(
+    participant: Participant,
+    round_id: str | None,
+    *,
+    concept: str,
+    size: int,
+    digest: str = "",
+    refused: str | None = None,
+) -> Upload:
+    return Upload(
+        id=0,
+        round=round_id,
+        key=participant.key,
+        participant=participant.name,
+        concept=concept,
+        digest=digest,
+        bytes=size,
+        received=time.time(),
+        refused=refused,
+        identity=None,
+    )

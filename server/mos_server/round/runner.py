@@ -1,0 +1,111 @@
+"""The process of the running round: started when a round is asked for, started again when it dies, stopped with the server."""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+from dataclasses import dataclass, field
+
+from mos_common.flower_app import FLOWER_ENVIRONMENT
+from mos_server.network.superlink import SuperLink
+from mos_server.state.folder import State
+from mos_server.state.journal import Store
+from mos_server.state.records import FAILED, Round
+
+log = logging.getLogger(__name__)
+
+# How the process is told what it is for; Flower's token goes through its standard input, which nobody else can read.
+STATE, ROUND, DEVICE, DTYPE = "MOS_STATE", "MOS_ROUND", "MOS_DEVICE", "MOS_DTYPE"
+ADDRESS, PARENT = "MOS_SUPERLINK", "MOS_SERVER_PROCESS"
+
+# A process that dies has run out of memory, or met a bug: the same again and again.
+ATTEMPTS = 3
+_TERM_S = 3.0
+
+
+@dataclass
+class RoundRunner:
+    """Keeps the process of the unfinished round alive. `step` is called again and again, by one thread at a time."""
+
+    state: State
+    store: Store
+    superlink: SuperLink
+    device: str | None = None
+    dtype: str | None = None
+    _process: subprocess.Popen[bytes] | None = None
+    _round: str = ""
+    _attempts: dict[str, int] = field(default_factory=dict)
+    _heard: int = 0
+
+    def step(self) -> None:
+        """Look after the round: begin one that was asked for, tell what it notes, see whether its process is gone."""
+        self._tell_notes()
+        if self._process is None:
+            if (round_ := self.store.unfinished_round()) is not None:
+                self._begin(round_)
+        elif (code := self._process.poll()) is not None:
+            self._process = None
+            self._ended(self.store.round(self._round), code)
+
+    def stop(self) -> None:
+        """End the process; the round goes on when the server is started again."""
+        if self._process is None:
+            return
+        self._process.terminate()
+        try:
+            self._process.wait(_TERM_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._process = None
+
+    def _begin(self, round_: Round) -> None:
+        if self._round != round_.id:
+            self._round, self._heard = round_.id, 0
+        self._attempts[round_.id] = self._attempts.get(round_.id, 0) + 1
+        task = self.superlink.start_run()
+        self.store.note(round_.id, f"starting on {self.state.config.base}")
+        settings = {
+            STATE: str(self.state.path),
+            ROUND: round_.id,
+            ADDRESS: task.address,
+            PARENT: str(os.getpid()),
+            DEVICE: self.device,
+            DTYPE: self.dtype,
+        }
+        environment = os.environ | FLOWER_ENVIRONMENT | {name: value for name, value in settings.items() if value}
+        with (self.state.log / f"{round_.id}.log").open("ab") as output:
+            # -P: what lies in the current folder is not to be imported. A session of its own: Ctrl-C is the server's.
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "mos_server.round.app"],
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                start_new_session=True,
+            )
+        if self._process.stdin is not None:
+            with self._process.stdin as pipe:
+                pipe.write(task.token.encode() + b"\n")
+
+    def _ended(self, round_: Round, code: int) -> None:
+        self._tell_notes()
+        if not round_.unfinished:
+            log.info("%s: %s", round_.id, round_.status)
+            return
+        where = self.state.log / f"{round_.id}.log"
+        if self._attempts[round_.id] >= ATTEMPTS:
+            self.store.advance(
+                round_.id, FAILED, f"its process ended {ATTEMPTS} times, with code {code} at last: see {where}"
+            )
+            log.error("%s failed: see %s", round_.id, where)
+        else:
+            self.store.note(round_.id, f"the round's process ended with code {code} (see {where}): starting it again")
+
+    def _tell_notes(self) -> None:
+        if self._round:
+            for number, _, text in self.store.notes(self._round, self._heard):
+                self._heard = number
+                log.info("%s: %s", self._round, text)

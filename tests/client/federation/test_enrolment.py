@@ -1,0 +1,115 @@
+"""From a kit to membership, against a real server over TLS."""
+
+from __future__ import annotations
+
+import datetime as dt
+import threading
+
+import pytest
+
+from mos_client.federation import enrolment
+from mos_client.federation.enrolment import enrol, read_enrolment
+from mos_common.errors import NetworkError, StateError, TrustError
+from mos_common.kit import read_kit
+from mos_common.node_key import key_digest, public_pem
+
+
+def test_a_kit_makes_a_member(operator, tmp_path):
+    """The server knows the key that was made here, and its private half stays here."""
+    member = enrol(operator.kit("alice"), tmp_path)
+    assert member.participant == "alice"
+    assert operator.store.is_admitted(key_digest(public_pem(member.key)))
+    again = read_enrolment(tmp_path)
+    assert (again.participant, public_pem(again.key), again.kit) == ("alice", public_pem(member.key), member.kit)
+    assert (tmp_path / "node_key").stat().st_mode & 0o077 == 0
+
+
+def test_a_member_needs_neither_server_nor_token(operator, tmp_path):
+    kit = operator.kit()
+    first = enrol(kit, tmp_path)
+    operator.stop()
+    assert public_pem(enrol(kit, tmp_path).key) == public_pem(first.key)
+
+
+def test_a_kit_is_good_once(operator, tmp_path):
+    kit = operator.kit()
+    enrol(kit, tmp_path / "alice")
+    with pytest.raises(TrustError, match=r"the server refuses: .*used already"):
+        enrol(kit, tmp_path / "mallory")
+    assert not (tmp_path / "mallory" / "enrolled.json").exists()
+
+
+def test_an_expired_kit_is_refused_on_both_sides(operator, tmp_path, monkeypatch):
+    kit = operator.kit(valid_s=1.0)
+    late = kit.model_copy(update={"expires": dt.datetime.now(dt.UTC) - dt.timedelta(seconds=1)})
+    with pytest.raises(TrustError, match="this kit expired"):
+        enrol(late, tmp_path)
+    lying = kit.model_copy(update={"expires": dt.datetime.now(dt.UTC) + dt.timedelta(days=1)})
+    at = dt.datetime.now(dt.UTC).timestamp() + 10
+    monkeypatch.setattr("mos_server.state.journal.time.time", lambda: at)
+    with pytest.raises(TrustError, match=r"the server refuses: .*expired"):
+        enrol(lying, tmp_path)
+
+
+def test_a_killed_enrolment_goes_on_with_the_same_key(operator, tmp_path, monkeypatch):
+    """The server admitted the key, and we died before we wrote it down: the used token still works for that very key."""
+    kit = operator.kit()
+
+    def killed(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as dying:
+        dying.setattr(enrolment, "write_kit", killed)
+        with pytest.raises(KeyboardInterrupt):
+            enrol(kit, tmp_path)
+    assert not (tmp_path / "enrolled.json").exists()
+    assert enrol(kit, tmp_path).participant == "alice"
+    assert len(operator.store.participants()) == 1
+
+
+def test_a_state_folder_belongs_to_one_federation(new_operator, tmp_path):
+    enrol(new_operator().kit(), tmp_path)
+    with pytest.raises(TrustError, match=r"belongs to another federation.*another --state"):
+        enrol(new_operator().kit(), tmp_path)
+
+
+def test_a_new_kit_of_the_same_federation_says_where_the_server_is_now(operator, tmp_path):
+    enrol(operator.kit(), tmp_path)
+    moved = operator.kit().model_copy(update={"mos": "elsewhere.example.org:9093"})
+    assert enrol(moved, tmp_path).kit.mos == "elsewhere.example.org:9093"
+    assert read_kit(tmp_path / "kit.json").mos == "elsewhere.example.org:9093"
+
+
+def test_somebody_in_between_is_found_out(new_operator, tmp_path):
+    """A server with another authority on the kit's address: its certificate does not hold, and the token is not sent."""
+    real, false = new_operator(), new_operator()
+    kit = real.kit().model_copy(update={"mos": f"127.0.0.1:{false.port}"})
+    with pytest.raises(NetworkError, match=r"cannot be reached"):
+        enrol(kit, tmp_path, patient=False)
+    assert real.store.participants() == false.store.participants() == []
+
+
+def test_a_server_that_is_away_is_waited_for_and_that_is_said(operator, tmp_path):
+    kit, said = operator.kit(), []
+    operator.stop()
+    with pytest.raises(NetworkError, match=r"cannot be reached .*is it running"):
+        enrol(kit, tmp_path, said.append, patient=False)
+    back = threading.Timer(0.5, operator.start)
+
+    def say(line: str) -> None:
+        said.append(line)
+        if "cannot be reached" in line:
+            back.start()
+
+    assert enrol(kit, tmp_path, say).participant == "alice"
+    assert len(said) == 2
+    assert "waiting for it, Ctrl-C stops" in said[0]
+    assert "is there again" in said[1]
+
+
+@pytest.mark.parametrize("contents", [None, b"", b"[]", b"{}"])
+def test_a_folder_without_membership_says_what_to_do(tmp_path, contents):
+    if contents is not None:
+        (tmp_path / "enrolled.json").write_bytes(contents)
+    with pytest.raises(StateError, match="has not joined a federation: run mos-client join"):
+        read_enrolment(tmp_path)

@@ -1,0 +1,395 @@
+"""LoRA files of other tools as concepts: what every layer's change is, told by hand and by diffusers itself."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
+from safetensors.torch import load_file, save_file
+
+from mos_client.importing.import_files import import_files
+from mos_client.importing.lora import pairs_of, truncated
+from mos_common.concept_file import read_concept
+from mos_common.edlora import LowRank
+from mos_common.errors import ConceptError, RequestError
+from mos_common.layers import adaptable_layers
+from reference.pipelines import ours, pipeline_of, theirs
+
+# How Stability's own code counts the blocks of Stable Diffusion XL that have transformers.
+XL_BLOCKS = {
+    "down_blocks_1_attentions_0": "input_blocks_4_1",
+    "down_blocks_1_attentions_1": "input_blocks_5_1",
+    "down_blocks_2_attentions_0": "input_blocks_7_1",
+    "down_blocks_2_attentions_1": "input_blocks_8_1",
+    "mid_block_attentions_0": "middle_block_1",
+    "up_blocks_0_attentions_0": "output_blocks_0_1",
+    "up_blocks_0_attentions_1": "output_blocks_1_1",
+    "up_blocks_0_attentions_2": "output_blocks_2_1",
+    "up_blocks_1_attentions_0": "output_blocks_3_1",
+    "up_blocks_1_attentions_1": "output_blocks_4_1",
+    "up_blocks_1_attentions_2": "output_blocks_5_1",
+}
+
+
+def kohya_name(layer: str, *, stability: bool = False) -> str:
+    """What kohya's scripts call a layer."""
+    part, _, module = layer.partition(".")
+    flat = module.replace(".", "_")
+    if stability and part == "unet":
+        for ours, theirs in XL_BLOCKS.items():
+            flat = flat.replace(f"{ours}_", f"{theirs}_")
+    return f"{part}_{flat}"
+
+
+def kohya_file(
+    base, path: Path, *, stability: bool = False, where: str = "", alike: bool = False
+) -> dict[str, torch.Tensor]:
+    """A kohya file over the transformers and text encoders of `base`; ΔW of every layer by hand.
+
+    Ranks and alphas are random, or 2 everywhere if they are to be `alike`.
+    """
+    g, two, tensors, changes = torch.Generator().manual_seed(0), len(base.text_encoders) == 2, {}, {}
+    prefixes = {"unet": "lora_unet", "text_encoder": "lora_te1" if two else "lora_te", "text_encoder_2": "lora_te2"}
+    for layer in adaptable_layers(base):
+        part = layer.name.partition(".")[0]
+        text = part != "unet" and ".layers." in layer.name
+        if not (text or ".attentions." in layer.name) or where not in layer.name:
+            continue
+        rank = 2 if alike else int(torch.randint(1, 4, (1,), generator=g))
+        alpha = 2.0 if alike else float(torch.rand(1, generator=g)) * 3 + 0.5
+        down, up = torch.randn(rank, layer.d_in, generator=g), torch.randn(layer.d_out, rank, generator=g) * 0.05
+        changes[layer.name] = alpha / rank * up @ down
+        if isinstance(layer.module, torch.nn.Conv2d):
+            down, up = down[:, :, None, None], up[:, :, None, None]
+        name = kohya_name(layer.name, stability=stability).replace(part, prefixes[part], 1)
+        tensors |= {
+            f"{name}.lora_down.weight": down,
+            f"{name}.lora_up.weight": up,
+            f"{name}.alpha": torch.tensor(alpha),
+        }
+    save_file(tensors, path)
+    return changes
+
+
+def imported(base, *files: Path, out: Path, **settings: object) -> Mapping[str, LowRank]:
+    """The pairs as the concept file holds them."""
+    written = import_files(files, concept="<cat>", class_word="cat", base=base, out=out, **settings)
+    read = read_concept(out)
+    assert read.pairs.keys() == written.pairs.keys()
+    assert read.base_fingerprint == base.fingerprint
+    return read.pairs
+
+
+def assert_changes(pairs: Mapping[str, LowRank], expected: Mapping[str, torch.Tensor]) -> None:
+    assert pairs.keys() == expected.keys()
+    for name, change in expected.items():
+        assert float((pairs[name].change() - change).norm() / change.norm()) < 2e-3, name  # of half precision
+
+
+# ---- kohya, A1111
+
+
+def test_a_kohya_file_changes_every_layer_by_alpha_over_rank_up_down(sixteen, tmp_path):
+    """Linear layers and 1x1 convolutions, text encoder and UNet, random ranks and alphas."""
+    changes = kohya_file(sixteen, tmp_path / "lora.safetensors")
+    assert any(isinstance(x.module, torch.nn.Conv2d) for x in adaptable_layers(sixteen) if x.name in changes)
+    assert_changes(imported(sixteen, tmp_path / "lora.safetensors", out=tmp_path / "cat.safetensors"), changes)
+
+
+@pytest.mark.parametrize("stability", [False, True])
+def test_a_kohya_file_of_xl_in_either_numbering_of_the_blocks(xl, tmp_path, stability):
+    changes = kohya_file(xl, tmp_path / "lora.safetensors", stability=stability)
+    assert {name.partition(".")[0] for name in changes} == {"unet", "text_encoder", "text_encoder_2"}
+    assert_changes(imported(xl, tmp_path / "lora.safetensors", out=tmp_path / "cat.safetensors"), changes)
+
+
+@pytest.mark.parametrize("kind", ["sixteen", "xl"])
+def test_diffusers_predicts_the_same_noise_with_a_kohya_file(kind, request, random_base_folder, tmp_path):
+    """Of one alpha only: diffusers 0.42 with peft 0.21 leaves alphas out that differ from layer to layer, and warns."""
+    base = request.getfixturevalue(kind)
+    file = tmp_path / "lora.safetensors"
+    kohya_file(base, file, stability=kind == "xl", alike=True)
+    pipeline = pipeline_of(random_base_folder(**({"xl": True} if kind == "xl" else {})), xl=kind == "xl")
+    plain = theirs(pipeline)
+    torch.testing.assert_close(ours(base, {}), plain, rtol=1e-4, atol=1e-4)
+    pipeline.load_lora_weights(tmp_path, weight_name=file.name)
+    pairs = pairs_of(load_file(file), {}, base)
+    assert float((theirs(pipeline) - plain).norm() / plain.norm()) > 0.05
+    torch.testing.assert_close(ours(base, pairs), theirs(pipeline), rtol=1e-3, atol=1e-3)
+
+
+def test_without_an_alpha_it_is_the_rank(sixteen, tmp_path):
+    changes = kohya_file(sixteen, tmp_path / "with.safetensors", where=".attn2.to_k")
+    tensors = {n: t for n, t in load_file(tmp_path / "with.safetensors").items() if not n.endswith(".alpha")}
+    pairs = pairs_of(tensors, {}, sixteen)
+    assert pairs.keys() == changes.keys()
+    for name, pair in pairs.items():
+        stem = f"lora_{kohya_name(name)}"
+        expected = tensors[f"{stem}.lora_up.weight"] @ tensors[f"{stem}.lora_down.weight"]
+        torch.testing.assert_close(pair.change(), expected)
+
+
+# ---- diffusers, PEFT
+
+
+def with_adapters(pipeline, **config: object) -> None:
+    """Adapters as diffusers' training scripts add them; B is zero at first, so it is made random here."""
+    of_unet = ["to_q", "to_k", "to_v", "to_out.0", "proj_in", "ff.net.0.proj"]
+    pipeline.unet.add_adapter(LoraConfig(target_modules=of_unet, **config))
+    plain = {name: value for name, value in config.items() if not name.endswith("_pattern")}  # of the UNet's layers
+    pipeline.text_encoder.add_adapter(LoraConfig(target_modules=["q_proj", "k_proj", "v_proj", "out_proj"], **plain))
+    randomise(pipeline.unet, pipeline.text_encoder)
+
+
+@torch.no_grad()
+def randomise(*models: torch.nn.Module) -> None:
+    for model in models:
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.05)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"r": 3, "lora_alpha": 3},
+        {"r": 3, "lora_alpha": 5},
+        {"r": 4, "lora_alpha": 2, "use_rslora": True},
+        {"r": 2, "lora_alpha": 2, "rank_pattern": {"to_k": 5}, "alpha_pattern": {"to_k": 7}},
+    ],
+    ids=["plain", "alpha", "rank-stabilised", "patterns"],
+)
+def test_a_diffusers_file_predicts_the_noise_that_diffusers_predicts(sixteen, random_base_folder, tmp_path, config):
+    """Saved by diffusers' own function with its metadata, loaded by diffusers' own function, the other road."""
+    made = pipeline_of(random_base_folder())
+    with_adapters(made, **config)
+    StableDiffusionPipeline.save_lora_weights(
+        tmp_path,
+        unet_lora_layers=get_peft_model_state_dict(made.unet),
+        text_encoder_lora_layers=get_peft_model_state_dict(made.text_encoder),
+        unet_lora_adapter_metadata=made.unet.peft_config["default"].to_dict(),
+        text_encoder_lora_adapter_metadata=made.text_encoder.peft_config["default"].to_dict(),
+    )
+    other = pipeline_of(random_base_folder())
+    plain = theirs(other)
+    other.load_lora_weights(tmp_path, weight_name="pytorch_lora_weights.safetensors")
+    torch.testing.assert_close(theirs(other), theirs(made), rtol=1e-4, atol=1e-4)
+    pairs = imported(sixteen, tmp_path / "pytorch_lora_weights.safetensors", out=tmp_path / "cat.safetensors")
+    found, expected = ours(sixteen, pairs), theirs(other)
+    assert float((expected - plain).norm() / plain.norm()) > 0.05
+    assert float((found - expected).norm() / (expected - plain).norm()) < 1e-2  # of half precision
+
+
+def test_a_diffusers_file_of_xl_predicts_the_noise_that_diffusers_predicts(xl, random_base_folder, tmp_path):
+    """With adapters on both text encoders; alphas differ from part to part and are in the metadata only."""
+    made = pipeline_of(random_base_folder(xl=True), xl=True)
+    text = ["q_proj", "k_proj", "v_proj", "out_proj"]
+    made.unet.add_adapter(
+        LoraConfig(r=3, lora_alpha=6, target_modules=["to_q", "to_k", "to_v", "to_out.0", "proj_out"])
+    )
+    made.text_encoder.add_adapter(LoraConfig(r=2, lora_alpha=1, target_modules=text))
+    made.text_encoder_2.add_adapter(LoraConfig(r=2, lora_alpha=4, target_modules=text))
+    parts = {"unet": made.unet, "text_encoder": made.text_encoder, "text_encoder_2": made.text_encoder_2}
+    randomise(*parts.values())
+    StableDiffusionXLPipeline.save_lora_weights(
+        tmp_path,
+        **{f"{part}_lora_layers": get_peft_model_state_dict(model) for part, model in parts.items()},
+        **{f"{part}_lora_adapter_metadata": model.peft_config["default"].to_dict() for part, model in parts.items()},
+    )
+    other = pipeline_of(random_base_folder(xl=True), xl=True)
+    plain = theirs(other)
+    other.load_lora_weights(tmp_path, weight_name="pytorch_lora_weights.safetensors")
+    pairs = imported(xl, tmp_path / "pytorch_lora_weights.safetensors", out=tmp_path / "cat.safetensors")
+    assert {name.partition(".")[0] for name in pairs} == set(parts)
+    found, expected = ours(xl, pairs), theirs(other)
+    assert float((expected - plain).norm() / plain.norm()) > 0.05
+    assert float((found - expected).norm() / (expected - plain).norm()) < 1e-2  # of half precision
+
+
+def test_a_folder_that_peft_saved_has_its_alpha_in_the_configuration_beside_it(sixteen, random_base_folder, tmp_path):
+    """Also without that configuration it can be read; alpha is the rank then, and that is said."""
+    unet = pipeline_of(random_base_folder()).unet
+    adapted = get_peft_model(unet, LoraConfig(r=2, lora_alpha=6, target_modules=["to_q", "to_v"]))
+    randomise(adapted)
+    adapted.save_pretrained(tmp_path / "peft")
+    expected = {}
+    for name, module in adapted.named_modules():
+        if hasattr(module, "lora_A"):
+            ours_of = f"unet.{name.removeprefix('base_model.model.')}"
+            expected[ours_of] = module.get_delta_weight("default").detach()
+    assert len(expected) == 2 * 2 * 16
+    for given in (tmp_path / "peft", tmp_path / "peft" / "adapter_model.safetensors"):
+        assert_changes(imported(sixteen, given, out=tmp_path / "cat.safetensors"), expected)
+
+
+def test_without_peft_s_configuration_the_guess_is_told(sixteen, tmp_path, caplog):
+    name = "base_model.model.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
+    save_file(
+        {f"{name}.lora_A.weight": torch.ones(2, 32), f"{name}.lora_B.weight": torch.ones(32, 2)},
+        tmp_path / "adapter_model.safetensors",
+    )
+    with caplog.at_level(logging.WARNING):
+        (pair,) = imported(sixteen, tmp_path / "adapter_model.safetensors", out=tmp_path / "c.safetensors").values()
+    assert "alpha is taken to be the rank" in caplog.text
+    assert float(pair.change()[0, 0]) == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize(
+    "spelling",
+    [
+        "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_out.0.lora.{}.weight",
+        "unet.mid_block.attentions.0.transformer_blocks.0.attn1.processor.to_out_lora.{}.weight",
+        "mid_block.attentions.0.transformer_blocks.0.attn1.processor.to_out_lora.{}.weight",
+        "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_out.0.lora_linear_layer.{}.weight",
+        "mid_block.attentions.0.transformer_blocks.0.attn1.to_out.0.lora_layer.{}.weight",
+        "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_out_0.lora_{}.weight",
+    ],
+)
+def test_every_spelling_of_a_layer_that_tools_have_written_over_the_years(sixteen, spelling):
+    pairs = pairs_of(
+        {spelling.format("down"): torch.ones(1, 32), spelling.format("up"): torch.ones(32, 1)}, {}, sixteen
+    )
+    assert list(pairs) == ["unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_out.0"]
+
+
+def test_peft_s_name_of_a_text_encoder_s_layer_is_refused_where_there_are_two(sixteen, xl):
+    name = "base_model.model.text_model.encoder.layers.0.self_attn.q_proj.lora_{}.weight"
+    tensors = {name.format("A"): torch.ones(1, 24), name.format("B"): torch.ones(24, 1)}
+    assert list(pairs_of(tensors, {}, sixteen)) == ["text_encoder.text_model.encoder.layers.0.self_attn.q_proj"]
+    with pytest.raises(ConceptError, match="q_proj"):
+        pairs_of(tensors, {}, xl)
+
+
+# ---- what is refused, by name
+
+K = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
+PAIR = {f"{K}.lora_down.weight": torch.ones(2, 32), f"{K}.lora_up.weight": torch.ones(32, 2)}
+CONV = "lora_unet_down_blocks_0_resnets_0_conv1"
+WIDE = {
+    f"{CONV}.alpha": torch.tensor(1.0),
+    f"{CONV}.lora_down.weight": torch.ones(2, 16, 3, 3),
+    f"{CONV}.lora_up.weight": torch.ones(16, 2, 1, 1),
+}
+
+
+@pytest.mark.parametrize(
+    ("tensors", "said"),
+    [
+        ({f"{K}.lora_down.weight": torch.ones(2, 32)}, r"attn1\.to_q has only 1 of its two factors"),
+        ({f"{K}.alpha": torch.tensor(1.0)}, r"attn1\.to_q has only 0 of its two factors"),
+        ({f"{K}.hada_w1_a": torch.ones(2, 2)}, rf"{K}\.hada_w1_a is LoHa"),
+        ({f"{K}.lokr_w1": torch.ones(2, 2)}, rf"{K}\.lokr_w1 is LoKr"),
+        ({**PAIR, f"{K}.dora_scale": torch.ones(32)}, rf"{K}\.dora_scale is DoRA"),
+        ({**PAIR, f"{K}.lora_mid.weight": torch.ones(2, 2, 3, 3)}, "LoCon with a Tucker core"),
+        ({f"{K}.diff": torch.ones(32, 32)}, "a full-rank difference"),
+        ({f"{K}.oft_blocks": torch.ones(2, 2)}, "OFT"),
+        ({**PAIR, f"{K}.lora_B.bias": torch.ones(32)}, "a LoRA with biases"),
+        (WIDE, rf"{CONV}\.alpha changes a convolution larger than 1x1"),
+        ({f"{K}.lora_down.weight": torch.ones(2, 32, 3, 3), f"{K}.lora_up.weight": torch.ones(32, 2, 1, 1)}, "larger than 1x1"),
+        ({"lora_unet_nowhere.lora_down.weight": torch.ones(2, 2)}, "lora_unet_nowhere, which is no linear layer .*--base"),
+        ({"something": torch.ones(2)}, "something is no factor of a LoRA"),
+        ({**PAIR, f"{K}.alpha": torch.ones(3)}, "an alpha is one finite number"),
+        ({**PAIR, f"{K}.alpha": torch.tensor(float("nan"))}, "an alpha is one finite number"),
+        ({f"{K}.lora_down.weight": torch.ones(2, 32), f"{K}.lora_up.weight": torch.ones(32, 3)}, "are no pair"),
+    ],
+)  # fmt: skip
+def test_whatever_is_no_lora_of_linear_layers_is_refused_by_name(sixteen, tensors, said):
+    with pytest.raises(ConceptError, match=said):
+        pairs_of(tensors, {}, sixteen)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "said"),
+    [
+        ({"lora_adapter_metadata": json.dumps({"unet.use_dora": True})}, "is a DoRA"),
+        ({"lora_adapter_metadata": "{"}, "cannot be read"),
+        ({"lora_adapter_metadata": "[1]"}, "cannot be read"),
+        ({"lora_adapter_metadata": json.dumps({"unet.lora_alpha": "many"})}, "cannot be read"),
+        ({"adapter_config.json": json.dumps({"peft_type": "LOHA"})}, "is a LOHA"),
+    ],
+)
+def test_what_is_written_about_a_lora_is_not_believed_blindly(sixteen, metadata, said):
+    with pytest.raises(ConceptError, match=said):
+        pairs_of(PAIR, metadata, sixteen)
+
+
+def test_factors_of_another_shape_than_the_base_s_are_named(sixteen, tmp_path):
+    save_file({f"{K}.lora_down.weight": torch.ones(2, 30), f"{K}.lora_up.weight": torch.ones(32, 2)}, tmp_path / "a.safetensors")  # fmt: skip
+    with pytest.raises(
+        ConceptError, match=r"attn1\.to_q\.lora_A\.weight has shape \(2, 30\), the base needs \(2, 32\)"
+    ):
+        imported(sixteen, tmp_path / "a.safetensors", out=tmp_path / "cat.safetensors")
+    assert not (tmp_path / "cat.safetensors").exists()
+
+
+@pytest.mark.parametrize("half", [torch.inf, torch.nan])
+def test_numbers_that_are_none_are_refused(sixteen, tmp_path, half):
+    save_file({**PAIR, f"{K}.lora_up.weight": torch.full((32, 2), half)}, tmp_path / "a.safetensors")
+    with pytest.raises(ConceptError, match="NaN or infinity"):
+        imported(sixteen, tmp_path / "a.safetensors", out=tmp_path / "cat.safetensors")
+
+
+# ---- names, ranks, sizes
+
+
+def test_a_lora_is_called_by_its_trigger_else_by_its_class_word(sixteen, tmp_path):
+    save_file(PAIR, tmp_path / "a.safetensors")
+    for trigger in ("sks", ""):
+        imported(sixteen, tmp_path / "a.safetensors", out=tmp_path / "cat.safetensors", trigger=trigger)
+        read = read_concept(tmp_path / "cat.safetensors")
+        assert (read.trigger, read.class_word, tuple(read.words)) == (trigger, "cat", ())
+
+
+@pytest.mark.parametrize("trigger", ["<dog>", "a <alice/dog>"])
+def test_a_trigger_that_names_a_concept_is_refused(sixteen, tmp_path, trigger):
+    save_file(PAIR, tmp_path / "a.safetensors")
+    with pytest.raises(RequestError, match="expected ordinary words"):
+        imported(sixteen, tmp_path / "a.safetensors", out=tmp_path / "cat.safetensors", trigger=trigger)
+
+
+def test_two_loras_are_no_concept(sixteen, tmp_path):
+    save_file(PAIR, tmp_path / "a.safetensors")
+    save_file(PAIR, tmp_path / "b.safetensors")
+    with pytest.raises(ConceptError, match=r"b\.safetensors is a second LoRA"):
+        imported(sixteen, tmp_path / "a.safetensors", tmp_path / "b.safetensors", out=tmp_path / "c.safetensors")
+
+
+def test_a_change_of_lower_rank_is_the_nearest_one_and_says_what_it_keeps():
+    """Eckart and Young: the other road is the SVD of the whole matrix."""
+    pair = LowRank(torch.randn(6, 20), torch.randn(30, 6), 4.0)
+    U, sigma, Vt = torch.linalg.svd(pair.change(torch.float64))
+    nearest, share = truncated(pair, 3)
+    torch.testing.assert_close(nearest.change(torch.float64), U[:, :3] @ torch.diag(sigma[:3]) @ Vt[:3], rtol=1e-4, atol=1e-4)  # fmt: skip
+    assert share == pytest.approx(float(sigma[:3].square().sum() / sigma.square().sum()))
+    whole, all_of_it = truncated(pair, 50)
+    assert (whole.rank, all_of_it) == (6, pytest.approx(1.0))
+    torch.testing.assert_close(whole.change(), pair.change(), rtol=1e-4, atol=1e-4)
+    assert truncated(LowRank(torch.zeros(2, 3), torch.zeros(3, 2), 1.0), 1)[1] == 1.0
+
+
+def test_a_lora_too_large_for_a_concept_file_is_refused_with_a_rank_that_fits(sixteen, tmp_path, monkeypatch, caplog):
+    changes = kohya_file(sixteen, tmp_path / "a.safetensors")
+    monkeypatch.setattr("mos_client.importing.import_files.MAX_BYTES", 60_000)
+    with pytest.raises(ConceptError, match=r"of rank 3; .*import it with --rank 1 or lower"):
+        imported(sixteen, tmp_path / "a.safetensors", out=tmp_path / "cat.safetensors")
+    assert not (tmp_path / "cat.safetensors").exists()
+    monkeypatch.setattr("mos_client.importing.import_files.MAX_BYTES", 10**6)
+    with caplog.at_level(logging.INFO):
+        pairs = imported(sixteen, tmp_path / "a.safetensors", out=tmp_path / "cat.safetensors", rank=1)
+    assert {pair.rank for pair in pairs.values()} == {1}
+    assert "it keeps at least" in caplog.text
+    for name, change in changes.items():
+        largest = float(torch.linalg.matrix_norm(change, ord=2))
+        assert float(pairs[name].change().norm()) == pytest.approx(largest, rel=1e-2)
+
+
+def test_a_rank_beyond_that_of_concept_files_is_refused(sixteen, tmp_path):
+    save_file({f"{K}.lora_down.weight": torch.ones(300, 32), f"{K}.lora_up.weight": torch.ones(32, 300)}, tmp_path / "a.safetensors")  # fmt: skip
+    with pytest.raises(ConceptError, match=r"of rank 300.*--rank 256"):
+        imported(sixteen, tmp_path / "a.safetensors", out=tmp_path / "cat.safetensors")

@@ -1,0 +1,471 @@
+"""ED-LoRA tuning and its relatives: what they change, what they leave alone, where they start, what each switch does."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from diffusers import DDPMScheduler
+
+from mos_client.pictures.examples import Encoded, Example
+from mos_client.tuning.batches import next_batch
+from mos_client.tuning.loop import Tuning
+from mos_client.tuning.loss import noise_loss
+from mos_client.tuning.memory_plan import Plan
+from mos_client.tuning.parameters import initial_pair, initial_words, trained
+from mos_client.tuning.settings import SETTINGS, Method, TuningConfig, parse_settings
+from mos_common.attention import TextMemory, layerwise_attention
+from mos_common.edlora import LowRank, attached
+from mos_common.errors import ConceptError, RequestError
+from mos_common.layers import concept_layers, cross_attentions
+from mos_common.words import encode_prompts, tokenise
+
+CONFIG = TuningConfig(
+    steps=3,
+    batch=2,
+    learning_rate_words=1e-2,
+    learning_rate_text=1e-3,
+    learning_rate_unet=1e-3,
+    noise_offset=0.1,
+    rank=2,
+)
+
+
+def examples(base, count: int = 3) -> list[Example]:
+    size, g = base.unet.config.sample_size, torch.Generator().manual_seed(5)
+    captions = ("photo of a V", "V")
+    return [Example((Encoded(torch.randn(4, size, size, generator=g)),), captions) for _ in range(count)]
+
+
+def tuning_of(base, config: TuningConfig = CONFIG, plan: Plan | None = None) -> Tuning:
+    return Tuning(base, "cat", examples(base), config, plan)
+
+
+def words_at_start(base, class_word: str = "cat", method: Method = Method.ED_LORA, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return initial_words(base, class_word, method.words, generator, layerwise=method.layerwise)
+
+
+def everything(base) -> dict[str, torch.Tensor]:
+    return {
+        f"{part}.{name}": tensor
+        for part in ("text_encoder", "unet", "vae")
+        for name, tensor in getattr(base, part).state_dict().items()
+    }
+
+
+# ---- where it starts
+
+
+def test_words_start_as_noise_of_the_table_s_spread_and_the_class_word(base):
+    words = words_at_start(base)
+    (cat,) = base.tokenizer("cat", add_special_tokens=False).input_ids
+    assert words.shape == (len(cross_attentions(base)), 2, base.token_table.shape[1])
+    assert torch.equal(words, words[:1].expand_as(words)), "every layer starts the same"
+    torch.testing.assert_close(words[0, 1], base.token_table[cat])
+    assert 0.6 < float(words[0, 0].std() / base.token_table.std()) < 1.4
+
+
+def test_a_class_of_several_tokens_is_their_mean(base):
+    ids = base.tokenizer("cat cat dog", add_special_tokens=False).input_ids
+    assert len(ids) > 2
+    words = words_at_start(base, "cat cat dog")
+    torch.testing.assert_close(words[0, 1], base.token_table[ids].mean(dim=0))
+
+
+def test_a_class_word_without_letters_is_refused(sixteen):
+    with pytest.raises(ConceptError, match="give a word like cat"):
+        words_at_start(sixteen, "  ")
+
+
+def test_of_each_pair_a_is_random_and_b_is_zero(sixteen):
+    for layer in concept_layers(sixteen):
+        A, B = (factor.detach() for factor in initial_pair(layer, 64, torch.Generator().manual_seed(1)))
+        assert A.shape == (64, layer.d_in)
+        assert B.shape == (layer.d_out, 64)
+        assert not B.any()
+        rows = torch.randn(1000, layer.d_in, generator=torch.Generator().manual_seed(2))
+        assert 0.8 < float((rows @ A.T).std()) < 1.2, "unit variance in, unit variance out"
+
+
+def test_the_first_step_s_loss_is_the_base_s_own(base):
+    """B = 0 and V = (noise, class word): the other road draws the same numbers by hand and asks the untouched base."""
+    tuning = tuning_of(base)
+    words, latents = tuning.words.detach().clone(), torch.stack([e.views[0].latent for e in examples(base)])
+    g = torch.Generator()
+    g.set_state(tuning.generator.get_state())
+    found = next(tuning.steps()).loss
+
+    chosen = torch.randperm(3, generator=g)[:2]
+    texts = [("photo of a <v>", "<v>")[int(torch.randint(2, (1,), generator=g))] for _ in chosen]
+    shape = (2, *latents.shape[1:])
+    noise = torch.randn(shape, generator=g)
+    noise = noise + CONFIG.noise_offset * torch.randn((2, 4, 1, 1), generator=g)
+    offset = torch.rand(1, generator=g)
+    times = (((offset + torch.tensor([0.0, 0.5])) % 1) * 1000).long()[torch.randperm(2, generator=g)]
+    scheduler = DDPMScheduler.from_config({**base.scheduler.config, "clip_sample": False})
+    with torch.no_grad(), layerwise_attention(base):
+        features = encode_prompts(base, texts, {"<v>": words})
+        expected = noise_loss(base, scheduler, latents[chosen], noise, times, TextMemory(features))
+    assert found == pytest.approx(float(expected), rel=1e-5)
+
+
+# ---- what it changes
+
+
+def test_only_words_and_pairs_receive_gradients_and_the_base_stays_bit_identical(base):
+    before = {name: (tensor.data_ptr(), tensor.clone()) for name, tensor in everything(base).items()}
+    hooks = [(module, dict(module._forward_hooks)) for module in (*base.unet.modules(), *base.text_encoder.modules())]
+    processors = [module.processor for _, module in cross_attentions(base)]
+    tuning = tuning_of(base)
+    start = [tuning.words.detach().clone(), *(B.detach().clone() for _, B in tuning.pairs.values())]
+    assert len(list(tuning.steps())) == CONFIG.steps
+
+    assert not any(
+        p.requires_grad or p.grad is not None
+        for part in (base.text_encoder, base.unet, base.vae)
+        for p in part.parameters()
+    )
+    after = everything(base)
+    assert after.keys() == before.keys()
+    for name, tensor in after.items():
+        assert tensor.data_ptr() == before[name][0], f"{name} is another tensor"
+        assert torch.equal(tensor, before[name][1]), f"{name} has changed"
+    assert all(module._forward_hooks == kept for module, kept in hooks)
+    assert all(m.processor is p for (_, m), p in zip(cross_attentions(base), processors, strict=True))
+
+    trained_now = [tuning.words.detach(), *(B.detach() for _, B in tuning.pairs.values())]
+    assert all(not torch.equal(a, b) for a, b in zip(start, trained_now, strict=True)), (
+        "every pair and the words were tuned"
+    )
+
+
+def test_the_parameters_are_the_words_and_two_factors_a_layer(base):
+    tuning = tuning_of(base)
+    groups = [group["params"] for group in tuning.optimiser.param_groups]
+    assert groups[0] == [tuning.words] or groups[0][0] is tuning.words
+    assert sum(map(len, groups)) == 1 + 2 * len(concept_layers(base))
+    text = sum(layer.name.startswith("text_encoder.") for layer in concept_layers(base))
+    assert [len(group) for group in groups] == [1, 2 * text, 2 * (len(concept_layers(base)) - text)]
+    assert [group["full_rate"] for group in tuning.optimiser.param_groups] == [1e-2, 1e-3, 1e-3]
+
+
+def test_an_abandoned_run_leaves_the_base_as_it_was(sixteen):
+    steps = tuning_of(sixteen).steps()
+    next(steps)
+    steps.close()
+    assert not any(module._forward_hooks for module in sixteen.unet.modules())
+    assert not any("Layerwise" in type(m.processor).__name__ for _, m in cross_attentions(sixteen))
+
+
+def test_training_with_hooks_is_attaching_the_change(base, make_concept):
+    """The hook's W x + B A x is the exchanged weight's (W + BA) x, through the whole model."""
+    concept = make_concept(base, rank=2)
+    pairs = {name: (pair.A, pair.B) for name, pair in concept.pairs.items()}
+    size = base.unet.config.sample_size
+    noisy, text = torch.randn(1, 4, size, size), torch.zeros(1, base.text_length, dtype=torch.long)
+
+    def outputs():
+        with torch.no_grad():
+            features = base.text_encoder(text).last_hidden_state
+            return base.unet(noisy, torch.tensor([5]), encoder_hidden_states=features).sample
+
+    with trained(concept_layers(base), pairs):
+        hooked = outputs()
+    with attached(base, concept.pairs):
+        torch.testing.assert_close(hooked, outputs(), rtol=1e-3, atol=1e-4)
+
+
+def test_changes_are_what_was_tuned_with_alpha_equal_to_the_rank(sixteen):
+    tuning = tuning_of(sixteen)
+    list(tuning.steps())
+    for name, change in tuning.changes().items():
+        assert isinstance(change, LowRank)
+        assert change.scale == 1
+        assert torch.equal(change.B, tuning.pairs[name][1])
+        assert not change.A.requires_grad
+
+
+def test_tuning_lowers_the_loss(tiny):
+    """On one picture, measured before and after with the same noise, which tuning has not seen."""
+    config = replace(CONFIG, steps=12, batch=4, learning_rate_unet=5e-3, learning_rate_text=5e-3)
+    tuning = Tuning(tiny, "cat", examples(tiny, 1), config)
+    latent = tuning.examples[0].views[0].latent
+    scheduler = DDPMScheduler.from_config({**tiny.scheduler.config, "clip_sample": False})
+    noise = torch.randn((8, *latent.shape), generator=torch.Generator().manual_seed(99))
+
+    def loss() -> float:
+        with torch.no_grad(), layerwise_attention(tiny), trained(tuning.layers, tuning.pairs):
+            features = encode_prompts(tiny, ["photo of a <v>"] * 8, {"<v>": tuning.words})
+            times = torch.arange(8) * 125 + 60
+            return float(noise_loss(tiny, scheduler, latent.expand_as(noise), noise, times, TextMemory(features)))
+
+    before = loss()
+    list(tuning.steps())
+    assert loss() < 0.9 * before
+
+
+def test_the_same_seed_is_the_same_run_and_another_is_not(sixteen):
+    losses = [[s.loss for s in tuning_of(sixteen, replace(CONFIG, seed=seed)).steps()] for seed in (1, 1, 2)]
+    assert losses[0] == losses[1] != losses[2]
+
+
+def test_rates_fall_linearly_from_the_full_rate(sixteen):
+    tuning = tuning_of(sixteen, replace(CONFIG, steps=4))
+    seen = [tuning.optimiser.param_groups[0]["lr"] for _ in tuning.steps()]
+    assert seen == pytest.approx([1e-2, 0.75e-2, 0.5e-2, 0.25e-2])
+
+
+# ---- the norm stop
+
+
+def test_words_stop_growing_at_a_multiple_of_the_median_norm_of_the_table(base):
+    tuning = tuning_of(base, replace(CONFIG, steps=2))
+    norms = sorted(float(row.norm()) for row in base.token_table.float())
+    assert tuning.norm_stops == pytest.approx([CONFIG.norm_stop * norms[(len(norms) - 1) // 2]], rel=1e-5)
+
+
+def test_a_word_beyond_the_stop_receives_no_gradient_and_the_others_do(sixteen):
+    tuning = tuning_of(sixteen, replace(CONFIG, steps=1))
+    with torch.no_grad():
+        tuning.words[3, 0] *= 100
+    before = tuning.words.detach().clone()
+    list(tuning.steps())
+    moved = (tuning.words.detach() - before).norm(dim=-1)
+    decay = 1 - CONFIG.learning_rate_words * 0.01
+    torch.testing.assert_close(tuning.words.detach()[3, 0], before[3, 0] * decay)
+    assert (moved[[0, 1, 2, 4, 5]] > 1e-3).all()
+
+
+def test_a_loss_that_is_not_finite_is_an_error_that_says_when(sixteen):
+    tuning = tuning_of(sixteen)
+    tuning.examples[0].views[0].latent.fill_(torch.nan)
+    tuning.examples = tuning.examples[:1]
+    with pytest.raises(ConceptError, match=r"became nan at step 1: lower the learning rates"):
+        list(tuning.steps())
+
+
+@pytest.mark.parametrize("wrong", [{"steps": 0}, {"steps": 100_001}, {"rank": 0}, {"rank": 257}, {"batch": 0}])
+def test_impossible_settings_are_refused(wrong):
+    with pytest.raises(RequestError):
+        replace(CONFIG, **wrong)
+
+
+def test_settings_come_from_the_preset_of_the_base(tiny):
+    config = TuningConfig.of(tiny.preset, seed=3)
+    assert (config.steps, config.batch, config.seed) == (tiny.preset.steps, tiny.preset.batch, 3)
+    assert TuningConfig.of(tiny.preset, steps=7).steps == 7
+    with pytest.raises(RequestError, match="0 steps"):
+        TuningConfig.of(tiny.preset, steps=0)
+
+
+def test_any_setting_can_be_given_as_text_and_wrong_ones_are_refused_by_name(tiny):
+    changes = parse_settings(["attention_weight=0.01", "mirror=true", "rank = 8", "method=p-plus"])
+    config = TuningConfig.of(tiny.preset, changes=changes)
+    assert (config.attention_weight, config.mirror, config.rank, config.method) == (0.01, True, 8, Method.P_PLUS)
+    for wrong, said in (("rank", "expected NAME=VALUE"), ("colour=3", "no setting colour"), ("rank=x", "--set rank=x")):
+        with pytest.raises(RequestError, match=said):
+            parse_settings([wrong])
+    for wrong in ("averaging=1", "template_share=2", "crops=0", "noise_offset=-1", "background_weight=-0.1"):
+        with pytest.raises(RequestError):
+            TuningConfig.of(tiny.preset, changes=parse_settings([wrong]))
+
+
+def test_every_setting_but_seed_and_steps_can_be_given_by_name():
+    assert {"rank", "batch", "learning_rate_words", "mirror", "crops", "norm_stop", "watch_every"} <= set(SETTINGS)
+
+
+# ---- the methods
+
+
+@pytest.mark.parametrize(
+    ("method", "words", "layerwise", "pairs"),
+    [
+        (Method.ED_LORA, 2, True, "all"),
+        (Method.LORA, 1, False, "all"),
+        (Method.PLAIN_LORA, 0, False, "all"),
+        (Method.CUSTOM_DIFFUSION, 1, False, "cross"),
+        (Method.P_PLUS, 1, True, "none"),
+        (Method.TEXTUAL_INVERSION, 1, False, "none"),
+    ],
+)
+def test_what_each_method_tunes(base, method, words, layerwise, pairs):
+    tuning = tuning_of(base, replace(CONFIG, method=method))
+    before = [parameter.detach().clone() for parameter in tuning.parameters]
+    list(tuning.steps())
+    if words:
+        count = len(cross_attentions(base)) if layerwise else 1
+        assert tuning.words.shape == (count, words, base.token_table.shape[1])
+        assert tuning.layerwise_words().shape[0] == len(cross_attentions(base))
+    else:
+        assert tuning.words is None
+    names = {layer.name for layer in concept_layers(base)}
+    cross = {name for name in names if name.endswith(("attn2.to_k", "attn2.to_v"))}
+    assert tuning.pairs.keys() == {"all": names, "cross": cross, "none": set()}[pairs]
+    assert all(not torch.equal(a, b) for a, b in zip(before, tuning.parameters, strict=True)), "all of it was tuned"
+
+
+def test_layerwise_words_go_their_own_ways_and_a_single_one_is_the_same_everywhere(tiny):
+    ed, single = (tuning_of(tiny, replace(CONFIG, method=method)) for method in (Method.ED_LORA, Method.LORA))
+    for tuning in (ed, single):
+        list(tuning.steps())
+    words = ed.layerwise_words()
+    assert len({tuple(row.tolist()) for row in words[:, 0]}) == len(words)
+    assert torch.equal(single.layerwise_words(), single.words.detach().expand(len(words), -1, -1))
+
+
+def test_plain_lora_writes_the_class_word_where_v_stands_and_encodes_a_text_once(tiny, monkeypatch):
+    """Its text encoder is left alone, so nothing it reads is tuned."""
+    seen = []
+    encode = type(tiny.text_encoder).forward
+    monkeypatch.setattr(
+        type(tiny.text_encoder), "forward", lambda self, ids, **k: seen.append(ids.tolist()) or encode(self, ids, **k)
+    )
+    tuning = tuning_of(tiny, replace(CONFIG, method=Method.PLAIN_LORA, learning_rate_text=0.0, steps=8))
+    list(tuning.steps())
+    texts = {tuple(row) for ids in seen for row in ids}
+    wanted = {
+        tuple(tiny.tokenizer(t, padding="max_length", max_length=56).input_ids) for t in ("photo of a cat", "cat")
+    }
+    assert texts <= wanted
+    assert len(seen) <= 2
+    assert not any(name.startswith("text_encoder") for name in tuning.pairs)
+
+
+# ---- the switches
+
+
+def test_noise_offset_shifts_whole_channels(tiny):
+    """Channel means of the noise have deviation √(1/cells + offset²)."""
+    config = replace(CONFIG, noise_offset=0.5, batch=64)
+    batch = next_batch(examples(tiny, 1), config, 1000, torch.Generator().manual_seed(0))
+    cells = batch.noise.shape[2] * batch.noise.shape[3]
+    assert float(batch.noise.mean(dim=(2, 3)).std()) == pytest.approx((1 / cells + 0.25) ** 0.5, rel=0.15)
+    plain = next_batch(examples(tiny, 1), replace(config, noise_offset=0.0), 1000, torch.Generator().manual_seed(0))
+    assert float(plain.noise.mean(dim=(2, 3)).std()) == pytest.approx(cells**-0.5, rel=0.15)
+
+
+def test_templates_replace_their_share_of_the_captions(tiny):
+    one = [Example(examples(tiny, 1)[0].views, ("V asleep",))]
+    for share, expected in ((0.0, 0.0), (0.25, 0.25), (1.0, 1.0)):
+        config = replace(CONFIG, template_share=share, batch=400)
+        captions = next_batch(one, config, 1000, torch.Generator().manual_seed(0)).captions
+        assert sum(caption != "V asleep" for caption in captions) / 400 == pytest.approx(expected, abs=0.06)
+
+
+def test_captions_are_shuffled_part_by_part_unless_that_is_off(tiny):
+    one = [Example(examples(tiny, 1)[0].views, ("V, a, b, c",))]
+    for shuffled in (True, False):
+        config = replace(CONFIG, shuffle_captions=shuffled, batch=200)
+        captions = set(next_batch(one, config, 1000, torch.Generator().manual_seed(0)).captions)
+        assert len(captions) == (6 if shuffled else 1)
+        assert all(caption.startswith("V, ") for caption in captions)
+
+
+def test_a_batch_is_of_one_shape_and_shapes_come_as_often_as_their_pictures(tiny):
+    square, wide = torch.zeros(4, 16, 16), torch.zeros(4, 12, 20)
+    mixed = [Example((Encoded(square),), ("V",))] * 3 + [Example((Encoded(wide),), ("V",))]
+    generator = torch.Generator().manual_seed(0)
+    shapes = [next_batch(mixed, CONFIG, 1000, generator).latents.shape[1:] for _ in range(200)]
+    assert shapes.count(square.shape) == pytest.approx(150, abs=20)
+    assert shapes.count(square.shape) + shapes.count(wide.shape) == 200
+
+
+def test_a_mask_changes_the_loss_only_where_masked_loss_is_on(tiny):
+    mask = torch.zeros(16, 16)
+    mask[4:12, 4:12] = 1
+
+    def first_loss(masked: bool, **changes: float) -> float:
+        views = [Encoded(e.views[0].latent, mask if masked else None) for e in examples(tiny)]
+        tuning = Tuning(tiny, "cat", [Example((v,), ("V",)) for v in views], replace(CONFIG, **changes))
+        return next(tuning.steps()).loss
+
+    plain = first_loss(masked=False)
+    assert first_loss(masked=True) == plain
+    assert first_loss(masked=True, background_weight=0.0) != plain
+    assert first_loss(masked=False, background_weight=0.0) == plain, "without a mask the whole picture counts"
+    assert first_loss(masked=True, attention_weight=0.1) > plain
+    assert first_loss(masked=False, attention_weight=0.1) == plain
+
+
+def test_what_comes_out_is_the_running_average(sixteen):
+    """By hand over the values after each step: a₁ = p₁, aₙ = kₙ aₙ₋₁ + (1-kₙ) pₙ with kₙ = min(decay, n/(n+10)), n from 0."""
+    tuning = tuning_of(sixteen, replace(CONFIG, averaging=0.6, steps=30))
+    expected = None
+    for step in tuning.steps():
+        now = tuning.words.detach().clone()
+        n = step.number - 1
+        keep = min(0.6, n / (n + 10))
+        expected = now if expected is None else keep * expected + (1 - keep) * now
+    with tuning.averaged():
+        torch.testing.assert_close(tuning.words.detach(), expected)
+    assert torch.equal(tuning.words.detach(), now)
+    plain = tuning_of(sixteen, CONFIG)
+    list(plain.steps())
+    last = [parameter.detach().clone() for parameter in plain.parameters]
+    with plain.averaged():
+        assert all(torch.equal(a, b) for a, b in zip(last, plain.parameters, strict=True))
+
+
+def test_rates_may_end_above_zero(sixteen):
+    tuning = tuning_of(sixteen, replace(CONFIG, steps=4, last_rate=0.5))
+    seen = [tuning.optimiser.param_groups[0]["lr"] for _ in tuning.steps()]
+    assert seen == pytest.approx([1e-2, 0.875e-2, 0.75e-2, 0.625e-2])
+
+
+def test_micro_batches_and_checkpointing_take_the_same_step(base):
+    """The gradient of a mean is the mean of the parts' gradients; what is computed again is the same."""
+    config = replace(CONFIG, batch=3, steps=2)
+    plans = [Plan(3), Plan(2), Plan(1, checkpointing=True)]
+    ends = []
+    for plan in plans:
+        tuning = tuning_of(base, config, plan)
+        losses = [step.loss for step in tuning.steps()]
+        ends.append((losses, [parameter.detach().clone() for parameter in tuning.parameters]))
+    for losses, values in ends[1:]:
+        assert losses == pytest.approx(ends[0][0], rel=1e-4)
+        # AdamW's first steps are signs of gradients: tiny differences of tiny gradients may turn one over
+        alike = [
+            torch.isclose(a, b, rtol=1e-3, atol=1e-5).float().mean() for a, b in zip(values, ends[0][1], strict=True)
+        ]
+        assert min(map(float, alike)) > 0.9
+
+
+# ---- so that concepts collide less
+
+
+def test_frozen_directions_of_different_pictures_are_rows_of_one_orthogonal_matrix(base):
+    """Every A is orthonormal; rows of two concepts are the same or orthogonal; another seed changes nothing, other pictures do."""
+    frozen = replace(CONFIG, frozen_directions=True, rank=4)
+    others = [Example((Encoded(example.views[0].latent + 1),), example.captions) for example in examples(base)]
+    one, again = tuning_of(base, frozen), tuning_of(base, replace(frozen, seed=5))
+    two = Tuning(base, "cat", others, frozen)
+    apart = 0
+    for name, (A, _) in one.pairs.items():
+        assert torch.equal(A, again.pairs[name][0])
+        torch.testing.assert_close(A @ A.T, torch.eye(4), rtol=0, atol=1e-5)
+        meeting = A @ two.pairs[name][0].T
+        assert ((meeting.abs() < 1e-5) | ((meeting - 1).abs() < 1e-5)).all()
+        apart += int((meeting.abs() < 1e-5).all())
+    assert apart > len(one.pairs) / 3, "most share no direction at all"
+
+
+def test_frozen_directions_stay_while_the_rest_is_tuned(base):
+    tuning = tuning_of(base, replace(CONFIG, frozen_directions=True))
+    before = {name: A.clone() for name, (A, _) in tuning.pairs.items()}
+    list(tuning.steps())
+    assert all(torch.equal(A, before[name]) for name, (A, _) in tuning.pairs.items())
+    assert all(B.abs().sum() > 0 for _, B in tuning.pairs.values())
+    assert len(tuning.parameters) == len(tuning.pairs) + 1
+
+
+def test_more_words_stand_in_prompts_and_in_the_file(base):
+    """Three words: two start as noise, the last as the class word, as with two; each has a place in every prompt."""
+    tuning = tuning_of(base, replace(CONFIG, words=3))
+    assert torch.equal(tuning.words[:, 2], words_at_start(base)[:, 1])
+    assert len(tokenise(base, "photo of a <v>", tuning.vocabulary).words) == 3
+    list(tuning.steps())
+    assert tuning.layerwise_words().shape[1] == 3
+    with pytest.raises(RequestError, match="words 2 with plain-lora"):
+        replace(CONFIG, method=Method.PLAIN_LORA, words=2)

@@ -1,0 +1,159 @@
+"""`make demo`: the product itself, in small. Three participants, one operator, one round, one picture.
+
+Every stage is a command that a person would type, as a process of its own: keys, kits, states and picture folders are separate,
+and what they say to each other goes over TLS on loopback. Only the report at the end, which sees all sides, is the demo's own.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mos_bench.participant import Participant
+from mos_bench.processes import Processes
+from mos_common.errors import RequestError
+from mos_common.files import write_atomically
+from mos_common.shell import say
+from mos_server.state.folder import open_state
+from mos_server.state.journal import Store
+from mos_tiny import demo_concepts
+
+PARTICIPANTS = ("alice", "bob", "carol")
+SOLVED = " layers solved in "
+
+
+@dataclass
+class Clock:
+    """Wall time of each stage, seconds."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Time a stage and say that it begins."""
+        say(f"── {name}")
+        started = time.monotonic()
+        yield
+        self.seconds[name] = round(time.monotonic() - started, 1)
+
+
+def run_demo(out: Path, *, steps: int | None = None) -> None:
+    """Run the demo into `out` and print where everything is, what was sent, the scores and the times.
+
+    Raises:
+        RequestError: `out` holds something that is no earlier demo, which would be erased.
+
+    """
+    out = out.resolve()
+    if out.is_dir() and any(out.iterdir()) and not (out / "participants" / PARTICIPANTS[0]).is_dir():
+        raise RequestError(f"{out} holds something that is no demo: give --out a new folder, or an earlier demo's")
+    shutil.rmtree(out, ignore_errors=True)
+    participants = prepare(out)
+    state, clock = out / "server", Clock()
+    with Processes({"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}) as processes:
+        with clock.stage("set up the server and invite"):
+            fleet, mos = free_ports(2)
+            processes.do(
+                "operator",
+                ["mos-server", "init", state, "--host", "127.0.0.1", "--fleet-port", fleet, "--mos-port", mos],
+            )
+            for someone in participants:
+                processes.do("operator", ["mos-server", "invite", state, someone.name, "--out", someone.kit])
+        with clock.stage("the round, from joining to downloaded models"):
+            processes.start("server", ["mos-server", "serve", state], {"OMP_NUM_THREADS": "2"})
+            for someone in participants:
+                processes.start(someone.name, join_command(someone, steps))
+            names = [someone.name for someone in participants]
+            processes.start(
+                "operator", ["mos-server", "round", state, "--wait", str(len(participants)), "--deadline", "2h"]
+            )
+            processes.wait("operator", beside=["server", *names])
+            for name in names:
+                processes.wait(name, timeout_s=120, beside=["server"])
+            processes.stop("server")
+        shutil.copytree(latest_model(participants[0].state), out / "fused")
+        with clock.stage("draw two concepts in one picture"):
+            processes.do("drawing", draw_command(out, participants), {"OMP_NUM_THREADS": "2"})
+        with clock.stage("report"):
+            from mos_bench.report import report_of, show
+
+            report = report_of(out, state, participants, clock.seconds)
+    report["seconds"] = clock.seconds | round_seconds(state)
+    write_atomically(out / "report.json", json.dumps(report, indent=2).encode() + b"\n")
+    show(out, report)
+
+
+def round_seconds(state: Path) -> dict[str, float]:
+    """How the round's time was spent, from the server's journal: seconds from one step's end to the next."""
+    with closing(Store(open_state(state).database)) as store:
+        (round_,) = store.rounds()
+        uploaded = max(upload.received for upload in store.uploads(round_.id))
+        solved = max(at for _, at, text in store.notes(round_.id) if SOLVED in text)
+    steps = {"tune and upload": round_.asked, "fuse": uploaded, "score and publish": solved}
+    ends = [uploaded, solved, round_.ended or solved]
+    return {f"of it: {name}": round(end - began, 1) for (name, began), end in zip(steps.items(), ends, strict=True)}
+
+
+def prepare(out: Path) -> list[Participant]:
+    """Give each participant a private folder with the pictures of one of the shipped concepts."""
+    participants = []
+    for name, source in zip(PARTICIPANTS, sorted(p for p in demo_concepts().iterdir() if p.is_dir()), strict=True):
+        about = json.loads((source / "concept.json").read_text(encoding="utf-8"))
+        someone = Participant(name, about["name"], about["class"], out / "participants" / name)
+        shutil.copytree(source, someone.pictures)
+        participants.append(someone)
+    return participants
+
+
+def join_command(someone: Participant, steps: int | None) -> list[str | Path]:
+    """`mos-client join` as this participant would type it."""
+    command: list[str | Path] = ["mos-client", "join", someone.kit, someone.pictures, "--concept", someone.concept]
+    command += ["--class", someone.class_word, "--state", someone.state, "--rounds", "1"]
+    return command + (["--steps", str(steps)] if steps else [])
+
+
+def draw_command(out: Path, participants: list[Participant]) -> list[str | Path]:
+    """`mos-client draw` with one participant's concept on the left and another's on the right.
+
+    Each region's prompt tells the whole picture and names its own concept: the base then knows where in it the concept stands.
+    """
+    left, right = participants[-1], participants[0]
+
+    def both(one: str, other: str) -> str:
+        return f"{one} on the left and {other} on the right in a meadow"
+
+    a_left, a_right = f"a {left.class_word}", f"a {right.class_word}"
+    regions = [f"{both(left.token, a_right)} @ 0,0,0.5,1", f"{both(a_left, right.token)} @ 0.5,0,1,1"]
+    size: list[str | Path] = ["--width", "128", "--height", "64", "--out", out / "picture.png"]
+    return [
+        "mos-client",
+        "draw",
+        out / "fused",
+        both(a_left, a_right),
+        "--region",
+        regions[0],
+        "--region",
+        regions[1],
+        *size,
+    ]
+
+
+def latest_model(state: Path) -> Path:
+    """The one model that a participant of one round has downloaded."""
+    (model,) = (folder for folder in (state / "models").iterdir() if (folder / "manifest.json").is_file())
+    return model
+
+
+def free_ports(count: int) -> list[str]:
+    """Ports of the loopback interface that nobody uses right now."""
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [str(server.getsockname()[1]) for server in sockets]
+    for server in sockets:
+        server.close()
+    return ports

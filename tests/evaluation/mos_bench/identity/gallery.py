@@ -1,0 +1,79 @@
+"""What drawings are compared with: the held-back pictures of every concept, and who is who among all of them.
+
+Image alignment is with held-back pictures. Identity accuracy asks which of all concepts a drawing is most like (`recogniser.py`).
+Concepts are known by the pictures they were tuned on, through the VAE as all drawings are; so the ceiling, held-back pictures
+through the VAE, is asked of exactly the same rule.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mos_bench.identity.cache import Cache, key_of, vector_bytes
+from mos_bench.identity.concepts import BenchConcept
+from mos_bench.identity.recogniser import Recogniser
+from mos_bench.identity.scorers import Scorer, all_pairs
+from mos_bench.identity.tuning import Studio
+from mos_client.pictures.examples import load_pictures
+from mos_client.pictures.folder import split_pictures
+from mos_common.base_model import Base
+
+Features = Float[Tensor, "n features"]
+
+
+@dataclass(frozen=True)
+class Ceiling:
+    """What real pictures of a concept score, through the VAE: image alignment of those tuned on, accuracy of those held back."""
+
+    image: float
+    accuracy: float
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """The held-back pictures' features of every concept, the recogniser of all, and each one's ceiling."""
+
+    references: dict[str, Features]
+    recogniser: Recogniser
+    ceilings: dict[str, Ceiling]
+
+
+def gallery_of(base: Base, studio: Studio, concepts: Sequence[BenchConcept], scorer: Scorer, cache: Cache) -> Gallery:
+    """Features are computed once per concept, base and scorer."""
+    tuned_on, references, held = {}, {}, {}
+    for concept in concepts:
+        tuned, rebuilt, real = _features(base, studio, concept, scorer, cache)
+        tuned_on[concept.name], held[concept.name], references[concept.name] = tuned, rebuilt, real
+    labels = [name for name, features in tuned_on.items() for _ in features]
+    recogniser = Recogniser.of(torch.cat(list(tuned_on.values())), labels)
+    ceilings = {
+        name: Ceiling(
+            image=float(all_pairs(tuned_on[name], references[name]).mean()),
+            accuracy=sum(who == name for who in recogniser.who(held[name])) / len(held[name]),
+        )
+        for name in references
+    }
+    return Gallery(references, recogniser, ceilings)
+
+
+def _features(
+    base: Base, studio: Studio, concept: BenchConcept, scorer: Scorer, cache: Cache
+) -> tuple[Features, Features, Features]:
+    """Of the pictures tuned on through the VAE, those held back through the VAE, and those held back as they are."""
+    tuned_on, held_back = split_pictures(studio.pictures(concept))
+    count, held = len(tuned_on), len(held_back)
+    keys = [
+        key_of("picture", base.fingerprint, studio.digest(concept), scorer.name, i) for i in range(count + 2 * held)
+    ]
+    if cache.missing("features", keys):
+        real = load_pictures([*tuned_on, *held_back], base.picture_size)
+        rebuilt = base.decode_latents(base.encode_pictures(real))
+        found = scorer.features(torch.cat([rebuilt, real[count:]]))
+        cache.put("features", {key: vector_bytes(vector) for key, vector in zip(keys, found, strict=True)})
+    everything = torch.stack([cache.vector(key) for key in keys])
+    return everything[:count], everything[count : count + held], everything[count + held :]

@@ -1,0 +1,69 @@
+"""Where fusing loses identity, and where it moves the base: one group of layers at a time.
+
+A fused model is taken apart. With the *own* changes of one group (text encoder, keys and values, the rest of the UNet), every concept is
+drawn as if fusion had cost nothing there; with one fused group *alone*, as if nothing else had been tuned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from mos_bench.identity.cache import key_of
+from mos_bench.identity.cases import Case, shared_case, single_case
+from mos_bench.identity.concepts import BenchConcept
+from mos_bench.identity.methods import Method
+from mos_bench.identity.models import Model
+from mos_bench.identity.tuning import Variant
+from mos_bench.identity.workshop import Workshop
+from mos_common.base_model import Base
+from mos_common.concept import Concept
+from mos_common.concept_file import content_digest
+from mos_common.edlora import LowRank
+from mos_common.layers import Group, adaptable_layers
+
+
+def measure_groups(
+    workshop: Workshop, concepts: Sequence[BenchConcept], variant: Variant, method: Method
+) -> dict[str, Case]:
+    """By name: every group of the fused model exchanged for each concept's own, and every group alone (with its drift)."""
+    base, probed = workshop.base, workshop.probed(concepts)
+    recipe = workshop.recipe(concepts, variant, method)
+    workshop.fuse_all([recipe], f"{method.name} of {len(concepts)}")
+    fused, cases = workshop.kitchen.model(recipe), dict[str, Case]()
+    for group in Group:
+        name = f"own {group}"
+        models = {c.name: with_own(base, fused, workshop.studio.concept(c, variant), group) for c in probed}
+        cases[name] = single_case(workshop, models, probed, name)
+    for group in Group:
+        name, model = f"fused {group} alone", alone(base, fused, group)
+        requests = [request for concept in probed for request in workshop.requests(model, concept)]
+        workshop.draw([*requests, *workshop.unrelated(model)], name)
+        cases[name] = shared_case(workshop, model, probed, name)
+    return cases
+
+
+def with_own(base: Base, fused: Model, concept: Concept, group: Group) -> Model:
+    """A fused model with one group's changes from a concept."""
+    here = _names(base, group)
+
+    def load() -> dict[str, LowRank]:
+        others = {name: pair for name, pair in fused.changes().items() if name not in here}
+        return others | {name: pair for name, pair in concept.pairs.items() if name in here}
+
+    attached = key_of(fused.attached, fused.scale, "own", group.name, content_digest(concept))
+    return replace(fused, attached=attached, load=load, scale=1.0)
+
+
+def alone(base: Base, fused: Model, group: Group) -> Model:
+    """A fused model without the other groups' changes."""
+    here = _names(base, group)
+
+    def load() -> dict[str, LowRank]:
+        return {name: pair for name, pair in fused.changes().items() if name in here}
+
+    return replace(fused, attached=key_of(fused.attached, fused.scale, "alone", group.name), load=load, scale=1.0)
+
+
+def _names(base: Base, group: Group) -> frozenset[str]:
+    return frozenset(layer.name for layer in adaptable_layers(base) if layer.group is group)

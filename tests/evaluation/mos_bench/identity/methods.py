@@ -1,0 +1,39 @@
+"""The ways to fuse that are compared, each with the λ that suits it best.
+
+`average` is FedAvg with 1/n. Those that are linear in a factor λ (the scaled sum, TIES, DARE) get the λ that scores the highest image
+alignment on dev concepts at the same n, with the same prompts and seeds: what is chosen is what is compared. `gradient-paper` is
+L-BFGS with the paper's stops and inputs, `gradient` is ours with its defaults.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mos_server.fusion.settings import FusionSettings
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way to fuse; `grid` are the λ to choose from, none for a method without."""
+
+    name: str
+    settings: FusionSettings
+    grid: tuple[float, ...] = ()
+
+    def scales(self, n: int) -> tuple[float, ...]:
+        """The λ to try with n concepts. The scaled sum may always be the average: 1/n is among its λ."""
+        if self.settings.method != "sum":
+            return self.grid
+        return tuple(sorted({*self.grid, round(1 / n, 4)}))
+
+
+AVERAGE = Method("average", FusionSettings(method="average"))
+SUM_TUNED = Method(
+    "sum-tuned", FusionSettings(method="sum", sum_weight=1.0), (0.05, 0.1, 0.18, 0.3, 0.45, 0.65, 0.9, 1.2)
+)
+TIES = Method("ties", FusionSettings(method="ties", sum_weight=1.0), (0.2, 0.4, 0.8, 1.5, 2.5))
+DARE = Method("dare", FusionSettings(method="dare", sum_weight=1.0), (0.04, 0.08, 0.18, 0.35, 0.65, 1.0))
+CUSTOM_DIFFUSION = Method("custom-diffusion", FusionSettings(method="custom-diffusion"))
+GRADIENT_PAPER = Method("gradient-paper", FusionSettings(method="lbfgs", text_inputs="fused", unet_inputs="fused"))
+GRADIENT = Method("gradient", FusionSettings(method="gradient"))
+CURVE = (AVERAGE, SUM_TUNED, TIES, DARE, GRADIENT_PAPER, GRADIENT)

@@ -1,0 +1,163 @@
+"""What drawings are made with: the base alone, one tuned concept, or concepts fused by some method.
+
+A `Model` knows what it is by digests and loads its weights only when something is really drawn with it. Fused models are kept in
+files named by their recipe: base, concepts, weights and settings, and the source of fusion itself, so that changed code fuses anew.
+A drawing is keyed by the digest of the tensors that came out: where those are the same, it is not drawn again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import cache
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+import mos_server.fusion
+from mos_bench.identity.cache import key_of
+from mos_common.base_model import Base
+from mos_common.concept import Concept, words_of
+from mos_common.concept_file import content_digest
+from mos_common.edlora import LowRank
+from mos_common.files import write_atomically
+from mos_common.fused_model import NamedConcept
+from mos_server.fusion.fuse import fuse
+from mos_server.fusion.settings import FusionSettings
+
+Changes = Mapping[str, LowRank]
+
+
+@dataclass(frozen=True)
+class Model:
+    """`attached` says which changes are on, `words` maps each token to its embeddings and their digest; `load` gives the changes."""
+
+    attached: str
+    load: Callable[[], Changes] = field(repr=False)
+    words: Mapping[str, tuple[str, Tensor]] = field(default_factory=dict, repr=False)
+    scale: float = 1.0
+
+    def changes(self) -> Changes:
+        """The changes, each times `scale`."""
+        loaded = self.load()
+        if self.scale == 1:
+            return loaded
+        return {name: replace(pair, alpha=pair.alpha * self.scale) for name, pair in loaded.items()}
+
+    def made_of(self, prompt: str) -> object:
+        """What of this model a drawing of `prompt` depends on."""
+        return [
+            self.attached,
+            self.scale,
+            sorted(digest for token, (digest, _) in self.words.items() if token in prompt),
+        ]
+
+    @property
+    def vocabulary(self) -> dict[str, Tensor]:
+        """Every token's embeddings."""
+        return {token: words for token, (_, words) in self.words.items()}
+
+
+def untouched() -> Model:
+    """The base as it came."""
+    return Model("", dict)
+
+
+def single(base: Base, concept: Concept) -> Model:
+    """One concept's own model."""
+    return Model(content_digest(concept), lambda: concept.pairs, _words(base, [concept]))
+
+
+def words_only(base: Base, concept: Concept) -> Model:
+    """The untouched base, told the concept's words: what embeddings alone carry (figure 3 of the paper)."""
+    return Model("", dict, _words(base, [concept]))
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One fused model to make. `scale` multiplies what comes out: λ of the scaled sum."""
+
+    concepts: tuple[Concept, ...]
+    settings: FusionSettings
+    scale: float = 1.0
+
+    def name(self, base: Base) -> str:
+        """What makes it what it is."""
+        digests = sorted(content_digest(concept) for concept in self.concepts)
+        return key_of(base.fingerprint, digests, asdict(self.settings), fusion_source())
+
+
+class Kitchen:
+    """Makes fused models, once: `folder` keeps them and the second moments that they share."""
+
+    def __init__(self, base: Base, folder: Path) -> None:
+        self.base, self.folder = base, folder
+
+    def path(self, recipe: Recipe) -> Path:
+        """Where the changes are kept."""
+        return self.folder / "fused" / f"{recipe.name(self.base)}.safetensors"
+
+    def made(self, recipe: Recipe) -> bool:
+        """Whether it is there already."""
+        return self.path(recipe).is_file()
+
+    def make(self, recipe: Recipe) -> None:
+        """Fuse, unless that was done before."""
+        if self.made(recipe):
+            return
+        named = [NamedConcept("", concept) for concept in recipe.concepts]
+        fused = fuse(self.base, named, recipe.settings, moments_dir=self.folder / "moments", progress=lambda line: None)
+        tensors = {}
+        for name, pair in fused.changes.items():
+            tensors[f"{name}.A"] = pair.A.float().contiguous()
+            tensors[f"{name}.B"] = (pair.scale * pair.B).float().contiguous()
+        told = {
+            "digest": _digest(tensors),
+            "method": recipe.settings.method,
+            "drift": json.dumps(fused.manifest.drift),
+            "excluded": json.dumps([excluded.token for excluded in fused.manifest.excluded]),
+        }
+        write_atomically(self.path(recipe), save(tensors, told))
+
+    def model(self, recipe: Recipe) -> Model:
+        """The model, made before."""
+        path = self.path(recipe)
+        with safe_open(path, "pt") as file:
+            digest = file.metadata()["digest"]
+        return Model(digest, lambda: _read(path), _words(self.base, recipe.concepts), recipe.scale)
+
+
+@cache
+def fusion_source() -> str:
+    """Sha256 over the source files of fusion."""
+    digest = hashlib.sha256()
+    for file in sorted(Path(mos_server.fusion.__file__).parent.glob("*.py")):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def _read(path: Path) -> Changes:
+    tensors = load_file(path)
+    names = sorted({name[:-2] for name in tensors})
+    return {n: LowRank(tensors[f"{n}.A"], tensors[f"{n}.B"], float(max(1, len(tensors[f"{n}.A"])))) for n in names}
+
+
+def _words(base: Base, concepts: Sequence[Concept]) -> dict[str, tuple[str, Tensor]]:
+    found = {}
+    for concept in concepts:
+        words = words_of(concept, base)
+        found[concept.name] = (_digest({"words": words}), words)
+    return found
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name}\0{tuple(tensor.shape)}\0".encode())
+        digest.update(tensor.detach().to("cpu", torch.float32).contiguous().numpy().data)
+    return digest.hexdigest()

@@ -1,0 +1,121 @@
+"""The demo's report: who sent what, how each concept survived, and a sheet of pictures."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from mos_bench.participant import Participant
+from mos_client.drawing.picture import as_image
+from mos_client.pictures.examples import load_pictures
+from mos_client.pictures.folder import split_pictures
+from mos_common.base_model import load_base
+from mos_common.concept import words_of
+from mos_common.concept_file import content_digest, read_concept
+from mos_common.files import write_atomically
+from mos_common.fused_model import FusedConcept, FusedModel, NamedConcept, read_fused
+from mos_common.identity import IdentityProbe, probe_for, score_in
+from mos_common.node_key import key_digest, load_node_key, public_pem
+from mos_common.scores import ImageScorer
+from mos_common.shell import say
+from mos_server.fusion.fuse import fuse
+from mos_server.fusion.settings import FusionSettings
+
+SHOWN = 3
+CELL, GAP, HEAD = 128, 6, 26
+
+
+def report_of(
+    out: Path, state: Path, participants: Sequence[Participant], seconds: Mapping[str, float]
+) -> dict[str, Any]:
+    """Everything that `report.json` says; writes `contact-sheet.png` on the way."""
+    torch.set_num_threads(2)
+    base, fused = load_base("tiny"), read_fused(out / "fused")
+    files = {concept.token: state / "concepts" / f"{concept.digest}.safetensors" for concept in fused.manifest.concepts}
+    named = [NamedConcept(c.participant, read_concept(files[c.token])) for c in fused.manifest.concepts]
+    average = fuse(base, named, FusionSettings(method="average"), progress=lambda line: None)
+    by_token = {concept.token: concept for concept in fused.manifest.concepts}
+    rows, concepts = [], {}
+    for someone in participants:
+        concept = next(n.concept for n in named if n.participant == someone.name)
+        tuned_on, held_back = split_pictures(someone.pictures)
+        probe = probe_for(base, concept, load_pictures(held_back, base.picture_size), ImageScorer())
+        said = by_token[someone.token]
+        rows.append(_row(probe, someone, concept, fused, average, load_pictures(tuned_on[:2], base.picture_size)))
+        concepts[someone.concept.strip("<>")] = {
+            "node_key": key_digest(public_pem(load_node_key(someone.state / "node_key"))),
+            "digest": content_digest(concept),
+            "upload_bytes": files[someone.token].stat().st_size,
+            "identity": _identity(said, score_in(probe, average, someone.token)),
+        }
+    write_atomically(out / "contact-sheet.png", _png(contact_sheet(rows)))
+    size = sum(file.stat().st_size for file in (out / "fused").iterdir())
+    return {"seconds": dict(seconds), "download_bytes": size, "concepts": concepts, "base": base.fingerprint}
+
+
+def show(out: Path, report: Mapping[str, Any]) -> None:
+    """Print the report for a person."""
+    say("")
+    for name in ("contact-sheet.png", "picture.png", "fused", "report.json"):
+        say(f"{out / name}")
+    say(f"\n{'concept':>10} {'sent':>10} {'class word':>11} {'single':>8} {'average':>8} {'fused':>8} {'ceiling':>8}")
+    for name, concept in report["concepts"].items():
+        identity = concept["identity"]
+        numbers = " ".join(f"{identity[key]:>8.3f}" for key in ("single", "average", "fused", "ceiling"))
+        say(f"{name:>10} {concept['upload_bytes']:>10,} {identity['class_word']:>11.3f} {numbers}")
+    say("identity: cosine with pictures held back from tuning, in contexts that fusion did not record")
+    say(f"downloaded by each participant: {report['download_bytes']:,} bytes")
+    for stage, seconds in report["seconds"].items():
+        say(f"{seconds:>8.1f} s  {stage}")
+
+
+def _identity(said: FusedConcept, average: float) -> dict[str, float]:
+    assert said.identity is not None, "the demo's participants all score the candidate"
+    return {
+        "class_word": said.identity.class_word,
+        "single": said.identity.single,
+        "average": average,
+        "fused": said.identity.fused,
+        "ceiling": said.identity.ceiling,
+    }
+
+
+def _row(
+    probe: IdentityProbe, someone: Participant, concept: Any, fused: FusedModel, average: FusedModel, pictures: Tensor
+) -> list[tuple[str, Tensor]]:
+    single = probe.drawings(concept.name, concept.pairs, {concept.name: words_of(concept, probe.base)})[:SHOWN]
+    both = [probe.drawings(someone.token, model.changes, model.vocabulary)[:SHOWN] for model in (fused, average)]
+    titles = [
+        f"pictures of {someone.concept}",
+        *(f"{kind} {someone.concept}" for kind in ("single", "fused", "weight-averaged")),
+    ]
+    return list(zip(titles, [pictures, single, *both], strict=True))
+
+
+def contact_sheet(rows: Sequence[Sequence[tuple[str, Tensor]]]) -> Image.Image:
+    """One row of labelled groups of pictures for each concept."""
+    counts = [len(pictures) for _, pictures in rows[0]]
+    width = sum(counts) * CELL + (len(counts) + 1) * GAP
+    sheet = Image.new("RGB", (width, len(rows) * (CELL + HEAD + GAP)), "white")
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=13)
+    for r, row in enumerate(rows):
+        left, top = GAP, r * (CELL + HEAD + GAP)
+        for title, pictures in row:
+            pen.text((left, top + 6), title, fill="black", font=font)
+            for picture in pictures:
+                sheet.paste(as_image(picture).resize((CELL, CELL), Image.Resampling.NEAREST), (left, top + HEAD))
+                left += CELL
+            left += GAP
+    return sheet
+
+
+def _png(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    return buffer.getvalue()

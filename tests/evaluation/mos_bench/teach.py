@@ -1,0 +1,121 @@
+"""How well a base can be taught: identities that it never saw, tuned as the main job tunes them.
+
+For each: what the base draws for the class word (floor), what the tuned concept draws (single), what its own pictures score through
+the VAE (ceiling), all against two pictures held back; and how far tuning came, (single - floor)/(ceiling - floor).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from mos_bench.pictures import compose_pictures
+from mos_client.pictures.examples import load_pictures
+from mos_client.pictures.folder import split_pictures
+from mos_client.tuning.tune_folder import tune_folder
+from mos_common.base_model import Base, load_base
+from mos_common.concept_file import read_concept
+from mos_common.files import write_atomically
+from mos_common.identity import measure_identity
+from mos_common.shell import say
+from mos_tiny.recipe.compose import Subject, World
+from mos_tiny.recipe.kept import KINDS, kept_subjects
+
+WANTED = 0.8
+
+
+@dataclass(frozen=True)
+class Taught:
+    """One identity's scores: cosines with its held-back pictures."""
+
+    kind: str
+    name: str
+    class_word: str
+    floor: float
+    single: float
+    ceiling: float
+
+    @property
+    def way(self) -> float:
+        """How far from the class word to its own pictures tuning came."""
+        return (self.single - self.floor) / (self.ceiling - self.floor)
+
+
+def teach(out: Path, *, each: int, base_name: str, steps: int | None, part: int, parts: int) -> list[Taught]:
+    """Tune and score `each` identities of every kind; what was scored before on the same base is kept. Writes `out`/teach.json.
+
+    `part` of `parts` tunes only its share, so that several processes divide the work.
+    """
+    base = load_base(base_name)
+    folder = out / base.fingerprint[:12] / f"steps-{steps or base.preset.steps}"
+    world, found = World(), []
+    for i, (kind, name, views) in enumerate(chosen(each)):
+        done = folder / f"{name}.json"
+        if not done.is_file() and i % parts == part:
+            taught = _taught(base, folder, kind, name, views, steps, world)
+            write_atomically(done, json.dumps(asdict(taught)).encode())
+        if done.is_file():
+            found.append(Taught(**json.loads(done.read_bytes())))
+            say(_line(found[-1]))
+    told = {"base": base.fingerprint, "wanted": WANTED, "identities": [asdict(one) | {"way": one.way} for one in found]}
+    write_atomically(out / "teach.json", json.dumps(told, indent=1).encode() + b"\n")
+    for kind in KINDS:
+        ways = [one.way for one in found if one.kind == kind]
+        if ways:
+            say(f"{kind}: {np.mean(ways):.2f} of the way on average over {len(ways)}, wanted {WANTED}")
+    return found
+
+
+def chosen(each: int) -> Iterator[tuple[str, str, list[Subject]]]:
+    """Identities evenly spaced over each kind: nobody picks them."""
+    for kind in KINDS:
+        subjects = kept_subjects(kind)
+        for i in range(each):
+            views = subjects[i * len(subjects) // each]
+            label = views[0].label
+            yield kind, f"{label['style']}-{label.get('id', label.get('icon'))}".lower(), views
+
+
+def _taught(
+    base: Base, folder: Path, kind: str, name: str, views: list[Subject], steps: int | None, world: World
+) -> Taught:
+    pictures = folder / name
+    compose_pictures(pictures, name, views, world)
+    class_word = class_word_of(views[0])
+    file = tune_folder(
+        pictures,
+        concept="<taught>",
+        class_word=class_word,
+        out=folder / f"{name}.safetensors",
+        work=folder / f"{name}.work",
+        base=base,
+        steps=steps,
+    )
+    tuned_on, held_back = (load_pictures(chosen, base.picture_size) for chosen in split_pictures(pictures))
+    scores = measure_identity(base, read_concept(file), tuned_on, held_back)
+    return Taught(kind, name, class_word, scores.class_word, scores.single, scores.ceiling)
+
+
+def class_word_of(view: Subject) -> str:
+    """What a participant would call it."""
+    if view.person:
+        return "person"
+    return str(view.label.get("noun", "thing"))
+
+
+def _line(one: Taught) -> str:
+    return (
+        f"{one.kind:>14} {one.name:>24}  floor {one.floor:.3f}  single {one.single:.3f}  ceiling {one.ceiling:.3f}  "
+        f"way {one.way:.2f}"
+    )
+
+
+def run_teach(out: Path, *, each: int, base: str, steps: int | None, part: int, parts: int) -> None:
+    """What `mos-bench teach` does."""
+    torch.set_num_threads(1 if parts > 1 else 2)
+    teach(out, each=each, base_name=base, steps=steps, part=part, parts=parts)

@@ -1,0 +1,209 @@
+"""What each setting of tuning does to identity and to prompt-following: the measurement behind docs/tuning.md.
+
+Identities that the base never saw are tuned with the base's preset and with one setting changed at a time, by the same seed and to
+the last step. Drawn are contexts and seeds that tuning never looked at. Of each change the table says the paired difference to the
+preset, with its 95 % interval over identities.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from mos_bench.identity.statistics import LEVEL, student_quantile
+from mos_bench.pictures import compose_pictures
+from mos_bench.teach import chosen, class_word_of
+from mos_client.pictures.examples import load_pictures
+from mos_client.pictures.folder import split_pictures
+from mos_client.tuning.tune_folder import tune_folder
+from mos_common.base_model import Base, load_base
+from mos_common.concept import words_of
+from mos_common.concept_file import read_concept
+from mos_common.drawing import Drawing, draw
+from mos_common.edlora import LowRank, attached
+from mos_common.files import canonical_json, write_atomically
+from mos_common.prompts import SCORED, about
+from mos_common.scores import ImageScorer, context_alignment, image_alignment
+from mos_common.shell import say
+from mos_common.words import Vocabulary
+from mos_tiny.recipe.compose import Subject, World
+
+PRESET = "preset"
+SEEDS = (100, 101)
+VARIANTS: Mapping[str, Mapping[str, str]] = {
+    PRESET: {},
+    "one word a layer for V_class only (P+)": {"method": "p-plus"},
+    "one embedding (textual inversion)": {"method": "textual-inversion"},
+    "one embedding and pairs (LoRA)": {"method": "lora"},
+    "pairs only": {"method": "plain-lora"},
+    "keys and values only (Custom Diffusion)": {"method": "custom-diffusion"},
+    "rank 1": {"rank": "1"},
+    "rank 8": {"rank": "8"},
+    "three words": {"words": "3"},
+    "frozen directions": {"frozen_directions": "true"},
+    "half the steps": {"steps": "half"},
+    "twice the steps": {"steps": "double"},
+    "text encoder left alone": {"learning_rate_text": "0"},
+    "masked loss": {"background_weight": "0"},
+    "background counts a half": {"background_weight": "0.5"},
+    "attention regularisation 0.01": {"attention_weight": "0.01"},
+    "attention regularisation 0.1": {"attention_weight": "0.1"},
+    "noise offset 0.01": {"noise_offset": "0.01"},
+    "noise offset 0.1": {"noise_offset": "0.1"},
+    "no norm stop": {"norm_stop": "0"},
+    "half the captions plain templates": {"template_share": "0.5"},
+    "all captions plain templates": {"template_share": "1"},
+    "mirrored too": {"mirror": "true"},
+    "four crops": {"crops": "4"},
+    "running average 0.98": {"averaging": "0.98"},
+}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One identity, tuned one way. `way` is how far from the class word to its own pictures identity came; `following` is prompt-following."""
+
+    variant: str
+    kind: str
+    identity: str
+    way: float
+    following: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Yardstick:
+    """What one identity is measured with: features of its held-back pictures, of the class word's drawings, floor and ceiling."""
+
+    references: torch.Tensor
+    usual: torch.Tensor
+    floor: float
+    ceiling: float
+
+
+def measure(out: Path, *, each: int, base_name: str, only: Sequence[str], part: int, parts: int) -> list[Outcome]:
+    """Tune and score; what was measured before on the same base with the same settings is kept. Writes `out`/tuning.json.
+
+    `part` of `parts` tunes only its share, so that several processes divide the work.
+    """
+    base, world, found = load_base(base_name), World(), []
+    folder = out / base.fingerprint[:12]
+    variants = {name: VARIANTS[name] for name in VARIANTS if not only or name in (PRESET, *only)}
+    for i, (kind, name, views) in enumerate(chosen(each)):
+        for variant, changes in variants.items():
+            done = folder / f"{name}-{_digest(base, changes)}.json"
+            if not done.is_file() and i % parts == part:
+                outcome = _outcome(base, folder, variant, changes, kind, name, views, world)
+                write_atomically(done, json.dumps(asdict(outcome)).encode())
+            if done.is_file():
+                found.append(Outcome(**json.loads(done.read_bytes()) | {"variant": variant}))
+                say(f"{found[-1].variant:>40} {name:>20}  way {found[-1].way:.2f}  following {found[-1].following:.2f}")
+    if found:
+        told = {"base": base.fingerprint, "preset": base.preset.name, "outcomes": [asdict(one) for one in found]}
+        write_atomically(out / "tuning.json", json.dumps(told, indent=1).encode() + b"\n")
+        write_atomically(out / "tuning.md", ("\n".join(table(found)) + "\n").encode())
+    return found
+
+
+def table(outcomes: Sequence[Outcome]) -> Iterator[str]:
+    """Markdown: the preset's means, then of every change the paired difference to it."""
+    by_variant: dict[str, dict[str, Outcome]] = {}
+    for one in outcomes:
+        by_variant.setdefault(one.variant, {})[one.identity] = one
+    preset = by_variant[PRESET]
+    yield "| setting | way | change | following | change | seconds |"
+    yield "|---|---|---|---|---|---|"
+    for variant, found in by_variant.items():
+        both = sorted(found.keys() & preset.keys())
+        cells = []
+        for figure in ("way", "following"):
+            values = np.array([getattr(found[name], figure) for name in both])
+            differences = values - np.array([getattr(preset[name], figure) for name in both])
+            cells.append(f"{values.mean():.3f}")
+            cells.append("" if variant == PRESET else "{:+.3f} ± {:.3f}".format(*mean_and_margin(differences)))
+        seconds = np.median([found[name].seconds for name in both])
+        yield f"| {variant} | {' | '.join(cells)} | {seconds:.0f} |"
+
+
+def mean_and_margin(values: np.ndarray) -> tuple[float, float]:
+    """The mean of values and half its 95 % interval, by Student's t."""
+    count = len(values)
+    if count < 2:
+        return float(values.mean()), float("inf")
+    t = student_quantile((1 + LEVEL) / 2, count - 1)
+    return float(values.mean()), float(t * values.std(ddof=1) / count**0.5)
+
+
+def _outcome(
+    base: Base,
+    folder: Path,
+    variant: str,
+    changes: Mapping[str, str],
+    kind: str,
+    name: str,
+    views: list[Subject],
+    world: World,
+) -> Outcome:
+    pictures, class_word = folder / name, class_word_of(views[0])
+    compose_pictures(pictures, name, views, world, masks=True)
+    scorer = ImageScorer()
+    yardstick = _yardstick(base, scorer, pictures, class_word)
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory() as scratch:
+        file = tune_folder(
+            pictures,
+            concept="<taught>",
+            class_word=class_word,
+            out=Path(scratch) / "taught.safetensors",
+            work=Path(scratch) / "work",
+            base=base,
+            settings={"watch_every": "0", **_in_steps(changes, base.preset.steps)},
+        )
+        concept = read_concept(file)
+    seconds = time.monotonic() - started
+    drawn = _drawn(base, scorer, concept.name, concept.pairs, {concept.name: words_of(concept, base)})
+    identity = image_alignment(drawn.flatten(0, 1), yardstick.references)
+    following = context_alignment(drawn.mean(dim=0), yardstick.usual)
+    way = (identity - yardstick.floor) / (yardstick.ceiling - yardstick.floor)
+    return Outcome(variant, kind, name, way, following, seconds)
+
+
+def _yardstick(base: Base, scorer: ImageScorer, pictures: Path, class_word: str) -> Yardstick:
+    tuned_on, held_back = (load_pictures(some, base.picture_size) for some in split_pictures(pictures))
+    references = scorer.features(held_back)
+    usual = _drawn(base, scorer, f"a {class_word}", {}, {})
+    rebuilt = base.decode_latents(base.encode_pictures(tuned_on))
+    floor = image_alignment(usual.flatten(0, 1), references)
+    return Yardstick(references, usual.mean(dim=0), floor, image_alignment(scorer.features(rebuilt), references))
+
+
+def _drawn(
+    base: Base, scorer: ImageScorer, subject: str, changes: Mapping[str, LowRank], words: Vocabulary
+) -> torch.Tensor:
+    """(seeds, contexts, features): within a seed all contexts share their noise."""
+    prompts = [about(context, subject) for context in SCORED]
+    with attached(base, changes):
+        return torch.stack(
+            [
+                scorer.features(draw(base, prompts, [seed] * len(prompts), vocabulary=words, how=Drawing()))
+                for seed in SEEDS
+            ]
+        )
+
+
+def _in_steps(changes: Mapping[str, str], steps: int) -> dict[str, str]:
+    relative = {"half": steps // 2, "double": 2 * steps}
+    return {name: str(relative.get(value, value)) for name, value in changes.items()}
+
+
+def _digest(base: Base, changes: Mapping[str, str]) -> str:
+    made_by = {"changes": dict(changes), "preset": asdict(base.preset), "seeds": SEEDS, "contexts": SCORED}
+    return hashlib.sha256(canonical_json(made_by)).hexdigest()[:12]

@@ -1,0 +1,50 @@
+"""What `mos-bench tuning` says of its outcomes, by hand, and the masks of the pictures that it tunes on."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mos_bench.pictures import compose_pictures
+from mos_bench.tuning import PRESET, VARIANTS, Outcome, mean_and_margin, table
+from mos_client.tuning.settings import parse_settings
+from mos_tiny.recipe.compose import World
+from mos_tiny.recipe.kept import kept_subjects
+
+
+def outcome(variant: str, identity: str, way: float, following: float) -> Outcome:
+    return Outcome(variant, "objects", identity, way, following, 1.0)
+
+
+def test_changes_are_paired_and_identities_that_only_one_has_do_not_count():
+    """Preset .5, .7, .9 and changed .4, .5, .6: -.1, -.2, -.3, so -.2 with t(2) = 4.3027 times .1 / √3 beside it."""
+    outcomes = [outcome(PRESET, name, way, 0.5) for name, way in (("a", 0.5), ("b", 0.7), ("c", 0.9), ("d", 9.0))]
+    outcomes += [outcome("masked loss", name, way, 0.5) for name, way in (("a", 0.4), ("b", 0.5), ("c", 0.6))]
+    line = next(line for line in table(outcomes) if line.startswith("| masked loss"))
+    assert "| 0.500 | -0.200 ± 0.248 | 0.500 | +0.000 ± 0.000 |" in line
+
+
+def test_one_identity_has_no_interval():
+    assert mean_and_margin(np.array([0.3])) == (pytest.approx(0.3), float("inf"))
+
+
+def test_every_variant_is_made_of_settings_that_tuning_knows_and_no_two_are_the_same():
+    assert VARIANTS[PRESET] == {}
+    for changes in VARIANTS.values():
+        parse_settings([f"{name}={value}" for name, value in changes.items() if name != "steps"])
+    made = [tuple(sorted(changes.items())) for changes in VARIANTS.values()]
+    assert len(set(made)) == len(made)
+
+
+def test_a_mask_is_the_subject_whatever_lies_behind_it(tmp_path):
+    """Outside the mask two people composed by the same name are the same picture: only the background is left."""
+    world, (one, other) = World(), kept_subjects("own styles")[:2]
+    for folder, views in (("one", one), ("other", other)):
+        compose_pictures(tmp_path / folder, "same", views, world, masks=True)
+    for number in ("01", "05", "12"):
+        pictures = [np.asarray(Image.open(tmp_path / who / f"{number}.png")).astype(int) for who in ("one", "other")]
+        masks = [np.asarray(Image.open(tmp_path / who / f"{number}.mask.png")) > 0 for who in ("one", "other")]
+        assert all(0.1 < mask.mean() < 0.8 for mask in masks)
+        apart = np.abs(pictures[0] - pictures[1]).max(axis=2)[~(masks[0] | masks[1])]
+        assert apart.max() <= 16

@@ -1,0 +1,135 @@
+"""How exact "exactly" is: the published change against a dense float64 optimum over the very rows that were recorded.
+
+Stated in the objective, since that is what fusion minimises: how much more the published change costs than the optimum, as a share
+of what changing nothing would cost.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import replace
+
+import pytest
+import torch
+
+from mos_common.edlora import LowRank
+from mos_common.fused_model import NamedConcept
+from mos_common.layers import concept_layers
+from mos_server.fusion.fuse import fuse
+from mos_server.fusion.gram import sliced_gram
+from mos_server.fusion.moments import Moments
+from mos_server.fusion.settings import FusionSettings
+from mos_server.fusion.solve import residual, solve_change, stacked_left
+from mos_server.fusion.statistics import Recording
+
+MOST_EXCESS = 1e-6
+SETTINGS = FusionSettings(
+    contexts=("V", "photo of a V"), ordinary=("", "a tree"), steps=2, guidance=3.0, batch=2, cap=1e30
+)
+
+
+@pytest.fixture
+def stored(monkeypatch) -> dict[str, dict[str, torch.Tensor]]:
+    """Every row that is recorded, by whose it is and what reads it, as float64."""
+    kept: dict[str, dict[str, list]] = defaultdict(lambda: defaultdict(list))
+    whose = [""]
+    add, record = Moments.add, Recording.record
+
+    def storing(self, reads, rows, count=None):
+        kept[whose[0]][reads].append(rows.double())
+        add(self, reads, rows, count)
+
+    def recorded(self, base):
+        whose[0] = self.token
+        return record(self, base)
+
+    monkeypatch.setattr(Moments, "add", storing)
+    monkeypatch.setattr(Recording, "record", recorded)
+    return kept
+
+
+class Dense:
+    """The regularised objective of one layer over stored rows."""
+
+    def __init__(self, rows, changes, ordinary, preserve: float, ridge: float, towards: float) -> None:
+        self.blocks = [X / len(X) ** 0.5 for X in rows]
+        self.targets = [block @ change.T for block, change in zip(self.blocks, changes, strict=True)]
+        if preserve:
+            self.blocks.append((preserve / len(ordinary)) ** 0.5 * ordinary)
+            self.targets.append(torch.zeros(len(ordinary), changes[0].shape[0], dtype=torch.float64))
+        width = changes[0].shape[1]
+        damping = ridge * sum(float(block.square().sum()) for block in self.blocks) / width
+        self.blocks.append(damping**0.5 * torch.eye(width, dtype=torch.float64))
+        self.targets.append(damping**0.5 * towards * sum(changes).T)
+
+    def optimum(self) -> torch.Tensor:
+        return torch.linalg.lstsq(torch.cat(self.blocks), torch.cat(self.targets), driver="gelsd").solution.T
+
+    def __call__(self, change: torch.Tensor) -> float:
+        return sum(
+            float((block @ change.T - target).square().sum())
+            for block, target in zip(self.blocks, self.targets, strict=True)
+        )
+
+    def excess(self, change: torch.Tensor) -> float:
+        """By how much `change` misses the optimum, as a share of what changing nothing costs."""
+        return (self(change) - self(self.optimum())) / self(torch.zeros_like(change))
+
+
+@pytest.mark.parametrize(
+    ("ridge", "rows", "preserve", "towards"),
+    [
+        (0.1, "all", 0.3, 0.0),
+        (0.1, "all", 0.3, 0.4),
+        (1e-4, "all", 0.0, 0.0),
+        (1e-9, "all", 0.3, 0.0),
+        (1e-9, "words", 0.0, 0.0),
+    ],
+    ids=["towards no change", "towards the sum", "small ridge", "tiny ridge", "tiny ridge, few rows"],
+)
+def test_every_published_layer_is_at_the_optimum(base, make_concept, stored, ridge, rows, preserve, towards):
+    """Three groups of layers on real activations. With "words" there are fewer rows than inputs: S alone is singular."""
+    concepts = [
+        NamedConcept(who, make_concept(base, name, seed=seed, rank=seed + 1))
+        for seed, (who, name) in enumerate((("alice", "<cat>"), ("bob", "<dog>"), ("carol", "<tree>")))
+    ]
+    fused = fuse(base, concepts, replace(SETTINGS, ridge=ridge, rows=rows, preserve=preserve, towards=towards))
+    told = {concept.token: concept.survival for concept in fused.manifest.concepts}
+    for layer in concept_layers(base):
+        X = [torch.cat(stored[named.token][layer.reads]) for named in concepts]
+        changes = [named.concept.pairs[layer.name].change(torch.float64) for named in concepts]
+        ordinary = torch.cat(stored["ordinary prompts"][layer.reads])
+        dense = Dense(X, changes, ordinary, len(concepts) * preserve, ridge, towards)
+        change = fused.changes[layer.name].change(torch.float64)
+        assert dense.excess(change) < MOST_EXCESS, layer.name
+        for named, own_rows, own in zip(concepts, X, changes, strict=True):
+            measured = float((own_rows @ (change - own).T).square().sum()) / len(own_rows)
+            whole = float((own_rows @ own.T).square().sum()) / len(own_rows)
+            from_moments = told[named.token][layer.group.name.lower()].residual[layer.name]
+            assert from_moments == pytest.approx(measured, rel=1e-5, abs=1e-9 * whole)
+
+
+@pytest.mark.parametrize("concepts", [1, 2, 5])
+@pytest.mark.parametrize(("width", "rows"), [(320, 2000), (768, 300)], ids=["spatial", "text"])
+def test_shapes_of_stable_diffusion_are_solved_to_the_same_share(width, rows, concepts):
+    """Synthetic rows of a realistic spectrum, λ = 1e-9: exact from float64 Grams and from the GPU's sliced ones."""
+    generator = torch.Generator().manual_seed(width + concepts)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    mixing = normal(width, width) / width**0.5 * torch.logspace(0, -3, width)
+    X = [normal(rows, width) @ mixing.T + 0.3 * normal(width) for _ in range(concepts)]
+    pairs = [LowRank(normal(4, width) / width**0.5, 0.05 * normal(width // 2, 4), 4.0) for _ in range(concepts)]
+    dense = Dense([x.double() for x in X], [pair.change(torch.float64) for pair in pairs], None, 0.0, 1e-9, 0.0)
+    for gram in (lambda x: x.double().T @ x.double(), sliced_gram):
+        G = [gram(x) / rows for x in X]
+        right = torch.cat([pair.A.double() @ g for pair, g in zip(pairs, G, strict=True)])
+        change = solve_change(sum(G), stacked_left(pairs), right, ridge=1e-9)
+        assert dense.excess(change.change(torch.float64)) < MOST_EXCESS
+        assert residual(G[0], change, pairs[0])[0] == pytest.approx(
+            float((X[0].double() @ (change.change(torch.float64) - pairs[0].change(torch.float64)).T).square().sum())
+            / rows,
+            rel=1e-2,
+            abs=1e-6 * float((X[0].double() @ pairs[0].change(torch.float64).T).square().sum()) / rows,
+        )

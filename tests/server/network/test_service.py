@@ -1,0 +1,221 @@
+"""mos.v1 over real gRPC and TLS: who may enrol, what may be fetched, and by whom."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import grpc
+import pytest
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from mos_common import mos_pb2, mos_pb2_grpc
+from mos_common.errors import NetworkError
+from mos_common.node_key import ENROL_PREFIX, create_node_key, key_digest, prove, public_pem, sign_call
+from mos_server.network.service import CHUNK_BYTES, MosService, start_service
+from mos_server.state.folder import ServerConfig, State, create_state
+from mos_server.state.journal import Store
+from mos_server.state.records import PUBLISHED, SCORING, RoundSettings, Upload
+
+WEEK = 7 * 86400.0
+ADAPTER = bytes(range(256)) * 12000  # about three chunks
+
+
+@dataclass
+class Federation:
+    state: State
+    store: Store
+    stub: mos_pb2_grpc.MosStub
+    folder: Path
+    port: int
+    enrolled: list[tuple[bytes, str]] = field(default_factory=list)
+
+    def participant(self, name: str) -> ec.EllipticCurvePrivateKey:
+        """Somebody who has enrolled."""
+        key = create_node_key(self.folder / name)
+        token, _ = self.store.invite(name, valid_s=WEEK)
+        self.enrol(key, token)
+        return key
+
+    def enrol(self, key: ec.EllipticCurvePrivateKey, token: str, **changes) -> mos_pb2.EnrolReply:
+        fields = {"token": token, "public_key": public_pem(key), "proof": prove(key, token)} | changes
+        return self.stub.Enrol(mos_pb2.EnrolRequest(**fields))
+
+    def describe(self, key: ec.EllipticCurvePrivateKey, model: str) -> mos_pb2.Model:
+        request = mos_pb2.DescribeRequest(model=model)
+        return self.stub.Describe(request, metadata=sign_call(key, "Describe", request))
+
+    def fetch(self, key: ec.EllipticCurvePrivateKey, model: str, file: str, offset: int = 0) -> list[bytes]:
+        request = mos_pb2.FetchRequest(model=model, file=file, offset=offset)
+        return [chunk.data for chunk in self.stub.Fetch(request, metadata=sign_call(key, "Fetch", request))]
+
+
+@pytest.fixture
+def federation(tmp_path: Path) -> Iterator[Federation]:
+    state = create_state(tmp_path / "state", ServerConfig(base="tiny", base_fingerprint="ab" * 32))
+    store, enrolled = Store(state.database), []
+    server, port = start_service(
+        MosService(state, store, lambda pem, name: enrolled.append((pem, name))), state, "127.0.0.1:0"
+    )
+    credentials = grpc.ssl_channel_credentials(state.pki.authority.read_bytes())
+    with grpc.secure_channel(f"127.0.0.1:{port}", credentials) as channel:
+        yield Federation(state, store, mos_pb2_grpc.MosStub(channel), tmp_path, port, enrolled)
+    server.stop(None).wait()
+    store.close()
+
+
+def write_model(folder: Path, *, signed: bool) -> None:
+    folder.mkdir(parents=True)
+    (folder / "adapter.safetensors").write_bytes(ADAPTER)
+    (folder / "private.txt").write_text("not in the manifest")
+    files = {"adapter.safetensors": {"size": len(ADAPTER), "sha256": hashlib.sha256(ADAPTER).hexdigest()}}
+    (folder / "manifest.json").write_text(json.dumps({"files": files}))
+    if signed:
+        (folder / "manifest.sig").write_bytes(b"signature")
+
+
+@pytest.fixture
+def published(federation: Federation) -> Federation:
+    """A federation whose first round is published."""
+    round_ = federation.store.ask_round(RoundSettings())
+    write_model(federation.state.model(round_.id), signed=True)
+    federation.store.advance(round_.id, PUBLISHED)
+    return federation
+
+
+def refused(call: Callable[[], object]) -> tuple[str, str]:
+    with pytest.raises(grpc.RpcError) as caught:
+        call()
+    return caught.value.code().name, caught.value.details()
+
+
+def test_a_kit_enrols_its_participant_once(federation: Federation):
+    key, other = (create_node_key(federation.folder / name) for name in ("key", "other"))
+    token, _ = federation.store.invite("alice", valid_s=WEEK)
+    assert federation.enrol(key, token).participant == "alice"
+    assert federation.enrolled == [(public_pem(key), "alice")]
+    assert federation.store.is_admitted(key_digest(public_pem(key)))
+    code, details = refused(lambda: federation.enrol(other, token))
+    assert code == "PERMISSION_DENIED"
+    assert "used already" in details
+
+
+def test_nobody_enrols_a_key_that_is_not_theirs(federation: Federation):
+    key, other = (create_node_key(federation.folder / name) for name in ("key", "other"))
+    token, _ = federation.store.invite("alice", valid_s=WEEK)
+    assert refused(lambda: federation.enrol(other, token, public_key=public_pem(key)))[0] == "PERMISSION_DENIED"
+    assert federation.store.participants() == []
+    assert federation.enrol(key, token).participant == "alice"
+
+
+def test_a_key_that_flower_would_not_take_leaves_the_token_unused(federation: Federation):
+    key = ec.generate_private_key(ec.SECP256K1())
+    pem = key.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+    token, _ = federation.store.invite("alice", valid_s=WEEK)
+    proof = key.sign(ENROL_PREFIX + b"\0" + token.encode(), ec.ECDSA(hashes.SHA256()))
+    request = mos_pb2.EnrolRequest(token=token, public_key=pem, proof=proof)
+    assert "P-384" in refused(lambda: federation.stub.Enrol(request))[1]
+    assert federation.enrol(create_node_key(federation.folder / "key"), token).participant == "alice"
+
+
+def test_flower_is_told_the_one_text_of_a_key(federation: Federation):
+    key = create_node_key(federation.folder / "key")
+    token, _ = federation.store.invite("alice", valid_s=WEEK)
+    federation.enrol(key, token, public_key=b"a comment\n" + public_pem(key).replace(b"\n", b"\r\n"))
+    assert federation.enrolled == [(public_pem(key), "alice")]
+
+
+def test_the_latest_model_is_described_and_fetched(published: Federation):
+    alice = published.participant("alice")
+    model = published.describe(alice, "latest")
+    assert model.model == "round-001"
+    assert {file.name for file in model.files} == {"manifest.json", "manifest.sig", "adapter.safetensors"}
+    for file in model.files:
+        chunks = published.fetch(alice, model.model, file.name)
+        assert max(map(len, chunks)) <= CHUNK_BYTES
+        data = b"".join(chunks)
+        assert (len(data), hashlib.sha256(data).digest()) == (file.size, file.sha256)
+
+
+def test_a_download_goes_on_where_it_was_cut(published: Federation):
+    alice = published.participant("alice")
+    rest = b"".join(published.fetch(alice, "round-001", "adapter.safetensors", offset=1_234_567))
+    assert rest == ADAPTER[1_234_567:]
+    assert published.fetch(alice, "round-001", "adapter.safetensors", offset=len(ADAPTER)) == []
+    beyond = refused(lambda: published.fetch(alice, "round-001", "adapter.safetensors", offset=len(ADAPTER) + 1))
+    assert beyond[0] == "INVALID_ARGUMENT"
+
+
+@pytest.mark.parametrize(
+    "file", ["private.txt", "../../pki/ca.key", "/etc/passwd", "", ".", "adapter.safetensors/", "manifest.json\0"]
+)
+def test_only_files_of_the_manifest_leave(published: Federation, file: str):
+    alice = published.participant("alice")
+    assert refused(lambda: published.fetch(alice, "round-001", file))[0] == "NOT_FOUND"
+
+
+@pytest.mark.parametrize("model", ["", "..", "round-001/..", "../pki", "round-002", "round-001-candidate", "ROUND-001"])
+def test_only_models_of_the_journal_are_known(published: Federation, model: str):
+    alice = published.participant("alice")
+    assert refused(lambda: published.describe(alice, model))[0] == "NOT_FOUND"
+
+
+def test_before_the_first_round_there_is_nothing(federation: Federation):
+    code, details = refused(lambda: federation.describe(federation.participant("alice"), "latest"))
+    assert code == "NOT_FOUND"
+    assert "no model is published yet" in details
+
+
+def test_a_candidate_is_for_those_whose_concept_is_in_it_while_it_is_scored(federation: Federation):
+    alice, bob = federation.participant("alice"), federation.participant("bob")
+    round_ = federation.store.ask_round(RoundSettings())
+    digest = key_digest(public_pem(alice))
+    federation.store.add_upload(Upload(0, round_.id, digest, "alice", "<cat>", "d", 1, 0.0, None, None))
+    write_model(federation.state.candidate(round_.id), signed=False)
+    assert refused(lambda: federation.describe(alice, "round-001-candidate"))[0] == "NOT_FOUND"
+    federation.store.advance(round_.id, SCORING)
+    assert {file.name for file in federation.describe(alice, "round-001-candidate").files} == {
+        "manifest.json",
+        "adapter.safetensors",
+    }
+    assert refused(lambda: federation.describe(bob, "round-001-candidate"))[0] == "NOT_FOUND"
+    assert refused(lambda: federation.describe(alice, "round-001"))[0] == "NOT_FOUND"
+
+
+def test_strangers_and_revoked_keys_get_nothing(published: Federation):
+    alice = published.participant("alice")
+    stranger = create_node_key(published.folder / "stranger")
+    assert refused(lambda: published.describe(stranger, "latest"))[0] == "UNAUTHENTICATED"
+    assert refused(lambda: published.stub.Describe(mos_pb2.DescribeRequest(model="latest")))[0] == "UNAUTHENTICATED"
+    published.store.revoke(key_digest(public_pem(alice)))
+    assert refused(lambda: published.fetch(alice, "round-001", "manifest.json"))[0] == "UNAUTHENTICATED"
+
+
+def test_a_signed_call_is_good_once_and_for_nothing_else(published: Federation):
+    alice = published.participant("alice")
+    request = mos_pb2.DescribeRequest(model="latest")
+    metadata = sign_call(alice, "Describe", request)
+    published.stub.Describe(request, metadata=metadata)
+    assert "replay" in refused(lambda: published.stub.Describe(request, metadata=metadata))[1]
+    other = mos_pb2.DescribeRequest(model="round-001")
+    metadata = sign_call(alice, "Describe", request)
+    assert refused(lambda: published.stub.Describe(other, metadata=metadata))[0] == "UNAUTHENTICATED"
+
+
+def test_a_server_of_another_authority_is_not_spoken_to(federation: Federation, tmp_path: Path):
+    other = create_state(tmp_path / "other", ServerConfig(base="tiny", base_fingerprint="ab" * 32))
+    credentials = grpc.ssl_channel_credentials(other.pki.authority.read_bytes())
+    with grpc.secure_channel(f"127.0.0.1:{federation.port}", credentials) as channel:
+        stub = mos_pb2_grpc.MosStub(channel)
+        call = refused(lambda: stub.Describe(mos_pb2.DescribeRequest(model="latest"), timeout=10))
+    assert call[0] == "UNAVAILABLE"
+
+
+def test_a_port_in_use_is_named(federation: Federation):
+    service = MosService(federation.state, federation.store, lambda pem, name: None)
+    with pytest.raises(NetworkError, match=f"127.0.0.1:{federation.port} cannot be opened"):
+        start_service(service, federation.state, f"127.0.0.1:{federation.port}")
