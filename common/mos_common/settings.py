@@ -1,0 +1,166 @@
+"""Settings: small frozen dataclasses, set by `--set NAME=VALUE`, kept as JSON with what they made.
+
+A part (fusion, a merge method, tuning, drawing) declares each setting once, with its default, unit and meaning:
+
+    @dataclass(frozen=True)
+    class DrawingSettings:
+        steps: int = setting(20, "denoising steps")
+
+`--set`, `--help`, config.json, the journal and the manifest all read that one declaration. Values are parsed and checked by
+pydantic against the field's type; ranges are checked by the dataclass's own `__post_init__`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import MISSING, Field, asdict, field, fields, replace
+from functools import cache
+from typing import Any, TypeVar, get_origin, get_type_hints
+
+from pydantic import TypeAdapter, ValidationError
+
+from mos_common.errors import RequestError
+
+S = TypeVar("S")
+SEPARATOR = "|"  # between the texts of one setting, such as prompts, which have commas of their own
+
+
+def setting(default: Any, meaning: str, *, unit: str = "") -> Any:
+    """Declare one setting of a frozen dataclass: its default, what it means, and the unit that it is given in."""
+    return field(default=default, metadata={"meaning": meaning, "unit": unit})
+
+
+def parse_settings(kind: type, texts: Iterable[str]) -> dict[str, Any]:
+    """Parse the `NAME=VALUE` texts of `--set` into values for `kind`, by name; a name given twice is an error.
+
+    A tuple of texts is written as a JSON list or with "|" between its texts.
+
+    Raises:
+        RequestError: a text is not NAME=VALUE, the name is unknown (the message names the nearest), or the value is not of the
+            setting's type.
+
+    """
+    values: dict[str, Any] = {}
+    for text in texts:
+        name, equals, value = (part.strip() for part in text.partition("="))
+        if not equals or not name:
+            raise RequestError(f"--set {text}: expected NAME=VALUE, such as {_example(kind)}")
+        if name in values:
+            raise RequestError(f"--set {name} is given twice: give it once")
+        values[name] = parse_value(kind, name, value)
+    return values
+
+
+def parse_value(kind: type, name: str, text: str) -> Any:
+    """Parse the value of one setting from text.
+
+    Raises:
+        RequestError: as for `parse_settings`.
+
+    """
+    declared = _declared(kind, name)
+    given: object = _texts(text) if get_origin(_types(kind)[name]) is tuple else text
+    try:
+        return _adapter(kind, name).validate_python(given)
+    except ValidationError as error:
+        raise RequestError(f"--set {name}={text}: {_reason(error)} ({_about(declared)})") from error
+
+
+def changed(settings: S, values: Mapping[str, Any]) -> S:
+    """Return `settings` with some values replaced; a range is checked by the dataclass itself."""
+    return replace(settings, **values)  # type: ignore[type-var]
+
+
+def settings_from_json(kind: type[S], values: Mapping[str, Any]) -> S:
+    """Read settings that `settings_to_json` wrote; what is missing has its default.
+
+    Raises:
+        RequestError: a name is unknown to this version, or a value is not of its type or range.
+
+    """
+    read = {}
+    for name, value in values.items():
+        declared = _declared(kind, name)
+        try:
+            read[name] = _adapter(kind, name).validate_python(value)
+        except ValidationError as error:
+            raise RequestError(f"setting {name} is {value!r}: {_reason(error)} ({_about(declared)})") from error
+    return kind(**read)
+
+
+def settings_to_json(settings: Any) -> dict[str, Any]:
+    """Return every setting by name, as JSON has it: tuples are lists."""
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(settings).items()}
+
+
+def differences(settings: Any) -> dict[str, Any]:
+    """Return the settings that differ from their defaults, by name, as JSON has them."""
+    values = settings_to_json(settings)
+    usual = {
+        each.name: list(each.default) if isinstance(each.default, tuple) else each.default for each in _all(settings)
+    }
+    return {name: value for name, value in values.items() if value != usual[name]}
+
+
+def describe_settings(kind: type) -> Iterator[str]:
+    """Yield one line for each setting: NAME=DEFAULT, its unit, what it means."""
+    for each in fields(kind):
+        if each.metadata:
+            default = "" if each.default is MISSING or each.default is None else _as_text(each.default)
+            yield f"{each.name}={default}: {_about(each)}"
+
+
+def _declared(kind: type, name: str) -> Field[Any]:
+    known = {each.name: each for each in fields(kind) if each.metadata}
+    if name in known:
+        return known[name]
+    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+    hint = f"did you mean {nearest[0]}? " if nearest else ""
+    raise RequestError(f"unknown setting {name!r}: {hint}known: {', '.join(known)}")
+
+
+def _about(declared: Field[Any]) -> str:
+    unit, meaning = declared.metadata["unit"], declared.metadata["meaning"]
+    return f"{meaning} ({unit})" if unit else str(meaning)
+
+
+def _as_text(value: Any) -> str:
+    if isinstance(value, tuple):
+        return f"{len(value)} texts" if len(value) > 3 else SEPARATOR.join(map(str, value))
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _example(kind: type) -> str:
+    first = next(each for each in fields(kind) if each.metadata)
+    return f"{first.name}={_as_text(first.default)}"
+
+
+def _texts(text: str) -> Sequence[str]:
+    if text.startswith("["):
+        try:
+            return list(json.loads(text))
+        except ValueError as error:
+            raise RequestError(
+                f"{text}: expected a JSON list of texts, or texts with {SEPARATOR} between them"
+            ) from error
+    return [part.strip() for part in text.split(SEPARATOR) if part.strip()]
+
+
+def _reason(error: ValidationError) -> str:
+    return error.errors()[0]["msg"].lower()
+
+
+def _all(settings: Any) -> Sequence[Field[Any]]:
+    return fields(settings)
+
+
+@cache
+def _types(kind: type) -> dict[str, Any]:
+    return get_type_hints(kind)
+
+
+@cache
+def _adapter(kind: type, name: str) -> TypeAdapter[Any]:
+    return TypeAdapter(_types(kind)[name])
