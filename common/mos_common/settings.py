@@ -112,7 +112,7 @@ def describe_settings(kind: type) -> Iterator[str]:
             yield f"{each.name}={default}: {_about(each)}"
 
 
-def _declared(kind: type, name: str) -> Field[Any]:
+def _declared(kind: Any, name: str) -> Field[Any]:
     known = {each.name: each for each in fields(kind) if each.metadata}
     if name in known:
         return known[name]
@@ -157,10 +157,10 @@ def _all(settings: Any) -> Sequence[Field[Any]]:
 
 
 @cache
-def _types(kind: type) -> dict[str, Any]:
+def _types(kind: Any) -> dict[str, Any]:
     return get_type_hints(kind)
 
 
 @cache
-def _adapter(kind: type, name: str) -> TypeAdapter[Any]:
+def _adapter(kind: Any, name: str) -> TypeAdapter[Any]:
     return TypeAdapter(_types(kind)[name])
