@@ -16,7 +16,6 @@ import difflib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, asdict, field, fields, replace
-from functools import cache
 from typing import Any, TypeVar, get_origin, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
@@ -156,11 +155,9 @@ def _all(settings: Any) -> Sequence[Field[Any]]:
     return fields(settings)
 
 
-@cache
 def _types(kind: Any) -> dict[str, Any]:
     return get_type_hints(kind)
 
 
-@cache
 def _adapter(kind: Any, name: str) -> TypeAdapter[Any]:
     return TypeAdapter(_types(kind)[name])
