@@ -1,8 +1,9 @@
 """Concept <-> one safetensors file: written canonically, read strictly, nothing in it executable.
 
-Tensors: `<layer>.lora_A.weight` (r x d_in), `<layer>.lora_B.weight` (d_out x r) and `embeddings.<k>` (cross-attention layers x
-words x width) for text encoder k. Metadata: the single key `mos` with canonical JSON (safetensors writes several keys in random
-order, and equal concepts should be equal files).
+Tensors: `<layer>.lora_A.weight` (r x d_in), `<layer>.lora_B.weight` (d_out x r) and
+`embeddings.<k>` (cross-attention layers x words x width) for text encoder k. Metadata: the single
+key `mos` with canonical JSON (safetensors writes several keys in random order, and equal concepts
+should be equal files).
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ from mos_common.files import canonical_json, write_atomically
 from mos_common.names import CONCEPT_NAME
 
 METADATA_KEY = "mos"
-MAX_BYTES = 64 * 2**20  # a rank-4 concept of SD 1.5 is 2.3 MB, of SDXL 15 MB; Flower messages stay below this too
+# A rank-4 concept of SD 1.5 is 2.3 MB, of SDXL 15 MB; Flower messages stay below this too.
+MAX_BYTES = 64 * 2**20
 MAX_HEADER_BYTES = 2**20
 MAX_RANK = 256
 MAX_WORDS = 16
@@ -34,13 +36,13 @@ MAX_TENSORS = 4096
 DTYPES = {torch.float16: "F16", torch.float32: "F32", torch.bfloat16: "BF16"}
 PAIR = re.compile(r"(?P<layer>(?:unet|text_encoder|text_encoder_2)\.[a-z0-9_.]{1,200})\.lora_(?P<half>[AB])\.weight")
 EMBEDDINGS = re.compile(r"embeddings\.(?P<encoder>[01])")
-PRINTABLE = r"^\P{Cc}*$"  # what a stranger wrote is shown on our terminals: no control characters
+PRINTABLE = r"^\P{Cc}*$"  # strangers' text is shown on our terminals: no control characters
 Text = Annotated[str, Field(max_length=500, pattern=PRINTABLE)]
 LayerName = Annotated[str, Field(max_length=220, pattern=r"^[a-z0-9_.]+$")]
 
 
 class Header(BaseModel):
-    """What a concept file says about itself."""
+    """The metadata of a concept file."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
     format: Literal[1]
@@ -55,7 +57,9 @@ class Header(BaseModel):
 
 
 def concept_to_bytes(concept: Concept, dtype: torch.dtype = torch.float16) -> bytes:
-    """The concept as a file; factors are balanced before they are rounded to `dtype`, and alpha becomes the rank.
+    """Return the concept as the bytes of a file.
+
+    Factors are balanced before they are rounded to `dtype`, and alpha becomes the rank.
 
     Raises:
         ConceptError: a value does not fit into `dtype`, or a text is too long or not printable.
@@ -86,7 +90,7 @@ def concept_to_bytes(concept: Concept, dtype: torch.dtype = torch.float16) -> by
 
 
 def concept_from_bytes(data: bytes) -> Concept:
-    """The concept in `data`, after every check that needs no base model.
+    """Read the concept in `data`, after every check that needs no base model.
 
     Raises:
         ConceptError: the bytes are not a concept file; the message names the tensor or field.
@@ -101,9 +105,9 @@ def concept_from_bytes(data: bytes) -> Concept:
         elif match := EMBEDDINGS.fullmatch(name):
             words[int(match["encoder"])] = tensor
         else:
-            raise ConceptError(f"tensor {name!r} does not belong into a concept file")
+            raise ConceptError(f"tensor {name!r} is not part of a concept file")
     if sorted(words) != list(range(len(words))):
-        raise ConceptError("embeddings.1 is there without embeddings.0")
+        raise ConceptError("embeddings.1 needs embeddings.0, which is missing")
     return Concept(
         name=header.name,
         class_word=header.class_word,
@@ -140,9 +144,10 @@ def read_concept(path: Path) -> Concept:
 
 
 def content_digest(concept: Concept) -> str:
-    """Sha256 over sorted (name, dtype, shape, bytes) of the tensors of the concept *as read from its file*, and their alphas.
+    """Return the sha256 over sorted (name, dtype, shape, bytes) of the tensors, and over their alphas.
 
-    It keys statistics and seeds, so an edited licence or author changes nothing else; an edited alpha is another change.
+    The concept must be as read from its file. The digest keys statistics and seeds, so an edited
+    licence or author changes nothing else; an edited alpha is another concept.
     """
     digest = hashlib.sha256()
     for name, tensor in sorted(concept_tensors(concept).items()):
@@ -154,7 +159,7 @@ def content_digest(concept: Concept) -> str:
 
 
 def concept_tensors(concept: Concept) -> dict[str, Tensor]:
-    """The tensors of a concept by their names in the file."""
+    """Return the tensors of a concept by their names in the file."""
     tensors = {f"embeddings.{k}": words for k, words in enumerate(concept.words)}
     for name, pair in concept.pairs.items():
         tensors[f"{name}.lora_A.weight"] = pair.A
@@ -197,15 +202,15 @@ def _paired(pairs: dict[str, dict[str, Tensor]], header: Header) -> dict[str, Lo
         rank, alpha = header.layers[layer]
         if len(halves) != 2:
             raise ConceptError(
-                f"layer {layer} has only lora_{next(iter(halves))}.weight; lora_A and lora_B belong together"
+                f"layer {layer} has only lora_{next(iter(halves))}.weight; expected both lora_A and lora_B"
             )
         A, B = halves["A"], halves["B"]
         if A.ndim != 2 or B.ndim != 2 or not A.shape[0] == B.shape[1] == rank or not 1 <= rank <= MAX_RANK:
             raise ConceptError(
-                f"layer {layer}: shapes {tuple(A.shape)} and {tuple(B.shape)} are no pair of rank {rank} (1 to {MAX_RANK})"
+                f"layer {layer}: shapes {tuple(A.shape)} and {tuple(B.shape)} are not a pair of rank {rank} (1 to {MAX_RANK})"
             )
         if not 0 < alpha <= 1e4:
-            raise ConceptError(f"layer {layer}: alpha {alpha} is not a positive number of ordinary size")
+            raise ConceptError(f"layer {layer}: alpha {alpha} is out of range: expected more than 0 and at most 10000")
         whole[layer] = LowRank(A, B, alpha)
     return whole
 

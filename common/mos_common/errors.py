@@ -1,13 +1,13 @@
-"""What can go wrong, as a person would sort it.
+"""The errors that commands report, and their exit codes.
 
-    MosError                    1   anything we foresaw that fits nowhere below
-    ├── RequestError            2   what was asked for cannot be done as it was asked (flags, names, regions)
+    MosError                    1   any other foreseen error
+    ├── RequestError            2   the request is invalid (flags, names, regions)
     ├── PicturesError           3   the folder of pictures cannot be used
-    ├── BaseModelError          4   the base model cannot be used, or is another one
+    ├── BaseModelError          4   the base model cannot be used, or is not the expected one
     ├── ConceptError            5   a concept or concept file cannot be used
     ├── FusionError             6   concepts cannot be fused
     ├── NetworkError            7   the other side cannot be reached, or refuses
-    ├── TrustError              8   a kit, key, signature or digest does not hold
+    ├── TrustError              8   a kit, key, signature or digest is not valid
     └── StateError              9   a state directory or an output cannot be read or written
 
 The numbers are the exit codes of every command; 130 is an interruption (Ctrl-C). A message says what we got, what we
@@ -24,7 +24,7 @@ class MosError(Exception):
 
 
 class RequestError(MosError):
-    """What was asked for cannot be done as it was asked."""
+    """The request is invalid: a flag, a name, a setting, a region."""
 
     exit_code = 2
 
@@ -60,7 +60,7 @@ class NetworkError(MosError):
 
 
 class TrustError(MosError):
-    """A kit, a key, a signature or a digest does not hold."""
+    """A kit, a key, a signature or a digest is not valid."""
 
     exit_code = 8
 

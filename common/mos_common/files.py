@@ -1,4 +1,4 @@
-"""Files that are whole or not there at all, whatever happens while they are written."""
+"""Write files so that they are whole or absent, whatever happens meanwhile."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _READ_BYTES = 1 << 20
 
 
 def sha256_of(path: Path) -> str:
-    """The sha256 of a file as hex, read in pieces."""
+    """Return the sha256 of a file as hex; the file is read in pieces."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while piece := file.read(_READ_BYTES):
@@ -27,12 +27,12 @@ def sha256_of(path: Path) -> str:
 
 
 def canonical_json(value: object) -> bytes:
-    """One text per value: sorted keys, no spaces, UTF-8. NaN and infinities are refused: they are not JSON."""
+    """Return the one JSON text of a value: sorted keys, no spaces, UTF-8; NaN and infinity are refused."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
 
 
 def write_atomically(path: Path, data: bytes, *, mode: int = 0o644) -> None:
-    """Write `data` to `path`: after a crash there is the old file or the new one, never half of either."""
+    """Write `data` to `path`; a crash leaves the old file or the new one, never half of either."""
     beside: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -53,7 +53,7 @@ def write_atomically(path: Path, data: bytes, *, mode: int = 0o644) -> None:
 
 
 def check_writable(path: Path) -> None:
-    """Find out that `path` cannot be written before the hour of work whose result it is to hold.
+    """Check that `path` can be written, before the hour of work whose result it will hold.
 
     Raises:
         StateError: as `write_atomically` would.
@@ -71,7 +71,10 @@ def check_writable(path: Path) -> None:
 
 @contextmanager
 def replacing_file(path: Path) -> Iterator[Path]:
-    """A new file to write, for what is too large to hold as bytes; it becomes `path` when the block ends well and is gone when it does not."""
+    """Yield a new file to write, for data too large to hold in memory.
+
+    The file becomes `path` if the block succeeds and is removed if it does not.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
@@ -91,10 +94,10 @@ def replacing_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def replacing_folder(path: Path) -> Iterator[Path]:
-    """A new folder to write into, which becomes `path` when the block ends well and is gone when it does not.
+    """Yield a new folder to write into; it becomes `path` if the block succeeds, else it is removed.
 
-    A folder that was at `path` is replaced. Between its leaving and the new one's arrival lies one rename, since POSIX
-    cannot swap two folders in one step; a crash just there leaves the old one beside, under a name with a dot.
+    An existing folder at `path` is replaced. POSIX cannot swap two folders in one step, so a crash
+    between the two renames leaves the old folder beside `path`, under a name that starts with a dot.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -115,7 +118,7 @@ def replacing_folder(path: Path) -> Iterator[Path]:
 
 
 def could_not_write(path: Path, error: OSError) -> StateError:
-    """The error to raise for an `OSError` while writing `path`: what happened, and what to do about it."""
+    """Return the error to raise for an `OSError` while writing `path`: what happened, and what to do."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return StateError(f"{path}: the disk is full; make room and run the command again, nothing written was lost")
     if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):

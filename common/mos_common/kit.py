@@ -19,10 +19,11 @@ AGAIN = "ask the operator for a new one (mos-server invite)"
 
 
 class Kit(BaseModel):
-    """What a kit file says.
+    """The contents of a kit file.
 
-    fleet, mos: the two addresses of the server. ca: the certificate of its authority, the only one a participant trusts for it.
-    base: fingerprint of the base model; base_name: what the operator calls it. signing_key: checks published models.
+    fleet, mos: the two addresses of the server. ca: the certificate of the federation's authority,
+    the only one that a participant trusts for this server. base: fingerprint of the base model;
+    base_name: the operator's name for it. signing_key: the public key that verifies published models.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -50,10 +51,10 @@ class Kit(BaseModel):
 
 
 def read_kit(path: Path) -> Kit:
-    """A kit file.
+    """Read a kit file.
 
     Raises:
-        TrustError: there is none, or it is not a kit.
+        TrustError: the file is missing, or it is not a kit.
 
     """
     try:

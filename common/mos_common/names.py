@@ -1,4 +1,4 @@
-"""How concepts may be called."""
+"""The grammar of concept names."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ CONCEPT_NAME = re.compile(r"<[a-z0-9][a-z0-9_-]*>")
 
 
 def check_concept_name(name: str) -> str:
-    """The name itself, when it keeps the grammar.
+    """Return the name if it follows the grammar.
 
     Raises:
         RequestError: it does not.

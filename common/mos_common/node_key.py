@@ -1,8 +1,8 @@
-"""A participant's node key: who it is towards Flower and towards `mos.v1`.
+"""A participant's node key: its identity towards Flower and towards `mos.v1`.
 
-One ECDSA P-384 key in OpenSSH's private format, which is what `flower-supernode` reads. Flower signs only a time with it; our own
-calls sign the method, the time, a nonce and the whole request, under a prefix of their own so that neither signature can stand
-in for the other.
+One ECDSA P-384 key in OpenSSH's private format, which is what `flower-supernode` reads. Flower
+signs only a timestamp with it; our own calls sign the method, the time, a nonce and the whole
+request, under a prefix of their own, so that neither signature can stand in for the other.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ class Request(Protocol):
     """A protobuf message."""
 
     def SerializeToString(self, *, deterministic: bool = ...) -> bytes:  # noqa: N802 - protobuf's name
-        """The message as bytes."""
+        """Return the message as bytes."""
         ...
 
 
 def create_node_key(path: Path) -> ec.EllipticCurvePrivateKey:
-    """A new key at `path` (mode 0600), its public half beside it as `path`.pub.
+    """Create a key at `path` (mode 0600), and its public half beside it as `path`.pub.
 
     Raises:
         StateError: it cannot be written.
@@ -56,10 +56,10 @@ def create_node_key(path: Path) -> ec.EllipticCurvePrivateKey:
 
 
 def load_node_key(path: Path) -> ec.EllipticCurvePrivateKey:
-    """The key at `path`.
+    """Load the key at `path`.
 
     Raises:
-        TrustError: there is none, or it is not an ECDSA key in OpenSSH's format.
+        TrustError: the file is missing, or it is not an ECDSA key in OpenSSH's format.
 
     """
     try:
@@ -74,12 +74,12 @@ def load_node_key(path: Path) -> ec.EllipticCurvePrivateKey:
 
 
 def public_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
-    """The public half as PEM, SubjectPublicKeyInfo: what the operator's journal keeps."""
+    """Return the public half as PEM (SubjectPublicKeyInfo), the form that the operator's journal keeps."""
     return key.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
 
 
 def key_digest(pem: bytes) -> str:
-    """Sha256 of a public key's DER form, in hex: the same whatever the line breaks of its PEM.
+    """Return the sha256 of a public key's DER form, in hex: line breaks in the PEM do not matter.
 
     Raises:
         TrustError: `pem` is not an elliptic curve public key.
@@ -90,12 +90,12 @@ def key_digest(pem: bytes) -> str:
 
 
 def prove(key: ec.EllipticCurvePrivateKey, token: str) -> bytes:
-    """A signature that shows who enrols with `token` to own `key`."""
+    """Sign `token` to prove that the one who enrols with it owns `key`."""
     return key.sign(ENROL_PREFIX + b"\0" + token.encode(), ec.ECDSA(hashes.SHA256()))
 
 
 def check_proof(pem: bytes, token: str, proof: bytes) -> str:
-    """The digest of the key that signed `token`.
+    """Return the digest of the key that signed `token`.
 
     Raises:
         TrustError: the proof does not belong to the key.
@@ -109,14 +109,14 @@ def check_proof(pem: bytes, token: str, proof: bytes) -> str:
 
 
 def sign_call(key: ec.EllipticCurvePrivateKey, method: str, request: Request) -> Metadata:
-    """The gRPC metadata that authenticates one call."""
+    """Return the gRPC metadata that authenticates one call."""
     now, nonce = f"{time.time():.3f}", secrets.token_hex(16)
     signature = key.sign(_signed_text(method, now, nonce, request), ec.ECDSA(hashes.SHA256()))
     return ((KEY, public_pem(key)), (TIME, now), (NONCE, nonce), (SIGNATURE, signature))
 
 
 class CallVerifier:
-    """Checks the metadata of calls: an admitted key, a right clock, a signature over this very request, never twice."""
+    """Verify the metadata of calls: an admitted key, a correct clock, a signature over this very request, no replay."""
 
     def __init__(self, allowed: Callable[[str], bool]) -> None:
         self._allowed = allowed
@@ -124,10 +124,10 @@ class CallVerifier:
         self._lock = threading.Lock()
 
     def verify(self, metadata: Metadata, method: str, request: Request) -> str:
-        """The digest of the caller's key.
+        """Verify one call and return the digest of the caller's key.
 
         Raises:
-            TrustError: the call is not signed by an admitted key, comes from a wrong clock, or is a replay.
+            TrustError: the call is not signed by an admitted key, its clock is off, or it is a replay.
 
         """
         values = dict(metadata)

@@ -1,8 +1,9 @@
-"""The contexts in which a concept is recorded for fusion, and the others in which its identity is scored.
+"""The contexts in which a concept is recorded for fusion, and the others in which it is scored.
 
-The two lists share no context: least squares keeps what was recorded, so only what was not recorded says how well fusion works.
-`WATCHED` are drawn while a concept is tuned. `V` stands for the concept (or, to see the base's own idea of it, for its class word). Short, common words: every
-text-to-image model reads them, `tiny` too.
+The two lists share no context: least squares keeps what was recorded, so only contexts that were
+not recorded say how well fusion works. `WATCHED` are drawn while a concept is tuned. `V` stands for
+the concept (or for its class word, to see what the untouched base draws). The words are short and
+common: every text-to-image model knows them, `tiny` too.
 """
 
 from __future__ import annotations
@@ -80,7 +81,7 @@ UNRELATED = (
 
 
 def about(context: str, subject: str) -> str:
-    """A context with the subject in the place of V: "V at night" about "<cat>" is "<cat> at night"."""
+    """Return a context with the subject in place of V: "V at night" about "<cat>" is "<cat> at night"."""
     import re
 
     return re.sub(r"\bV\b", lambda _: subject, context)

@@ -1,7 +1,7 @@
-"""How alike pictures are: features of EfficientNet-Lite0, whose ImageNet weights come inside its package.
+"""Compare pictures by features of EfficientNet-Lite0, whose ImageNet weights come inside its package.
 
-Nothing is downloaded, and one picture takes a few milliseconds on a CPU. On drawn characters the features tell identities apart
-(nearest neighbour .98 with backgrounds, sizes and places varied).
+Nothing is downloaded, and one picture takes a few milliseconds on a CPU. On drawn characters the
+features tell identities apart (nearest neighbour .98 with backgrounds, sizes and places varied).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ BATCH = 32
 
 
 class ImageScorer:
-    """Unit feature vectors of pictures."""
+    """Compute unit feature vectors of pictures."""
 
     def __init__(self, device: str = "cpu") -> None:
         self.device = device
@@ -28,24 +28,25 @@ class ImageScorer:
 
     @torch.no_grad()
     def features(self, pictures: Float[Tensor, "n 3 height width"]) -> Float[Tensor, "n features"]:
-        """Features of pictures in [-1, 1], of length 1, on the CPU."""
-        found = []
+        """Return the features of pictures in [-1, 1] as vectors of length 1, on the CPU."""
+        vectors = []
         for part in torch.split(pictures.float(), BATCH):
             sized = interpolate(part.to(self.device), size=SIDE, mode="bicubic", antialias=True)
             maps = self._network.extract_features(((sized + 1) / 2 - MEAN) / DEVIATION)
-            found.append(maps.mean(dim=(2, 3)).cpu())
-        return normalize(torch.cat(found), dim=1)
+            vectors.append(maps.mean(dim=(2, 3)).cpu())
+        return normalize(torch.cat(vectors), dim=1)
 
 
 def image_alignment(generated: Float[Tensor, "n features"], references: Float[Tensor, "m features"]) -> float:
-    """Mean over all (generated, reference) pairs of max(cosine, 0), as in the paper's evaluation."""
+    """Return the mean over all (generated, reference) pairs of max(cosine, 0), as in the paper's evaluation."""
     return float((generated @ references.T).clamp(min=0).mean())
 
 
 def context_alignment(drawn: Float[Tensor, "contexts features"], usual: Float[Tensor, "contexts features"]) -> float:
-    """Whether drawings in several contexts differ from each other as usual ones do: mean cosine, each less the mean over contexts.
+    """Measure whether drawings differ between contexts as usual drawings do.
 
-    What all drawings of one subject have in common falls out; 1 says that every context is there, 0 that they cannot be told apart.
+    It is the mean cosine after the mean over contexts is subtracted, so the subject that all
+    drawings share drops out. 1: every context is drawn; 0: contexts cannot be told apart.
     """
     return float((_centred(drawn) * _centred(usual)).sum(dim=1).mean())
 

@@ -1,4 +1,7 @@
-"""The operator's signature of a published model: Ed25519 over `manifest.json`, which holds the digests of all other files."""
+"""The operator's signature of a published model.
+
+Ed25519 over `manifest.json`, which holds the digests of all other files.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,7 @@ def sign_manifest(folder: Path, key: ed25519.Ed25519PrivateKey) -> None:
 
 
 def verify_model(folder: Path, public_key: str) -> None:
-    """Check a model's folder against the operator's public key (PEM, from the kit): signature, and the digest of every file.
+    """Verify a model's folder with the operator's public key (PEM, from the kit): the signature, then every file.
 
     Raises:
         TrustError: something was changed, is missing, or was signed by somebody else.
@@ -49,7 +52,7 @@ def check_files(folder: Path, manifest: bytes) -> None:
     """Check the size and digest of every file that a manifest names.
 
     Raises:
-        TrustError: a file is missing or differs, or the manifest is no manifest.
+        TrustError: a file is missing or differs, or the manifest cannot be read.
 
     """
     try:

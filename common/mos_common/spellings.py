@@ -1,9 +1,10 @@
-"""How other tools call the layers of a base model, as one table from their spelling to ours.
+"""Other tools' names for the layers of a base model, as one table from their spelling to ours.
 
 ours       unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_out.0
 diffusers  the same; or ….attn1.processor.to_out_lora; without `unet.` in a file of PEFT's
-kohya      lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn1_to_out_0, lora_te_text_model_…, lora_te1_…, lora_te2_…
-kohya, XL  lora_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_out_0: the UNet's blocks as Stability's own code counts them
+kohya      lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn1_to_out_0,
+           lora_te_text_model_…, lora_te1_…, lora_te2_…
+kohya, XL  lora_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_out_0, numbered as in Stability's code
 """
 
 from __future__ import annotations
@@ -26,9 +27,9 @@ OUTSIDE = {
 
 
 def spellings(base: Base) -> dict[str, str]:
-    """Every known spelling of every layer that a concept may change -> our name of it.
+    """Map every known spelling of every layer that a concept may change to our name for it.
 
-    A spelling that could be two layers is none: PEFT's of a text encoder does not say which of XL's two it means.
+    Ambiguous spellings are left out: PEFT's for a text encoder does not say which of XL's two it means.
     """
     blocks = {ours: theirs.replace(".", "_") for ours, theirs in stability_blocks(base)}
     meant: dict[str, set[str]] = {}
@@ -40,7 +41,7 @@ def spellings(base: Base) -> dict[str, str]:
 
 
 def kohya_name(layer: str, base: Base) -> str:
-    """The spelling of a layer that most tools read: kohya's, with the UNet's blocks as diffusers counts them."""
+    """Return the spelling of a layer that most tools read: kohya's, with blocks numbered as in diffusers."""
     part, _, module = layer.partition(".")
     prefix = "lora_te1" if part == "text_encoder" and len(base.text_encoders) > 1 else KOHYA[part][0]
     return OUTSIDE.get(layer, f"{prefix}_{module.replace('.', '_')}")
@@ -70,10 +71,11 @@ def _of_layer(part: str, module: str, blocks: dict[str, str]) -> Iterator[str]:
 
 
 def stability_blocks(base: Base) -> Iterator[tuple[str, str]]:
-    """(our block, its place in Stability's numbering): input blocks count from 1 after the first convolution, output blocks from 0.
+    """Yield (our block, its number in Stability's code).
 
-    Of each, place 0 is the resnet and 1 the transformer, where the block has one. Sampling convolutions get a number of their own
-    below; above they come last in the block of the level's last resnet.
+    Input blocks count from 1 after the first convolution, output blocks from 0. Within a block, 0 is
+    the resnet and 1 the transformer, if there is one. Downsamplers get a number of their own;
+    upsamplers come last in the block of the level's last resnet.
     """
     unet, number = base.unet, 1
     for b, block in enumerate(_children(unet, "down_blocks")):

@@ -1,7 +1,8 @@
-"""What an upload must satisfy: one verdict, with every reason.
+"""Admit an upload or refuse it, with every reason.
 
-Nothing of it is believed before it is checked: the file's form (`mos_common.concept_file`), its fit to the round's base, and
-bounds on how far it changes any layer, so that no upload can drown the others.
+Nothing in it is trusted before it is checked: the file's form (`mos_common.concept_file`), its fit
+to the round's base, and bounds on how far it changes any layer, so that no upload can drown the
+others.
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ MOST_RELATIVE_WORD = 10.0
 
 
 def admit(data: bytes, base: Base) -> Concept:
-    """The concept in an upload, if it may be fused on `base`.
+    """Return the concept in an upload if it may be fused on `base`.
 
     Raises:
-        ConceptError: it may not; the message says every reason, in the operator's and the participant's words.
+        ConceptError: it may not; the message gives every reason.
 
     """
     concept = concept_from_bytes(data)
@@ -32,7 +33,7 @@ def admit(data: bytes, base: Base) -> Concept:
     layers = {layer.name: layer for layer in adaptable_layers(base)}
     reasons = [reason for name, pair in concept.pairs.items() if (reason := _too_large(layers[name], pair))]
     reasons += _long_words(concept, base)
-    # Class word and trigger stand in prompts here; a token in them would name another concept, or none.
+    # Class word and trigger become part of prompts; a token in them would name another concept.
     if not concept.class_word.strip() or TOKEN.search(concept.class_word):
         reasons.append(f"its class word is {concept.class_word!r}; expected a word such as 'cat'")
     if TOKEN.search(concept.trigger):

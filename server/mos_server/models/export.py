@@ -1,4 +1,4 @@
-"""A fused model in other people's formats.
+"""Export a fused model to other tools' formats.
 
 diffusers   a whole folder: the base with every change added into its weights
 lora        the changes alone, as one file in kohya's spelling
@@ -34,11 +34,14 @@ if TYPE_CHECKING:
 
 FORMATS = ("diffusers", "lora", "single-file")
 FILE_DTYPES = {"float16": torch.float16, "float32": torch.float32}
-ONE_EMBEDDING = "a word has one embedding in every layer there: its mean over the layers, so concepts are drawn less well than by mos-client"
+ONE_EMBEDDING = (
+    "these formats hold one embedding per word, the mean over the layers, so concepts are drawn less well than by "
+    "mos-client"
+)
 
 
 def export(folder: Path, base: Base, kind: str, out: Path, dtype: str | None = None) -> list[str]:
-    """Write a fused model in another format; what is now where, in one line each.
+    """Write a fused model in another format; return one line for each thing written.
 
     Raises:
         RequestError: no such format, or it has no such dtype. StateError: `out` exists already, or cannot be written.
@@ -58,10 +61,11 @@ def export(folder: Path, base: Base, kind: str, out: Path, dtype: str | None = N
 
 
 def export_diffusers(folder: Path, base: Base, out: Path) -> None:
-    """A whole diffusers folder: the base with every change added into its weights.
+    """Write a diffusers folder: the base with every change added into its weights.
 
-    `DiffusionPipeline.from_pretrained` loads it and predicts the same noise as base + adapter. Layer-wise words have no
-    place in that format; they lie beside it as `embeddings.safetensors`, and mos-client reads them from there.
+    `DiffusionPipeline.from_pretrained` loads it and predicts the same noise as base + adapter. The
+    format has no place for layer-wise words; they are written beside it as
+    `embeddings.safetensors`, where mos-client reads them.
 
     Raises:
         StateError: `out` exists already. BaseModelError: the model belongs to another base.
@@ -85,7 +89,7 @@ def export_diffusers(folder: Path, base: Base, out: Path) -> None:
 
 
 def export_lora(folder: Path, base: Base, out: Path, dtype: str = "float16") -> Path:
-    """The changes as one LoRA file that kohya, A1111, ComfyUI and diffusers read; the folder beside it with the words.
+    """Write the changes as one LoRA file in kohya's spelling; return the folder with the words beside it.
 
     Raises:
         RequestError: `out` has another ending, or there is no such dtype.
@@ -100,7 +104,7 @@ def export_lora(folder: Path, base: Base, out: Path, dtype: str = "float16") -> 
 
 
 def export_single_file(folder: Path, base: Base, out: Path, dtype: str = "float16") -> Path:
-    """The base with every change added as one checkpoint of Stable Diffusion 1.x; the folder beside it with the words.
+    """Write a Stable Diffusion 1.x checkpoint with every change added; return the folder with the words beside it.
 
     Raises:
         RequestError: the base is not laid out like that, `out` has another ending, or there is no such dtype.
@@ -119,11 +123,12 @@ def export_single_file(folder: Path, base: Base, out: Path, dtype: str = "float1
 
 
 def lora_tensors(fused: FusedModel, base: Base, dtype: torch.dtype) -> dict[str, Tensor]:
-    """The factors of every layer in kohya's spelling, ΔW = (alpha / rank) · up · down, with one alpha for all: the highest rank.
+    """Return the factors of every layer in kohya's spelling: ΔW = (alpha / rank) · up · down.
 
-    One alpha, because diffusers 0.42 with peft 0.21 leaves alphas out that differ from layer to layer. Where the rank is lower,
-    the factors are the smaller for it. Those of a 1x1 convolution have two sides of length 1 more. Within a text encoder lower ranks
-    are filled up with zeros: diffusers gives a projection behind it the rank that most of its layers have.
+    All layers share one alpha, the highest rank, because diffusers 0.42 with peft 0.21 ignores alphas
+    that differ between layers; factors of a lower rank are scaled down to match. Factors of a 1x1
+    convolution have two more dimensions of size 1. Within a text encoder, lower ranks are padded with
+    zeros, since diffusers gives its text projection the most common rank of the encoder's layers.
     """
     modules = {layer.name: layer.module for layer in adaptable_layers(base)}
     ranks = _ranks_to_write({layer: pair.rank for layer, pair in fused.changes.items() if pair.rank})
@@ -147,7 +152,7 @@ def lora_tensors(fused: FusedModel, base: Base, dtype: torch.dtype) -> dict[str,
 
 
 def lora_metadata(fused: FusedModel) -> dict[str, str]:
-    """What a LoRA says about itself, under the keys that other tools show (Stability's ModelSpec)."""
+    """Return the metadata of a LoRA, under the keys that other tools show (Stability's ModelSpec)."""
     manifest = fused.manifest
     concepts = {concept.token: concept for concept in sorted(manifest.concepts, key=lambda concept: concept.token)}
     tokens = ", ".join(concepts)
@@ -157,14 +162,14 @@ def lora_metadata(fused: FusedModel) -> dict[str, str]:
             f"Low-rank changes of a fused model (federated Mix-of-Show, method {manifest.method}) on the base model "
             f"{manifest.base_name} ({manifest.base}). Concepts are named by words that lie in files beside this one; {ONE_EMBEDDING}."
         ),
-        "modelspec.author": _told({token: concept.author for token, concept in concepts.items()}),
-        "modelspec.license": _told({token: concept.licence for token, concept in concepts.items()}),
+        "modelspec.author": _by_concept({token: concept.author for token, concept in concepts.items()}),
+        "modelspec.license": _by_concept({token: concept.licence for token, concept in concepts.items()}),
         "modelspec.trigger_phrase": tokens,
     }
 
 
 def single_file_description(fused: FusedModel, base: Base) -> str:
-    """What a single file says about itself; that it predicts velocities, if so, can be told nowhere else."""
+    """Describe a single file; the format has no other place for the prediction type."""
     told = lora_metadata(fused)
     return (
         f"{told['modelspec.title']}, added into the weights of {fused.manifest.base_name} ({fused.manifest.base}), which predicts "
@@ -173,9 +178,10 @@ def single_file_description(fused: FusedModel, base: Base) -> str:
 
 
 def mean_words(token: str, fused: FusedModel, base: Base, dtype: torch.dtype) -> dict[str, Tensor]:
-    """A concept's words with one embedding for all layers, their mean, as textual inversions are stored.
+    """Return a concept's words as a textual inversion: one embedding per word, the mean over the layers.
 
-    Under the token for one text encoder (diffusers then needs no `token=`; others go by the file's name), as `clip_l` and `clip_g` for two.
+    With one text encoder the key is the token (diffusers then needs no `token=`; other tools use the
+    file's name), with two encoders the keys are `clip_l` and `clip_g`.
     """
     widths = [table.shape[1] for table in base.token_tables]
     mean = fused.vocabulary[token].float().mean(dim=0)
@@ -185,7 +191,7 @@ def mean_words(token: str, fused: FusedModel, base: Base, dtype: torch.dtype) ->
 
 
 def canonical_safetensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
-    """A safetensors file whose header is canonical; the library writes several keys of metadata in random order."""
+    """Return a safetensors file with a canonical header; the library writes metadata keys in random order."""
     data = save(dict(tensors), dict(metadata))
     begin = 8 + int.from_bytes(data[:8], "little")
     header = canonical_json(json.loads(data[8:begin]))
@@ -207,7 +213,7 @@ def _read_for_file(folder: Path, base: Base, out: Path, dtype: str) -> FusedMode
 
 @contextmanager
 def _words_beside(out: Path, fused: FusedModel, base: Base, dtype: torch.dtype) -> Iterator[Path]:
-    """The folder of the words, which is there when the block, that writes `out`, has ended well."""
+    """Yield the folder of the words, which exists once the block that writes `out` has succeeded."""
     words = out.with_suffix(".words")
     with replacing_folder(words) as beside:
         for token in fused.vocabulary:
@@ -216,7 +222,7 @@ def _words_beside(out: Path, fused: FusedModel, base: Base, dtype: torch.dtype) 
 
 
 def _ranks_to_write(ranks: Mapping[str, int]) -> dict[str, int]:
-    """Every layer's rank; within a text encoder the highest of all."""
+    """Return the rank to write for every layer; within a text encoder, the highest of all its layers."""
     highest: dict[str, int] = {}
     for layer, rank in ranks.items():
         part = layer.partition(".")[0]
@@ -226,15 +232,15 @@ def _ranks_to_write(ranks: Mapping[str, int]) -> dict[str, int]:
     }
 
 
-def _told(by_token: Mapping[str, str]) -> str:
-    return "; ".join(f"{token}: {text or 'not told'}" for token, text in by_token.items())
+def _by_concept(by_token: Mapping[str, str]) -> str:
+    return "; ".join(f"{token}: {text or 'not given'}" for token, text in by_token.items())
 
 
 def _file_name(token: str) -> str:
-    """`<alice/cat>` -> `alice.cat`: names have no dots, so no two tokens share a file."""
+    """Return the file name of a token: `<alice/cat>` -> `alice.cat`; names have no dots, so names are unique."""
     return token[1:-1].replace("/", ".")
 
 
 def _check_free(out: Path) -> None:
     if out.exists():
-        raise StateError(f"{out} is there already: choose another --out")
+        raise StateError(f"{out} already exists: choose another --out")

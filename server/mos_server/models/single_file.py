@@ -1,7 +1,8 @@
-"""A Stable Diffusion 1.x model under the names that its authors' own code gives to its weights.
+"""The single-file layout of Stable Diffusion 1.x: its authors' names for the weights.
 
 UNet           unet.down_blocks.0.resnets.0.conv1       -> model.diffusion_model.input_blocks.1.0.in_layers.2
-VAE            vae.decoder.up_blocks.0.resnets.0.conv1  -> first_stage_model.decoder.up.3.block.0.conv1 (up counts from the picture)
+VAE            vae.decoder.up_blocks.0.resnets.0.conv1  -> first_stage_model.decoder.up.3.block.0.conv1
+               (up counts from the picture)
 text encoder   text_encoder.text_model.…                -> cond_stage_model.transformer.text_model.…
 """
 
@@ -45,7 +46,7 @@ VAE_WITHIN = {
 
 
 def check_single_file(base: Base) -> None:
-    """Check that a base can be one file of this layout.
+    """Check that a base can be written in this layout.
 
     Raises:
         RequestError: it is an XL model, or has parts that Stable Diffusion 1.x does not have.
@@ -59,12 +60,12 @@ def check_single_file(base: Base) -> None:
     nameless = [name for name in base.unet.state_dict() if _of_unet(name, blocks) == name]
     if nameless or base.unet.config.use_linear_projection:  # type: ignore[union-attr]
         raise RequestError(
-            f"--format single-file writes Stable Diffusion 1.x, and {base.name} is laid out otherwise: choose --format diffusers or lora"
+            f"--format single-file writes Stable Diffusion 1.x, and {base.name} has another layout: choose --format diffusers or lora"
         )
 
 
 def checkpoint_tensors(base: Base, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Every weight of the base as it is now, under its name in the single file."""
+    """Return every weight of the base as it is now, under its name in the single file."""
     weights, names = _weights(base), _names(base)
     tensors = {}
     for ours, theirs in names.items():
@@ -95,7 +96,7 @@ def _names(base: Base) -> dict[str, str]:
 
 
 def _of_unet(name: str, blocks: dict[str, str]) -> str:
-    """`down_blocks.0.resnets.0.conv1.weight` -> `input_blocks.1.0.in_layers.2.weight`; what has no place there keeps its name."""
+    """Rename `down_blocks.0.resnets.0.conv1.weight` to `input_blocks.1.0.in_layers.2.weight`; keep unknown names."""
     module, _, kind = name.rpartition(".")
     if module in UNET_OUTSIDE:
         return f"{UNET_OUTSIDE[module]}.{kind}"
@@ -106,7 +107,7 @@ def _of_unet(name: str, blocks: dict[str, str]) -> str:
 
 
 def _of_vae(name: str, levels: int) -> str:
-    """`decoder.up_blocks.0.resnets.1.conv1.weight` -> `decoder.up.<levels - 1>.block.1.conv1.weight`."""
+    """Rename `decoder.up_blocks.0.resnets.1.conv1.weight` to `decoder.up.<levels - 1>.block.1.conv1.weight`."""
     module, _, kind = name.rpartition(".")
     match module.split("."):
         case [side, "down_blocks", level, "resnets", i, *within]:

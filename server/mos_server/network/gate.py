@@ -1,9 +1,9 @@
-"""The only door of Flower's port that participants can knock at.
+"""The gate in front of Flower's public port.
 
-Flower's one application carries three APIs: the Fleet API for participants, and two more with which anybody could start
-runs and take over the server's own tasks. It also reads every body into memory before it asks who sent it. So this gate stands in
-front of it, and lets through nothing but the Fleet API's calls, of keys that the operator admitted, in bodies of a bounded
-size. Whether the key's owner made the call is checked behind it, by Flower, with the signature.
+Flower's one application carries three APIs: the Fleet API for participants, and two more with which
+anybody could start runs and take over the server's own tasks. It also reads every body into memory
+before it asks who sent it. The gate passes on only Fleet calls, by keys that the operator admitted,
+with bodies of bounded size. Flower then checks the signature: that the key's owner made the call.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 Application = Callable[[Message, Receive, Send], Awaitable[None]]
 
-# Without register-node and unregister-node: who is a node is decided by enrolment.
+# register-node and unregister-node are left out: enrolment decides who is a node.
 FLEET_CALLS = frozenset(
     f"/v1/fleet/{call}"
     for call in (
@@ -53,7 +53,7 @@ _HEADER_BYTES_AT_MOST = 4096
 
 
 class Gate:
-    """An ASGI application in front of Flower's: Fleet calls of admitted keys pass, everything else is refused unread."""
+    """An ASGI application in front of Flower's: pass on Fleet calls of admitted keys, refuse all else unread."""
 
     def __init__(
         self,
@@ -71,7 +71,7 @@ class Gate:
         self._quota = Quota(hourly_bytes)
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        """Answer one request, as ASGI asks."""
+        """Answer one ASGI request."""
         if scope["type"] != "http":
             return
         if scope["method"] != "POST" or scope["path"] not in FLEET_CALLS:
@@ -114,7 +114,7 @@ class Gate:
 
 
 class Quota:
-    """Bytes per key and hour."""
+    """Count the bytes that each key has sent within the hour."""
 
     def __init__(self, hourly_bytes: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._hourly_bytes = hourly_bytes
@@ -123,22 +123,22 @@ class Quota:
         self._bytes: dict[str, int] = {}
 
     def count(self, key: str, size: int) -> None:
-        """Add to what a key has sent."""
+        """Add `size` bytes to the count of a key."""
         self._bytes[key] = self._bytes.get(key, 0) + size
 
     def spent(self, key: str) -> bool:
-        """Whether a key has sent more than it may in this hour."""
+        """Return whether a key has used up its bytes for this hour."""
         if self._clock() - self._began > _HOUR_S:
             self._began, self._bytes = self._clock(), {}
         return self._bytes.get(key, 0) > self._hourly_bytes
 
 
 class _TooMuchError(Exception):
-    """A body went on after its limit."""
+    """A body exceeded its limit."""
 
 
 def _claimed_key(headers: dict[bytes, bytes]) -> str | None:
-    """The digest of the key in the headers; None without one that can be read."""
+    """Return the digest of the key in the headers; None if there is no readable key."""
     if not all(0 < len(headers.get(name, b"")) <= _HEADER_BYTES_AT_MOST for name in HEADERS):
         return None
     try:

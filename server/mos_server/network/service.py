@@ -1,7 +1,8 @@
-"""`mos.v1`: enrolment, and the download of models. gRPC over TLS with the certificate of Flower's port.
+"""`mos.v1`: enrolment and downloads of models, over gRPC with the TLS certificate of Flower's port.
 
-Every call but Enrol is signed with the caller's node key (`mos_common.node_key`). Nothing that a caller sends becomes part
-of a path: a model must be a round of the journal, a file must be named in that model's own manifest.
+Every call but Enrol is signed with the caller's node key (`mos_common.node_key`). Nothing that a
+caller sends becomes part of a path: a model must be a round in the journal, and a file must be named
+in that model's own manifest.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ _THREADS = 16
 
 
 class MosService(mos_pb2_grpc.MosServicer):
-    """Answers participants from the state folder and its journal; `enrolled(pem, name)` is called for each new key."""
+    """Answer participants from the state folder and the journal; call `enrolled(pem, name)` for each new key."""
 
     def __init__(self, state: State, store: Store, enrolled: Callable[[bytes, str], None]) -> None:
         self._state = state
@@ -46,7 +47,7 @@ class MosService(mos_pb2_grpc.MosServicer):
         self._verifier = CallVerifier(store.is_admitted)
 
     def Enrol(self, request: mos_pb2.EnrolRequest, context: Any) -> mos_pb2.EnrolReply:  # noqa: N802 - gRPC's name
-        """Admit the key that the token was sent with."""
+        """Admit the key that came with a valid token."""
         try:
             key = check_proof(request.public_key, request.token, request.proof)
             pem = _canonical(request.public_key)
@@ -57,26 +58,24 @@ class MosService(mos_pb2_grpc.MosServicer):
             _abort(context, grpc.StatusCode.PERMISSION_DENIED, str(error))
         except MosError as error:
             log.error("enrolment failed: %s", error)
-            _abort(
-                context, grpc.StatusCode.UNAVAILABLE, "the server cannot enrol anybody at the moment: try again later"
-            )
+            _abort(context, grpc.StatusCode.UNAVAILABLE, "the server cannot enrol anybody now: try again later")
         log.info("%s enrolled with key %s", name, key[:12])
         return mos_pb2.EnrolReply(participant=name)
 
     def Describe(self, request: mos_pb2.DescribeRequest, context: Any) -> mos_pb2.Model:  # noqa: N802 - gRPC's name
-        """The files of a model that the caller may fetch."""
+        """List the files of a model that the caller may fetch."""
         key = self._caller("Describe", request, context)
         model, folder = self._model(request.model, key, context)
         try:
             described = _described_files(folder)
         except StateError as error:
             log.error("%s", error)
-            _abort(context, grpc.StatusCode.NOT_FOUND, f"model {model} is not here any more")
+            _abort(context, grpc.StatusCode.NOT_FOUND, f"model {model} no longer exists")
         files = [mos_pb2.File(name=name, size=size, sha256=digest) for name, (size, digest) in described.items()]
         return mos_pb2.Model(model=model, files=files)
 
     def Fetch(self, request: mos_pb2.FetchRequest, context: Any) -> Iterator[mos_pb2.Chunk]:  # noqa: N802 - gRPC's name
-        """One file of a model from an offset on, in chunks."""
+        """Stream one file of a model in chunks, from an offset."""
         key = self._caller("Fetch", request, context)
         model, folder = self._model(request.model, key, context)
         try:
@@ -95,7 +94,7 @@ class MosService(mos_pb2_grpc.MosServicer):
                     yield mos_pb2.Chunk(data=data)
         except (OSError, StateError) as error:
             log.error("%s of %s could not be sent: %s", request.file, model, error)
-            _abort(context, grpc.StatusCode.NOT_FOUND, f"{request.file[:80]} of {model} is not here any more")
+            _abort(context, grpc.StatusCode.NOT_FOUND, f"{request.file[:80]} of {model} no longer exists")
 
     def _caller(self, method: str, request: Any, context: Any) -> str:
         try:
@@ -105,7 +104,7 @@ class MosService(mos_pb2_grpc.MosServicer):
             _abort(context, grpc.StatusCode.UNAUTHENTICATED, str(error))
 
     def _model(self, wanted: str, key: str, context: Any) -> tuple[str, Path]:
-        """The identifier and folder of a model that this caller may see: a published one, or its own round's candidate."""
+        """Return (name, folder) of a model that this caller may see: a published one, or its own round's candidate."""
         if wanted == "latest":
             if (latest := self._store.latest_published()) is None:
                 _abort(context, grpc.StatusCode.NOT_FOUND, "no model is published yet: wait for the first round")
@@ -125,7 +124,7 @@ class MosService(mos_pb2_grpc.MosServicer):
 
 
 def start_service(service: MosService, state: State, address: str) -> tuple[grpc.Server, int]:
-    """Listen for participants at `address`, "host:port": the server, which the caller stops, and the port it got.
+    """Listen at `address` ("host:port"); return the server, which the caller must stop, and its port.
 
     Raises:
         NetworkError: the port is in use.
@@ -139,7 +138,7 @@ def start_service(service: MosService, state: State, address: str) -> tuple[grpc
         port = server.add_secure_port(address, grpc.ssl_server_credentials([pair]))
     except RuntimeError as error:
         raise NetworkError(
-            f"port {address} cannot be opened: it is in use, or not this user's to take. Stop what uses it, or choose another "
+            f"port {address} cannot be opened: it is in use, or this user may not open it. Stop what uses it, or choose another "
             "mos_port in the state folder's config.json and send new kits"
         ) from error
     server.start()
@@ -148,7 +147,7 @@ def start_service(service: MosService, state: State, address: str) -> tuple[grpc
 
 
 def _canonical(pem: bytes) -> bytes:
-    """The one PEM of a key: Flower compares texts. It knows the NIST curves only, of which participants use P-384."""
+    """Return the canonical PEM of a P-384 key: Flower compares keys as text, and knows NIST curves only."""
     key = serialization.load_pem_public_key(pem)
     if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP384R1):
         raise TrustError("the key is not on the curve P-384: let mos-client join make one")
@@ -156,7 +155,7 @@ def _canonical(pem: bytes) -> bytes:
 
 
 def _described_files(folder: Path) -> dict[str, tuple[int, bytes]]:
-    """Name, size and sha256 of what makes up a model. The manifest's own digests are believed: it is our file."""
+    """Return size and sha256 of each file of a model, by name; the manifest is our own file and is trusted."""
     described = {}
     for name in (_MANIFEST, _SIGNATURE):
         path = folder / name

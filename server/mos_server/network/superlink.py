@@ -1,9 +1,10 @@
-"""Flower's SuperLink, inside the server's own process, with nothing of it reachable that participants do not need.
+"""Flower's SuperLink embedded in the server's process, exposing only what participants need.
 
-The stock `flower-superlink` offers every API on one port to whoever connects: runs can be started and the server's tasks be
-taken over without any credential. Here the same application serves two listeners. The private one, on a free loopback
-port, is for the process that runs a round; the public one stands behind the gate. Flower's control API is closed on both:
-the server calls its functions directly. The modules used are Flower's internal ones, which is why its version is pinned.
+The stock `flower-superlink` offers every API on one port to anybody who connects: runs can be
+started and the server's tasks taken over without any credential. Here the same application serves
+two listeners. The private one, on a free loopback port, is for the process that runs a round; the
+public one stands behind the gate. Flower's control API is closed on both, since the server calls its
+functions directly. The modules used are internal to Flower, which is why its version is pinned.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ _CONNECTIONS_AT_MOST = 512
 
 @dataclass(frozen=True)
 class Task:
-    """A run that waits for its ServerApp: where to report, and the token with which to do so."""
+    """A run that waits for its ServerApp: the address to report to, and the token to use."""
 
     run_id: int
     address: str
@@ -43,7 +44,7 @@ class Task:
 
 
 class SuperLink:
-    """One embedded SuperLink: knows nodes, starts runs, listens."""
+    """One embedded SuperLink: registers nodes, starts runs, listens."""
 
     def __init__(self, state: State, *, admitted: Callable[[str], bool], saw: Callable[[str], None]) -> None:
         self._pki = state.pki
@@ -56,21 +57,21 @@ class SuperLink:
 
     @property
     def public_port(self) -> int:
-        """The port behind which the gate stands."""
+        """The public port, which the gate guards."""
         return int(self._public.getsockname()[1])
 
     @property
     def private_address(self) -> str:
-        """Where the process of a round reaches Flower."""
+        """The address at which the process of a round reaches Flower."""
         return f"127.0.0.1:{self._private.getsockname()[1]}"
 
     def close(self) -> None:
-        """Give the ports back."""
+        """Release the ports."""
         self._private.close()
         self._public.close()
 
     def register(self, pem: bytes, name: str) -> None:
-        """Let a participant's key be a node; a key that is one already stays the same node."""
+        """Register a participant's key as a node; a key that is already registered keeps its node."""
         from flwr.proto.control_pb2 import RegisterNodeRequest
         from flwr.superlink.servicer.control.control_handlers import register_node
 
@@ -79,13 +80,13 @@ class SuperLink:
             register_node(RegisterNodeRequest(public_key=pem, name=name), _account(), link)
 
     def unregister(self, pem: bytes) -> None:
-        """Let a participant's key be a node no more."""
+        """Remove a participant's key from the nodes."""
         link = self._link_state()
         if (node := link.get_node_id_by_public_key(pem)) is not None:
             link.delete_node(_account().flwr_aid, node)
 
     def start_run(self) -> Task:
-        """Start a run of the pointer app and claim its ServerApp, which the caller has to start."""
+        """Start a run of the pointer app and claim its ServerApp, which the caller must start."""
         from flwr.common.serde import fab_to_proto
         from flwr.proto.control_pb2 import StartRunRequest
         from flwr.proto.runtime_pb2 import AcquireTaskRequest
@@ -149,17 +150,17 @@ class SuperLink:
 
 
 def listening_address(host: str) -> str:
-    """Where to listen so that `host` is reached: a loopback host is for this machine alone."""
+    """Return the address to listen on so that `host` is reachable; a loopback host stays on this machine."""
     if host in ("localhost", "::1") or host.startswith("127."):
         return "127.0.0.1"
     return "::" if ":" in host else "0.0.0.0"  # noqa: S104 - a server for other machines
 
 
 def bind_port(address: str, port: int) -> socket.socket:
-    """A listening socket.
+    """Return a listening socket.
 
     Raises:
-        NetworkError: somebody else has the port, or this user may not have it.
+        NetworkError: the port is in use, or this user may not open it.
 
     """
     try:
@@ -181,7 +182,7 @@ async def _started(server: Any, serving: asyncio.Task[None]) -> None:
 
 
 def _create_application(state: State, private_port: int) -> Any:
-    """Flower's ASGI application on the state folder's database."""
+    """Create Flower's ASGI application on the state folder's database."""
     import flwr.supercore.sql_mixin as sql
     from flwr.superlink.cli.flower_superlink import SuperLinkLifespan
     from flwr.superlink.config_loader import SuperLinkLifespanConfig
@@ -208,7 +209,7 @@ def _create_application(state: State, private_port: int) -> Any:
         ssl_keyfile=str(pki.key),
         database=str(state.flower / "superlink.db"),
         enable_supernode_auth=True,
-        # Nobody but this process claims tasks, and it does so without a port: the secret is never told to anybody.
+        # Only this process claims tasks, and not through a port: the secret is never shared.
         isolation="process",
         superexec_auth_secret=secrets.token_bytes(32),
         authn_plugin=_closed_control(),
@@ -227,13 +228,13 @@ def _create_application(state: State, private_port: int) -> Any:
         return create_app(config, SuperLinkLifespan)
     except SQLAlchemyError as error:
         raise StateError(
-            f"{config.database} cannot be used ({error.args[0]}): is the disk full or read-only? Without that file a server "
-            "starts as well, and only forgets a running round's questions"
+            f"{config.database} cannot be used ({error.args[0]}): is the disk full or read-only? You may remove the file: a "
+            "server then starts without it and asks the participants of a running round again"
         ) from error
 
 
 def _account() -> Any:
-    """The one account that Flower knows without its enterprise edition; nodes and runs belong to it."""
+    """Return the one account of Flower's open edition; nodes and runs belong to it."""
     from flwr.superlink.auth_plugin import NoOpControlAuthnPlugin
 
     _, account = NoOpControlAuthnPlugin().validate_tokens_in_metadata(())
@@ -241,7 +242,7 @@ def _account() -> Any:
 
 
 def _closed_control() -> Any:
-    """An authentication of Flower's control API that nobody passes."""
+    """Return an authentication plugin for Flower's control API that refuses everybody."""
     from flwr.superlink.auth_plugin import NoOpControlAuthnPlugin
 
     class ClosedControl(NoOpControlAuthnPlugin):

@@ -1,7 +1,8 @@
 """The operator's certificate authority, the server's certificate, and the key that signs published models.
 
-One small authority per federation: its certificate travels in every kit, so participants trust this server and no other,
-whatever authorities their machines know. `signing.key` is apart from TLS: a model stays verifiable wherever it is copied.
+One small authority per federation: its certificate travels in every kit, so participants trust
+this server and no other, whatever authorities their machines know. `signing.key` is separate from
+TLS: a model stays verifiable wherever it is copied.
 """
 
 from __future__ import annotations
@@ -26,27 +27,27 @@ _SECRET = 0o600
 
 @dataclass(frozen=True)
 class Pki:
-    """Where the keys and certificates of a state folder are."""
+    """The keys and certificates of a state folder."""
 
     folder: Path
 
     @property
     def authority(self) -> Path:
-        """The certificate that kits carry."""
+        """Path of the authority's certificate, which kits carry."""
         return self.folder / "ca.crt"
 
     @property
     def certificate(self) -> Path:
-        """The server's certificate, for both public ports."""
+        """Path of the server's certificate, for both public ports."""
         return self.folder / "server.crt"
 
     @property
     def key(self) -> Path:
-        """The server's private key."""
+        """Path of the server's private key."""
         return self.folder / "server.key"
 
     def signing_key(self) -> ed25519.Ed25519PrivateKey:
-        """The key that signs published models."""
+        """Read the key that signs published models."""
         key = serialization.load_pem_private_key(self._read("signing.key"), password=None)
         if not isinstance(key, ed25519.Ed25519PrivateKey):
             raise StateError(
@@ -55,11 +56,11 @@ class Pki:
         return key
 
     def signing_key_pem(self) -> str:
-        """The public half of the signing key, for kits."""
+        """Read the public half of the signing key, for kits."""
         return self._read("signing.pub").decode()
 
     def authority_pem(self) -> str:
-        """The authority's certificate, for kits."""
+        """Read the authority's certificate, for kits."""
         return self._read("ca.crt").decode()
 
     def _read(self, name: str) -> bytes:
@@ -73,7 +74,7 @@ class Pki:
 
 
 def create_pki(folder: Path, host: str) -> Pki:
-    """Make a certificate authority, a certificate for `host` and for this machine's loopback, and a signing key."""
+    """Create a certificate authority, a certificate for `host` and for loopback, and a signing key."""
     authority_key = ec.generate_private_key(ec.SECP256R1())
     authority = _certificate_authority(authority_key)
     server_key = ec.generate_private_key(ec.SECP256R1())
@@ -99,7 +100,7 @@ def create_pki(folder: Path, host: str) -> Pki:
 
 
 def alternative_names(host: str) -> list[x509.GeneralName]:
-    """The names a certificate for `host` answers to; loopback always, so that a test on the same machine works."""
+    """Return the names of a certificate for `host`; loopback is always one, for tests on the same machine."""
     names: list[x509.GeneralName] = []
     for name in dict.fromkeys([host, "localhost", "127.0.0.1", "::1"]):
         try:

@@ -95,7 +95,7 @@ def test_an_export_leaves_the_base_as_it_was_and_is_a_base_itself(fused, tiny, t
 def test_an_export_never_overwrites(fused, tiny, tmp_path):
     write_fused(fused, tmp_path / "fused")
     (tmp_path / "exported").mkdir()
-    with pytest.raises(StateError, match="is there already"):
+    with pytest.raises(StateError, match="already exists"):
         export(tmp_path / "fused", tiny, "diffusers", tmp_path / "exported")
 
 
@@ -161,8 +161,8 @@ def test_a_lora_says_what_it_is(fused, tiny, tmp_path):
     with safe_open(tmp_path / "lora.safetensors", "pt") as file:
         told = file.metadata()
     assert told["modelspec.title"] == "Fused model of <alice/cat>, <bob/dog>"
-    assert told["modelspec.license"] == "<alice/cat>: CC0; <bob/dog>: not told"
-    assert told["modelspec.author"] == "<alice/cat>: Alice; <bob/dog>: not told"
+    assert told["modelspec.license"] == "<alice/cat>: CC0; <bob/dog>: not given"
+    assert told["modelspec.author"] == "<alice/cat>: Alice; <bob/dog>: not given"
     assert tiny.fingerprint in told["modelspec.description"]
     assert "drawn less well" in told["modelspec.description"]
 
@@ -219,7 +219,7 @@ def test_words_of_xl_lie_under_the_names_of_its_text_encoders(xl, mixed, random_
 def test_a_lora_overwrites_neither_a_file_nor_its_words(fused, tiny, tmp_path, taken):
     write_fused(fused, tmp_path / "fused")
     (tmp_path / taken).mkdir()
-    with pytest.raises(StateError, match=rf"{taken} is there already"):
+    with pytest.raises(StateError, match=rf"{taken} already exists"):
         export(tmp_path / "fused", tiny, "lora", tmp_path / "lora.safetensors")
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["fused", taken])
 
@@ -317,7 +317,7 @@ def test_xl_is_no_single_file(xl, mixed, tmp_path):
 
 def test_a_base_laid_out_like_neither_is_no_single_file(xl, tmp_path):
     """Stable Diffusion 2 has one text encoder, of another kind, and linear projections."""
-    with pytest.raises(RequestError, match="is laid out otherwise"):
+    with pytest.raises(RequestError, match="has another layout"):
         export(tmp_path, dataclasses.replace(xl, text_encoder_2=None), "single-file", tmp_path / "model.safetensors")
 
 
