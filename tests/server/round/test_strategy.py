@@ -27,7 +27,7 @@ from mos_common.fused_model import read_fused
 from mos_common.node_key import create_node_key, key_digest, public_pem
 from mos_common.signing import verify_model
 from mos_server.fusion import fuse as fusion
-from mos_server.fusion.settings import FusionSettings
+from mos_server.fusion.methods.average import AverageSettings
 from mos_server.round.follow import describe_round
 from mos_server.round.strategy import GradientFusion, Patience, RoundCancelledError
 from mos_server.state.concepts import spool_path, withdraw
@@ -152,7 +152,7 @@ def federation(
     monkeypatch.setattr(
         fusion,
         "fuse",
-        lambda base, concepts, settings, **given: real(base, concepts, FusionSettings("average"), **given),
+        lambda base, concepts, settings, **given: real(base, concepts, AverageSettings(), **given),
     )
     state = create_state(tmp_path / "state", ServerConfig(base="tiny", base_fingerprint=tiny.fingerprint))
     store = Store(state.database)

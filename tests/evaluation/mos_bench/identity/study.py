@@ -34,12 +34,12 @@ from mos_common.errors import RequestError
 from mos_common.files import write_atomically
 from mos_common.prompts import ORDINARY, RECORDED
 from mos_common.shell import say
-from mos_server.fusion.rivals import PAPER_PROMPTS
-from mos_server.fusion.settings import FusionSettings
+from mos_server.fusion.methods.gradient import GradientSettings
+from mos_server.fusion.recording_settings import PAPER_PROMPTS
 
 COUNTS = (3, 8, 14, 32)
-BASE = FusionSettings()
-AXES: Mapping[str, Mapping[str, FusionSettings]] = {
+BASE = GradientSettings()
+AXES: Mapping[str, Mapping[str, GradientSettings]] = {
     "ridge": {f"{value:g}": replace(BASE, ridge=value) for value in (1e-4, 1e-3, 0.3)},
     "ridge_kind": {"diagonal": replace(BASE, ridge_kind="diagonal")},
     "towards": {f"{value:g}": replace(BASE, towards=value) for value in (0.0, 1.0)},
@@ -97,7 +97,7 @@ class Study:
         """Whether an axis is to be measured."""
         return not self.only or axis in self.only
 
-    def settings(self) -> dict[str, FusionSettings]:
+    def settings(self) -> dict[str, GradientSettings]:
         """By name, the base point first; a setting that is the base point again is left out."""
         found = {"defaults": BASE}
         for axis, values in AXES.items():
