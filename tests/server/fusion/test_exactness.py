@@ -17,8 +17,8 @@ from mos_common.fused_model import NamedConcept
 from mos_common.layers import concept_layers
 from mos_server.fusion.fuse import fuse
 from mos_server.fusion.gram import sliced_gram
-from mos_server.fusion.moments import Moments
 from mos_server.fusion.methods.gradient import GradientSettings
+from mos_server.fusion.moments import Moments
 from mos_server.fusion.solve import residual, solve_change, stacked_left
 from mos_server.fusion.statistics import Recording
 

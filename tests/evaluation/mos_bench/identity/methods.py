@@ -35,9 +35,7 @@ class Method:
 
 
 AVERAGE = Method("average", AverageSettings())
-SUM_TUNED = Method(
-    "sum-tuned", SumSettings(sum_weight=1.0), (0.05, 0.1, 0.18, 0.3, 0.45, 0.65, 0.9, 1.2)
-)
+SUM_TUNED = Method("sum-tuned", SumSettings(sum_weight=1.0), (0.05, 0.1, 0.18, 0.3, 0.45, 0.65, 0.9, 1.2))
 TIES = Method("ties", TiesSettings(sum_weight=1.0), (0.2, 0.4, 0.8, 1.5, 2.5))
 DARE = Method("dare", DareSettings(sum_weight=1.0), (0.04, 0.08, 0.18, 0.35, 0.65, 1.0))
 CUSTOM_DIFFUSION = Method("custom-diffusion", CustomDiffusionSettings())
