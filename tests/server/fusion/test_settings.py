@@ -84,5 +84,5 @@ def test_what_cannot_be_set_is_an_error_that_says_what_can(change, words):
     ids=str,
 )
 def test_json_of_another_version_is_an_error(values):
-    with pytest.raises(RequestError, match="colour|magic|ridge"):
+    with pytest.raises(RequestError, match=r"colour|magic|ridge"):
         FusionSettings.from_json(values)
