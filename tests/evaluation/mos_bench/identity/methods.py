@@ -7,8 +7,10 @@ L-BFGS with the paper's stops and inputs, `gradient` is ours with its defaults.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
+from mos_common.settings import changed, parse_settings
 from mos_server.fusion.methods.average import AverageSettings
 from mos_server.fusion.methods.custom_diffusion import CustomDiffusionSettings
 from mos_server.fusion.methods.dare import DareSettings
@@ -32,6 +34,17 @@ class Method:
         if self.settings.method != "sum":
             return self.grid
         return tuple(sorted({*self.grid, round(1 / n, 4)}))
+
+    def changed(self, texts: Sequence[str]) -> Method:
+        """Return gradient fusion with what `--set` says; any other method as it is.
+
+        Raises:
+            RequestError: it has no such setting, or a value is not of its type or range.
+
+        """
+        if self.settings.method != "gradient" or not texts:
+            return self
+        return replace(self, settings=changed(self.settings, parse_settings(type(self.settings), texts)))
 
 
 AVERAGE = Method("average", AverageSettings())

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from mos_common.edlora import LowRank
 from mos_common.errors import RequestError
 from mos_common.fused_model import NamedConcept
 from mos_common.layers import concept_layers
