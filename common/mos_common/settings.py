@@ -16,13 +16,14 @@ import difflib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, asdict, field, fields, replace
-from typing import Any, TypeVar, get_origin, get_type_hints
+from typing import Any, TypeVar, cast, get_args, get_origin, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
 from mos_common.errors import RequestError
 
 S = TypeVar("S")
+NONE = "none"  # the text of None, for settings that may be left to the base
 SEPARATOR = "|"  # between the texts of one setting, such as prompts, which have commas of their own
 
 
@@ -60,7 +61,11 @@ def parse_value(kind: type, name: str, text: str) -> Any:
 
     """
     declared = _declared(kind, name)
-    given: object = _texts(text) if get_origin(_types(kind)[name]) is tuple else text
+    of_type, given = _types(kind)[name], cast("object", text)
+    if get_origin(of_type) is tuple:
+        given = _texts(text)
+    elif text.lower() == NONE and type(None) in get_args(of_type):
+        given = None
     try:
         return _adapter(kind, name).validate_python(given)
     except ValidationError as error:
@@ -103,12 +108,12 @@ def differences(settings: Any) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value != usual[name]}
 
 
-def describe_settings(kind: type) -> Iterator[str]:
-    """Yield one line for each setting: NAME=DEFAULT, its unit, what it means."""
-    for each in fields(kind):
+def describe_settings(settings: Any) -> Iterator[str]:
+    """Yield one line for each setting: NAME=VALUE, its unit, what it means; of a type, the values are the defaults."""
+    for each in fields(settings):
         if each.metadata:
-            default = "" if each.default is MISSING or each.default is None else _as_text(each.default)
-            yield f"{each.name}={default}: {_about(each)}"
+            value = getattr(settings, each.name, MISSING)
+            yield f"{each.name}={'' if value is MISSING else _as_text(value)}: {_about(each)}"
 
 
 def _declared(kind: Any, name: str) -> Field[Any]:
@@ -117,7 +122,7 @@ def _declared(kind: Any, name: str) -> Field[Any]:
         return known[name]
     nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
     hint = f"did you mean {nearest[0]}? " if nearest else ""
-    raise RequestError(f"unknown setting {name!r}: {hint}known: {', '.join(known)}")
+    raise RequestError(f"unknown setting {name!r}: {hint}known: {', '.join(known) or 'none, it has nothing to set'}")
 
 
 def _about(declared: Field[Any]) -> str:
@@ -128,12 +133,12 @@ def _about(declared: Field[Any]) -> str:
 def _as_text(value: Any) -> str:
     if isinstance(value, tuple):
         return f"{len(value)} texts" if len(value) > 3 else SEPARATOR.join(map(str, value))
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    return NONE if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _example(kind: type) -> str:
-    first = next(each for each in fields(kind) if each.metadata)
-    return f"{first.name}={_as_text(first.default)}"
+    first = next((each for each in fields(kind) if each.metadata), None)
+    return f"{first.name}={_as_text(first.default)}" if first else "steps=20"
 
 
 def _texts(text: str) -> Sequence[str]:

@@ -22,8 +22,8 @@ from mos_common.base_model import load_base
 from mos_common.edlora import LowRank
 from mos_server.fusion.fuse import fuse
 from mos_server.fusion.gram import gram, sliced_gram, wide_gram
-from mos_server.fusion.lbfgs import lbfgs_layer
-from mos_server.fusion.settings import FusionSettings
+from mos_server.fusion.methods.gradient import GradientSettings
+from mos_server.fusion.methods.lbfgs import lbfgs_layer
 from mos_server.fusion.solve import solve_change, stacked_left
 
 SHAPES = [
@@ -145,7 +145,7 @@ def fuse_many(count: int, steps: int) -> None:
     fuse(
         base,
         [random_concept(base, seed) for seed in range(count)],
-        FusionSettings(steps=steps),
+        GradientSettings(steps=steps),
         progress=lambda line: None,
     )
 

@@ -14,11 +14,14 @@ from mos_common.drawing import Drawing, draw
 from mos_common.edlora import attached
 from mos_common.fused_model import read_fused
 from mos_common.layers import adaptable_layers
+from mos_server.fusion.methods.gradient import GradientSettings
 from mos_server.fusion.settings import FusionSettings
 from mos_server.models.fuse_files import fuse_files
 
 SETTINGS = FusionSettings(
-    ridge=1e-6, preserve=0.0, rows="all", contexts=("V", "photo of a V"), ordinary=("a tree",), steps=2, batch=2
+    GradientSettings(
+        ridge=1e-6, preserve=0.0, rows="all", contexts=("V", "photo of a V"), ordinary=("a tree",), steps=2, batch=2
+    )
 )
 
 

@@ -43,11 +43,11 @@ from mos_common.concept_file import write_concept
 from mos_common.drawing import Drawing, draw
 from mos_common.errors import RequestError
 from mos_common.layers import Group
-from mos_server.fusion.settings import FusionSettings
+from mos_server.fusion.methods.gradient import GradientSettings
 
 PROTOCOL = Protocol(prompts=1, seeds=1, probed=2, how=Drawing(steps=1))
 SUM = Method("sum-tuned", SUM_TUNED.settings, (0.3, 0.6))
-GRADIENT = Method("gradient", FusionSettings(steps=1, contexts=("V in the snow",), ordinary=("a dog",)))
+GRADIENT = Method("gradient", GradientSettings(steps=1, contexts=("V in the snow",), ordinary=("a dog",)))
 
 
 @pytest.fixture(scope="module")

@@ -155,4 +155,4 @@ def test_an_operator_has_a_command_for_each_part_of_the_job():
     app = typer.Typer()
     commands.register(app)
     names = {command.name or command.callback.__name__ for command in app.registered_commands}
-    assert names == {"init", "invite", "bar", "serve", "round", "status", "concepts"}
+    assert names == {"init", "invite", "bar", "serve", "round", "settings", "status", "concepts"}

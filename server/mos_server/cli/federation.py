@@ -12,6 +12,17 @@ import typer
 
 from mos_common.errors import RequestError
 from mos_common.shell import say
+from mos_server.cli.settings import (
+    ListsSettings,
+    MethodName,
+    Preserve,
+    Ridge,
+    Sets,
+    Weights,
+    Workers,
+    changed_fusion,
+    settings,
+)
 
 StateFolder = Annotated[Path, typer.Argument(metavar="STATE", help="The server's state folder.")]
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)([smhd])")
@@ -21,10 +32,13 @@ _PARTICIPANT = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
 
 def register(app: typer.Typer) -> None:
     """Add the commands to `mos-server`."""
-    app.command(epilog="Example: mos-server init federation --host fuse.example.org")(init)
+    app.command(cls=ListsSettings, epilog="Example: mos-server init federation --host fuse.example.org")(init)
     app.command(epilog="Example: mos-server invite federation alice --out alice.kit")(invite)
     app.command(epilog="Example: mos-server serve federation")(serve)
-    app.command("round", epilog="Example: mos-server round federation --wait 3 --deadline 2h")(round_)
+    app.command("round", cls=ListsSettings, epilog="Example: mos-server round federation --wait 3 --deadline 2h")(
+        round_
+    )
+    app.command(cls=ListsSettings, epilog="Example: mos-server settings federation --set preserve=3")(settings)
     app.command(epilog="Example: mos-server status federation")(status)
     app.command(epilog='Example: mos-server concepts federation withdraw "<alice/cat>"')(concepts)
     app.command(epilog="Example: mos-server bar federation alice")(bar)
@@ -38,16 +52,28 @@ def init(
     ] = "127.0.0.1",
     fleet_port: Annotated[int, typer.Option("--fleet-port", min=1, max=65535, help="For the rounds (Flower).")] = 9092,
     mos_port: Annotated[int, typer.Option("--mos-port", min=1, max=65535, help="For enrolment and downloads.")] = 9093,
+    method: MethodName = None,
+    sets: Sets = None,
+    workers: Workers = None,
 ) -> None:
-    """Make a federation: keys, certificates, an empty journal."""
+    """Make a federation: keys, certificates, an empty journal.
+
+    --method, --set and --workers say how its rounds are fused; `mos-server settings` lists and changes that later.
+    """
     from mos_common.base_model import TINY, fingerprint_of
     from mos_server.state.folder import ServerConfig, check_can_create, create_state
 
+    fusion = changed_fusion({}, method=method, sets=sets, workers=workers)
     check_can_create(state)
     if base != TINY and Path(base).is_dir():
         base = str(Path(base).resolve())  # `serve` may be started from elsewhere
     config = ServerConfig(
-        base=base, base_fingerprint=fingerprint_of(base), host=host, fleet_port=fleet_port, mos_port=mos_port
+        base=base,
+        base_fingerprint=fingerprint_of(base),
+        host=host,
+        fleet_port=fleet_port,
+        mos_port=mos_port,
+        fusion=fusion,
     )
     create_state(state, config)
     say(f"{state}: a federation on {base} ({config.base_fingerprint[:12]})")
@@ -127,9 +153,17 @@ def round_(
     flag_loss: Annotated[
         float, typer.Option("--flag-loss", help="Flag a concept that loses more identity in fusion than this.")
     ] = 0.05,
+    method: MethodName = None,
+    sets: Sets = None,
+    weight: Weights = None,
+    workers: Workers = None,
+    ridge: Ridge = None,
+    preserve: Preserve = None,
     cancel: Annotated[bool, typer.Option("--cancel", help="Cancel the round that is running.")] = False,
 ) -> None:
     """Run a round and follow it: collect concepts, fuse them, have them scored, publish.
+
+    It is fused as `mos-server settings` lists, with this command's flags put over that.
 
     Ctrl-C leaves this command, not the round: the server goes on with it, and the same command follows it again.
     """
@@ -138,10 +172,22 @@ def round_(
     from mos_server.state.journal import Store
     from mos_server.state.records import CANCELLED, RoundSettings
 
-    settings = RoundSettings(
-        wait=wait, deadline_s=duration_s(deadline, "--deadline"), min_identity=min_identity, flag_loss=flag_loss
-    )
     opened = open_state(state)
+    asked = RoundSettings(
+        wait=wait,
+        deadline_s=duration_s(deadline, "--deadline"),
+        min_identity=min_identity,
+        flag_loss=flag_loss,
+        fusion=changed_fusion(
+            opened.config.fusion,
+            method=method,
+            sets=sets,
+            weights=weight,
+            workers=workers,
+            ridge=ridge,
+            preserve=preserve,
+        ),
+    )
     with closing(Store(opened.database)) as store:
         running = store.unfinished_round()
         if cancel:
@@ -152,7 +198,7 @@ def round_(
             return
         if running is not None:
             say(f"{running.id} is running already, with its own settings: following it")
-        followed = running or store.ask_round(settings)
+        followed = running or store.ask_round(asked)
         say(f"{followed.id}: Ctrl-C leaves it running")
         try:
             ended = follow_round(opened, store, followed.id)
@@ -171,12 +217,14 @@ def status(state: StateFolder) -> None:
     from mos_server.round.follow import describe_people, describe_round
     from mos_server.state.folder import is_served, open_state
     from mos_server.state.journal import Store
+    from mos_server.state.records import describe_fusion
 
     opened = open_state(state)
     config = opened.config
     running = "running" if is_served(opened) else f"not running (start it: mos-server serve {state})"
     say(f"server: {running}; {config.host}, ports {config.fleet_port} and {config.mos_port}")
     say(f"base model: {config.base} ({config.base_fingerprint[:12]})")
+    say(f"fusion of rounds to come: {describe_fusion(config.fusion)} (mos-server settings {state})")
     with closing(Store(opened.database)) as store:
         for line in describe_people(store):
             say(line)

@@ -9,11 +9,21 @@ import typer
 
 from mos_common.errors import RequestError
 from mos_common.shell import say
+from mos_server.cli.settings import (
+    ListsSettings,
+    MethodName,
+    Preserve,
+    Ridge,
+    Sets,
+    Weights,
+    Workers,
+    flag_texts,
+)
 
 
 def register(app: typer.Typer) -> None:
     """Add the command to `mos-server`."""
-    app.command(epilog="Example: mos-server fuse cat.safetensors dog.safetensors --out fused")(fuse)
+    app.command(cls=ListsSettings, epilog="Example: mos-server fuse cat.safetensors dog.safetensors --out fused")(fuse)
 
 
 def fuse(
@@ -31,87 +41,37 @@ def fuse(
         str | None,
         typer.Option("--base", help="`tiny`, a diffusers folder, or a hub id; the state's own with --state."),
     ] = None,
-    method: Annotated[
-        str, typer.Option("--method", help="gradient, or a rival: average, sum, ties, dare, custom-diffusion, lbfgs.")
-    ] = "gradient",
-    weight: Annotated[
-        list[str] | None, typer.Option("--weight", help="How much a concept counts: '<alice/cat>=2'. May be repeated.")
-    ] = None,
-    ridge: Annotated[float | None, typer.Option("--ridge", help="λ of the equation.")] = None,
-    ridge_kind: Annotated[
-        str | None, typer.Option("--ridge-kind", help="trace: λ of the mean second moment; diagonal: of each input's.")
-    ] = None,
-    towards: Annotated[
-        float | None,
-        typer.Option("--towards", help="The ridge pulls towards so much of the sum of changes; 0: the paper."),
-    ] = None,
-    preserve: Annotated[
-        float | None,
-        typer.Option(
-            "--preserve", help="μ: how much ordinary prompts on the base count against all concepts; 0 is the paper."
-        ),
-    ] = None,
-    rows: Annotated[
-        str | None,
-        typer.Option("--rows", help="Text positions that count: words, text, all, graded, or weights 1,1,0.2."),
-    ] = None,
-    text_inputs: Annotated[
-        str | None, typer.Option("--text-inputs", help="Keys and values read the own or the fused text encoder.")
-    ] = None,
-    unet_inputs: Annotated[
-        str | None,
-        typer.Option("--unet-inputs", help="The rest of the UNet is recorded on own or fused text and keys."),
-    ] = None,
-    unconditional: Annotated[
-        bool, typer.Option("--unconditional", help="The empty prompt on each concept's model counts too.")
-    ] = False,
-    steps: Annotated[int | None, typer.Option("--steps", help="Sampling steps that are recorded.")] = None,
-    guidance: Annotated[float | None, typer.Option("--guidance", help="Of that sampling; 0: the base's own.")] = None,
-    batch: Annotated[int | None, typer.Option("--batch", help="Prompts sampled together.")] = None,
-    cap: Annotated[
-        float | None, typer.Option("--cap", help="Energy, in units of the base's, above which a concept counts less.")
-    ] = None,
-    sum_weight: Annotated[
-        float | None, typer.Option("--sum-weight", help="What sum, ties and dare multiply every change with.")
-    ] = None,
-    density: Annotated[
-        float | None, typer.Option("--density", help="The share of each change's entries that ties and dare keep.")
-    ] = None,
+    method: MethodName = None,
+    sets: Sets = None,
+    weight: Weights = None,
+    ridge: Ridge = None,
+    preserve: Preserve = None,
     moments: Annotated[
         Path | None,
         typer.Option("--moments", help="Keep second moments here: an interrupted or a later fusion goes on from them."),
     ] = None,
-    workers: Annotated[
-        str | None,
-        typer.Option(
-            "--workers", help="Record on: auto (every GPU here), N local workers, or a Ray cluster, ray://host:10001."
-        ),
-    ] = None,
+    workers: Workers = None,
     device: Annotated[str | None, typer.Option("--device", help="cpu, cuda, mps; default: the best there is.")] = None,
     dtype: Annotated[
         str | None, typer.Option("--dtype", help="float32, float16, bfloat16; default: what suits the device.")
     ] = None,
 ) -> None:
-    """Fuse concepts into one model, outside of any round."""
-    from mos_server.models.fuse_files import fuse_files, fuse_state, settings_from, weights_from
+    """Fuse concepts into one model, outside of any round.
 
-    given = {
-        "ridge": ridge,
-        "ridge_kind": ridge_kind,
-        "towards": towards,
-        "preserve": preserve,
-        "rows": rows,
-        "text_inputs": text_inputs,
-        "unet_inputs": unet_inputs,
-        "unconditional": unconditional or None,
-        "steps": steps,
-        "guidance": guidance,
-        "batch": batch,
-        "cap": cap,
-        "sum_weight": sum_weight,
-        "density": density,
-    }
-    settings, weights = settings_from(method, given), weights_from(weight or [])
+    With --state it is fused as the federation's rounds are (with --round: as that round was), with this command's flags put
+    over that.
+    """
+    from mos_server.fusion.settings import FusionSettings
+    from mos_server.models.fuse_files import fuse_files, fuse_state, kept_settings
+
+    chosen = only.split(",") if only else []
+    before = kept_settings(state, round_id, chosen) if state is not None else FusionSettings()
+    settings = before.changed(
+        method=method,
+        texts=flag_texts(sets, ridge=ridge, preserve=preserve),
+        weights=weight or (),
+        workers=workers,
+    )
 
     def progress(line: str) -> None:
         say(line, error=True)
@@ -121,15 +81,12 @@ def fuse(
             raise RequestError(
                 "--state brings its own concepts, base and moments: leave the files, --base and --moments out"
             )
-        chosen = only.split(",") if only else []
         fused = fuse_state(
             state,
             out,
             round_id=round_id,
             only=chosen,
             settings=settings,
-            weights=weights,
-            workers=workers,
             device=device,
             dtype=dtype,
             progress=progress,
@@ -140,8 +97,6 @@ def fuse(
             out,
             base=base or "tiny",
             settings=settings,
-            weights=weights,
-            workers=workers,
             moments_dir=moments,
             device=device,
             dtype=dtype,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from typing import TypeVar
 
 import torch
 from jaxtyping import Float
@@ -17,11 +18,13 @@ from mos_common.base_model import Base
 from mos_common.drawing import Drawing, denoise, initial_noise, read_prompts, scheduler_for
 from mos_common.layers import Group, Layer, concept_layers
 from mos_common.words import TokenIds, Vocabulary, encode_rows, encode_token_ids, text_rows, tokenise
-from mos_server.fusion.moments import Choice, Moments, recording
-from mos_server.fusion.settings import FusionSettings
+from mos_server.fusion.moments import Choice, recording
+from mos_server.fusion.recording_settings import RecordingSettings
+from mos_server.fusion.row_sink import RowSink
 
 log = logging.getLogger(__name__)
 Weights = Float[Tensor, "texts tokens"]
+Sink = TypeVar("Sink", bound=RowSink)
 
 
 def record_group(
@@ -31,12 +34,12 @@ def record_group(
     prompts: Sequence[str],
     seeds: Sequence[int],
     vocabulary: Vocabulary,
-    settings: FusionSettings,
-    into: type[Moments] = Moments,
-) -> Moments:
-    """Second moments of everything that the layers of one group read under `prompts` (and, for the UNet, `seeds`).
+    settings: RecordingSettings,
+    sink: Sink,
+) -> Sink:
+    """Record everything that the layers of one group read under `prompts` (and, for the UNet, `seeds`) into `sink`.
 
-    `into` is what rows are added to: another kind may keep more of them than their moments.
+    The sink comes back finished.
 
     Raises:
         FusionError: an activation was not finite; the message names the input.
@@ -44,11 +47,13 @@ def record_group(
     """
     with torch.no_grad():
         if group is Group.SPATIAL:
-            return record_spatial(base, layers, prompts, seeds, vocabulary, settings, into).finished()
+            record_spatial(base, layers, prompts, seeds, vocabulary, settings, sink)
+            return sink.finished()
         unconditional = [""] if settings.unconditional and "" not in prompts else []
         texts = [tokenise(base, prompt, vocabulary) for prompt in [*prompts, *unconditional]]
         record = record_text if group is Group.TEXT else record_cross
-        return record(base, layers, texts, vocabulary, settings.row_weights, into).finished()
+        record(base, layers, texts, vocabulary, settings.row_weights, sink)
+        return sink.finished()
 
 
 def record_text(
@@ -57,14 +62,13 @@ def record_text(
     texts: Sequence[TokenIds],
     vocabulary: Vocabulary,
     kinds: tuple[float, float, float],
-    into: type[Moments] = Moments,
-) -> Moments:
+    sink: RowSink,
+) -> None:
     """What the text encoder reads, over the encodings of every prompt for every cross-attention layer."""
-    moments, rows = into(), text_rows(base, texts, vocabulary)
+    rows = text_rows(base, texts, vocabulary)
     weights = position_weights(rows.texts, kinds).to(base.device)
-    with recording(layers, moments, _weighted(weights), float(weights.sum())):
+    with recording(layers, sink, _weighted(weights), float(weights.sum())):
         encode_rows(base, rows, vocabulary)
-    return moments
 
 
 def record_cross(
@@ -73,10 +77,9 @@ def record_cross(
     texts: Sequence[TokenIds],
     vocabulary: Vocabulary,
     kinds: tuple[float, float, float],
-    into: type[Moments] = Moments,
-) -> Moments:
+    sink: RowSink,
+) -> None:
     """What keys and values read: the transformers of the UNet read an encoding each, so each has moments of its own."""
-    moments = into()
     features = encode_token_ids(base, texts, vocabulary)
     weights = position_weights(texts, kinds).to(features.device)
     cross = dict.fromkeys(layer.reads for layer in concept_layers(base) if layer.group is Group.CROSS)
@@ -84,8 +87,7 @@ def record_cross(
     for k, reads in enumerate(cross):
         if reads not in wanted:
             continue
-        moments.add(reads, _weighted(weights)(features[:, k]), float(weights.sum()))
-    return moments
+        sink.add(reads, _weighted(weights)(features[:, k]), float(weights.sum()))
 
 
 def record_spatial(
@@ -94,29 +96,27 @@ def record_spatial(
     prompts: Sequence[str],
     seeds: Sequence[int],
     vocabulary: Vocabulary,
-    settings: FusionSettings,
-    into: type[Moments] = Moments,
-) -> Moments:
+    settings: RecordingSettings,
+    sink: RowSink,
+) -> None:
     """What the rest of the UNet reads while the prompts are drawn; the unconditional half counts only if settings say so.
 
     Prompts are drawn `settings.batch` at a time, fewer where the GPU's memory is too small for that.
     """
-    moments, waiting = (
-        into(),
-        [slice(start, start + settings.batch) for start in range(0, len(prompts), settings.batch)],
-    )
+    waiting = [slice(start, start + settings.batch) for start in range(0, len(prompts), settings.batch)]
     with layerwise_attention(base):
         while waiting:
             part = waiting.pop(0)
             try:
-                moments.merge(_record_drawing(base, layers, prompts[part], seeds[part], vocabulary, settings, into))
+                drawn = sink.fresh()  # which is thrown away where memory ends in the middle of it
+                _record_drawing(base, layers, prompts[part], seeds[part], vocabulary, settings, drawn)
+                sink.merge(drawn)
             except torch.OutOfMemoryError:
                 size = (part.stop - part.start + 1) // 2
                 if part.stop - part.start == 1:
                     raise
                 log.info("out of memory with %d prompts at a time: going on with %d", part.stop - part.start, size)
                 waiting = [slice(part.start, part.start + size), slice(part.start + size, part.stop), *waiting]
-    return moments
 
 
 def _record_drawing(
@@ -125,17 +125,20 @@ def _record_drawing(
     prompts: Sequence[str],
     seeds: Sequence[int],
     vocabulary: Vocabulary,
-    settings: FusionSettings,
-    into: type[Moments],
-) -> Moments:
-    moments, how = into(), Drawing(steps=settings.steps)
-    guidance = settings.guidance or base.preset.guidance
+    settings: RecordingSettings,
+    sink: RowSink,
+) -> None:
+    how, guidance = Drawing(steps=settings.steps), recorded_guidance(base, settings)
     unconditional = [""] * len(prompts) if guidance != 1 else []
     memory = read_prompts(base, [*unconditional, *prompts], vocabulary)
     noise = initial_noise(base, seeds, *how.sized_for(base))
-    with recording(layers, moments, _from_row(0 if settings.unconditional else len(unconditional))):
+    with recording(layers, sink, _from_row(0 if settings.unconditional else len(unconditional))):
         denoise(base, noise, memory, scheduler_for(base, how), settings.steps, guidance)
-    return moments
+
+
+def recorded_guidance(base: Base, settings: RecordingSettings) -> float:
+    """Return the guidance that is sampled with: the settings', or the base's own where they have none."""
+    return base.preset.guidance if settings.guidance is None else settings.guidance
 
 
 def position_weights(texts: Sequence[TokenIds], kinds: tuple[float, float, float]) -> Weights:

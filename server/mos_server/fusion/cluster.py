@@ -38,9 +38,19 @@ class Worker:
     def record(self, recording: Recording) -> Moments | tuple[str, str]:
         """The moments, or whose concept is unusable and why."""
         try:
-            return recording.record(self.base)
+            return recording.record(self.base, Moments())
         except UnusableConceptError as error:
             return error.token, error.reason
+
+
+@contextmanager
+def recorder_for(workers: str | None, base: Base) -> Iterator[Recorder | None]:
+    """A recorder as `recorder_on` has it, or None where there are no workers: record here."""
+    if workers is None:
+        yield None
+        return
+    with recorder_on(workers, base) as recorder:
+        yield recorder
 
 
 @contextmanager
@@ -52,6 +62,7 @@ def recorder_on(workers: str, base: Base) -> Iterator[Recorder]:
         FusionError: the cluster cannot be reached.
 
     """
+    check_workers(workers)
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # nobody is told that this federation exists
     ray = _ray()
     on_gpu = base.device.type == "cuda"
@@ -99,14 +110,23 @@ def _spread(ray: Any, pool: Sequence[Any], recordings: Sequence[Recording]) -> I
         yield recording, UnusableConceptError(*result) if isinstance(result, tuple) else result
 
 
+def check_workers(workers: str) -> None:
+    """Check that `workers` is "auto", a number of local workers, or the address of a Ray cluster.
+
+    Raises:
+        RequestError: it is none of these.
+
+    """
+    if workers != "auto" and not workers.startswith(CLIENT) and not (workers.isdigit() and int(workers) > 0):
+        raise RequestError(
+            f"--workers {workers}: expected auto, a number of local workers, or a cluster such as ray://host:10001"
+        )
+
+
 def _count(workers: str, on_gpu: bool) -> int:
     if workers == "auto":
         return torch.cuda.device_count() if on_gpu else 1
-    if workers.isdigit() and int(workers) > 0:
-        return int(workers)
-    raise RequestError(
-        f"--workers {workers}: expected auto, a number of local workers, or a cluster such as ray://host:10001"
-    )
+    return int(workers)
 
 
 def _ray() -> Any:

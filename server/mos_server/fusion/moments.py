@@ -22,6 +22,7 @@ from mos_common.errors import FusionError
 from mos_common.files import write_atomically
 from mos_common.layers import Layer
 from mos_server.fusion.gram import gram
+from mos_server.fusion.row_sink import RowSink
 
 # Which rows of a batch count, and how much: (batch, rows, d_in) to the rows, each times the root of its weight.
 Choice = Callable[[Float[Tensor, "batch rows d_in"]], Float[Tensor, "chosen d_in"]]
@@ -34,6 +35,10 @@ class Moments:
 
     sums: dict[str, Float[Tensor, "d_in d_in"]] = field(default_factory=dict)
     rows: dict[str, float] = field(default_factory=dict)
+
+    def fresh(self) -> Moments:
+        """Return empty moments."""
+        return Moments()
 
     def add(self, reads: str, rows: Float[Tensor, "rows d_in"], count: float | None = None) -> None:
         """Fold rows into the sum of one input; `count` is their number, or the sum of their weights."""
@@ -76,9 +81,9 @@ class Moments:
 
 @contextmanager
 def recording(
-    layers: Sequence[Layer], moments: Moments, choice: Choice | None = None, count: float | None = None
+    layers: Sequence[Layer], sink: RowSink, choice: Choice | None = None, count: float | None = None
 ) -> Iterator[None]:
-    """Within: what each distinct input of `layers` reads goes into `moments`.
+    """Within: what each distinct input of `layers` reads goes into `sink`.
 
     `choice` takes the rows that count out of a batch (default: all), `count` is the sum of their weights in one batch.
     """
@@ -86,7 +91,7 @@ def recording(
     def fold(layer: Layer) -> Any:
         def hook(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             batch = layer.rows(inputs[0].detach())
-            moments.add(layer.reads, choice(batch) if choice else batch.flatten(0, 1), count)
+            sink.add(layer.reads, choice(batch) if choice else batch.flatten(0, 1), count)
 
         return hook
 

@@ -15,15 +15,25 @@ from mos_common.concept import Concept
 from mos_common.edlora import LowRank
 from mos_common.layers import Layer
 from mos_server.fusion.moments import Moments
-from mos_server.fusion.settings import FusionSettings
 from mos_server.fusion.solve import Inverse, damped_inverse, damping, energy_of, refactored, stacked_left
 
 
 class NormalEquations:
     """S and the right-hand side of every layer of a group, with the base's energies on ordinary prompts as the measure of all."""
 
-    def __init__(self, layers: Sequence[Layer], ordinary: Moments, settings: FusionSettings) -> None:
-        self.layers, self.settings, self._ordinary = layers, settings, ordinary
+    def __init__(
+        self,
+        layers: Sequence[Layer],
+        ordinary: Moments,
+        *,
+        preserve: float,
+        ridge: float,
+        ridge_kind: str,
+        towards: float,
+        cap: float,
+    ) -> None:
+        self.layers, self._ordinary = layers, ordinary
+        self.preserve, self.ridge, self.ridge_kind, self.towards, self.cap = preserve, ridge, ridge_kind, towards, cap
         self._S = {layer.reads: torch.zeros(layer.d_in, layer.d_in, dtype=torch.float64) for layer in layers}
         self._left: dict[str, list[LowRank]] = {layer.name: [] for layer in layers}
         self._right: dict[str, list[Tensor]] = {layer.name: [] for layer in layers}
@@ -44,7 +54,7 @@ class NormalEquations:
             }
             w = weight * self._bounded(reads, G, pairs)
             G0 = self._ordinary.mean(reads)
-            self._S[reads].add_(G, alpha=w).add_(G0, alpha=w * self.settings.preserve)
+            self._S[reads].add_(G, alpha=w).add_(G0, alpha=w * self.preserve)
             for layer, pair in pairs.items():
                 self._left[layer.name].append(pair)
                 self._right[layer.name].append(w * pair.scale * pair.A.double() @ G)
@@ -58,20 +68,18 @@ class NormalEquations:
             if not self._left[layer.name]:
                 continue
             if layer.reads not in inverses:
-                inverses = {
-                    layer.reads: damped_inverse(self._S[layer.reads], self.settings.ridge, self.settings.ridge_kind)
-                }
+                inverses = {layer.reads: damped_inverse(self._S[layer.reads], self.ridge, self.ridge_kind)}
             right = inverses[layer.reads](torch.cat(self._right[layer.name]) + self._pull(layer))
             changes[layer.name] = refactored(stacked_left(self._left[layer.name]), right)
         return changes
 
     def _pull(self, layer: Layer) -> Tensor | float:
         """What the ridge adds to the right-hand side where it pulls towards the scaled sum: c R times wi si Ai."""
-        if not self.settings.towards:
+        if not self.towards:
             return 0.0
-        R = damping(self._S[layer.reads], self.settings.ridge, self.settings.ridge_kind)
+        R = damping(self._S[layer.reads], self.ridge, self.ridge_kind)
         given = zip(self._weights[layer.name], self._left[layer.name], strict=True)
-        return self.settings.towards * torch.cat([w * pair.scale * pair.A.double() for w, pair in given]) * R
+        return self.towards * torch.cat([w * pair.scale * pair.A.double() for w, pair in given]) * R
 
     def drift(self, changes: Mapping[str, LowRank]) -> float:
         """Σ ‖X0 Δᵀ‖² / Σ ‖X0 W0ᵀ‖² over the changed layers: what fusion does to ordinary prompts, as a share of what layers write."""
@@ -84,7 +92,7 @@ class NormalEquations:
         """The factor that brings a concept's inputs, and its effect on any layer that reads them, within `cap` times the base's."""
         ratios = [_ratio(float(G.trace()), float(self._ordinary.mean(reads).trace()))]
         ratios += [_ratio(energy_of(pair, G), self._written[layer.name]) for layer, pair in pairs.items()]
-        return min(1.0, *(self.settings.cap / ratio for ratio in ratios if ratio > 0))
+        return min(1.0, *(self.cap / ratio for ratio in ratios if ratio > 0))
 
     @cached_property
     def _written(self) -> dict[str, float]:

@@ -26,9 +26,9 @@ from mos_common.fused_model import NamedConcept
 from mos_common.layers import Group, Layer, adaptable_layers
 from mos_common.prompts import about
 from mos_common.words import Vocabulary
-from mos_server.fusion.activations import record_group
+from mos_server.fusion.activations import Sink, record_group, recorded_guidance
 from mos_server.fusion.moments import Moments, read_moments, write_moments
-from mos_server.fusion.settings import FusionSettings
+from mos_server.fusion.recording_settings import RecordingSettings
 
 log = logging.getLogger(__name__)
 Progress = Callable[[str], None]
@@ -56,7 +56,7 @@ class Recording:
     named: NamedConcept | None
     attached: Mapping[str, LowRank]
     reads: frozenset[str]
-    settings: FusionSettings
+    settings: RecordingSettings
 
     @property
     def token(self) -> str:
@@ -77,7 +77,8 @@ class Recording:
             "unconditional": settings.unconditional,
         }
         if self.group is Group.SPATIAL:
-            made_by |= {"steps": settings.steps, "guidance": settings.guidance, "batch": settings.batch}
+            guidance = recorded_guidance(base, settings)
+            made_by |= {"steps": settings.steps, "guidance": guidance, "batch": settings.batch}
         else:
             made_by |= {"rows": settings.row_weights}
         whose = content_digest(concept) if concept else "ordinary"
@@ -91,8 +92,8 @@ class Recording:
         prompts = [about(context, concept.name) for context in self.settings.contexts]
         return prompts, {concept.name: words_of(concept, base)}
 
-    def record(self, base: Base, into: type[Moments] = Moments) -> Moments:
-        """Run the model.
+    def record(self, base: Base, sink: Sink) -> Sink:
+        """Run the model; the rows go into `sink`, which comes back finished.
 
         Raises:
             UnusableConceptError: a forward pass is not finite; the message names concept and layer.
@@ -104,7 +105,7 @@ class Recording:
         seeds = [first + i for i in range(len(prompts))]
         try:
             with attached(base, self.attached):
-                return record_group(self.group, base, layers, prompts, seeds, vocabulary, self.settings, into)
+                return record_group(self.group, base, layers, prompts, seeds, vocabulary, self.settings, sink)
         except FusionError as error:
             raise UnusableConceptError(self.token, str(error)) from error
 
@@ -115,7 +116,7 @@ def recorder_here(base: Base) -> Recorder:
     def record(recordings: Sequence[Recording]) -> Iterator[Recorded]:
         for recording in recordings:
             try:
-                yield recording, recording.record(base)
+                yield recording, recording.record(base, Moments())
             except UnusableConceptError as error:
                 yield recording, error
 
@@ -144,7 +145,7 @@ class Statistics:
         kept = read_moments(self._path(recording))
         if kept is not None and recording.reads <= kept.sums.keys():
             return kept
-        return self._keep(recording, recording.record(self.base))
+        return self._keep(recording, recording.record(self.base, Moments()))
 
     def gather(self, recordings: Sequence[Recording]) -> None:
         """Record what is missing, and say how long the rest will take.

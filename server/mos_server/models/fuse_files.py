@@ -2,53 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, closing, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 
 from mos_common.base_model import Base, load_base
 from mos_common.concept import Concept
 from mos_common.concept_file import read_concept
-from mos_common.errors import ConceptError, RequestError, StateError
+from mos_common.errors import ConceptError, StateError
 from mos_common.fused_model import FusedModel, NamedConcept
 from mos_server.admission import admit
+from mos_server.fusion.cluster import recorder_for
 from mos_server.fusion.fuse import fuse
-from mos_server.fusion.settings import METHODS, FusionSettings
-from mos_server.fusion.statistics import Recorder
+from mos_server.fusion.settings import FusionSettings
 from mos_server.models.publish import write_fused
 
 Progress = Callable[[str], None]
-
-
-def settings_from(method: str, given: Mapping[str, object]) -> FusionSettings:
-    """The settings of a command line; what is None has its default.
-
-    Raises:
-        RequestError: unknown method, or a setting out of range.
-
-    """
-    if method not in METHODS:
-        raise RequestError(f"--method {method} is not known: choose one of {', '.join(METHODS)}")
-    return FusionSettings(method=method, **{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
-
-
-def weights_from(words: Sequence[str]) -> dict[str, float]:
-    """`<alice/cat>=2` and the like, by token.
-
-    Raises:
-        RequestError: it is not written like that.
-
-    """
-    weights = {}
-    for word in words:
-        token, equals, number = word.rpartition("=")
-        try:
-            weights[token] = float(number)
-        except ValueError:
-            equals = ""
-        if not equals:
-            raise RequestError(f"--weight {word}: expected a token and a number, such as '<alice/cat>=2'")
-    return weights
 
 
 def fuse_files(
@@ -57,9 +26,7 @@ def fuse_files(
     *,
     base: str = "tiny",
     settings: FusionSettings | None = None,
-    weights: Mapping[str, float] | None = None,
     moments_dir: Path | None = None,
-    workers: str | None = None,
     device: str | None = None,
     dtype: str | None = None,
     progress: Progress = lambda line: None,
@@ -71,15 +38,12 @@ def fuse_files(
 
     """
     _check_new(out)
-    settings = settings or settings_from("gradient", {})
+    settings = settings or FusionSettings()
     for file in files:
         read_concept(file)
     loaded = load_base(base, device=device, dtype=dtype)
     concepts = [NamedConcept("", _admitted(file, loaded)) for file in files]
-    with _recorder(workers, loaded) as recorder:
-        fused = fuse(
-            loaded, concepts, settings, weights=weights, moments_dir=moments_dir, recorder=recorder, progress=progress
-        )
+    fused = _fused(loaded, concepts, settings, moments_dir, progress)
     write_fused(fused, out)
     return fused
 
@@ -91,15 +55,13 @@ def fuse_state(
     round_id: str | None = None,
     only: Sequence[str] = (),
     settings: FusionSettings | None = None,
-    weights: Mapping[str, float] | None = None,
-    workers: str | None = None,
     device: str | None = None,
     dtype: str | None = None,
     progress: Progress = lambda line: None,
 ) -> FusedModel:
     """Fuse what a federation keeps (of one round, or all), or any subset of it, into the folder `out`.
 
-    What its rounds have recorded is not recorded again.
+    Without `settings`, those of the round or the federation are used. What rounds have recorded is not recorded again.
 
     Raises:
         StateError: no state folder, or `out` exists. RequestError: no such round, or a chosen concept is not kept.
@@ -111,31 +73,48 @@ def fuse_state(
     from mos_server.state.journal import Store
 
     _check_new(out)
+    settings = settings or kept_settings(state, round_id, only)
     opened = open_state(state)
     with closing(Store(opened.database)) as store:
         concepts = named_concepts(opened, kept_uploads(store, round_id, only))
     loaded = load_base(opened.config.base, device=device, dtype=dtype)
-    settings = settings or settings_from("gradient", {})
-    with _recorder(workers, loaded) as recorder:
-        fused = fuse(
-            loaded,
-            concepts,
-            settings,
-            weights=weights,
-            moments_dir=opened.moments,
-            recorder=recorder,
-            progress=progress,
-        )
+    fused = _fused(loaded, concepts, settings, opened.moments, progress)
     write_fused(fused, out)
     return fused
 
 
-def _recorder(workers: str | None, base: Base) -> AbstractContextManager[Recorder | None]:
-    if workers is None:
-        return nullcontext()
-    from mos_server.fusion.cluster import recorder_on
+def kept_settings(state: Path, round_id: str | None = None, only: Sequence[str] = ()) -> FusionSettings:
+    """Return the settings of a federation, or of one of its rounds, with weights for the chosen concepts alone.
 
-    return recorder_on(workers, base)
+    Raises:
+        StateError: no state folder.
+        RequestError: no such round, a chosen concept is not kept, or this version does not know a setting.
+
+    """
+    from mos_server.state.concepts import kept_uploads
+    from mos_server.state.folder import open_state
+    from mos_server.state.journal import Store
+
+    opened = open_state(state)
+    with closing(Store(opened.database)) as store:
+        kept = store.round(round_id).settings.fusion if round_id else opened.config.fusion
+        tokens = {upload.token for upload in kept_uploads(store, round_id, only)}
+    return FusionSettings.from_json(kept).for_tokens(tokens)
+
+
+def _fused(
+    base: Base, concepts: Sequence[NamedConcept], settings: FusionSettings, moments_dir: Path | None, progress: Progress
+) -> FusedModel:
+    with recorder_for(settings.workers, base) as recorder:
+        return fuse(
+            base,
+            concepts,
+            settings.of_method,
+            weights=settings.weights,
+            moments_dir=moments_dir,
+            recorder=recorder,
+            progress=progress,
+        )
 
 
 def _check_new(out: Path) -> None:

@@ -4,29 +4,32 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mos_common.errors import FusionError
 from mos_server.state.concepts import named_concepts
 from mos_server.state.folder import State
 from mos_server.state.journal import Store
-from mos_server.state.records import Round, Upload
+from mos_server.state.records import Round, Upload, describe_fusion
 
 if TYPE_CHECKING:
     from mos_common.base_model import Base
 
 
 def fuse_candidate(state: State, store: Store, round_id: str, base: Base, progress: Callable[[str], None]) -> Path:
-    """Fuse what is admitted to a round into its candidate; one that was there is replaced, and its scores are forgotten.
+    """Fuse what is admitted to a round, with the round's settings, into its candidate.
 
-    What cannot be fused is refused, with the reason, and the rest is fused.
+    One that was there is replaced, and its scores are forgotten. What cannot be fused is refused, with the reason, and the rest
+    is fused.
 
     Raises:
         FusionError: nothing is left to fuse.
+        RequestError: this version does not know one of the round's settings.
 
     """
+    from mos_server.fusion.cluster import recorder_for
     from mos_server.fusion.fuse import fuse
     from mos_server.fusion.settings import FusionSettings
     from mos_server.models.publish import write_fused
@@ -34,10 +37,25 @@ def fuse_candidate(state: State, store: Store, round_id: str, base: Base, progre
     uploads = store.admitted(round_id)
     if not uploads:
         raise FusionError("every concept of this round was withdrawn: nothing is left to fuse")
+    fusion = store.round(round_id).settings.fusion
+    asked = FusionSettings.from_json(fusion)
+    settings = asked.for_tokens({upload.token for upload in uploads})
+    progress(f"settings of fusion: {describe_fusion(fusion)}")
+    for token in sorted(asked.weights.keys() - settings.weights.keys()):
+        progress(f"{token} is not in this round: its weight is not used")
     candidate = state.candidate(round_id)
     store.forget_identities(round_id)
     shutil.rmtree(candidate, ignore_errors=True)
-    fused = fuse(base, named_concepts(state, uploads), FusionSettings(), moments_dir=state.moments, progress=progress)
+    with recorder_for(settings.workers, base) as recorder:
+        fused = fuse(
+            base,
+            named_concepts(state, uploads),
+            settings.of_method,
+            weights=settings.weights,
+            moments_dir=state.moments,
+            recorder=recorder,
+            progress=progress,
+        )
     reasons = {excluded.token: excluded.reason for excluded in fused.manifest.excluded}
     for upload in uploads:
         if upload.token in reasons:
@@ -46,14 +64,24 @@ def fuse_candidate(state: State, store: Store, round_id: str, base: Base, progre
     return candidate
 
 
-def is_current(candidate: Path, uploads: list[Upload]) -> bool:
-    """Whether a candidate is there and made of exactly these uploads; concepts may have been withdrawn since."""
+def is_current(candidate: Path, uploads: list[Upload], fusion: Mapping[str, Any]) -> bool:
+    """Return whether a candidate is there, made of exactly these uploads with these settings of fusion.
+
+    Concepts may have been withdrawn since, and a newer version may have other defaults.
+    """
+    from mos_common.settings import settings_to_json
+    from mos_server.fusion.settings import FusionSettings
+
     try:
         manifest = json.loads((candidate / "manifest.json").read_bytes())
     except (OSError, ValueError):
         return False
-    fused = {(concept["token"], concept["digest"]) for concept in manifest["concepts"]}
-    return fused == {(upload.token, upload.digest) for upload in uploads}
+    settings = FusionSettings.from_json(fusion)
+    made_by = manifest["method"], manifest["settings"]
+    fused = {(concept["token"], concept["digest"], concept["weight"]) for concept in manifest["concepts"]}
+    return made_by == (settings.of_method.method, settings_to_json(settings.of_method)) and fused == {
+        (upload.token, upload.digest, settings.weights.get(upload.token, 1.0)) for upload in uploads
+    }
 
 
 def reasons_to_hold_back(round_: Round, uploads: list[Upload]) -> list[str]:

@@ -13,7 +13,7 @@ from mos_common.shell import say
 from mos_server.round.candidate import lost_identity
 from mos_server.state.folder import State, is_served
 from mos_server.state.journal import Store
-from mos_server.state.records import PUBLISHED, Round
+from mos_server.state.records import PUBLISHED, Round, describe_fusion
 
 _LOOK_EVERY_S = 0.5
 # A server takes seconds to start; one that is not there after this was not started.
@@ -57,6 +57,7 @@ def describe_round(store: Store, round_: Round) -> Iterator[str]:
     """The lines of `mos-server status` about one round."""
     ended = f", {round_.reason}" if round_.reason else ""
     yield f"{round_.id}: {round_.status}{ended} (asked for {_date(round_.asked)})"
+    yield f"  fusion: {describe_fusion(round_.settings.fusion)}"
     for member in store.members(round_.id) if round_.unfinished else ():
         yield f"  {member.name}: {member.activity} since {_date(member.at)}, asked {_times(member.attempts)}"
     uploads = store.uploads(round_.id)

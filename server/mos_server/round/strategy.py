@@ -93,7 +93,7 @@ class GradientFusion(Strategy):
         while True:
             self._fuse()
             self._score(grid)
-            if is_current(self._state.candidate(self._round.id), self._admitted()):
+            if is_current(self._state.candidate(self._round.id), self._admitted(), self._round.settings.fusion):
                 break  # else a concept was withdrawn meanwhile: fuse the others
         self._publish()
         for late in uploads.arrived():
@@ -202,7 +202,7 @@ class GradientFusion(Strategy):
             self._tell(participant, f"uploaded{later}", f"{upload.token} arrived, {upload.bytes / 1e6:.2f} MB{later}")
 
     def _fuse(self) -> None:
-        if is_current(self._state.candidate(self._round.id), self._admitted()):
+        if is_current(self._state.candidate(self._round.id), self._admitted(), self._round.settings.fusion):
             return  # it was written before the server was killed
         self._store.advance(self._round.id, FUSING)
         self._note(f"fusing {', '.join(upload.token for upload in self._admitted())}")

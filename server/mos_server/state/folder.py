@@ -13,11 +13,11 @@ import fcntl
 import os
 import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -35,6 +35,8 @@ class ServerConfig(BaseModel):
     """What `mos-server init` was told, and the server's own identity.
 
     host: the name or address that participants reach the two ports under.
+    fusion: how rounds are fused unless they are asked for otherwise, what differs from the defaults
+        (`mos_server.fusion.settings.FusionSettings.to_json`).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -44,6 +46,7 @@ class ServerConfig(BaseModel):
     fleet_port: Port = 9092
     mos_port: Port = 9093
     server_id: str = Field(default_factory=lambda: secrets.token_hex(16))
+    fusion: Mapping[str, Any] = Field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -120,8 +123,24 @@ def create_state(path: Path, config: ServerConfig) -> State:
         raise could_not_write(path, error) from error
     create_pki(path / "pki", config.host)
     # Last: a folder with a config is a whole one.
-    write_atomically(path / CONFIG, canonical_json(config.model_dump()) + b"\n")
+    _write_config(path, config)
     return State(path.resolve(), config)
+
+
+def keep_fusion(state: State, fusion: Mapping[str, Any]) -> State:
+    """Replace the federation's settings of fusion; rounds that are asked for from now on have them.
+
+    Raises:
+        StateError: config.json cannot be written.
+
+    """
+    config = state.config.model_copy(update={"fusion": dict(fusion)})
+    _write_config(state.path, config)
+    return State(state.path, config)
+
+
+def _write_config(path: Path, config: ServerConfig) -> None:
+    write_atomically(path / CONFIG, canonical_json(config.model_dump()) + b"\n")
 
 
 def check_can_create(path: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from mos_common.errors import RequestError
 
@@ -20,6 +22,7 @@ class RoundSettings:
     min_identity: publish only when every concept's fused identity reaches this; None publishes whatever it is.
     flag_loss: a concept whose fused identity is so much below its single one is flagged, here and in the manifest.
     scoring_s: seconds that the participants have to score a candidate.
+    fusion: how it is fused, what differs from the defaults (`mos_server.fusion.settings.FusionSettings.to_json`).
     """
 
     wait: int = 1
@@ -27,6 +30,7 @@ class RoundSettings:
     min_identity: float | None = None
     flag_loss: float = 0.05
     scoring_s: float = 3600.0
+    fusion: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.wait < 1:
@@ -37,6 +41,20 @@ class RoundSettings:
             raise RequestError(f"--min-identity {self.min_identity}: a cosine, so from -1 to 1")
         if not 0 <= self.flag_loss <= 2:
             raise RequestError(f"--flag-loss {self.flag_loss}: a difference of two cosines, so from 0 to 2")
+
+
+def describe_fusion(fusion: Mapping[str, Any]) -> str:
+    """Return one line for settings of fusion that are kept as JSON: the method, and what differs from its defaults."""
+    said = [f"{name}={_as_text(value)}" for name, value in fusion.get("settings", {}).items()]
+    said += [f"weight {token}={weight:g}" for token, weight in fusion.get("weights", {}).items()]
+    said += [f"workers {fusion['workers']}"] if fusion.get("workers") else []
+    return ", ".join([fusion.get("method", "gradient"), *(said or ["all defaults"])])
+
+
+def _as_text(value: object) -> str:
+    if isinstance(value, list):
+        return f"{len(value)} texts" if len(value) > 3 else "|".join(map(str, value))
+    return f"{value:g}" if isinstance(value, float) else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 @dataclass(frozen=True)

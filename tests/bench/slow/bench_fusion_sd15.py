@@ -23,10 +23,10 @@ from synthetic import random_concept
 
 from mos_common.base_model import load_base
 from mos_server.fusion.fuse import fuse
-from mos_server.fusion.settings import FusionSettings
+from mos_server.fusion.methods.gradient import GradientSettings
 
 
-def fuse_on(folder: str, device: str, dtype: str, count: int, settings: FusionSettings) -> float:
+def fuse_on(folder: str, device: str, dtype: str, count: int, settings: GradientSettings) -> float:
     """Seconds of one fusion of so many concepts; the base is loaded before."""
     torch.set_num_threads(2 if device == "cpu" else 8)
     base = load_base(folder, device=device, dtype=dtype)
@@ -34,7 +34,7 @@ def fuse_on(folder: str, device: str, dtype: str, count: int, settings: FusionSe
     return seconds(lambda: fuse(base, concepts, settings, progress=lambda line: print(line, flush=True)))
 
 
-def fuse_once(folder: str, device: str, dtype: str, count: int, settings: FusionSettings, out: str) -> None:
+def fuse_once(folder: str, device: str, dtype: str, count: int, settings: GradientSettings, out: str) -> None:
     """The same, where only what it holds is asked for."""
     Path(out).write_text(str(fuse_on(folder, device, dtype, count, settings)))
 
@@ -46,7 +46,7 @@ def main() -> None:
     parser.add_argument("--counts", type=int, nargs="+", help="how many concepts")
     arguments = parser.parse_args()
     on_gpu = arguments.device != "cpu"
-    settings = FusionSettings()
+    settings = GradientSettings()
     if not on_gpu:  # a UNet step takes seconds
         settings = replace(
             settings, steps=1, guidance=1.0, contexts=("V", "photo of a V"), ordinary=("", "a tree"), batch=2

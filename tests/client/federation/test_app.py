@@ -176,13 +176,13 @@ def candidate(participant, sixteen, make_concept, monkeypatch, tmp_path) -> Path
     """A candidate of this participant's concept and another's, where the download would put it."""
     from mos_client.federation.enrolment import Enrolment
     from mos_server.fusion.fuse import fuse
-    from mos_server.fusion.settings import FusionSettings
+    from mos_server.fusion.methods.average import AverageSettings
     from mos_server.models.publish import write_fused
 
     own = concept_from_bytes(participant.cached().read_bytes())
     concepts = [NamedConcept("alice", own), NamedConcept("bob", make_concept(sixteen, "<dog>", seed=1))]
     folder = participant.state / "candidates" / "round-001-candidate"
-    fused = fuse(sixteen, concepts, FusionSettings(method="average"), moments_dir=None, progress=lambda text: None)
+    fused = fuse(sixteen, concepts, AverageSettings(), moments_dir=None, progress=lambda text: None)
     write_fused(fused, folder, round="round-001")
     monkeypatch.setattr(enrolment, "read_enrolment", lambda state: Enrolment("alice", None, None))
     asked = []

@@ -25,7 +25,7 @@ from mos_common.node_key import key_digest, load_node_key, public_pem
 from mos_common.scores import ImageScorer
 from mos_common.shell import say
 from mos_server.fusion.fuse import fuse
-from mos_server.fusion.settings import FusionSettings
+from mos_server.fusion.methods.average import AverageSettings
 
 SHOWN = 3
 CELL, GAP, HEAD = 128, 6, 26
@@ -39,7 +39,7 @@ def report_of(
     base, fused = load_base("tiny"), read_fused(out / "fused")
     files = {concept.token: state / "concepts" / f"{concept.digest}.safetensors" for concept in fused.manifest.concepts}
     named = [NamedConcept(c.participant, read_concept(files[c.token])) for c in fused.manifest.concepts]
-    average = fuse(base, named, FusionSettings(method="average"), progress=lambda line: None)
+    average = fuse(base, named, AverageSettings(), progress=lambda line: None)
     by_token = {concept.token: concept for concept in fused.manifest.concepts}
     rows, concepts = [], {}
     for someone in participants:

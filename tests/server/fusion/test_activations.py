@@ -13,9 +13,10 @@ from mos_common.errors import FusionError
 from mos_common.layers import Group, concept_layers, cross_attentions
 from mos_common.words import tokenise
 from mos_server.fusion.activations import position_weights, record_group
-from mos_server.fusion.settings import ROWS, FusionSettings
+from mos_server.fusion.moments import Moments
+from mos_server.fusion.recording_settings import ROWS, RecordingSettings
 
-SETTINGS = FusionSettings(rows="all", contexts=("V",), steps=2, guidance=3.0, batch=2)
+SETTINGS = RecordingSettings(rows="all", contexts=("V",), steps=2, guidance=3.0, batch=2)
 PROMPTS = ("<cat>", "photo of a <cat>")
 
 
@@ -31,7 +32,7 @@ def vocabulary_of_tiny(tiny, make_concept):
 
 def record(group, base, vocabulary, prompts: Sequence[str] = PROMPTS, seeds=(1, 2), settings=SETTINGS):
     layers = [layer for layer in concept_layers(base) if layer.group is group]
-    return record_group(group, base, layers, prompts, seeds, vocabulary, settings)
+    return record_group(group, base, layers, prompts, seeds, vocabulary, settings, Moments())
 
 
 def per_layer(moments, base) -> list[torch.Tensor]:
@@ -74,7 +75,7 @@ def test_only_conditional_rows_of_a_drawing_are_recorded(tiny, make_concept):
     vocabulary = {"<cat>": make_concept(tiny, "<cat>").words[0]}
     reads = next(layer for layer in concept_layers(tiny) if layer.group is Group.SPATIAL).reads
     for guidance in (1.0, 3.0):
-        settings = FusionSettings(contexts=("V",), steps=3, guidance=guidance, batch=2)
+        settings = RecordingSettings(contexts=("V",), steps=3, guidance=guidance, batch=2)
         moments = record(Group.SPATIAL, tiny, vocabulary, settings=settings)
         assert moments.rows[reads] == 8 * 8 * 3 * len(PROMPTS)
         both = record(Group.SPATIAL, tiny, vocabulary, settings=replace(settings, unconditional=True))
@@ -84,7 +85,7 @@ def test_only_conditional_rows_of_a_drawing_are_recorded(tiny, make_concept):
 def test_a_batch_is_a_matter_of_speed(base, vocabulary):
     prompts, seeds = [*PROMPTS, "a <cat>"], (1, 2, 3)
     one, other = (
-        record(Group.SPATIAL, base, vocabulary, prompts, seeds, FusionSettings(steps=2, guidance=3.0, batch=batch))
+        record(Group.SPATIAL, base, vocabulary, prompts, seeds, RecordingSettings(steps=2, guidance=3.0, batch=batch))
         for batch in (1, 2)
     )
     assert one.rows == other.rows
@@ -95,7 +96,7 @@ def test_a_batch_is_a_matter_of_speed(base, vocabulary):
 def test_too_little_memory_means_smaller_batches(tiny, vocabulary_of_tiny, monkeypatch):
     """A GPU that can hold two pictures at a time records all five all the same, each once."""
     prompts, seeds = ["a <cat>"] * 5, range(5)
-    settings = FusionSettings(steps=1, guidance=1.0, batch=5)
+    settings = RecordingSettings(steps=1, guidance=1.0, batch=5)
     expected = record(Group.SPATIAL, tiny, vocabulary_of_tiny, prompts, seeds, settings)
     forward = tiny.unet.forward
 
@@ -136,7 +137,7 @@ def test_chosen_positions(tiny, make_concept):
 def test_weighted_rows_are_counted_by_their_weights(base, vocabulary):
     """With weights, G is Σ w x xᵀ / Σ w: of recordings by kind alone, the mean by what each kind weighs."""
     of_kind = {
-        kind: record(Group.CROSS, base, vocabulary, settings=FusionSettings(rows=kind))
+        kind: record(Group.CROSS, base, vocabulary, settings=RecordingSettings(rows=kind))
         for kind in ("1,0,0", "0,1,0", "0,0,1", "3,1,0.25")
     }
     *kinds, together = of_kind.values()

@@ -16,9 +16,9 @@ from mos_common.fused_model import NamedConcept
 from mos_common.layers import concept_layers
 from mos_server.fusion.cluster import Worker, recorder_on
 from mos_server.fusion.fuse import fuse
-from mos_server.fusion.settings import FusionSettings
+from mos_server.fusion.methods.gradient import GradientSettings
 
-SETTINGS = FusionSettings(contexts=("V", "photo of a V"), ordinary=("",), steps=3, guidance=3.0)
+SETTINGS = GradientSettings(contexts=("V", "photo of a V"), ordinary=("",), steps=3, guidance=3.0)
 
 
 def kill_one_worker_at_work(killed: list[int]) -> None:

@@ -17,13 +17,13 @@ from mos_common.fused_model import NamedConcept
 from mos_common.layers import concept_layers
 from mos_server.fusion.fuse import fuse
 from mos_server.fusion.gram import sliced_gram
+from mos_server.fusion.methods.gradient import GradientSettings
 from mos_server.fusion.moments import Moments
-from mos_server.fusion.settings import FusionSettings
 from mos_server.fusion.solve import residual, solve_change, stacked_left
 from mos_server.fusion.statistics import Recording
 
 MOST_EXCESS = 1e-6
-SETTINGS = FusionSettings(
+SETTINGS = GradientSettings(
     contexts=("V", "photo of a V"), ordinary=("", "a tree"), steps=2, guidance=3.0, batch=2, cap=1e30
 )
 
@@ -39,9 +39,9 @@ def stored(monkeypatch) -> dict[str, dict[str, torch.Tensor]]:
         kept[whose[0]][reads].append(rows.double())
         add(self, reads, rows, count)
 
-    def recorded(self, base):
+    def recorded(self, base, sink):
         whose[0] = self.token
-        return record(self, base)
+        return record(self, base, sink)
 
     monkeypatch.setattr(Moments, "add", storing)
     monkeypatch.setattr(Recording, "record", recorded)

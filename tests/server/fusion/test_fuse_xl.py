@@ -11,9 +11,9 @@ from mos_common.fused_model import NamedConcept
 from mos_common.layers import concept_layers
 from mos_server.admission import admit
 from mos_server.fusion.fuse import fuse
-from mos_server.fusion.settings import FusionSettings
+from mos_server.fusion.methods.gradient import GradientSettings
 
-SETTINGS = FusionSettings(
+SETTINGS = GradientSettings(
     ridge=1e-9,
     ridge_kind="trace",
     preserve=0.0,

@@ -24,7 +24,8 @@ from mos_common.layers import adaptable_layers
 from mos_common.words import encode_prompts
 from mos_server.cli.main import app
 from mos_server.fusion.fuse import fuse
-from mos_server.fusion.settings import FusionSettings
+from mos_server.fusion.methods.average import AverageSettings
+from mos_server.fusion.methods.gradient import GradientSettings
 from mos_server.models.export import export
 from mos_server.models.publish import write_fused
 from reference.pipelines import ours, pipeline_of, theirs
@@ -36,7 +37,7 @@ def fused(tiny, make_concept):
         NamedConcept("alice", make_concept(tiny, "<cat>", seed=1, author="Alice", licence="CC0")),
         NamedConcept("bob", make_concept(tiny, "<dog>", seed=2, rank=3)),
     ]
-    return fuse(tiny, concepts, FusionSettings(contexts=("V",), ordinary=("",), steps=1, guidance=1.0))
+    return fuse(tiny, concepts, GradientSettings(contexts=("V",), ordinary=("",), steps=1, guidance=1.0))
 
 
 @pytest.fixture
@@ -51,7 +52,7 @@ def mixed(make_concept, tmp_path):
             everything[layer.name] = LowRank(A, B, 2.0)
         cat = dataclasses.replace(make_concept(base, "<cat>", seed=1, licence="CC0"), pairs=everything)
         concepts = [NamedConcept("alice", cat), NamedConcept("bob", make_concept(base, "<dog>", seed=2, rank=3))]
-        write_fused(fuse(base, concepts, FusionSettings(method="average")), tmp_path / "fused")
+        write_fused(fuse(base, concepts, AverageSettings()), tmp_path / "fused")
         return tmp_path / "fused"
 
     return folder
@@ -148,7 +149,7 @@ def test_the_importer_reads_the_same_changes_back(kind, request, mixed, tmp_path
 
 def test_a_lora_of_one_rank_has_scale_one(tiny, make_concept, tmp_path):
     one = NamedConcept("", make_concept(tiny, rank=2))
-    write_fused(fuse(tiny, [one], FusionSettings(method="average")), tmp_path / "fused")
+    write_fused(fuse(tiny, [one], AverageSettings()), tmp_path / "fused")
     export(tmp_path / "fused", tiny, "lora", tmp_path / "lora.safetensors")
     tensors = load_file(tmp_path / "lora.safetensors")
     assert {float(tensor) for name, tensor in tensors.items() if name.endswith(".alpha")} == {2.0}

@@ -11,23 +11,26 @@ import torch
 
 from mos_common.concept_file import write_concept
 from mos_common.edlora import LowRank
-from mos_common.errors import ConceptError, RequestError, StateError
+from mos_common.errors import ConceptError, StateError
 from mos_common.fused_model import read_fused
 from mos_common.shell import run
 from mos_server.cli.main import app
-from mos_server.fusion import settings as config
-from mos_server.fusion.settings import METHODS
+from mos_server.fusion.methods import METHODS
 from mos_server.models import fuse_files as fuse_command
-from mos_server.models.fuse_files import fuse_files, settings_from
+from mos_server.models.fuse_files import fuse_files
+
+QUICK = ("--set", "contexts=V", "--set", 'ordinary=[""]', "--set", "steps=1", "--set", "guidance=1")
+QUICK_BY_METHOD = {
+    "gradient": QUICK,
+    "lbfgs": ("--set", "text_iterations=1", "--set", "unet_iterations=1", "--set", "steps=1"),
+}
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch, tiny):
-    """The base that is loaded already, and few steps."""
+    """The base that is loaded already."""
     monkeypatch.setattr(fuse_command, "load_base", lambda *_, **__: tiny)
     monkeypatch.setattr("mos_common.base_model.load_base", lambda *_, **__: tiny)
-    few = {"contexts": ("V",), "ordinary": ("",), "steps": 1, "guidance": 1.0}
-    monkeypatch.setattr(fuse_command, "FusionSettings", lambda **given: config.FusionSettings(**(few | given)))
 
 
 @pytest.fixture
@@ -56,7 +59,7 @@ def command(monkeypatch, capsys):
 
 def test_files_become_one_folder(command, files, tmp_path):
     out = tmp_path / "fused"
-    code, said, progress = command("fuse", *files, "--out", str(out))
+    code, said, progress = command("fuse", *files, "--out", str(out), *QUICK)
     assert code == 0
     assert sorted(read_fused(out).vocabulary) == ["<cat>", "<dog>"]
     assert "<cat>  energy kept: text 0." in said
@@ -66,16 +69,20 @@ def test_files_become_one_folder(command, files, tmp_path):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_is_a_method(command, files, tmp_path, method):
-    code, _, _ = command("fuse", *files, "--out", str(tmp_path / "fused"), "--method", method)
+    few = QUICK_BY_METHOD.get(method, ())
+    code, _, _ = command("fuse", *files, "--out", str(tmp_path / "fused"), "--method", method, *few)
     assert code == 0
     assert read_fused(tmp_path / "fused").manifest.method == method
 
 
-def test_flags_arrive_as_settings(command, files, tmp_path):
-    flags = ("--ridge", "0.5", "--preserve", "0", "--sum-weight", "0.25", "--moments", str(tmp_path / "kept"))
+def test_flags_and_set_arrive_as_settings_and_weights(command, files, tmp_path):
+    """And moments that were kept are found again."""
+    flags = (*QUICK, "--ridge", "0.5", "--set", "cap=3", "--weight", "<cat>=2", "--moments", str(tmp_path / "kept"))
     assert command("fuse", *files, "--out", str(tmp_path / "fused"), *flags)[0] == 0
-    settings = json.loads((tmp_path / "fused" / "manifest.json").read_bytes())["settings"]
-    assert (settings["ridge"], settings["preserve"], settings["sum_weight"]) == (0.5, 0.0, 0.25)
+    manifest = json.loads((tmp_path / "fused" / "manifest.json").read_bytes())
+    given = {name: manifest["settings"][name] for name in ("ridge", "cap", "contexts", "ordinary", "guidance")}
+    assert given == {"ridge": 0.5, "cap": 3.0, "contexts": ["V"], "ordinary": [""], "guidance": 1.0}
+    assert {concept["token"]: concept["weight"] for concept in manifest["concepts"]} == {"<cat>": 2.0, "<dog>": 1.0}
     code, _, progress = command("fuse", *files, "--out", str(tmp_path / "again"), *flags)
     assert code == 0
     assert progress.count("3 of 3 known") == 3
@@ -83,9 +90,18 @@ def test_flags_arrive_as_settings(command, files, tmp_path):
         assert (tmp_path / "again" / file).read_bytes() == (tmp_path / "fused" / file).read_bytes()
 
 
+def test_help_lists_every_setting_of_every_method_with_default_and_meaning(command, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "300")
+    code, said, _ = command("fuse", "--help")
+    assert code == 0
+    for line in ("preserve=1.0: μ", "cap=4.0: energy", "density=0.2: share", "guidance=none: guidance"):
+        assert line in said
+    assert all(f"--method {method}: " in said for method in METHODS)
+
+
 def test_the_order_of_the_files_does_not_matter(command, files, tmp_path):
-    command("fuse", *files, "--out", str(tmp_path / "one"))
-    command("fuse", *reversed(files), "--out", str(tmp_path / "other"))
+    command("fuse", *files, "--out", str(tmp_path / "one"), *QUICK)
+    command("fuse", *reversed(files), "--out", str(tmp_path / "other"), *QUICK)
     assert (tmp_path / "one" / "manifest.json").read_bytes() == (tmp_path / "other" / "manifest.json").read_bytes()
 
 
@@ -105,12 +121,22 @@ def test_an_out_that_exists_is_refused(command, files, tmp_path):
 
 def test_an_unknown_method_lists_the_known(command, files, tmp_path):
     outcome = command("fuse", *files, "--out", str(tmp_path / "fused"), "--method", "magic")
-    fails(outcome, 2, "--method magic", "gradient, average, sum")
+    fails(outcome, 2, "unknown method 'magic'", "gradient, average, sum")
     assert not (tmp_path / "fused").exists()
 
 
 def test_a_ridge_out_of_range_is_refused(command, files, tmp_path):
     fails(command("fuse", *files, "--out", str(tmp_path / "fused"), "--ridge", "0"), 2, "ridge 0.0")
+
+
+def test_a_setting_that_the_method_does_not_have_names_the_method_and_the_nearest(command, files, tmp_path):
+    outcome = command("fuse", *files, "--out", str(tmp_path / "fused"), "--method", "ties", "--set", "densty=1")
+    fails(outcome, 2, "method ties", "unknown setting 'densty'", "did you mean density")
+
+
+def test_a_setting_given_by_flag_and_by_set_is_refused(command, files, tmp_path):
+    outcome = command("fuse", *files, "--out", str(tmp_path / "fused"), "--preserve", "1", "--set", "preserve=2")
+    fails(outcome, 2, "preserve is given twice")
 
 
 def test_a_missing_file_is_named(command, files, tmp_path):
@@ -179,8 +205,6 @@ def test_an_export_that_cannot_be_is_one_line(command, files, tmp_path, model, f
 
 
 def test_the_function_says_the_same_as_the_command(files, tmp_path):
-    with pytest.raises(RequestError):
-        settings_from("magic", {})
     with pytest.raises(ConceptError, match=r"gone\.safetensors"):
         fuse_files([tmp_path / "gone.safetensors"], tmp_path / "fused")
     with pytest.raises(StateError):

@@ -16,7 +16,8 @@ from mos_common.errors import StateError, TrustError
 from mos_common.fused_model import Identity, NamedConcept, read_fused
 from mos_common.signing import verify_model
 from mos_server.fusion.fuse import fuse
-from mos_server.fusion.settings import FusionSettings
+from mos_server.fusion.methods.average import AverageSettings
+from mos_server.fusion.methods.gradient import GradientSettings
 from mos_server.models.publish import publish_candidate, write_fused
 
 SCORES = Identity(class_word=0.3, single=0.8, fused=0.75, ceiling=0.9)
@@ -28,7 +29,7 @@ def fused(tiny, make_concept):
         NamedConcept("alice", make_concept(tiny, "<cat>", seed=1, author="Alice", licence="CC0")),
         NamedConcept("bob", make_concept(tiny, "<dog>", seed=2, rank=3)),
     ]
-    return fuse(tiny, concepts, FusionSettings(contexts=("V",), ordinary=("",), steps=1, guidance=1.0))
+    return fuse(tiny, concepts, GradientSettings(contexts=("V",), ordinary=("",), steps=1, guidance=1.0))
 
 
 @pytest.fixture
@@ -65,7 +66,7 @@ def test_the_manifest_says_what_went_in(fused, tiny, tmp_path):
     manifest = json.loads((tmp_path / "fused" / "manifest.json").read_bytes())
     assert manifest["base"] == tiny.fingerprint
     assert (manifest["method"], manifest["settings"]["contexts"]) == ("gradient", ["V"])
-    assert manifest["settings"].keys() == asdict(FusionSettings()).keys()
+    assert manifest["settings"].keys() == asdict(GradientSettings()).keys()
     assert {"torch", "diffusers", "transformers", "federated-mix-of-show"} == manifest["versions"].keys()
     alice = next(concept for concept in manifest["concepts"] if concept["token"] == "<alice/cat>")
     assert (alice["author"], alice["licence"], alice["class_word"]) == ("Alice", "CC0", "cat")
@@ -92,7 +93,7 @@ def test_equal_models_are_equal_files(fused, tmp_path):
 def test_a_concept_without_words_is_published_under_its_name_as_its_class_word(tiny, make_concept, tmp_path):
     """`<cat>` in a prompt then reads as `cat` does: the base's own embedding, the same in all layers."""
     plain = NamedConcept("", make_concept(tiny, words=0))
-    write_fused(fuse(tiny, [plain], FusionSettings(method="average")), tmp_path / "fused")
+    write_fused(fuse(tiny, [plain], AverageSettings()), tmp_path / "fused")
     (words,) = read_fused(tmp_path / "fused").vocabulary.values()
     ids = tiny.tokenizer("cat", add_special_tokens=False).input_ids
     assert torch.equal(words, tiny.token_table[ids][None])

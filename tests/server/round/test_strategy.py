@@ -27,7 +27,6 @@ from mos_common.fused_model import read_fused
 from mos_common.node_key import create_node_key, key_digest, public_pem
 from mos_common.signing import verify_model
 from mos_server.fusion import fuse as fusion
-from mos_server.fusion.settings import FusionSettings
 from mos_server.round.follow import describe_round
 from mos_server.round.strategy import GradientFusion, Patience, RoundCancelledError
 from mos_server.state.concepts import spool_path, withdraw
@@ -37,6 +36,7 @@ from mos_server.state.records import CANCELLED, FUSING, HELD_BACK, PUBLISHED, SC
 
 PATIENCE = Patience(pause_s=0.01, retry_s=0.0, back_soon_s=0.05)
 SCORES = messages.Identity(class_word=0.1, single=0.6, fused=0.5, ceiling=0.8)
+AVERAGE = {"method": "average"}  # which is instant
 Answer = Callable[[Message], Message | None]
 
 
@@ -131,7 +131,7 @@ class Federation:
 
     def run(self, grid: Grid, **settings) -> str:
         """Ask for a round and run it to its end; its name."""
-        name = self.store.ask_round(RoundSettings(**settings)).id
+        name = self.store.ask_round(RoundSettings(**{"fusion": AVERAGE} | settings)).id
         self.go_on(grid, name)
         return name
 
@@ -148,12 +148,6 @@ def federation(
 ) -> Iterator[Federation]:
     for name in ("_run_id", "_task_id", "_node_id"):  # messages are only made within a run
         monkeypatch.setattr(TaskIdentity, name, 1, raising=False)
-    real = fusion.fuse
-    monkeypatch.setattr(
-        fusion,
-        "fuse",
-        lambda base, concepts, settings, **given: real(base, concepts, FusionSettings("average"), **given),
-    )
     state = create_state(tmp_path / "state", ServerConfig(base="tiny", base_fingerprint=tiny.fingerprint))
     store = Store(state.database)
     yield Federation(state, store, tiny, tmp_path, make_concept)
@@ -289,7 +283,7 @@ def test_records_that_are_not_an_upload_are_refused_unread(federation: Federatio
 def test_the_deadline_ends_the_waiting_and_what_comes_later_is_for_the_next_round(federation: Federation):
     bob = federation.node("bob", silent)
     grid = Grid(federation.node("alice"), bob)
-    name = federation.store.ask_round(RoundSettings(wait=2, deadline_s=1.0)).id
+    name = federation.store.ask_round(RoundSettings(wait=2, deadline_s=1.0, fusion=AVERAGE)).id
     arrives = upload(federation.file(name="<dog>"))
 
     def slow(message: Message) -> None:

@@ -16,10 +16,10 @@ from mos_common.errors import FusionError, RequestError, StateError
 from mos_common.fused_model import read_fused
 from mos_common.node_key import create_node_key, key_digest, public_pem
 from mos_server.cli.main import app
-from mos_server.fusion import settings as config
 from mos_server.fusion import statistics
+from mos_server.fusion.settings import FusionSettings
 from mos_server.models import fuse_files as fuse_command
-from mos_server.models.fuse_files import fuse_files, fuse_state, settings_from
+from mos_server.models.fuse_files import fuse_files, fuse_state
 from mos_server.round import candidate
 from mos_server.round.intake import take_upload
 from mos_server.state.concepts import kept_uploads
@@ -27,7 +27,7 @@ from mos_server.state.folder import ServerConfig, State, create_state
 from mos_server.state.journal import Store
 from mos_server.state.records import PUBLISHED, RoundSettings, Upload
 
-FEW = {"contexts": ("V",), "ordinary": ("",), "steps": 1, "guidance": 1.0}
+FEW = {"settings": {"contexts": ["V"], "ordinary": [""], "steps": 1, "guidance": 1.0}}
 FILES = ("adapter.safetensors", "embeddings.safetensors")
 
 
@@ -57,14 +57,10 @@ class Federation:
 @pytest.fixture
 def federation(tmp_path: Path, tiny: Base, make_concept: Callable, monkeypatch) -> Iterator[Federation]:
     monkeypatch.setattr(fuse_command, "load_base", lambda *_, **__: tiny)
-    for module in (fuse_command, config):  # few steps
-        monkeypatch.setattr(
-            module, "FusionSettings", lambda _real=config.FusionSettings, **given: _real(**FEW, **given)
-        )
-    state = create_state(tmp_path / "state", ServerConfig(base="tiny", base_fingerprint=tiny.fingerprint))
+    state = create_state(tmp_path / "state", ServerConfig(base="tiny", base_fingerprint=tiny.fingerprint, fusion=FEW))
     made = Federation(state, tiny, make_concept, "")
     with made.store() as store:
-        made.round = store.ask_round(RoundSettings()).id
+        made.round = store.ask_round(RoundSettings(fusion=FEW)).id
         for seed, (name, concept) in enumerate(
             [("alice", "<cat>"), ("bob", "<cat>"), ("carol", "<cat>"), ("alice", "<dog>")]
         ):
@@ -84,11 +80,11 @@ def assert_same_model(one: Path, other: Path) -> None:
 def from_scratch(federation: Federation, chosen: list[tuple[str, str, int]], out: Path) -> None:
     """The other road: an empty state of the same participants with these concepts alone."""
     state = create_state(
-        out.with_suffix(".state"), ServerConfig(base="tiny", base_fingerprint=federation.base.fingerprint)
+        out.with_suffix(".state"), ServerConfig(base="tiny", base_fingerprint=federation.base.fingerprint, fusion=FEW)
     )
     other = Federation(state, federation.base, federation.make_concept, "")
     with other.store() as store:
-        round_id = store.ask_round(RoundSettings()).id
+        round_id = store.ask_round(RoundSettings(fusion=FEW)).id
         for name, concept, seed in chosen:
             other.upload(store, name, concept, seed, round_id)
     fuse_state(state.path, out)
@@ -115,7 +111,7 @@ def test_a_choice_that_is_not_clear_lists_what_there_is(federation, tmp_path, on
 def test_the_newest_of_a_name_counts_unless_a_round_is_named(federation, tmp_path):
     with federation.store() as store:
         store.advance(federation.round, PUBLISHED)
-        newer = federation.upload(store, "bob", "<cat>", 9, store.ask_round(RoundSettings()).id)
+        newer = federation.upload(store, "bob", "<cat>", 9, store.ask_round(RoundSettings(fusion=FEW)).id)
         newest = {upload.token: upload.digest for upload in kept_uploads(store)}
         before = {upload.token: upload.digest for upload in kept_uploads(store, federation.round)}
     assert newest["<bob/cat>"] == newer.digest != before["<bob/cat>"]
@@ -192,16 +188,16 @@ def test_a_concept_that_cannot_be_fused_is_refused_and_the_round_goes_on(federat
         bobs = next(upload for upload in store.concepts() if upload.token == "<bob/cat>")
         seed = int(bobs.digest[:12], 16)
 
-        def breaking(group, base, layers, prompts, seeds, vocabulary, settings, into):
+        def breaking(group, base, layers, prompts, seeds, vocabulary, settings, sink):
             if seeds[0] == seed and group.name == "SPATIAL":
                 raise FusionError("the activations of unet.mid_block are not finite")
-            return real(group, base, layers, prompts, seeds, vocabulary, settings, into)
+            return real(group, base, layers, prompts, seeds, vocabulary, settings, sink)
 
         monkeypatch.setattr(statistics, "record_group", breaking)
         told: list[str] = []
         folder = candidate.fuse_candidate(federation.state, store, federation.round, federation.base, told.append)
         uploads = store.uploads(federation.round)
-        assert candidate.is_current(folder, store.admitted(federation.round))
+        assert candidate.is_current(folder, store.admitted(federation.round), FEW)
     assert tokens(folder) == ["<alice/cat>", "<alice/dog>", "<carol/cat>"]
     refused = {upload.token: upload.refused for upload in uploads if upload.refused}
     assert list(refused) == ["<bob/cat>"]
@@ -214,6 +210,6 @@ def test_files_and_state_give_the_same_model(federation, tmp_path):
     """But for the names: in a file nobody says whose concept it is."""
     concept = federation.make_concept(federation.base, "<dog>", seed=3, strength=0.02)
     write_concept(concept, tmp_path / "dog.safetensors")
-    fuse_files([tmp_path / "dog.safetensors"], tmp_path / "file", settings=settings_from("gradient", {}))
+    fuse_files([tmp_path / "dog.safetensors"], tmp_path / "file", settings=FusionSettings.from_json(FEW))
     fuse_state(federation.state.path, tmp_path / "state-model", only=["dog"])
     assert (tmp_path / "file" / FILES[0]).read_bytes() == (tmp_path / "state-model" / FILES[0]).read_bytes()

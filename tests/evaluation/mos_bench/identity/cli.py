@@ -34,6 +34,10 @@ Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, mps; de
 Dtype = Annotated[
     str | None, typer.Option("--dtype", help="float32, float16, bfloat16; default: what suits the device.")
 ]
+Sets = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="NAME=VALUE", help="Set one setting of gradient fusion: see mos-server fuse --help."),
+]
 Counts = Annotated[str | None, typer.Option("--n", help="How many concepts are fused, such as 3,8.")]
 
 
@@ -54,6 +58,7 @@ def identity(
     counts: Counts = None,
     ranks: Annotated[str | None, typer.Option("--ranks", help="Ranks of the curve: 4,1.")] = None,
     methods: Annotated[str | None, typer.Option("--methods", help="Of the curve, such as sum-tuned,gradient.")] = None,
+    sets: Sets = None,
     prompts: Prompts = None,
     seeds: Seeds = None,
     probed: Probed = None,
@@ -100,6 +105,7 @@ def identity(
             how=replace(how, steps=draw_steps or how.steps),
         ),
         disjoint=disjoint,
+        sets=tuple(sets or ()),
         base=base,
         concepts=concepts,
         tuned=tuned,
@@ -126,6 +132,7 @@ def settings(
         str | None, typer.Option("--only", help="What to try, such as ridge,preserve,rows,groups,tuning.")
     ] = None,
     rank: Annotated[int, typer.Option("--rank", help="Of the tuned concepts: 4 or 1.")] = 4,
+    sets: Sets = None,
     split: Annotated[str, typer.Option("--split", help="Settings are chosen on dev.")] = "dev",
     base: Base = "tiny",
     tuned: Tuned = None,
@@ -147,6 +154,7 @@ def settings(
         half=split,
         counts=_numbers(counts, "--n") or COUNTS,
         only=tuple(only.split(",")) if only else (),
+        sets=tuple(sets or ()),
         rank=rank,
         protocol=replace(protocol, how=replace(protocol.how, steps=draw_steps or protocol.how.steps)),
         base=base,

@@ -69,6 +69,7 @@ class Asked:
     protocol: Protocol = field(default_factory=Protocol)
     fused: int = FUSED
     disjoint: bool = False
+    sets: tuple[str, ...] = ()
     methods: tuple[str, ...] = tuple(method.name for method in CURVE)
     base: str = "tiny"
     concepts: Path | None = None
@@ -86,6 +87,8 @@ class Asked:
             raise RequestError(f"--only {min(unknown)}: choose from {', '.join(PARTS)}")
         if unknown := set(self.methods) - {method.name for method in CURVE}:
             raise RequestError(f"--methods {min(unknown)}: choose from {', '.join(method.name for method in CURVE)}")
+        if self.sets and self.parts != ("curve",):
+            raise RequestError("--set is for gradient fusion in the curve: add --only curve")
         if unknown_ranks := set(self.ranks) - set(RANKS):
             raise RequestError(f"--ranks {min(unknown_ranks)}: choose from {', '.join(map(str, RANKS))}")
         if self.half not in ("dev", "test"):
@@ -174,7 +177,7 @@ def publish(results: Path, docs: Path) -> None:
 
 
 def _curve(workshop: Workshop, asked: Asked, to: Path, helper: bool) -> tuple[Results, str]:
-    methods = [method for method in CURVE if method.name in asked.methods]
+    methods = [method.changed(asked.sets) for method in CURVE if method.name in asked.methods]
     counts = workshop.counts_in(asked.half, asked.counts)
     curve = measure_curve(workshop, asked.half, counts, methods, asked.ranks, disjoint=asked.disjoint)
     if helper:

@@ -7,9 +7,18 @@ L-BFGS with the paper's stops and inputs, `gradient` is ours with its defaults.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
-from mos_server.fusion.settings import FusionSettings
+from mos_common.settings import changed, parse_settings
+from mos_server.fusion.methods.average import AverageSettings
+from mos_server.fusion.methods.custom_diffusion import CustomDiffusionSettings
+from mos_server.fusion.methods.dare import DareSettings
+from mos_server.fusion.methods.gradient import GradientSettings
+from mos_server.fusion.methods.lbfgs import LbfgsSettings
+from mos_server.fusion.methods.method import MethodSettings
+from mos_server.fusion.methods.sum import SumSettings
+from mos_server.fusion.methods.ties import TiesSettings
 
 
 @dataclass(frozen=True)
@@ -17,7 +26,7 @@ class Method:
     """One way to fuse; `grid` are the λ to choose from, none for a method without."""
 
     name: str
-    settings: FusionSettings
+    settings: MethodSettings
     grid: tuple[float, ...] = ()
 
     def scales(self, n: int) -> tuple[float, ...]:
@@ -26,14 +35,23 @@ class Method:
             return self.grid
         return tuple(sorted({*self.grid, round(1 / n, 4)}))
 
+    def changed(self, texts: Sequence[str]) -> Method:
+        """Return gradient fusion with what `--set` says; any other method as it is.
 
-AVERAGE = Method("average", FusionSettings(method="average"))
-SUM_TUNED = Method(
-    "sum-tuned", FusionSettings(method="sum", sum_weight=1.0), (0.05, 0.1, 0.18, 0.3, 0.45, 0.65, 0.9, 1.2)
-)
-TIES = Method("ties", FusionSettings(method="ties", sum_weight=1.0), (0.2, 0.4, 0.8, 1.5, 2.5))
-DARE = Method("dare", FusionSettings(method="dare", sum_weight=1.0), (0.04, 0.08, 0.18, 0.35, 0.65, 1.0))
-CUSTOM_DIFFUSION = Method("custom-diffusion", FusionSettings(method="custom-diffusion"))
-GRADIENT_PAPER = Method("gradient-paper", FusionSettings(method="lbfgs", text_inputs="fused", unet_inputs="fused"))
-GRADIENT = Method("gradient", FusionSettings(method="gradient"))
+        Raises:
+            RequestError: it has no such setting, or a value is not of its type or range.
+
+        """
+        if self.settings.method != "gradient" or not texts:
+            return self
+        return replace(self, settings=changed(self.settings, parse_settings(type(self.settings), texts)))
+
+
+AVERAGE = Method("average", AverageSettings())
+SUM_TUNED = Method("sum-tuned", SumSettings(sum_weight=1.0), (0.05, 0.1, 0.18, 0.3, 0.45, 0.65, 0.9, 1.2))
+TIES = Method("ties", TiesSettings(sum_weight=1.0), (0.2, 0.4, 0.8, 1.5, 2.5))
+DARE = Method("dare", DareSettings(sum_weight=1.0), (0.04, 0.08, 0.18, 0.35, 0.65, 1.0))
+CUSTOM_DIFFUSION = Method("custom-diffusion", CustomDiffusionSettings())
+GRADIENT_PAPER = Method("gradient-paper", LbfgsSettings())
+GRADIENT = Method("gradient", GradientSettings())
 CURVE = (AVERAGE, SUM_TUNED, TIES, DARE, GRADIENT_PAPER, GRADIENT)

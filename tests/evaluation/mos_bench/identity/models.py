@@ -28,7 +28,7 @@ from mos_common.edlora import LowRank
 from mos_common.files import write_atomically
 from mos_common.fused_model import NamedConcept
 from mos_server.fusion.fuse import fuse
-from mos_server.fusion.settings import FusionSettings
+from mos_server.fusion.methods.method import MethodSettings
 
 Changes = Mapping[str, LowRank]
 
@@ -83,13 +83,13 @@ class Recipe:
     """One fused model to make. `scale` multiplies what comes out: λ of the scaled sum."""
 
     concepts: tuple[Concept, ...]
-    settings: FusionSettings
+    settings: MethodSettings
     scale: float = 1.0
 
     def name(self, base: Base) -> str:
         """What makes it what it is."""
         digests = sorted(content_digest(concept) for concept in self.concepts)
-        return key_of(base.fingerprint, digests, asdict(self.settings), fusion_source())
+        return key_of(base.fingerprint, digests, self.settings.method, asdict(self.settings), fusion_source())
 
 
 class Kitchen:
@@ -136,7 +136,7 @@ class Kitchen:
 def fusion_source() -> str:
     """Sha256 over the source files of fusion."""
     digest = hashlib.sha256()
-    for file in sorted(Path(mos_server.fusion.__file__).parent.glob("*.py")):
+    for file in sorted(Path(mos_server.fusion.__file__).parent.rglob("*.py")):
         digest.update(file.read_bytes())
     return digest.hexdigest()
 

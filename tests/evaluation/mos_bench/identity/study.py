@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from itertools import product
 from math import isfinite
 from pathlib import Path
@@ -33,13 +33,14 @@ from mos_common.base_model import load_base
 from mos_common.errors import RequestError
 from mos_common.files import write_atomically
 from mos_common.prompts import ORDINARY, RECORDED
+from mos_common.settings import changed, parse_settings
 from mos_common.shell import say
-from mos_server.fusion.rivals import PAPER_PROMPTS
-from mos_server.fusion.settings import FusionSettings
+from mos_server.fusion.methods.gradient import GradientSettings
+from mos_server.fusion.recording_settings import PAPER_PROMPTS
 
 COUNTS = (3, 8, 14, 32)
-BASE = FusionSettings()
-AXES: Mapping[str, Mapping[str, FusionSettings]] = {
+BASE = GradientSettings()
+AXES: Mapping[str, Mapping[str, GradientSettings]] = {
     "ridge": {f"{value:g}": replace(BASE, ridge=value) for value in (1e-4, 1e-3, 0.3)},
     "ridge_kind": {"diagonal": replace(BASE, ridge_kind="diagonal")},
     "towards": {f"{value:g}": replace(BASE, towards=value) for value in (0.0, 1.0)},
@@ -77,6 +78,7 @@ class Study:
     half: str = "dev"
     counts: tuple[int, ...] = COUNTS
     only: tuple[str, ...] = ()
+    sets: tuple[str, ...] = ()
     rank: int = 4
     protocol: Protocol = field(default_factory=Protocol)
     base: str = "tiny"
@@ -97,15 +99,30 @@ class Study:
         """Whether an axis is to be measured."""
         return not self.only or axis in self.only
 
-    def settings(self) -> dict[str, FusionSettings]:
+    @property
+    def point(self) -> GradientSettings:
+        """The base point: the defaults, with what `--set` says."""
+        return changed(BASE, parse_settings(GradientSettings, self.sets))
+
+    def settings(self) -> dict[str, GradientSettings]:
         """By name, the base point first; a setting that is the base point again is left out."""
-        found = {"defaults": BASE}
+        point = self.point
+        found = {"defaults": point}
         for axis, values in AXES.items():
             if self.asks_for(axis):
-                found |= {f"{axis} {name}": settings for name, settings in values.items() if settings != BASE}
+                moved = {f"{axis} {name}": _moved(point, settings) for name, settings in values.items()}
+                found |= {name: settings for name, settings in moved.items() if settings != point}
         if self.asks_for("grid"):
-            found |= {name: settings for name, settings in GRID.items() if settings not in found.values()}
+            grid = {name: _moved(point, settings) for name, settings in GRID.items()}
+            found |= {name: settings for name, settings in grid.items() if settings not in found.values()}
         return found
+
+
+def _moved(point: GradientSettings, settings: GradientSettings) -> GradientSettings:
+    """Return the base point with what `settings` changes of the defaults."""
+    names = [each.name for each in fields(settings)]
+    other = {name: getattr(settings, name) for name in names if getattr(settings, name) != getattr(BASE, name)}
+    return changed(point, other)
 
 
 def run_study(study: Study, *, helper: bool = False) -> Results | None:
@@ -125,7 +142,7 @@ def run_study(study: Study, *, helper: bool = False) -> Results | None:
     name = "settings" if study.rank == 4 else f"settings-rank{study.rank}"
     about = (
         f"    {command_line()}\n\nSplit `{study.half}`; rank {study.rank}; {study.protocol}. Base {study.base}, {base.fingerprint}. "
-        f"{device_name()}; {time.monotonic() - started:.0f} s, with what was cached before. {plain(dict(versions()))}. Defaults: {BASE}."
+        f"{device_name()}; {time.monotonic() - started:.0f} s, with what was cached before. {plain(dict(versions()))}. Defaults: {study.point}."
     )
     plot_settings(points, to / f"{name}.png", "change against the defaults")
     page = "\n\n".join(["# Settings of fusion, measured", about, text, f"![settings]({name}.png)"])
@@ -153,19 +170,21 @@ def measure_settings(workshop: Workshop, study: Study) -> dict[int, dict[str, Ca
         if study.asks_for("groups"):
             found[n] |= measure_groups(workshop, chosen, variant, methods[0])
         if study.asks_for("tuning") and n <= TUNED_ANEW:
-            found[n] |= measure_tunings(workshop, chosen, variant)
+            found[n] |= measure_tunings(workshop, chosen, variant, study.point)
     return found
 
 
-def measure_tunings(workshop: Workshop, concepts: Sequence[BenchConcept], variant: Variant) -> dict[str, Case]:
-    """Concepts that were tuned otherwise, each alone and all in one model by the default settings."""
+def measure_tunings(
+    workshop: Workshop, concepts: Sequence[BenchConcept], variant: Variant, settings: GradientSettings
+) -> dict[str, Case]:
+    """Concepts that were tuned otherwise, each alone and all in one model by these settings."""
     found: dict[str, Case] = {}
     for title, changes in TUNINGS.items():
         other = Variant(f"{variant.title} {title}", {**variant.settings, **changes})
         workshop.studio.tune_all(concepts, other, workshop.sharing)
         alone = singles_of(workshop, workshop.probed(concepts), other)
         found[f"{title}, single"] = alone
-        (found[title],) = measure_methods(workshop, concepts, other, [Method(title, BASE)], {})
+        (found[title],) = measure_methods(workshop, concepts, other, [Method(title, settings)], {})
     return found
 
 

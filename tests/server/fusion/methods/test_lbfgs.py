@@ -10,17 +10,18 @@ import torch
 from torch import Tensor
 
 from mos_common.edlora import LowRank, attached
-from mos_common.errors import FusionError
+from mos_common.errors import FusionError, RequestError
 from mos_common.fused_model import NamedConcept
 from mos_common.layers import Group, adaptable_layers, concept_layers, cross_attentions
 from mos_common.words import encode_prompts
-from mos_server.fusion import lbfgs as published
 from mos_server.fusion.fuse import fuse
-from mos_server.fusion.settings import FusionSettings
+from mos_server.fusion.methods import lbfgs as published
+from mos_server.fusion.methods.lbfgs import LbfgsSettings
+from mos_server.fusion.stored_rows import StoredRows
 from reference import dense, lbfgs
 
-SETTINGS = FusionSettings(contexts=("V", "photo of a V"), ordinary=("", "a tree", "a dog in a meadow"), steps=2)
-BRIEF = {Group.TEXT: 20, Group.CROSS: 20, Group.SPATIAL: 5}
+BRIEF = LbfgsSettings(text_iterations=20, unet_iterations=5, steps=2)
+ONCE = LbfgsSettings(text_iterations=1, unet_iterations=1, steps=2)
 
 
 @pytest.fixture
@@ -32,20 +33,20 @@ def two(base, make_concept) -> list[NamedConcept]:
 
 
 @pytest.fixture
-def stored(monkeypatch) -> list[tuple[Group, published.StoredRows]]:
+def stored(monkeypatch) -> list[tuple[Group, StoredRows]]:
     """What every recording of a fusion stores, in its order."""
-    recorded: list[tuple[Group, published.StoredRows]] = []
+    recorded: list[tuple[Group, StoredRows]] = []
     real = published.Recording.record
 
-    def keeping(self, base, into):
-        recorded.append((self.group, real(self, base, into)))
+    def keeping(self, base, sink):
+        recorded.append((self.group, real(self, base, sink)))
         return recorded[-1][1]
 
     monkeypatch.setattr(published.Recording, "record", keeping)
     return recorded
 
 
-def stored_bytes(stored: list[tuple[Group, published.StoredRows]], group: Group) -> int:
+def stored_bytes(stored: list[tuple[Group, StoredRows]], group: Group) -> int:
     return sum(part.numel() * 4 for of, kept in stored if of is group for rows in kept.stored.values() for part in rows)
 
 
@@ -69,9 +70,6 @@ def objective(change: Tensor, changes: list[Tensor], rows: list[Tensor]) -> floa
         float((X.double() @ (change.double() - own.double()).T).square().sum()) / len(X)
         for X, own in zip(rows, changes, strict=True)
     )
-
-
-# -- one layer ----------------------------------------------------------------------------------------------------------
 
 
 def test_on_a_well_conditioned_layer_it_arrives_at_the_least_squares_optimum():
@@ -118,32 +116,10 @@ def test_where_nobody_changes_anything_nothing_is_changed():
     assert not published.lbfgs_layer(W0, [torch.zeros_like(one) for one in changes], rows, 50).any()
 
 
-# -- stored rows --------------------------------------------------------------------------------------------------------
-
-
-def test_what_is_stored_stays_what_was_read():
-    """Whatever the model does with its activations afterwards."""
-    rows = published.StoredRows()
-    activation = torch.ones(2, 3)
-    rows.add("unet.x.input", activation)
-    activation.zero_()
-    assert torch.equal(rows.stored["unet.x.input"][0], torch.ones(2, 3))
-
-
-def test_rows_that_are_not_finite_are_named():
-    rows = published.StoredRows()
-    rows.add("unet.x.input", torch.tensor([[1.0, float("inf")]]))
-    with pytest.raises(FusionError, match=r"activations of unet\.x\.input"):
-        rows.finished()
-
-
-# -- the whole procedure ------------------------------------------------------------------------------------------------
-
-
 def test_one_concept_survives_on_its_words(tiny, make_concept):
     """Stored rows, three groups in the paper's order, on real activations: close to the one concept where it was recorded."""
     concept, told = make_concept(tiny, "<cat>", seed=1), list[str]()
-    changes = published.lbfgs_fusion(tiny, [NamedConcept("alice", concept)], SETTINGS, told.append, BRIEF)
+    changes = fuse(tiny, [NamedConcept("alice", concept)], BRIEF, progress=told.append).changes
     assert changes.keys() == {layer.name for layer in concept_layers(tiny)}
     assert "GiB" in told[0]
     text = {name: pair for name, pair in changes.items() if name.startswith("text_encoder.")}
@@ -158,16 +134,16 @@ def test_one_concept_survives_on_its_words(tiny, make_concept):
 
 def test_the_same_concepts_give_the_same_model_to_the_bit(tiny, make_concept):
     concepts = [NamedConcept("alice", make_concept(tiny, "<cat>", seed=1))]
-    few = dict.fromkeys(Group, 2)
-    once, again = (published.lbfgs_fusion(tiny, concepts, SETTINGS, lambda line: None, few) for _ in range(2))
+    few = LbfgsSettings(text_iterations=2, unet_iterations=2, steps=2)
+    once, again = (fuse(tiny, concepts, few).changes for _ in range(2))
     for name, pair in once.items():
         assert torch.equal(pair.A, again[name].A) and torch.equal(pair.B, again[name].B)
 
 
 def test_memory_is_counted_before_anything_is_stored(base, two, stored):
     """Every row of the UNet, of every step and concept: as much as storing them takes, also where a scheduler adds a step."""
-    needed = published.memory_needed(base, two, SETTINGS)
-    published.lbfgs_fusion(base, two, SETTINGS, lambda line: None, dict.fromkeys(Group, 1))
+    needed = published.memory_needed(base, two, 2)
+    fuse(base, two, ONCE)
     assert needed == stored_bytes(stored, Group.SPATIAL)
     assert needed > max(stored_bytes(stored, group) for group in (Group.TEXT, Group.CROSS))
 
@@ -177,17 +153,17 @@ def test_layers_that_only_an_import_changes_are_counted_too(tiny, make_concept, 
     forwards = [layer for layer in adaptable_layers(tiny) if layer.group is Group.SPATIAL and ".ff." in layer.name]
     wide = {layer.name: LowRank(torch.ones(1, layer.d_in), torch.ones(layer.d_out, 1), 1e-3) for layer in forwards}
     imported = [NamedConcept("", replace(concept, pairs=concept.pairs | wide))]
-    needed = published.memory_needed(tiny, imported, SETTINGS)
-    published.lbfgs_fusion(tiny, imported, SETTINGS, lambda line: None, dict.fromkeys(Group, 1))
+    needed = published.memory_needed(tiny, imported, 2)
+    fuse(tiny, imported, ONCE)
     assert needed == stored_bytes(stored, Group.SPATIAL)
-    assert needed > published.memory_needed(tiny, [NamedConcept("", concept)], SETTINGS)
+    assert needed > published.memory_needed(tiny, [NamedConcept("", concept)], 2)
 
 
 def test_nothing_is_stored_for_layers_that_nobody_changes(tiny, make_concept, stored):
     concept = make_concept(tiny, "<cat>")
     cross = {layer.name for layer in concept_layers(tiny) if layer.group is Group.CROSS}
     only = replace(concept, pairs={name: pair for name, pair in concept.pairs.items() if name in cross})
-    changes = published.lbfgs_fusion(tiny, [NamedConcept("", only)], SETTINGS, lambda line: None, BRIEF)
+    changes = fuse(tiny, [NamedConcept("", only)], BRIEF).changes
     assert changes.keys() == cross
     assert {group for group, _ in stored} == {Group.CROSS}
 
@@ -196,5 +172,11 @@ def test_too_little_memory_is_said_before_it_starts(tiny, make_concept, stored, 
     monkeypatch.setattr(published.psutil, "virtual_memory", lambda: SimpleNamespace(available=1000))
     two = [NamedConcept(who, make_concept(tiny, "<cat>", seed=seed)) for seed, who in enumerate(("alice", "bob"))]
     with pytest.raises(FusionError, match=r"needs .* GiB for the rows of 2 concepts.*--method gradient"):
-        fuse(tiny, two, replace(SETTINGS, method="lbfgs"))
+        fuse(tiny, two, LbfgsSettings(steps=2))
     assert not stored
+
+
+@pytest.mark.parametrize("wrong", [{"text_iterations": 0}, {"unet_iterations": 0}, {"steps": 0}, {"batch": 0}], ids=str)
+def test_settings_out_of_range_are_refused(wrong):
+    with pytest.raises(RequestError):
+        LbfgsSettings(**wrong)

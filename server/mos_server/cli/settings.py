@@ -1,0 +1,129 @@
+"""The flags that set fusion, the same on every command that fuses or will fuse, and `mos-server settings`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperCommand
+
+from mos_common.shell import say
+from mos_server.fusion.methods import METHODS
+
+if TYPE_CHECKING:
+    from click import Context, HelpFormatter
+
+    from mos_server.fusion.settings import FusionSettings
+
+_RIVALS = ", ".join(METHODS[1:])
+MethodName = Annotated[
+    str | None, typer.Option("--method", help=f"{METHODS[0]} (the default), or one to compare with: {_RIVALS}.")
+]
+Sets = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="NAME=VALUE", help="Set one of the settings listed below. May be repeated."),
+]
+Weights = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--weight", metavar="TOKEN=NUMBER", help="How much a concept counts, such as '<alice/cat>=2'. May be repeated."
+    ),
+]
+Workers = Annotated[
+    str | None,
+    typer.Option(
+        "--workers",
+        help="Record on: auto (every GPU here), N local workers, a Ray cluster (ray://host:10001), or here (the default).",
+    ),
+]
+Ridge = Annotated[float | None, typer.Option("--ridge", help="Short for --set ridge=NUMBER.")]
+Preserve = Annotated[float | None, typer.Option("--preserve", help="Short for --set preserve=NUMBER.")]
+
+
+class ListsSettings(TyperCommand):
+    """A command whose `--help` ends with every setting of every method: its default, meaning and unit."""
+
+    def format_help(self, ctx: Context, formatter: HelpFormatter) -> None:
+        """Write the help; what the settings are is only looked up now, since it takes a second to import them."""
+        self.epilog = "\n\n".join([*describe_methods(), *([self.epilog] if self.epilog else [])])
+        super().format_help(ctx, formatter)
+
+
+def describe_methods() -> Iterator[str]:
+    """Yield a line for each method, and one for each of its settings."""
+    from mos_common.settings import describe_settings
+    from mos_server.fusion.methods import method_named
+
+    yield "Settings (--set NAME=VALUE), with their defaults:"
+    for name in METHODS:
+        method = method_named(name)
+        yield f"--method {name}: {method.help}"
+        yield from (f"- {line}" for line in describe_settings(method.settings))
+
+
+def changed_fusion(
+    kept: Mapping[str, Any],
+    *,
+    method: str | None = None,
+    sets: Sequence[str] | None = None,
+    weights: Sequence[str] | None = None,
+    workers: str | None = None,
+    ridge: float | None = None,
+    preserve: float | None = None,
+) -> dict[str, Any]:
+    """Return kept settings of fusion with a command line's put over them, both as JSON; without flags they stay as they are.
+
+    Raises:
+        RequestError: as for `FusionSettings.changed`.
+
+    """
+    if not (method or sets or weights or workers or ridge is not None or preserve is not None):
+        return dict(kept)
+    from mos_server.fusion.settings import FusionSettings
+
+    texts = flag_texts(sets, ridge=ridge, preserve=preserve)
+    before = FusionSettings.from_json(kept)
+    return before.changed(method=method, texts=texts, weights=weights or (), workers=workers).to_json()
+
+
+def flag_texts(sets: Sequence[str] | None, **flags: float | None) -> list[str]:
+    """Return the texts of `--set`, and flags that are short for one as such texts too."""
+    return [*(sets or ()), *(f"{name}={value!r}" for name, value in flags.items() if value is not None)]
+
+
+def settings(
+    state: Annotated[Path, typer.Argument(metavar="STATE", help="The server's state folder.")],
+    method: MethodName = None,
+    sets: Sets = None,
+    weight: Weights = None,
+    workers: Workers = None,
+) -> None:
+    """List how this federation's rounds are fused, or change it for the rounds that are asked for from now on.
+
+    A setting that is set to its default, and a weight of 1, are no longer kept; another --method starts from its own defaults.
+    """
+    from mos_server.fusion.settings import FusionSettings
+    from mos_server.state.folder import keep_fusion, open_state
+    from mos_server.state.records import describe_fusion
+
+    opened = open_state(state)
+    fusion = changed_fusion(opened.config.fusion, method=method, sets=sets, weights=weight, workers=workers)
+    if fusion != dict(opened.config.fusion):
+        keep_fusion(opened, fusion)
+        say(f"{state}: from now on rounds are fused with {describe_fusion(fusion)}")
+        return
+    for line in describe_kept(FusionSettings.from_json(fusion)):
+        say(line)
+
+
+def describe_kept(fusion: FusionSettings) -> Iterator[str]:
+    """Yield a line for the method, for each of its settings with its value, for each weight, and for the workers."""
+    from mos_common.settings import describe_settings
+
+    yield f"method={fusion.of_method.method}"
+    yield from describe_settings(fusion.of_method)
+    for token, weight in fusion.weights.items():
+        yield f"weight {token}={weight:g}"
+    yield f"workers={fusion.workers or 'here'}"

@@ -1,0 +1,57 @@
+"""Merge changes layer by layer, as they are: no activations are looked at."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from mos_common.base_model import Base
+from mos_common.edlora import LowRank
+from mos_common.fused_model import NamedConcept
+from mos_common.layers import Group, Layer, adaptable_layers
+from mos_server.fusion.solve import refactored, stacked_left
+
+
+def changed_layers(base: Base, concepts: Sequence[NamedConcept], group: Group) -> list[Layer]:
+    """Return the layers of one group that at least one concept changes, in the order of fusion."""
+    changed = {name for named in concepts for name in named.concept.pairs}
+    return [layer for layer in adaptable_layers(base) if layer.group is group and layer.name in changed]
+
+
+def weighted_sum(base: Base, concepts: Sequence[NamedConcept], weights: Mapping[str, float]) -> dict[str, LowRank]:
+    """Return Σi wi ΔWi for every layer: FedAvg with wi = 1/n, the scaled sum with anything else."""
+    changes = {}
+    for layer in adaptable_layers(base):
+        given = [(weights[named.token], pair) for named in concepts if (pair := named.concept.pairs.get(layer.name))]
+        if given:
+            right = torch.cat([weight * pair.scale * pair.A.double() for weight, pair in given])
+            changes[layer.name] = refactored(stacked_left([pair for _, pair in given]), right)
+    return changes
+
+
+def dense_merge(
+    base: Base,
+    concepts: Sequence[NamedConcept],
+    weights: Mapping[str, float],
+    merge: Callable[[str, list[Tensor], Tensor], Tensor],
+) -> dict[str, LowRank]:
+    """Merge the dense ΔWi of one layer after the other; what comes out has any rank and is factored exactly.
+
+    `merge` takes the layer's name, every ΔWi (d_out x d_in, zero where a concept leaves the layer alone) and the weights.
+    """
+    of = torch.tensor([weights[named.token] for named in concepts])
+    changes = {}
+    for layer in adaptable_layers(base):
+        pairs = [named.concept.pairs.get(layer.name) for named in concepts]
+        if any(pairs):
+            dense = merge(layer.name, dense_changes(pairs, layer), of)
+            changes[layer.name] = refactored(dense.double(), torch.eye(layer.d_in, dtype=torch.float64))
+    return changes
+
+
+def dense_changes(pairs: Sequence[LowRank | None], layer: Layer) -> list[Tensor]:
+    """Return each ΔWi of one layer (d_out x d_in, float32, on the CPU), zero for a concept that leaves it alone."""
+    nothing = torch.zeros(layer.d_out, layer.d_in)
+    return [pair.change() if pair else nothing for pair in pairs]

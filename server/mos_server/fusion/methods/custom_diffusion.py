@@ -1,0 +1,106 @@
+"""Custom Diffusion's constrained merge (Kumari et al., CVPR 2023, arXiv 2212.04488, section 3.3), keys and values only.
+
+    min ‖Δ X0ᵀ‖  subject to  Δ Xiᵀ = ΔWi Xiᵀ for every concept i
+
+X0 are features of ordinary prompts, Xi those of concept i's words, all as the untouched text encoder gives them, since nothing
+else is merged. With X0ᵀX0 = R = L Lᵀ, X all Xi, T all targets and Z = X L⁻ᵀ it is Δ = Tᵀ (Z⁺)ᵀ L⁻¹: the paper's closed form,
+Tᵀ (X R⁻¹ Xᵀ)⁻¹ X R⁻¹, for constraints that may depend on each other too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mos_common.base_model import Base
+from mos_common.concept import words_of
+from mos_common.errors import RequestError
+from mos_common.fused_model import NamedConcept
+from mos_common.layers import Group, adaptable_layers, cross_attentions, word_layer_numbers
+from mos_common.prompts import ORDINARY, about
+from mos_common.settings import setting
+from mos_common.words import encode_token_ids, tokenise
+from mos_server.fusion.activations import position_weights
+from mos_server.fusion.methods.method import Method, Solved
+from mos_server.fusion.recording_settings import PAPER_PROMPTS, ROWS
+from mos_server.fusion.solve import refactored
+from mos_server.fusion.statistics import Statistics
+
+# Of the mean second moment of ordinary text: some hundred rows do not span the width of a text encoder.
+DAMPING = 1e-4
+
+
+@dataclass(frozen=True)
+class CustomDiffusionSettings:
+    """What the merge must leave as it is."""
+
+    method: ClassVar[str] = "custom-diffusion"
+    ordinary: tuple[str, ...] = setting(ORDINARY, "prompts whose features are changed as little as can be")
+
+    def __post_init__(self) -> None:
+        if not self.ordinary:
+            raise RequestError("ordinary needs at least one prompt")
+
+
+def merge(
+    base: Base,
+    concepts: Sequence[NamedConcept],
+    weights: Mapping[str, float],
+    settings: CustomDiffusionSettings,
+    statistics: Statistics,
+) -> Solved:
+    """Keep every concept's words exactly, in keys and values alone, and change ordinary text least.
+
+    Every concept is a constraint, which has no weight: `weights` are not used.
+    """
+    layers = [layer for layer in adaptable_layers(base) if layer.group is Group.CROSS]
+    numbers = word_layer_numbers(base)
+    order = {f"unet.{name}": k for k, (name, _) in zip(numbers, cross_attentions(base), strict=True)}
+    own = [word_features(base, named) for named in concepts]
+    usual = ordinary_features(base, settings.ordinary)
+    changes = {}
+    for layer in layers:
+        k = order[layer.name.rpartition(".")[0]]
+        pairs = [named.concept.pairs.get(layer.name) for named in concepts]
+        X = torch.cat([features[k] for features in own])
+        targets = [
+            features[k] @ pair.change(torch.float64).T if pair else torch.zeros(len(features[k]), layer.d_out).double()
+            for features, pair in zip(own, pairs, strict=True)
+        ]
+        R = usual[k].T @ usual[k]
+        R += DAMPING * R.diagonal().mean() * torch.eye(len(R), dtype=R.dtype)
+        L = torch.linalg.cholesky(R)
+        Z = torch.linalg.solve_triangular(L.T, X, upper=True, left=False)
+        if any(pairs):
+            right = torch.linalg.solve_triangular(L, torch.linalg.pinv(Z).T, upper=False, left=False)
+            changes[layer.name] = refactored(torch.cat(targets).T, right)
+    return Solved(changes)
+
+
+def word_features(base: Base, named: NamedConcept) -> list[Float[Tensor, "rows width"]]:
+    """Return, for each cross-attention layer, the features of a concept's words and the first end-of-text token."""
+    prompts = [about(prompt, named.concept.name) for prompt in PAPER_PROMPTS]
+    return _features(base, prompts, {named.concept.name: words_of(named.concept, base)}, "words")
+
+
+def ordinary_features(base: Base, prompts: Sequence[str]) -> list[Float[Tensor, "rows width"]]:
+    """Return, for each cross-attention layer, the features of whole ordinary prompts."""
+    return _features(base, prompts, {}, "text")
+
+
+def _features(
+    base: Base, prompts: Sequence[str], vocabulary: Mapping[str, Tensor], rows: str
+) -> list[Float[Tensor, "rows width"]]:
+    texts = [tokenise(base, prompt, vocabulary) for prompt in prompts]
+    chosen = position_weights(texts, ROWS[rows]) > 0
+    with torch.no_grad():
+        features = encode_token_ids(base, texts, vocabulary).double().cpu()
+    return [features[:, k][chosen] for k in range(features.shape[1])]
+
+
+METHOD = Method(CustomDiffusionSettings, merge)

@@ -1,0 +1,147 @@
+"""Gradient fusion, solved exactly from second moments (`solve.py` has the equation): what every claim is about."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from mos_common.base_model import Base
+from mos_common.concept import Concept
+from mos_common.edlora import LowRank
+from mos_common.errors import RequestError
+from mos_common.fused_model import NamedConcept, Survival
+from mos_common.layers import Group, Layer, concept_layers
+from mos_common.settings import setting
+from mos_server.fusion.attachments import Inputs, attached_changes
+from mos_server.fusion.layerwise import changed_layers
+from mos_server.fusion.methods.method import Method, Solved
+from mos_server.fusion.moments import Moments
+from mos_server.fusion.normal_equation import NormalEquations
+from mos_server.fusion.recording_settings import RecordingSettings
+from mos_server.fusion.solve import residual
+from mos_server.fusion.statistics import Recording, Statistics, wanted_inputs
+
+
+@dataclass(frozen=True)
+class GradientSettings(RecordingSettings):
+    """The terms of the equation, and what is recorded for it (docs/fusion.md says why the defaults are these)."""
+
+    method: ClassVar[str] = "gradient"
+    ridge: float = setting(0.03, "λ, the ridge", unit="mean second moments of the input")
+    ridge_kind: Literal["trace", "diagonal"] = setting(
+        "trace", "unit of the ridge: the mean second moment (trace), or each input's own (diagonal)"
+    )
+    towards: float = setting(
+        0.5, "c, the change that the ridge shrinks to, as a share of the summed changes; 0, the paper: no change"
+    )
+    preserve: float = setting(
+        1.0, "μ, the weight of ordinary prompts on the untouched base; 1: as much as all concepts; 0: the paper"
+    )
+    text_inputs: Inputs = setting(
+        "fused", "text encoder whose features keys and values are recorded on: fused (the paper), or each concept's own"
+    )
+    unet_inputs: Inputs = setting(
+        "own",
+        "model that the rest of the UNet is recorded on: each concept's own (the paper's text), or the fused text "
+        "encoder, keys and values with the concept's own remaining changes (the paper's code)",
+    )
+    cap: float = setting(
+        4.0,
+        "energy above which a concept's inputs, or its effect on a layer, count less, so that none drowns the others",
+        unit="times the base's on ordinary prompts",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.ridge <= 1e3 or not 0 <= self.preserve <= 1e3:
+            raise RequestError(
+                f"ridge {self.ridge}, preserve {self.preserve}: expected ridge above 0 and preserve 0 or more, both at most 1000"
+            )
+        if not 0 <= self.towards <= 1:
+            raise RequestError(f"towards {self.towards}: expected a share from 0 to 1")
+        if not self.cap > 0:
+            raise RequestError(f"cap {self.cap}: expected a factor above 0")
+
+
+def merge(
+    base: Base,
+    concepts: Sequence[NamedConcept],
+    weights: Mapping[str, float],
+    settings: GradientSettings,
+    statistics: Statistics,
+) -> Solved:
+    """Solve, for every layer, the one change that acts on each concept's own inputs as that concept's change did.
+
+    Group after group: keys and values read the features of the fused text encoder, which is solved before them.
+
+    Raises:
+        UnusableConceptError: a concept's forward pass is not finite.
+
+    """
+    solved = Solved(survival={named.token: {} for named in concepts})
+    for group in Group:
+        layers = changed_layers(base, concepts, group)
+        if not layers:
+            continue
+        recordings = _recordings(base, concepts, group, layers, settings, solved.changes)
+        statistics.gather([*recordings.values()])
+        started = time.monotonic()
+        equations = NormalEquations(
+            layers,
+            statistics.of(recordings[None]),
+            preserve=settings.preserve,
+            ridge=settings.ridge,
+            ridge_kind=settings.ridge_kind,
+            towards=settings.towards,
+            cap=settings.cap,
+        )
+        for named in concepts:
+            equations.add(named.concept, statistics.of(recordings[named.token]), weights[named.token])
+        changes = equations.solve()
+        solved.changes |= changes
+        solved.drift[group.name.lower()] = equations.drift(changes)
+        statistics.progress(f"{group}: {len(layers)} layers solved in {time.monotonic() - started:.1f} s")
+        for named in concepts:
+            moments = statistics.of(recordings[named.token])
+            solved.survival[named.token][group.name.lower()] = _survival(layers, named.concept, moments, changes)
+    return solved
+
+
+def _recordings(
+    base: Base,
+    concepts: Sequence[NamedConcept],
+    group: Group,
+    layers: Sequence[Layer],
+    settings: GradientSettings,
+    solved: Mapping[str, LowRank],
+) -> dict[str | None, Recording]:
+    """Return what to record for a group, by token; None is for ordinary prompts on the untouched base."""
+    reads = wanted_inputs(layers, concept_layers(base), group)
+    recordings: dict[str | None, Recording] = {None: Recording(group, None, {}, reads, settings)}
+    for named in concepts:
+        attached = attached_changes(
+            base,
+            group,
+            named.concept,
+            solved,
+            text_inputs=settings.text_inputs,
+            unet_inputs=settings.unet_inputs,
+        )
+        recordings[named.token] = Recording(group, named, attached, reads, settings)
+    return recordings
+
+
+def _survival(layers: Sequence[Layer], concept: Concept, moments: Moments, changes: Mapping[str, LowRank]) -> Survival:
+    left_over = energy = 0.0
+    residuals = {}
+    for layer in layers:
+        if layer.name in concept.pairs:
+            rest, own = residual(moments.mean(layer.reads), changes[layer.name], concept.pairs[layer.name])
+            residuals[layer.name] = rest
+            left_over, energy = left_over + rest, energy + own
+    return Survival(energy_kept=1 - left_over / energy if energy else 1.0, residual=residuals)
+
+
+METHOD = Method(GradientSettings, merge)

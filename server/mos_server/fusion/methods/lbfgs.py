@@ -1,0 +1,177 @@
+"""The paper's own solver, as published: activations are stored, and every layer is optimised by L-BFGS that is stopped early.
+
+History 25, strong Wolfe line search, float32, from W0 on, 500 steps for the text encoder and for keys and values, 50 for the rest
+of the UNet; concept words and the first end-of-text token count in text; the UNet is sampled on fused text encoder and fused keys
+and values, with the concept's own remaining changes, without guidance. (Paper section 3.3 and 4.1, settings as far as they are
+published.)
+
+Here to be compared with. It needs memory for every row that any layer reads, of all concepts at once, and says so before it starts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import psutil
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mos_common.attention import layerwise_attention, predict
+from mos_common.base_model import Base
+from mos_common.drawing import Drawing, read_prompts, scheduler_for
+from mos_common.edlora import LowRank
+from mos_common.errors import FusionError, RequestError
+from mos_common.fused_model import NamedConcept
+from mos_common.layers import Group
+from mos_common.settings import setting
+from mos_server.fusion.attachments import attached_changes
+from mos_server.fusion.layerwise import changed_layers, dense_changes
+from mos_server.fusion.methods.method import Method, Solved
+from mos_server.fusion.moments import recording
+from mos_server.fusion.recording_settings import PAPER_PROMPTS, RecordingSettings
+from mos_server.fusion.solve import refactored
+from mos_server.fusion.statistics import Recording, Statistics
+from mos_server.fusion.stored_rows import StoredRows
+
+
+@dataclass(frozen=True)
+class LbfgsSettings:
+    """When the solver stops, and how the rows that it stores are sampled; all else is as published."""
+
+    method: ClassVar[str] = "lbfgs"
+    text_iterations: int = setting(500, "L-BFGS steps for the text encoder, and for keys and values")
+    unet_iterations: int = setting(50, "L-BFGS steps for the rest of the UNet")
+    steps: int = setting(20, "denoising steps of the sampling that is stored")
+    batch: int = setting(16, "prompts that are sampled together")
+
+    def __post_init__(self) -> None:
+        if self.text_iterations < 1 or self.unet_iterations < 1:
+            raise RequestError("text_iterations and unet_iterations: expected at least 1")
+        _ = self.recording
+
+    @property
+    def recording(self) -> RecordingSettings:
+        """The paper's recording."""
+        return RecordingSettings(contexts=PAPER_PROMPTS, rows="words", steps=self.steps, guidance=1.0, batch=self.batch)
+
+    def iterations(self, group: Group) -> int:
+        """Return the L-BFGS steps for the layers of one group."""
+        return self.unet_iterations if group is Group.SPATIAL else self.text_iterations
+
+
+def merge(
+    base: Base,
+    concepts: Sequence[NamedConcept],
+    weights: Mapping[str, float],
+    settings: LbfgsSettings,
+    statistics: Statistics,
+) -> Solved:
+    """Run the paper's own solver as published, L-BFGS on stored activations; to be compared with.
+
+    Every concept counts alike, as in the paper: `weights` are not used.
+
+    Raises:
+        FusionError: the stored rows would not fit into memory.
+        UnusableConceptError: a concept's forward pass is not finite.
+
+    """
+    needed, free = memory_needed(base, concepts, settings.steps), psutil.virtual_memory().available
+    statistics.progress(
+        f"L-BFGS stores the rows of all concepts: {needed / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free"
+    )
+    if needed > free:
+        raise FusionError(
+            f"L-BFGS as published needs {needed / 2**30:.1f} GiB for the rows of {len(concepts)} concepts, {free / 2**30:.1f} GiB are "
+            "free: --method gradient needs none of it"
+        )
+    solved: dict[str, LowRank] = {}
+    for group in Group:
+        layers = changed_layers(base, concepts, group)
+        if not layers:
+            continue
+        rows = _stored_rows(base, concepts, group, frozenset(layer.reads for layer in layers), settings, solved)
+        for i, layer in enumerate(layers, 1):
+            pairs = [named.concept.pairs.get(layer.name) for named in concepts]
+            W0 = layer.module.weight.detach().flatten(1).float()
+            changes = [change.to(base.device) for change in dense_changes(pairs, layer)]
+            X = [stored.of(layer.reads).to(base.device) for stored in rows]
+            change = lbfgs_layer(W0, changes, X, settings.iterations(group))
+            solved[layer.name] = refactored(change.double().cpu(), torch.eye(layer.d_in, dtype=torch.float64))
+            statistics.progress(f"{group}: {i}/{len(layers)} layers optimised")
+    return Solved(solved)
+
+
+def _stored_rows(
+    base: Base,
+    concepts: Sequence[NamedConcept],
+    group: Group,
+    reads: frozenset[str],
+    settings: LbfgsSettings,
+    solved: Mapping[str, LowRank],
+) -> list[StoredRows]:
+    """Return every concept's rows of a group; the UNet is sampled from one of the paper's prompts alone."""
+    paper = settings.recording
+    if group is Group.SPATIAL:
+        paper = replace(paper, contexts=PAPER_PROMPTS[:1])
+    rows = []
+    for named in concepts:
+        attached = attached_changes(base, group, named.concept, solved, text_inputs="fused", unet_inputs="fused")
+        rows.append(Recording(group, named, attached, reads, paper).record(base, StoredRows()))
+    return rows
+
+
+def lbfgs_layer(
+    W0: Float[Tensor, "d_out d_in"],
+    changes: Sequence[Float[Tensor, "d_out d_in"]],
+    rows: Sequence[Float[Tensor, "rows d_in"]],
+    steps: int,
+) -> Float[Tensor, "d_out d_in"]:
+    """Return the best W - W0 that `steps` steps of L-BFGS meet on Σi ‖Xi (W - W0 - ΔWi)ᵀ‖²/mi, started at W0, in W0's dtype.
+
+    The objective is counted in units of its value at W0. torch's L-BFGS has absolute bounds (it stops where it falls by less than
+    1e-9, and leaves out curvature below 1e-10): without that, changes as small as those of a low learning rate would end after a
+    few of the 500 steps, and the rival would look worse than it is.
+    """
+    at_base = sum(float((X @ change.T).square().sum()) / len(X) for X, change in zip(rows, changes, strict=True))
+    if at_base == 0:
+        return torch.zeros_like(W0)
+    weights = [(at_base * len(part)) ** -0.5 for part in rows]
+    X = torch.cat([weight * part for weight, part in zip(weights, rows, strict=True)])
+    Y = torch.cat(
+        [weight * part @ (W0 + change).T for weight, part, change in zip(weights, rows, changes, strict=True)]
+    )
+    W = W0.clone()
+    least, best = float("inf"), W0
+    optimizer: Any = torch.optim.LBFGS([W], max_iter=steps, history_size=25, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        nonlocal least, best
+        left_over = W @ X.T - Y.T
+        W.grad = 2 * left_over @ X
+        loss = left_over.square().sum()
+        if float(loss) < least:
+            least, best = float(loss), W.clone()
+        return loss
+
+    with torch.no_grad():
+        optimizer.step(closure)
+    return best - W0
+
+
+def memory_needed(base: Base, concepts: Sequence[NamedConcept], steps: int) -> int:
+    """Return the bytes of the UNet's rows for all concepts, counted in one step of it; text needs far less, and is gone by then."""
+    layers = changed_layers(base, concepts, Group.SPATIAL)
+    counted, how = StoredRows(), Drawing(steps=steps)
+    scheduler = scheduler_for(base, how)
+    height, width = (side // base.pixels_per_latent for side in how.sized_for(base))
+    latents = torch.zeros(1, base.unet.config.in_channels, height, width, device=base.device, dtype=base.dtype)  # type: ignore[union-attr, arg-type]
+    with torch.no_grad(), layerwise_attention(base), recording(layers, counted):
+        predict(base, latents, torch.tensor(0, device=base.device), read_prompts(base, [""], {}))
+    scheduler.set_timesteps(steps)  # some add a step of their own
+    return counted.bytes * len(scheduler.timesteps) * len(concepts)
+
+
+METHOD = Method(LbfgsSettings, merge)

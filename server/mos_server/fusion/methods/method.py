@@ -1,0 +1,53 @@
+"""What a merge method is, and what it returns."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import Field, dataclass, field
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
+
+from mos_common.base_model import Base
+from mos_common.edlora import LowRank
+from mos_common.fused_model import NamedConcept, Survival
+from mos_server.fusion.statistics import Statistics
+
+
+class MethodSettings(Protocol):
+    """The settings of one method: a frozen dataclass of fields declared by `mos_common.settings.setting`."""
+
+    method: ClassVar[str]
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
+
+
+@dataclass
+class Solved:
+    """Δ of every layer; where a method measures it, what survives of each concept and the drift of ordinary prompts.
+
+    `survival` is by token and group of layers, `drift` by group.
+    """
+
+    changes: dict[str, LowRank] = field(default_factory=dict)
+    survival: dict[str, dict[str, Survival]] = field(default_factory=dict)
+    drift: dict[str, float] = field(default_factory=dict)
+
+
+S = TypeVar("S", bound=MethodSettings)
+Merge = Callable[[Base, Sequence[NamedConcept], Mapping[str, float], S, Statistics], Solved]
+
+
+@dataclass(frozen=True)
+class Method(Generic[S]):
+    """A way to merge concepts: the type of its settings, and its function.
+
+    `merge(base, concepts, weights, settings, statistics)` gets concepts in canonical order, a weight for every token, and
+    `statistics` to record with; it returns `Solved`, and may raise UnusableConceptError for a concept to be left out.
+    """
+
+    settings: type[S]
+    merge: Merge[S]
+
+    @property
+    def help(self) -> str:
+        """The first line of the function's docstring."""
+        return (inspect.getdoc(self.merge) or "").partition("\n")[0]

@@ -1,0 +1,32 @@
+"""`--set` of the bench: gradient fusion is measured with it, and what each axis changes is changed from there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mos_bench.identity.command import Asked
+from mos_bench.identity.methods import AVERAGE, GRADIENT
+from mos_bench.identity.study import Study
+from mos_common.errors import RequestError
+from mos_server.fusion.methods.gradient import GradientSettings
+
+
+def test_it_changes_gradient_fusion_and_no_other_method():
+    assert GRADIENT.changed(["preserve=2"]).settings == GradientSettings(preserve=2.0)
+    assert AVERAGE.changed(["preserve=2"]) == AVERAGE
+    with pytest.raises(RequestError, match="did you mean preserve"):
+        GRADIENT.changed(["preserv=2"])
+
+
+def test_it_is_refused_where_it_would_not_be_heard():
+    with pytest.raises(RequestError, match="--only curve"):
+        Asked(Path("out"), sets=("preserve=2",))
+    assert Asked(Path("out"), parts=("curve",), sets=("preserve=2",)).sets == ("preserve=2",)
+
+
+def test_a_study_goes_from_there():
+    settings = Study(Path("out"), only=("ridge",), sets=("preserve=2",)).settings()
+    assert settings["defaults"] == GradientSettings(preserve=2.0)
+    assert settings["ridge 0.3"] == GradientSettings(preserve=2.0, ridge=0.3)
