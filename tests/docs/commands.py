@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import textwrap
 import tomllib
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
@@ -21,6 +22,7 @@ from mos_common.settings import parse_settings
 
 TOP = Path(__file__).parents[2]
 DISTRIBUTIONS = [TOP / "pyproject.toml", TOP / "tests" / "evaluation" / "pyproject.toml"]
+RECIPE = TOP / "common" / "mos_tiny" / "recipe"
 # Whose settings `--set` takes: by program, and by command where a program has several kinds.
 SETTABLE = {
     "mos-server": "mos_server.fusion",
@@ -58,14 +60,15 @@ def make_targets() -> frozenset[str]:
 
 @cache
 def all_flags() -> frozenset[str]:
-    """Every flag of every command, with `--help`."""
+    """Every flag of every command, those of the recipe of `tiny` too."""
     found = {"--help"}
     every = [
         command
         for program in programs()
         for command in (click_command(programs()[program]), *commands(program).values())
     ]
-    for command in every:
+    recipe = [file for file in RECIPE.glob("*.py") if "typer.Typer(" in file.read_text(encoding="utf-8")]
+    for command in [*every, *(click_command(f"mos_tiny.recipe.{file.stem}") for file in recipe)]:
         for parameter in command.params:
             found |= {*parameter.opts, *parameter.secondary_opts}
     return frozenset(found)
@@ -122,7 +125,8 @@ def check_command(words: list[str]) -> None:
     else:
         program, *rest = words
         if rest in (["--version"], ["--help"]):
-            assert rest[0] == "--help" or "--version" in all_flags(), words
+            own = {flag for parameter in click_command(programs()[program]).params for flag in parameter.opts}
+            assert rest[0] in own | {"--help"}, words
             return
         name, *arguments = rest
         assert name in commands(program), f"{shlex.join(words)}: known: {', '.join(commands(program))}"
@@ -167,7 +171,7 @@ def blocks(text: str) -> Iterator[str]:
         yield block
     unfenced = re.sub(r"^```.*?^```$", "", text, flags=re.M | re.S)
     for block in re.findall(r"(?:(?<=\n\n)|\A)((?: {4,}\S.*\n|\n(?= {4,}\S))+)", unfenced):
-        yield re.sub(r"^ {4,}?(?=\S)|^ {4}", "", block, flags=re.M)
+        yield textwrap.dedent(block)
 
 
 def is_python(block: str) -> bool:
