@@ -73,12 +73,22 @@ def test_every_flag_within_a_sentence_is_a_flag_of_some_command(page):
 
 @pytest.mark.parametrize(("page", "package"), [("fusion.md", "mos_server.fusion"), ("tuning.md", "mos_client.tuning")])
 def test_every_setting_has_its_row_and_every_row_its_setting(page, package):
-    """In the tables whose first column is called a setting; and in prose, of the settings of rivals."""
+    """In the table of the page whose first column is the setting: of gradient fusion, or of tuning."""
     text = (DOCS / page).read_text(encoding="utf-8")
     (table,) = re.findall(r"^\| setting \| (?:meaning|what it does) \|.*\n\|[-|]+\|\n((?:\|.*\n)+)", text, re.M)
     names = {name for row in table.splitlines() for name in re.findall(r"`([a-z_]+)`", row.split("|")[1])}
     known = [setting_names(kind) for kind in settings_in(package)]
     assert any(names == of_one for of_one in known), [sorted(names ^ of_one) for of_one in known]
+
+
+def test_every_method_has_its_row_with_its_settings():
+    """The table of methods other than the default."""
+    from mos_server.fusion.methods import METHODS, method_named
+
+    text = (DOCS / "fusion.md").read_text(encoding="utf-8")
+    (table,) = re.findall(r"^\| `--method` \|.*\n\|[-|]+\|\n((?:\|.*\n)+)", text, re.M)
+    rows = {name: set(re.findall(r"`(\w+)`", row)) for name, row in re.findall(r"^\| `([\w-]+)` \|(.*)$", table, re.M)}
+    assert rows == {name: setting_names(method_named(name).settings) for name in METHODS[1:]}
 
 
 @on_every_page
