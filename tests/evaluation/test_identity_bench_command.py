@@ -316,7 +316,7 @@ def test_every_table_plot_and_sheet_comes_out(workshop, monkeypatch, tmp_path, c
         methods=("average", "sum-tuned", "gradient"),
     )
     run_identity(asked)
-    to = tmp_path / "docs" / "results"
+    to = tmp_path / "out" / "results"
     told = json.loads((to / "identity.json").read_bytes())
     assert set(told) == {"device", "versions", "rows"}
     figures = {row["figure"] for row in told["rows"] if row["case"] == "n=2 gradient"}
@@ -335,6 +335,9 @@ def test_every_table_plot_and_sheet_comes_out(workshop, monkeypatch, tmp_path, c
         assert (to / f"{name}.csv").is_file()
     shown = [line.partition("](")[2].rstrip(")") for line in page.splitlines() if line.startswith("![")]
     assert len(shown) == 9 and all((tmp_path / "docs" / file).is_file() for file in shown)
+    published = {file.name for file in (tmp_path / "docs").iterdir()}
+    tables_on_page = {f"{name}.csv" for name in ("curve", "table1", "table2", "multi", "figure3")}
+    assert published == {"results.md", *tables_on_page, *shown}
 
 
 def test_the_settings_study_compares_with_the_defaults(workshop, monkeypatch):

@@ -1,4 +1,4 @@
-"""What `deploy/` and the pages for people say is what the commands, the code and the files are."""
+"""What `deploy/` starts, copies and backs up is what the commands, the code and the files are."""
 
 from __future__ import annotations
 
@@ -10,18 +10,13 @@ import shutil
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
 import pytest
-import typer
 import yaml
 
-import mos_client.cli.federation
-import mos_client.cli.main
-import mos_server.cli.federation
-import mos_server.cli.main
+from docs.commands import check_command, commands_in
 from mos_common import errors
 from mos_common.flower_app import POINTER
 from mos_common.node_key import create_node_key, key_digest, public_pem
@@ -30,109 +25,14 @@ from mos_server.state.journal import Store
 
 TOP = Path(__file__).parents[2]
 DEPLOY, DOCS = TOP / "deploy", TOP / "docs"
-PAGES = [TOP / "README.md", DEPLOY / "README.md", DOCS / "operating.md", DOCS / "participating.md"]
 UNITS = ["mos-server.service", "mos-client@.service"]
 CONTAINERFILES = ["Containerfile.server", "Containerfile.client"]
-
-
-def commands_of(cli: object, federation: object) -> dict[str, object]:
-    """The commands of one side, by name, as `main` puts them together."""
-    registered = typer.Typer()
-    federation.register(registered)
-    return {**typer.main.get_command(cli.app).commands, **typer.main.get_command(registered).commands}
-
-
-COMMANDS = {
-    "mos-client": commands_of(mos_client.cli.main, mos_client.cli.federation),
-    "mos-server": commands_of(mos_server.cli.main, mos_server.cli.federation),
-}
-
-
-def check_command(words: list[str]) -> None:
-    """Parse `mos-… COMMAND FLAGS` as the command itself would, without running it."""
-    program, name, *arguments = words
-    assert name in COMMANDS[program], words
-    COMMANDS[program][name].make_context(name, arguments)
-
-
-def commands_in(words: list[str]) -> Iterator[list[str]]:
-    """The command of ours in a line of shell: by itself, after sudo, or in a container."""
-    if words[0] == "sudo":
-        words = words[3:] if words[1] == "-u" else words[1:]
-    if words[:2] == ["docker", "compose"] and "server" in words:
-        inside = words[words.index("server") + 1 :]
-        words = ["mos-server", *inside] if "run" in words else inside
-    if words[:2] == ["podman", "run"]:
-        (image,) = (i for i, word in enumerate(words) if word.startswith("federated-mix-of-show-client"))
-        words = ["mos-client", *words[image + 1 :]]
-    if words and Path(words[0]).name in COMMANDS:
-        yield [Path(words[0]).name, *words[1:]]
-
-
-def shell_lines(page: Path) -> Iterator[list[str]]:
-    text = page.read_text(encoding="utf-8").replace("\\\n", " ")
-    for line in text.splitlines():
-        if re.match(r" {4,}\S", line) and not re.match(r" +(from|import|with|base|pictures) ?", line):
-            yield shlex.split(line, comments=True)
 
 
 def blocks_under(page: Path, heading: str) -> list[str]:
     """The indented blocks of one section."""
     section = page.read_text(encoding="utf-8").split(f"\n## {heading}\n")[1].split("\n## ")[0]
     return [re.sub("^    ", "", block, flags=re.M) for block in re.findall(r"(?:^    .*\n)+", section, flags=re.M)]
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(TOP)))
-def test_every_command_on_a_page_is_one_that_the_program_takes(page):
-    """Names, flags and arguments: as copied from the page."""
-    found = [command for words in shell_lines(page) for command in commands_in(words)]
-    assert found
-    for command in found:
-        check_command(command)
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(TOP)))
-def test_every_command_within_a_sentence_exists(page):
-    for quoted in re.findall(r"`(mos-(?:client|server) [^`]+)`", page.read_text(encoding="utf-8")):
-        words = shlex.split(quoted)
-        if len(words) == 2:
-            assert words[1] in COMMANDS[words[0]] or words[1] == "COMMAND", quoted
-        elif "COMMAND" not in words:
-            check_command(words)
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(TOP)))
-def test_every_file_that_a_page_links_or_copies_is_there(page):
-    text = page.read_text(encoding="utf-8")
-    linked = re.findall(r"\]\((?!https?:|#)([^)#]+)", text)
-    for target in linked:
-        assert (page.parent / target).exists(), target
-    for path in re.findall(r"(?<![\w/.])((?:deploy|docs|common|tests)/[\w./@-]+\w)", text):
-        assert (TOP / path).exists(), path
-
-
-def test_every_anchor_on_a_page_is_a_heading():
-    for page in PAGES:
-        for file, anchor in re.findall(r"\]\(([\w./]*)#([\w-]+)\)", page.read_text(encoding="utf-8")):
-            text = (page.parent / file if file else page).read_text(encoding="utf-8")
-            slugs = {re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in re.findall(r"^#+ (.+)$", text, re.M)}
-            assert anchor in slugs, f"{page.name}: #{anchor}"
-
-
-@pytest.mark.parametrize("page", [DOCS / "operating.md", DOCS / "participating.md"], ids=lambda page: page.name)
-def test_every_message_under_troubleshooting_is_one_that_the_code_says(page):
-    """Word for word between the ellipses."""
-    sources = [file for side in ("client", "server", "common") for file in sorted((TOP / side).rglob("*.py"))]
-    said = "\n".join(file.read_text(encoding="utf-8") for file in sources)
-    said = re.sub(r'"\s*\n\s*f?"', "", said)  # literals that continue on the next line
-    rows = page.read_text(encoding="utf-8").split("\n## Troubleshooting\n")[1]
-    first_cells = re.findall(r"^\| ([^|]*`[^|]*) \|", rows, re.M)
-    assert len(first_cells) > 8
-    for message in re.findall(r"`([^`]+)`", " ".join(first_cells)):
-        for part in message.split("…"):
-            # Numbers are written into the sentence when it is said.
-            for words in re.split(r"\d+", part):
-                assert words.strip() in said, message
 
 
 def test_the_table_of_exit_codes_is_that_of_the_code():

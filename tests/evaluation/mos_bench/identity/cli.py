@@ -20,7 +20,9 @@ Tuned = Annotated[
 ]
 Out = Annotated[Path, typer.Option("--out", help="Everything is kept here, and a second run goes on from it.")]
 Base = Annotated[str, typer.Option("--base", help="`tiny`, or a diffusers folder.")]
-Docs = Annotated[Path | None, typer.Option("--docs", help="Also write DOCS/results.md and DOCS/results/.")]
+Docs = Annotated[
+    Path | None, typer.Option("--docs", help="Also copy the page, its tables (CSV) and its pictures into DOCS.")
+]
 Prompts = Annotated[
     int | None, typer.Option("--prompts", min=1, max=5, help="Prompts of each of the four kinds, 1 to 5.")
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 import time
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from PIL import Image
 
 from mos_bench.identity.cases import Case, ceiling_case, floor_case
 from mos_bench.identity.concepts import concepts_in, tiny_concepts
@@ -162,18 +164,33 @@ def run_identity(asked: Asked, *, helper: bool = False) -> Results | None:
     page = "\n\n".join(["# Identity, measured", about, *sections]) + "\n"
     write_atomically(to / "results.md", page.encode())
     if asked.docs is not None:
-        publish(to, asked.docs)
+        publish(to, asked.docs, sheets=not asked.disjoint and asked.protocol.seeds == 1)
     say(f"{to}: results.md, identity.json, tables (*.csv, *.md), plots and contact sheets (*.png)")
     return results
 
 
-def publish(results: Path, docs: Path) -> None:
-    """Copy a run's results into `docs`/results, and its page to `docs`/results.md with its pictures found there."""
-    for file in sorted(results.iterdir()):
-        write_atomically(docs / "results" / file.name, file.read_bytes())
-    page = (docs / "results" / "results.md").read_text(encoding="utf-8").replace("](", "](results/")
-    write_atomically(docs / "results.md", page.encode())
-    (docs / "results" / "results.md").unlink()
+def publish(results: Path, docs: Path, *, sheets: bool = True) -> None:
+    """Copy a run's page, tables and pictures into `docs`; without `sheets`, its contact sheets stay out.
+
+    Fragments of the page (the other *.md), identity.csv and identity.json stay out too: they repeat the page and the tables.
+    """
+    page = (results / "results.md").read_text(encoding="utf-8")
+    lines = [line for line in page.splitlines() if sheets or not line.startswith("![") or "sheet" not in line]
+    write_atomically(docs / "results.md", ("\n".join(lines).rstrip() + "\n").encode())
+    for file in sorted([*results.glob("*.csv"), *results.glob("*.png")]):
+        if file.name != "identity.csv" and (sheets or "sheet" not in file.name):
+            publish_file(file, docs)
+
+
+def publish_file(file: Path, docs: Path) -> None:
+    """Copy one file into `docs`; a PNG is written with 256 colours, at about a third of its size."""
+    content = io.BytesIO(file.read_bytes())
+    if file.suffix == ".png":
+        with Image.open(content) as picture:
+            few = picture.convert("RGB").quantize(256, dither=Image.Dither.NONE)
+        content = io.BytesIO()
+        few.save(content, "PNG", optimize=True)
+    write_atomically(docs / file.name, content.getvalue())
 
 
 def _curve(workshop: Workshop, asked: Asked, to: Path, helper: bool) -> tuple[Results, str]:

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from mos_bench.identity.cases import Case
-from mos_bench.identity.command import Asked, open_workshop
+from mos_bench.identity.command import Asked, open_workshop, publish_file
 from mos_bench.identity.concepts import BenchConcept
 from mos_bench.identity.curve import RANKS, measure_methods, singles_of
 from mos_bench.identity.groups import measure_groups
@@ -149,8 +149,8 @@ def run_study(study: Study, *, helper: bool = False) -> Results | None:
     write_table(to, name, results, page)
     write_atomically(to / f"{name}.json", results.json())
     if study.docs is not None:
-        for file in sorted(to.glob(f"{name}.*")):
-            write_atomically(study.docs / "results" / file.name, file.read_bytes())
+        for suffix in ("md", "csv", "png"):
+            publish_file(to / f"{name}.{suffix}", study.docs)
     say(f"{to}: {name}.md, {name}.json, {name}.csv, {name}.png")
     return results
 
