@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord
@@ -156,11 +156,8 @@ class GradientFusion(Strategy):
                 continue
             for upload in self._admitted():
                 if upload.key == participant.key:
-                    self._store.set_identity(upload.id, asdict(identity))
-                    numbers = ", ".join(
-                        f"{name.replace('_', ' ')} {value:.3f}" for name, value in asdict(identity).items()
-                    )
-                    self._tell(participant, "scored", f"{upload.token} identity: {numbers}")
+                    self._store.set_identity(upload.id, identity)
+                    self._tell(participant, "scored", f"{upload.token} identity: {identity}")
         return None
 
     def _collect(self, exchange: Exchange) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mos_common.errors import RequestError
+from mos_common.identity_scores import Identity
 
 ASKED, COLLECTING, FUSING, SCORING = "asked", "collecting", "fusing", "scoring"
 PUBLISHED, HELD_BACK, FAILED, CANCELLED = "published", "held back", "failed", "cancelled"
@@ -97,7 +98,7 @@ class Upload:
     bytes: int
     received: float
     refused: str | None
-    identity: dict[str, float] | None
+    identity: Identity | None
 
     @property
     def token(self) -> str:
