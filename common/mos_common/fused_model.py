@@ -22,7 +22,8 @@ from torch import Tensor
 from mos_common.base_model import Base
 from mos_common.concept import Concept
 from mos_common.edlora import LowRank
-from mos_common.errors import BaseModelError, FusionError
+from mos_common.errors import BaseModelError, ConceptError, FusionError
+from mos_common.identity_scores import Identity
 
 ADAPTER, EMBEDDINGS, MANIFEST = "adapter.safetensors", "embeddings.safetensors", "manifest.json"
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -51,16 +52,6 @@ class Survival(BaseModel):
     model_config = ConfigDict(extra="forbid")
     energy_kept: float
     residual: dict[str, float]
-
-
-class Identity(BaseModel):
-    """Image alignment with held-back pictures: of the class word, the single concept, the fused model, other real pictures."""
-
-    model_config = ConfigDict(extra="forbid")
-    class_word: Annotated[float, Field(ge=-1, le=1)]
-    single: Annotated[float, Field(ge=-1, le=1)]
-    fused: Annotated[float, Field(ge=-1, le=1)]
-    ceiling: Annotated[float, Field(ge=-1, le=1)]
 
 
 class FusedConcept(BaseModel):
@@ -138,7 +129,7 @@ def read_fused(folder: Path) -> FusedModel:
     try:
         manifest = Manifest.model_validate_json((folder / MANIFEST).read_bytes())
         tensors, vocabulary = load_file(folder / ADAPTER), load_file(folder / EMBEDDINGS)
-    except (OSError, ValidationError, SafetensorError) as error:
+    except (OSError, ValidationError, ConceptError, SafetensorError) as error:
         raise FusionError(f"{folder} is damaged ({str(error).splitlines()[0]}): download or fuse it again") from error
     layers = {name.rpartition(".lora_")[0] for name in tensors}
     try:

@@ -19,22 +19,13 @@ from mos_common.concept_file import content_digest
 from mos_common.drawing import Drawing, draw
 from mos_common.edlora import LowRank, attached
 from mos_common.fused_model import FusedModel
+from mos_common.identity_scores import Identity
 from mos_common.prompts import SCORED, about
 from mos_common.scores import ImageScorer, image_alignment
 from mos_common.words import Vocabulary, resolve
 
 DRAWINGS_PER_CONTEXT = 1
 STEPS = 20
-
-
-@dataclass(frozen=True)
-class IdentityScores:
-    """Image alignments in [-1, 1]; `fused` is None where there was no fused model to score."""
-
-    class_word: float
-    single: float
-    fused: float | None
-    ceiling: float
 
 
 @dataclass(frozen=True)
@@ -80,22 +71,36 @@ def measure_identity(
     tuned_on: Float[Tensor, "m 3 h w"],
     held_back: Float[Tensor, "n 3 h w"],
     *,
-    fused: FusedModel | None = None,
-    fused_token: str | None = None,
+    fused: FusedModel,
+    fused_token: str,
     steps: int = STEPS,
-) -> IdentityScores:
-    """The four numbers of one concept; `fused_token` is how the fused model calls it, `steps` those of each drawing."""
-    scorer = ImageScorer(str(base.device))
-    probe = probe_for(base, concept, held_back, scorer, steps=steps)
-    rebuilt = base.decode_latents(base.encode_pictures(tuned_on))
-    return IdentityScores(
-        class_word=probe.score(f"a {concept.class_word}", {}, {}),
-        single=probe.score(concept.name, concept.pairs, {concept.name: words_of(concept, base)}),
-        fused=score_in(probe, fused, fused_token or concept.name) if fused else None,
-        ceiling=image_alignment(scorer.features(rebuilt), probe.references),
+) -> Identity:
+    """Measure the four numbers of one concept; the fused model calls it `fused_token`, a drawing takes `steps`."""
+    probe = probe_for(base, concept, held_back, ImageScorer(str(base.device)), steps=steps)
+    return Identity(
+        class_word=score_class_word(probe, concept),
+        single=score_single(probe, concept),
+        fused=score_in(probe, fused, fused_token),
+        ceiling=score_ceiling(probe, tuned_on),
     )
 
 
+def score_class_word(probe: IdentityProbe, concept: Concept) -> float:
+    """Return how well the untouched base draws the concept when asked for its class word."""
+    return probe.score(f"a {concept.class_word}", {}, {})
+
+
+def score_single(probe: IdentityProbe, concept: Concept) -> float:
+    """Return how well the concept draws itself on its own."""
+    return probe.score(concept.name, concept.pairs, {concept.name: words_of(concept, probe.base)})
+
+
 def score_in(probe: IdentityProbe, fused: FusedModel, token: str) -> float:
-    """How well a fused model draws the probe's concept, which it calls `token`."""
+    """Return how well a fused model draws the probe's concept, which it calls `token`."""
     return probe.score(resolve(token, fused.vocabulary), fused.changes, fused.vocabulary)
+
+
+def score_ceiling(probe: IdentityProbe, pictures: Float[Tensor, "m 3 h w"]) -> float:
+    """Return what other real pictures of the concept score, once the VAE has encoded and decoded them."""
+    rebuilt = probe.base.decode_latents(probe.base.encode_pictures(pictures))
+    return image_alignment(probe.scorer.features(rebuilt), probe.references)

@@ -14,48 +14,19 @@ wrongly and TrustError for what a server did.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from mos_common.errors import ConceptError, MosError, TrustError
+from mos_common.identity_scores import Identity
+from mos_common.round_requests import EvaluateRequest, TrainRequest
 
 ROUND, CONCEPT, FILE, NUMBERS, IDENTITY = "round", "concept", "file", "numbers", "identity"
 
 # A rank-4 concept of SD 1.5 is 3 MB and of SDXL 20 MB; what is larger is not what we asked for.
 CONCEPT_BYTES_AT_MOST = 64 << 20
-
-_HEX_DIGEST = re.compile(r"[0-9a-f]{64}")
-# Model identifiers become names of folders on both sides.
-_ROUND_ID = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
-
-
-@dataclass(frozen=True)
-class TrainRequest:
-    """Ask for a participant's concept: for which round, on which base model."""
-
-    round: str
-    base: str
-
-    def __post_init__(self) -> None:
-        _must_match(_ROUND_ID, round=self.round)
-        _must_match(_HEX_DIGEST, base=self.base)
-
-
-@dataclass(frozen=True)
-class EvaluateRequest:
-    """Ask how well a participant's concept survived in a candidate, which mos.v1 serves under that name."""
-
-    round: str
-    base: str
-    candidate: str
-    candidate_digest: str
-
-    def __post_init__(self) -> None:
-        _must_match(_ROUND_ID, round=self.round, candidate=self.candidate)
-        _must_match(_HEX_DIGEST, base=self.base, candidate_digest=self.candidate_digest)
 
 
 @dataclass(frozen=True)
@@ -64,21 +35,6 @@ class Upload:
 
     data: bytes
     seconds: float
-
-
-@dataclass(frozen=True)
-class Identity:
-    """How well a concept is recognised on its owner's held-back pictures: four cosines."""
-
-    class_word: float
-    single: float
-    fused: float
-    ceiling: float
-
-    def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if not (math.isfinite(value) and -1 <= value <= 1):
-                raise ConceptError(f"identity {name} is {value}: expected a finite number from -1 to 1")
 
 
 def train_content(request: TrainRequest) -> RecordDict:
@@ -101,7 +57,7 @@ def upload_content(upload: Upload) -> RecordDict:
 
 def identity_content(identity: Identity) -> RecordDict:
     """The records that answer an evaluate request: four numbers and nothing else."""
-    return RecordDict({IDENTITY: MetricRecord(dict(vars(identity)))})
+    return RecordDict({IDENTITY: MetricRecord(asdict(identity))})
 
 
 def read_train(content: RecordDict) -> TrainRequest:
@@ -145,8 +101,9 @@ def read_identity(content: RecordDict) -> Identity:
     wrong = _complain("the evaluation", ConceptError)
     if set(content) != {IDENTITY} or not isinstance(record := content[IDENTITY], MetricRecord):
         raise wrong(f"has the records {sorted(content)}: expected [{IDENTITY!r}]")
-    if set(record) != set(Identity.__annotations__) or not all(isinstance(v, float | int) for v in record.values()):
-        raise wrong(f"has the numbers {sorted(record)}: expected {sorted(Identity.__annotations__)}")
+    names = {field.name for field in fields(Identity)}
+    if set(record) != names or not all(isinstance(value, float | int) for value in record.values()):
+        raise wrong(f"has the numbers {sorted(record)}: expected {sorted(names)}")
     return Identity(**{name: float(value) for name, value in record.items()})
 
 
@@ -163,12 +120,6 @@ def _texts(content: RecordDict, names: set[str]) -> dict[str, str]:
     if set(record) != names or not all(isinstance(value, str) for value in record.values()):
         raise wrong(f"has the entries {sorted(record)}: expected {sorted(names)}, each a text")
     return {name: str(value) for name, value in record.items()}
-
-
-def _must_match(pattern: re.Pattern[str], **texts: str) -> None:
-    for name, text in texts.items():
-        if not pattern.fullmatch(text):
-            raise TrustError(f"the server's request has {name} {text[:80]!r}: expected {pattern.pattern}")
 
 
 def _complain(about: str, error: type[MosError]) -> Callable[[str], MosError]:

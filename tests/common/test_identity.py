@@ -10,7 +10,7 @@ from mos_client.pictures.folder import split_pictures
 from mos_common.drawing import Drawing, draw
 from mos_common.edlora import LowRank, attached
 from mos_common.fused_model import FusedModel
-from mos_common.identity import measure_identity, probe_for, score_in
+from mos_common.identity import measure_identity, probe_for, score_ceiling, score_class_word, score_in
 from mos_common.prompts import SCORED, about
 from mos_common.scores import ImageScorer, image_alignment
 from mos_tiny import demo_concepts
@@ -41,20 +41,14 @@ def test_a_concept_that_fusion_left_alone_scores_as_it_did_alone(tiny, concept, 
     assert scores.fused == pytest.approx(scores.single, abs=1e-5)
 
 
-def test_without_a_fused_model_there_is_no_fused_score(tiny, concept, folder_pictures):
-    assert measure_identity(tiny, concept, *folder_pictures, steps=STEPS).fused is None
-
-
 def test_the_class_word_is_drawn_by_the_untouched_base(tiny, concept, folder_pictures):
     """Another road: the same prompts and seeds drawn without any of the probe's code."""
-    tuned_on, held_back = folder_pictures
+    _, held_back = folder_pictures
     scorer = ImageScorer()
     probe = probe_for(tiny, concept, held_back, scorer, steps=STEPS)
     drawn = draw(tiny, [about(context, "a man") for context in SCORED], probe.seeds, how=Drawing(steps=STEPS))
     expected = image_alignment(scorer.features(drawn), scorer.features(held_back))
-    assert measure_identity(tiny, concept, tuned_on, held_back, steps=STEPS).class_word == pytest.approx(
-        expected, abs=1e-5
-    )
+    assert score_class_word(probe, concept) == pytest.approx(expected, abs=1e-5)
 
 
 def test_the_ceiling_is_what_other_real_pictures_score_through_the_vae(tiny, concept, folder_pictures):
@@ -62,7 +56,7 @@ def test_the_ceiling_is_what_other_real_pictures_score_through_the_vae(tiny, con
     scorer = ImageScorer()
     rebuilt = tiny.decode_latents(tiny.encode_pictures(tuned_on))
     expected = image_alignment(scorer.features(rebuilt), scorer.features(held_back))
-    ceiling = measure_identity(tiny, concept, tuned_on, held_back, steps=STEPS).ceiling
+    ceiling = score_ceiling(probe_for(tiny, concept, held_back, scorer), tuned_on)
     assert ceiling == pytest.approx(expected, abs=1e-6)
     assert ceiling > 0.6
 

@@ -20,7 +20,7 @@ from mos_common import messages
 from mos_common.errors import BaseModelError, TrustError
 
 if TYPE_CHECKING:
-    from mos_common.identity import IdentityScores
+    from mos_common.identity_scores import Identity
 
 log = logging.getLogger(__name__)
 app = ClientApp()
@@ -52,17 +52,13 @@ def evaluate(message: Message, context: Context) -> Message:
     folder = download_model(
         enrolment, request.candidate, session.state / "candidates", manifest_digest=request.candidate_digest
     )
-    scores = score(session, folder, f"<{enrolment.participant}/{session.concept[1:]}", request.base)
-    log.info(
-        "%s: identity %s", request.round, ", ".join(f"{k.replace('_', ' ')} {v:.3f}" for k, v in vars(scores).items())
-    )
+    identity = score(session, folder, f"<{enrolment.participant}/{session.concept[1:]}", request.base)
+    log.info("%s: identity %s", request.round, identity)
     shutil.rmtree(folder, ignore_errors=True)  # what is published is fetched as such
-    assert scores.fused is not None
-    identity = messages.Identity(scores.class_word, scores.single, scores.fused, scores.ceiling)
     return Message(messages.identity_content(identity), reply_to=message)
 
 
-def score(session: Session, candidate: Path, token: str, fingerprint: str) -> IdentityScores:
+def score(session: Session, candidate: Path, token: str, fingerprint: str) -> Identity:
     """How well this participant's concept survived in a candidate, on its own held-back pictures."""
     from mos_client.pictures.examples import load_pictures
     from mos_client.pictures.folder import split_pictures

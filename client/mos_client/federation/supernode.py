@@ -20,6 +20,7 @@ from pathlib import Path
 from mos_common.errors import StateError
 from mos_common.files import write_atomically
 from mos_common.flower_app import FLOWER_ENVIRONMENT
+from mos_common.processes import end_process
 
 log = logging.getLogger(__name__)
 LONGEST_PAUSE_S = (
@@ -92,18 +93,9 @@ class SuperNode:
         """End it, for sure, and for good: whoever looks after it in another thread starts no other."""
         with self._lock:
             self._stopped = True
-            self._end()
-
-    def _end(self) -> None:
-        if self._process is None:
-            return
-        self._process.terminate()
-        try:
-            self._process.wait(_TERM_S)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        self._process = None
+            if self._process is not None:
+                end_process(self._process, _TERM_S)
+                self._process = None
 
     def _wait_longer(self) -> None:
         lasted = time.monotonic() - self._started

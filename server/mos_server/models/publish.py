@@ -17,13 +17,14 @@ from mos_common.fused_model import (
     MANIFEST,
     File,
     FusedModel,
-    Identity,
     Manifest,
     fused_tensors,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
+
+    from mos_common.identity_scores import Identity
 
 
 def write_fused(fused: FusedModel, folder: Path, *, round: str | None = None) -> None:

@@ -93,26 +93,24 @@ def reasons_to_hold_back(round_: Round, uploads: list[Upload]) -> list[str]:
     for upload in uploads:
         if upload.identity is None:
             reasons.append(f"{upload.token} was not scored")
-        elif upload.identity["fused"] < least:
-            reasons.append(f"{upload.token} has identity {upload.identity['fused']:.3f}")
+        elif upload.identity.fused < least:
+            reasons.append(f"{upload.token} has identity {upload.identity.fused:.3f}")
     return reasons
 
 
 def lost_identity(round_: Round, uploads: list[Upload]) -> dict[str, float]:
     """By token how much identity fusion took from each concept that lost more than the operator finds usual."""
-    scored = [(upload.token, upload.identity) for upload in uploads if upload.identity is not None]
-    losses = {token: identity["single"] - identity["fused"] for token, identity in scored}
+    losses = {upload.token: upload.identity.loss for upload in uploads if upload.identity is not None}
     return {token: loss for token, loss in losses.items() if loss > round_.settings.flag_loss}
 
 
 def publish(state: State, round_: Round, uploads: list[Upload]) -> Path:
     """Sign a scored candidate and make it the round's model; once that is done, do nothing. Its folder."""
-    from mos_common.fused_model import Identity
     from mos_server.models.publish import publish_candidate
 
     published, candidate = state.model(round_.id), state.candidate(round_.id)
     if not published.exists():
-        identity = {upload.token: Identity(**upload.identity) for upload in uploads if upload.identity is not None}
+        identity = {upload.token: upload.identity for upload in uploads if upload.identity is not None}
         flagged = lost_identity(round_, uploads).keys()
         publish_candidate(candidate, published, identity, flagged, state.pki.signing_key())
     shutil.rmtree(candidate, ignore_errors=True)

@@ -1,49 +1,105 @@
 """Ask participants and take their answers one at a time, as they arrive.
 
-Flower's own way returns a list when everybody has answered. Here an answer is handed over as soon as it is there, and the
-next one is only fetched when the first has been dealt with: at most one upload is in memory, and what was spooled before a
-crash needs no second asking. Flower loses answers (a client that restarts, an upload that fails once), so lost ones are
-asked for again; clients keep what they made and answer at once.
+An answer is handed over as soon as it is there, and the next one is fetched when the first has been dealt with: at most one
+upload is in memory, and what was spooled before a crash is not asked for again. Answers get lost (a client restarts, an
+upload fails once), so a lost one is asked for again; clients keep what they made and answer at once.
+
+`Nodes` is all that a round needs of the network; `mos_server.round.flower_nodes` has it on Flower.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Protocol
 
-if TYPE_CHECKING:
-    from flwr.app import Message
-    from flwr.serverapp import Grid
+from mos_common.identity_scores import Identity
+from mos_common.round_requests import EvaluateRequest, TrainRequest
+from mos_server.state.records import Participant
 
 ATTEMPTS = 3
 
 
-class Exchange:
-    """One kind of question to many nodes: whom it was put to, who answered, who was lost.
+@dataclass(frozen=True)
+class Polling:
+    """Polling and retry intervals, in seconds.
 
-    `questions` gives the messages that would be sent at this moment, one for each node that is here and still has to answer;
-    it is called again and again, so that late joiners are asked too. `asked(message, node)` and `lost(node, reason, attempts)`
-    are told what happens.
+    pause_s: between two polls for answers.
+    retry_s: before a lost answer is asked for again, times the number of answers lost so far.
+    back_soon_s: how long to wait for a participant who went offline before scoring.
+    """
+
+    pause_s: float = 1.0
+    retry_s: float = 5.0
+    back_soon_s: float = 30.0
+
+
+@dataclass(frozen=True)
+class Lost:
+    """No answer will come to this question; the same may be asked again."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Unusable:
+    """An answer that is not what was asked for; asking again would bring the same."""
+
+    reason: str
+
+
+Request = TrainRequest | EvaluateRequest
+# A concept file's bytes answer a TrainRequest, an Identity answers an EvaluateRequest.
+Answer = bytes | Identity | Unusable
+
+
+@dataclass(frozen=True)
+class Question:
+    """One request to one participant, at the node where they are online; nobody waits for it after `valid_s` seconds."""
+
+    node: int
+    participant: Participant
+    request: Request
+    valid_s: float
+
+
+class Nodes(Protocol):
+    """The participants' machines, as a round sees them."""
+
+    def online(self) -> Mapping[int, str]:
+        """Return the nodes that are online: number -> digest of the node's key."""
+
+    def ask(self, question: Question) -> str | None:
+        """Send a question and return its id, or None if it was not accepted."""
+
+    def answer(self, question_id: str) -> Answer | Lost | None:
+        """Return the answer to one question, once; None while there is none."""
+
+
+class Exchange:
+    """One kind of question to many participants: who was asked, who answered, who was lost.
+
+    `questions` says what to ask at this moment, one for each participant who is online and still has to answer; it
+    is called at every poll, so that late joiners are asked too. `asked(participant)` and `lost(participant, reason,
+    attempts)` are told what happens.
     """
 
     def __init__(
         self,
-        grid: Grid,
-        questions: Callable[[], Iterable[Message]],
+        nodes: Nodes,
+        questions: Callable[[Nodes], Iterable[Question]],
         *,
-        asked: Callable[[str, int], None],
-        lost: Callable[[int, str, int], None],
-        pause_s: float = 1.0,
-        retry_s: float = 5.0,
+        asked: Callable[[Participant], None],
+        lost: Callable[[Participant, str, int], None],
+        polling: Polling,
     ) -> None:
-        self._grid = grid
+        self._nodes = nodes
         self._questions = questions
         self._asked = asked
         self._lost = lost
-        self._pause_s = pause_s
-        self._retry_s = retry_s
-        self._waiting: dict[str, int] = {}
+        self._polling = polling
+        self._waiting: dict[str, Question] = {}
         self._attempts: dict[int, int] = {}
         self._retry_at: dict[int, float] = {}
         self._due = True
@@ -59,47 +115,46 @@ class Exchange:
         """For how many seconds it has been idle."""
         return time.monotonic() - self._busy_until if self.idle else 0.0
 
-    def answers(self, finished: Callable[[], bool]) -> Iterator[Message]:
-        """Answers as they arrive, until `finished`. The next one is fetched when the caller asks for it."""
+    def answers(self, finished: Callable[[], bool]) -> Iterator[tuple[Participant, Answer]]:
+        """Yield answers as they arrive, until `finished`. The next one is fetched when the caller asks for it."""
         while not finished():
             self._ask()
             yield from self.arrived()
             if not self.idle:
                 self._busy_until = time.monotonic()
             if not finished():
-                time.sleep(self._pause_s)
+                time.sleep(self._polling.pause_s)
 
-    def arrived(self) -> Iterator[Message]:
-        """The answers that are there at this moment."""
-        for identifier, node in list(self._waiting.items()):
-            for reply in self._grid.pull_messages([identifier]):
-                self._waiting.pop(identifier, None)
-                # Who answers is known from what was asked, never from what an answer says of itself.
-                if reply.has_error():
-                    self._give_up(node, f"error {reply.error.code}, {reply.error.reason}")
-                elif reply.metadata.reply_to_message_id != identifier:
-                    self._give_up(node, "it answered another question")
-                else:
-                    yield reply
+    def arrived(self) -> Iterator[tuple[Participant, Answer]]:
+        """Yield the answers that are there at this moment, each with the participant who was asked."""
+        for question_id, question in list(self._waiting.items()):
+            answer = self._nodes.answer(question_id)
+            if answer is None:
+                continue
+            self._waiting.pop(question_id, None)
+            if isinstance(answer, Lost):
+                self._give_up(question, answer.reason)
+            else:
+                yield question.participant, answer
 
     def _ask(self) -> None:
         self._due = False
-        for message in self._questions():
-            node = message.metadata.dst_node_id
-            if node in self._waiting.values() or self._attempts.get(node, 0) >= ATTEMPTS:
+        waited_for = {question.node for question in self._waiting.values()}
+        for question in self._questions(self._nodes):
+            node = question.node
+            if node in waited_for or self._attempts.get(node, 0) >= ATTEMPTS:
                 continue
             if time.monotonic() < self._retry_at.get(node, 0.0):
                 self._due = True
                 continue
-            identifier = next(iter(self._grid.push_messages([message])), None)
-            if identifier:
-                self._waiting[identifier] = node
-                self._asked(identifier, node)
+            if question_id := self._nodes.ask(question):
+                self._waiting[question_id] = question
+                self._asked(question.participant)
             else:
-                self._give_up(node, "Flower did not take the question")
+                self._give_up(question, "the question was not accepted")
 
-    def _give_up(self, node: int, reason: str) -> None:
-        attempts = self._attempts[node] = self._attempts.get(node, 0) + 1
-        self._retry_at[node] = time.monotonic() + self._retry_s * attempts
+    def _give_up(self, question: Question, reason: str) -> None:
+        attempts = self._attempts[question.node] = self._attempts.get(question.node, 0) + 1
+        self._retry_at[question.node] = time.monotonic() + self._polling.retry_s * attempts
         self._due = True
-        self._lost(node, reason, attempts)
+        self._lost(question.participant, reason, attempts)

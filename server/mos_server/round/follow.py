@@ -68,7 +68,7 @@ def describe_round(store: Store, round_: Round) -> Iterator[str]:
             continue
         scores = ""
         if upload.identity is not None:
-            scores = ", identity " + ", ".join(f"{name} {value:.3f}" for name, value in upload.identity.items())
+            scores = f", identity {upload.identity}"
         if upload.token in lost:
             scores += f", flagged: lost {lost[upload.token]:.3f}"
         yield f"  {upload.token}: {upload.digest[:12]}, {upload.bytes / 1e6:.2f} MB{scores}"

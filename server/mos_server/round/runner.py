@@ -9,6 +9,7 @@ import sys
 from dataclasses import dataclass, field
 
 from mos_common.flower_app import FLOWER_ENVIRONMENT
+from mos_common.processes import end_process
 from mos_server.network.superlink import SuperLink
 from mos_server.state.folder import State
 from mos_server.state.journal import Store
@@ -53,12 +54,7 @@ class RoundRunner:
         """End the process; the round goes on when the server is started again."""
         if self._process is None:
             return
-        self._process.terminate()
-        try:
-            self._process.wait(_TERM_S)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        end_process(self._process, _TERM_S)
         self._process = None
 
     def _begin(self, round_: Round) -> None:

@@ -18,6 +18,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from mos_common.errors import RequestError, StateError, TrustError
+from mos_common.identity_scores import Identity
 from mos_server.state.records import ASKED, PUBLISHED, UNFINISHED, Member, Participant, Round, RoundSettings, Upload
 
 _SCHEMA = """
@@ -286,10 +287,10 @@ class Store:
             db.execute("UPDATE uploads SET refused = 'replaced by a later one' WHERE round IS NULL AND refused IS NULL")
         return self.admitted(name)
 
-    def set_identity(self, upload: int, identity: dict[str, float]) -> None:
+    def set_identity(self, upload: int, identity: Identity) -> None:
         """Keep the numbers with which a participant scored a candidate."""
         with self._transaction() as db:
-            db.execute("UPDATE uploads SET identity = ? WHERE id = ?", (json.dumps(identity), upload))
+            db.execute("UPDATE uploads SET identity = ? WHERE id = ?", (json.dumps(asdict(identity)), upload))
 
     def forget_identities(self, name: str) -> None:
         """Forget the scores of a candidate that is replaced."""
@@ -359,7 +360,7 @@ class Store:
     def _uploads(self, where: str, *values: object) -> list[Upload]:
         rows = self._rows(f"SELECT * FROM uploads {where} ORDER BY id", *values)  # noqa: S608 - our own words
         return [
-            Upload(**{**dict(row), "identity": json.loads(row["identity"]) if row["identity"] else None})
+            Upload(**{**dict(row), "identity": Identity(**json.loads(row["identity"])) if row["identity"] else None})
             for row in rows
         ]
 

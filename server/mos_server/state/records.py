@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mos_common.errors import RequestError
+from mos_common.identity_scores import Identity
 
 ASKED, COLLECTING, FUSING, SCORING = "asked", "collecting", "fusing", "scoring"
 PUBLISHED, HELD_BACK, FAILED, CANCELLED = "published", "held back", "failed", "cancelled"
@@ -115,7 +116,7 @@ class Upload:
     bytes: int
     received: float
     refused: str | None
-    identity: dict[str, float] | None
+    identity: Identity | None
 
     @property
     def token(self) -> str:

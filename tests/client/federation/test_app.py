@@ -18,7 +18,7 @@ from mos_common import messages
 from mos_common.concept_file import concept_from_bytes, write_concept
 from mos_common.errors import BaseModelError, MosError, StateError, TrustError
 from mos_common.fused_model import NamedConcept
-from mos_common.identity import IdentityScores
+from mos_common.identity_scores import Identity
 
 ROUND = {"round": "round-001", "base": "ab" * 32}
 SCORING = {**ROUND, "candidate": "round-001-candidate", "candidate_digest": "cd" * 32}
@@ -212,7 +212,7 @@ def test_scores_are_those_of_the_held_back_pictures_with_our_own_token(
 
     def measured(base, concept, tuned_on, held_back, *, fused, fused_token):
         given.update(concept=concept, pictures=(len(tuned_on), len(held_back)), token=fused_token)
-        return IdentityScores(class_word=0.1, single=0.2, fused=0.3, ceiling=0.4)
+        return Identity(class_word=0.1, single=0.2, fused=0.3, ceiling=0.4)
 
     monkeypatch.setattr("mos_common.identity.measure_identity", measured)
     ask("evaluate", SCORING | {"base": sixteen.fingerprint})

@@ -21,7 +21,8 @@ from mos_client.tuning.tune_folder import tune_folder
 from mos_common.base_model import Base, load_base
 from mos_common.concept_file import read_concept
 from mos_common.files import write_atomically
-from mos_common.identity import measure_identity
+from mos_common.identity import probe_for, score_ceiling, score_class_word, score_single
+from mos_common.scores import ImageScorer
 from mos_common.shell import say
 from mos_tiny.recipe.compose import Subject, World
 from mos_tiny.recipe.kept import KINDS, kept_subjects
@@ -97,8 +98,10 @@ def _taught(
         steps=steps,
     )
     tuned_on, held_back = (load_pictures(chosen, base.picture_size) for chosen in split_pictures(pictures))
-    scores = measure_identity(base, read_concept(file), tuned_on, held_back)
-    return Taught(kind, name, class_word, scores.class_word, scores.single, scores.ceiling)
+    concept = read_concept(file)
+    probe = probe_for(base, concept, held_back, ImageScorer(str(base.device)))
+    floor, single = score_class_word(probe, concept), score_single(probe, concept)
+    return Taught(kind, name, class_word, floor, single, score_ceiling(probe, tuned_on))
 
 
 def class_word_of(view: Subject) -> str:

@@ -13,7 +13,8 @@ from cryptography.hazmat.primitives.asymmetric import ed25519
 from safetensors.torch import load_file
 
 from mos_common.errors import StateError, TrustError
-from mos_common.fused_model import Identity, NamedConcept, read_fused
+from mos_common.fused_model import NamedConcept, read_fused
+from mos_common.identity_scores import Identity
 from mos_common.signing import verify_model
 from mos_server.fusion.fuse import fuse
 from mos_server.fusion.methods.average import AverageSettings

@@ -1,394 +1,169 @@
-"""A round, seen from Flower: what happens to uploads, lost answers, late joiners, bad concepts and killed servers.
-
-Flower's grid is replaced by one that loses and spoils answers on demand. The base model, admission, fusion (by averaging, which
-is instant) and publication are the real ones.
-"""
+"""GradientFusion as Flower sees it: which messages it sends, what it makes of replies, which arguments it refuses."""
 
 from __future__ import annotations
 
-import json
 import time
-import zlib
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
-from pathlib import Path
-from types import SimpleNamespace
+from collections.abc import Callable, Iterable
 
 import pytest
-from flwr.app import Array, ArrayRecord, Error, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MessageType, Metadata, MetricRecord, RecordDict
+from flwr.proto.node_pb2 import NodeInfo
+from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
 
 from mos_common import messages
-from mos_common.base_model import Base
-from mos_common.concept import Concept
-from mos_common.concept_file import concept_to_bytes
-from mos_common.errors import FusionError
-from mos_common.fused_model import read_fused
-from mos_common.node_key import create_node_key, key_digest, public_pem
-from mos_common.signing import verify_model
-from mos_server.fusion import fuse as fusion
-from mos_server.round.follow import describe_round
-from mos_server.round.strategy import GradientFusion, Patience, RoundCancelledError
-from mos_server.state.concepts import spool_path, withdraw
-from mos_server.state.folder import ServerConfig, State, create_state
-from mos_server.state.journal import Store
-from mos_server.state.records import CANCELLED, FUSING, HELD_BACK, PUBLISHED, SCORING, RoundSettings
+from mos_common.errors import RequestError
+from mos_common.identity_scores import Identity
+from mos_server.round.exchange import Polling
+from mos_server.round.strategy import GradientFusion
+from mos_server.state.records import PUBLISHED
 
-PATIENCE = Patience(pause_s=0.01, retry_s=0.0, back_soon_s=0.05)
-SCORES = messages.Identity(class_word=0.1, single=0.6, fused=0.5, ceiling=0.8)
-AVERAGE = {"method": "average"}  # which is instant
-Answer = Callable[[Message], Message | None]
+SCORES = Identity(class_word=0.1, single=0.6, fused=0.5, ceiling=0.8)
+POLLING = Polling(pause_s=0.01, retry_s=0.0, back_soon_s=0.05)
 
 
-def upload(data: bytes) -> Answer:
-    return lambda message: Message(messages.upload_content(messages.Upload(data, 1.0)), reply_to=message)
+class MemoryGrid(Grid):
+    """A Flower grid of nodes in this process: `nodes` maps numbers to key, status, and how the node replies to a message."""
 
+    def __init__(self, nodes: dict[int, tuple[bytes, str, Callable[[Message], RecordDict | Error]]]) -> None:
+        self.nodes = nodes
+        self.sent: list[Message] = []
+        self.replies: dict[str, Message] = {}
 
-def scores(identity: messages.Identity = SCORES) -> Answer:
-    return lambda message: Message(messages.identity_content(identity), reply_to=message)
-
-
-def lost(message: Message) -> Message:
-    return Message(Error(5, "node unavailable"), reply_to=message)
-
-
-def silent(message: Message) -> None:
-    return None
-
-
-@dataclass
-class Node:
-    """A participant's machine: answers train requests with `train`, one after the other, the last again and again."""
-
-    name: str
-    pem: bytes
-    train: list[Answer]
-    evaluate: list[Answer] = field(default_factory=lambda: [scores()])
-    joins_at_look: int = 0
-    asked: list[str] = field(default_factory=list)
+    def set_run(self, run):
+        raise NotImplementedError
 
     @property
-    def key(self) -> str:
-        return key_digest(self.pem)
+    def run(self):
+        raise NotImplementedError
 
-    def answer(self, message: Message) -> Message | None:
-        kind = message.metadata.message_type
-        answers = self.train if kind == "train" else self.evaluate
-        self.asked.append(kind)
-        return (answers.pop(0) if len(answers) > 1 else answers[0])(message)
+    def create_message(self, *given, **named):
+        raise NotImplementedError
 
+    def send_and_receive(self, messages, *, timeout=None):
+        raise NotImplementedError
 
-class Grid:
-    """Flower's grid, as far as a strategy sees it."""
+    def get_node_ids(self) -> Iterable[int]:
+        return self.nodes.keys()
 
-    def __init__(self, *nodes: Node) -> None:
-        self.nodes = dict(enumerate(nodes, 1000))
-        self.looks = 0
-        self.replies: dict[str, Message | None] = {}
-        self.unpulled: dict[str, Message] = {}
+    def get_nodes(self) -> Iterable[NodeInfo]:
+        for number, (key, status, _) in self.nodes.items():
+            yield NodeInfo(node_id=number, public_key=key, status=status)
 
-    def get_nodes(self) -> Iterable[SimpleNamespace]:
-        self.looks += 1
-        for number, node in self.nodes.items():
-            if self.looks > node.joins_at_look:
-                yield SimpleNamespace(node_id=number, public_key=node.pem, status="online", name="never believed")
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        for message in messages:
+            question_id = f"message-{len(self.sent)}"
+            self.sent.append(message)
+            answer = self.nodes[message.metadata.dst_node_id][2](message)
+            if answer is not None:
+                self.replies[question_id] = self.reply(message, question_id, answer)
+            yield question_id
 
-    def push_messages(self, sent: Iterable[Message]) -> list[str]:
-        (message,) = sent
-        identifier = f"message-{len(self.replies)}"
-        message.metadata.__dict__["_message_id"] = identifier
-        self.replies[identifier] = self.nodes[message.metadata.dst_node_id].answer(message)
-        return [identifier]
-
-    def pull_messages(self, identifiers: Iterable[str]) -> Iterator[Message]:
-        (identifier,) = identifiers
-        reply, self.replies[identifier] = self.replies[identifier], None
-        if reply is not None:
-            yield reply
-
-
-@dataclass
-class Federation:
-    state: State
-    store: Store
-    base: Base
-    keys: Path
-    concept: Callable[..., Concept]
-
-    def node(self, name: str, *train: Answer, **fields) -> Node:
-        """Somebody who has enrolled and answers with their concept, unless told otherwise."""
-        key = create_node_key(self.keys / f"{name}-{time.monotonic_ns()}")
-        node = Node(name, public_pem(key), list(train) or [upload(self.file(name=f"<{name}s-cat>"))], **fields)
-        token, _ = self.store.invite(name, valid_s=60)
-        self.store.enrol(token, node.key, node.pem)
-        return node
-
-    def file(self, **fields) -> bytes:
-        """A concept file; the seed follows the name, so names differ in contents too."""
-        return concept_to_bytes(
-            self.concept(self.base, **{"strength": 0.02, "seed": zlib.crc32(str(fields).encode()) % 1000} | fields)
+    def reply(self, message: Message, reply_to: str, answer: RecordDict | Error) -> Message:
+        asked = message.metadata
+        metadata = Metadata(
+            run_id=asked.run_id,
+            message_id="",
+            src_node_id=asked.dst_node_id,
+            dst_node_id=asked.src_node_id,
+            reply_to_message_id=reply_to,
+            group_id="",
+            created_at=time.time(),
+            ttl=60,
+            message_type=asked.message_type,
         )
+        return Message(answer, metadata=metadata)
 
-    def run(self, grid: Grid, **settings) -> str:
-        """Ask for a round and run it to its end; its name."""
-        name = self.store.ask_round(RoundSettings(**{"fusion": AVERAGE} | settings)).id
-        self.go_on(grid, name)
-        return name
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        return [self.replies.pop(each) for each in message_ids if each in self.replies]
 
-    def go_on(self, grid: Grid, name: str) -> None:
-        GradientFusion(self.state, self.store, name, self.base, PATIENCE).start(grid)
 
-    def notes(self, name: str) -> str:
-        return "\n".join(text for _, _, text in self.store.notes(name))
+@pytest.fixture(autouse=True)
+def _within_a_run(monkeypatch):
+    """Flower makes messages only within a run of its own."""
+    for name in ("run_id", "task_id", "node_id"):
+        monkeypatch.setattr(TaskIdentity, f"_{name}", 1)
 
 
 @pytest.fixture
-def federation(
-    tmp_path: Path, tiny: Base, make_concept: Callable[..., Concept], monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Federation]:
-    for name in ("_run_id", "_task_id", "_node_id"):  # messages are only made within a run
-        monkeypatch.setattr(TaskIdentity, name, 1, raising=False)
-    state = create_state(tmp_path / "state", ServerConfig(base="tiny", base_fingerprint=tiny.fingerprint))
-    store = Store(state.database)
-    yield Federation(state, store, tiny, tmp_path, make_concept)
-    store.close()
+def strategy(federation):
+    """A strategy for round-001."""
+    return GradientFusion(federation.state, federation.store, federation.ask(wait=1), federation.base, POLLING)
 
 
-def tokens(federation: Federation, name: str) -> list[str]:
-    return sorted(concept.token for concept in read_fused(federation.state.model(name)).manifest.concepts)
+def participant(federation, name: str, *, status: str = "online", concept=None, scores=None):
+    """A node whose owner has enrolled; it replies with `concept` and `scores`, or as these say of the message."""
+    replies = {
+        MessageType.TRAIN: concept or messages.upload_content(messages.Upload(federation.file(name="<cat>"), 1.0)),
+        MessageType.EVALUATE: scores or messages.identity_content(SCORES),
+    }
+    return federation.machine(name).pem, status, lambda message: replies[message.metadata.message_type]
 
 
-def test_a_round_is_collected_fused_scored_signed_and_published(federation: Federation):
-    nodes = [federation.node(name) for name in ("alice", "bob")]
-    name = federation.run(Grid(*nodes), wait=2)
-    assert federation.store.round(name).status == PUBLISHED
-    verify_model(federation.state.model(name), federation.state.pki.signing_key_pem())
-    assert tokens(federation, name) == ["<alice/alices-cat>", "<bob/bobs-cat>"]
-    manifest = read_fused(federation.state.model(name)).manifest
-    assert {concept.identity.fused for concept in manifest.concepts} == {SCORES.fused}
-    assert not federation.state.candidate(name).exists()
-    assert [node.asked for node in nodes] == [["train", "evaluate"]] * 2
+def test_a_round_is_run_by_messages(federation, strategy):
+    grid = MemoryGrid({7: participant(federation, "alice")})
+    strategy.start(grid)
+    assert federation.status("round-001") == PUBLISHED
+    assert federation.tokens("round-001") == ["<alice/cat>"]
+    assert [concept.identity for concept in federation.model("round-001").manifest.concepts] == [SCORES]
+    train, evaluate = grid.sent
+    assert [message.metadata.dst_node_id for message in grid.sent] == [7, 7]
+    assert (train.metadata.message_type, evaluate.metadata.message_type) == (MessageType.TRAIN, MessageType.EVALUATE)
+    assert messages.read_train(train.content).round == "round-001"
+    assert messages.read_train(train.content).base == federation.base.fingerprint
+    assert messages.read_evaluate(evaluate.content).candidate == federation.state.candidate("round-001").name
+    assert 7000 < train.metadata.ttl <= 7200  # the deadline
+    assert evaluate.metadata.ttl == 3600
 
 
-def test_one_participant_is_a_round(federation: Federation):
-    assert tokens(federation, federation.run(Grid(federation.node("alice")))) == ["<alice/alices-cat>"]
+def test_nodes_that_are_offline_or_of_no_participant_get_no_message(federation, strategy):
+    offline = participant(federation, "bob", status="offline")
+    stranger = (federation.stranger("mallory").pem, "online", lambda message: pytest.fail("asked"))
+    strategy.start(MemoryGrid({7: participant(federation, "alice"), 8: offline, 9: stranger}))
+    assert federation.tokens("round-001") == ["<alice/cat>"]
 
 
-def test_who_is_not_admitted_is_not_asked(federation: Federation):
-    stranger = Node("mallory", public_pem(create_node_key(federation.keys / "mallory")), [upload(federation.file())])
-    revoked = federation.node("bob")
-    federation.store.revoke(revoked.key)
-    name = federation.run(Grid(stranger, revoked, federation.node("alice")))
-    assert tokens(federation, name) == ["<alice/alices-cat>"]
-    assert stranger.asked == revoked.asked == []
+def test_an_error_of_flower_is_a_lost_answer(federation, strategy):
+    bob = participant(federation, "bob", concept=Error(5, "node unavailable"))
+    grid = MemoryGrid({7: participant(federation, "alice"), 8: bob})
+    strategy.start(grid)
+    assert [message.metadata.dst_node_id for message in grid.sent].count(8) == 3
+    assert "bob: no answer (error 5, node unavailable), given up" in federation.notes("round-001")
 
 
-def test_a_lost_answer_is_asked_for_again_three_times_in_all(federation: Federation):
-    alice = federation.node("alice", lost, lost, upload(federation.file(name="<cat>")))
-    bob = federation.node("bob", lost)
-    name = federation.run(Grid(alice, bob))
-    assert tokens(federation, name) == ["<alice/cat>"]
-    assert bob.asked == ["train"] * 3
-    assert {member.name: member.attempts for member in federation.store.members(name)} == {"alice": 4, "bob": 3}
-    assert "bob: no answer (error 5, node unavailable), given up" in federation.notes(name)
+def test_a_reply_to_another_question_is_not_taken_for_anybodys(federation, strategy):
+    class Spoofing(MemoryGrid):
+        def reply(self, message, reply_to, answer):
+            return super().reply(message, "message-0" if message.metadata.dst_node_id == 8 else reply_to, answer)
 
-
-def test_a_late_joiner_is_asked_while_others_are_waited_for(federation: Federation):
-    name = federation.run(Grid(federation.node("alice"), federation.node("bob", joins_at_look=5)), wait=2)
-    assert tokens(federation, name) == ["<alice/alices-cat>", "<bob/bobs-cat>"]
-
-
-def test_a_bad_concept_leaves_the_round_with_its_reason_and_the_round_goes_on(federation: Federation):
-    bad = federation.node("bob", upload(federation.file()[:-7]))
-    broken = federation.node("carol", upload(b"\x80\x04pickle"))
-    name = federation.run(Grid(federation.node("alice"), bad, broken))
-    assert tokens(federation, name) == ["<alice/alices-cat>"]
-    refused = {each.participant: each.refused for each in federation.store.uploads(name) if each.refused}
-    assert set(refused) == {"bob", "carol"}
-    assert bad.asked == broken.asked == ["train"]
-    assert "bob: upload refused: " in federation.notes(name)
-
-
-def test_what_is_not_a_number_is_not_fused(federation: Federation):
-    good = federation.file(name="<cat>", words=0)
-    spoiled = good[:-2] + b"\x00\x7e"  # the last number of the last tensor, in fp16
-    name = federation.run(Grid(federation.node("alice"), federation.node("bob", upload(spoiled))))
-    (refused,) = (each.refused for each in federation.store.uploads(name) if each.refused)
-    assert "NaN" in refused
-    assert tokens(federation, name) == ["<alice/alices-cat>"]
-
-
-def test_a_concept_of_another_base_is_not_fused(federation: Federation, sixteen: Base):
-    foreign = concept_to_bytes(federation.concept(sixteen, "<cat>"))
-    name = federation.run(Grid(federation.node("alice"), federation.node("bob", upload(foreign))))
-    (refused,) = (each.refused for each in federation.store.uploads(name) if each.refused)
-    assert sixteen.fingerprint[:8] in refused
-
-
-def test_a_participant_uses_a_name_once_and_contents_count_once(federation: Federation):
-    first, second = federation.file(name="<cat>", seed=1), federation.file(name="<cat>", seed=2)
-    grid = Grid(
-        federation.node("alice", upload(first)),
-        federation.node("alice", upload(second)),
-        federation.node("bob", upload(second)),
-        federation.node("carol", upload(second)),
+    concept = messages.upload_content(messages.Upload(federation.file(name="<dog>"), 1.0))
+    strategy.start(
+        Spoofing({7: participant(federation, "alice"), 8: participant(federation, "mallory", concept=concept)})
     )
-    name = federation.run(grid)
-    assert tokens(federation, name) == ["<alice/cat>", "<bob/cat>"]
-    assert [each.refused is None for each in federation.store.uploads(name)] == [True, False, True, False]
-    assert "another --concept name" in federation.notes(name)
-    assert "the very same contents" in federation.notes(name)
+    assert federation.tokens("round-001") == ["<alice/cat>"]
+    assert "mallory: no answer (it answered another question), given up" in federation.notes("round-001")
+
+
+def records(array: Array | None) -> RecordDict:
+    """Records that pass for an upload of this array."""
+    return RecordDict({"concept": ArrayRecord({"file": array} if array else {}), "numbers": MetricRecord()})
 
 
 @pytest.mark.parametrize(
-    ("records", "reason"),
+    ("content", "reason"),
     [
-        (RecordDict(), "has the records"),
-        (RecordDict({"concept": ArrayRecord(), "numbers": MetricRecord()}), "exactly one array"),
-        (
-            RecordDict(
-                {"concept": ArrayRecord({"file": Array("object", (3,), "pickle", b"abc")}), "numbers": MetricRecord()}
-            ),
-            "expected a row of uint8",
-        ),
-        (
-            RecordDict(
-                {
-                    "concept": ArrayRecord({"file": Array("uint8", (1 << 40,), "numpy.ndarray", b"abc")}),
-                    "numbers": MetricRecord(),
-                }
-            ),
-            "at most",
-        ),
-        (
-            RecordDict(
-                {
-                    "concept": ArrayRecord(
-                        {"file": Array("uint8", (9,), "numpy.ndarray", messages.array_header(9) + b"short")}
-                    ),
-                    "numbers": MetricRecord(),
-                }
-            ),
-            "carries 133 bytes",
-        ),
+        (RecordDict({"other": ConfigRecord()}), "has the records"),
+        (records(None), "exactly one array"),
+        (records(Array("object", (3,), "pickle", b"abc")), "expected a row of uint8"),
+        (records(Array("uint8", (1 << 40,), "numpy.ndarray", b"abc")), "at most"),
+        (records(Array("uint8", (9,), "numpy.ndarray", messages.array_header(9) + b"short")), "carries 133 bytes"),
     ],
 )
-def test_records_that_are_not_an_upload_are_refused_unread(federation: Federation, records: RecordDict, reason: str):
-    mallory = federation.node("mallory", lambda message: Message(records, reply_to=message))
-    name = federation.run(Grid(federation.node("alice"), mallory))
-    (refused,) = (each.refused for each in federation.store.uploads(name) if each.refused)
-    assert reason in refused
-
-
-def test_the_deadline_ends_the_waiting_and_what_comes_later_is_for_the_next_round(federation: Federation):
-    bob = federation.node("bob", silent)
-    grid = Grid(federation.node("alice"), bob)
-    name = federation.store.ask_round(RoundSettings(wait=2, deadline_s=1.0, fusion=AVERAGE)).id
-    arrives = upload(federation.file(name="<dog>"))
-
-    def slow(message: Message) -> None:
-        waiting.append(message)
-
-    waiting: list[Message] = []
-    bob.train[:] = [slow]
-    federation.store.set_identity = (
-        lambda *given, real=federation.store.set_identity: (  # bob arrives while alice scores
-            real(*given),
-            grid.replies.__setitem__(waiting[0].metadata.message_id, arrives(waiting[0])),
-        )
-    )
-    federation.go_on(grid, name)
-    assert tokens(federation, name) == ["<alice/alices-cat>"]
-    assert "the deadline has come with 1 of 2 concepts" in federation.notes(name)
-    assert "<bob/dog> arrived, " in federation.notes(name)
-    assert "kept for the next round" in federation.notes(name)
-    del federation.store.set_identity
-    bob.train[:] = [silent]
-    following = federation.run(grid, wait=2)
-    assert tokens(federation, following) == ["<alice/alices-cat>", "<bob/dog>"]
-
-
-def test_a_round_without_concepts_fails_and_says_what_to_do(federation: Federation):
-    with pytest.raises(FusionError, match="mos-server status"):
-        federation.run(Grid(), deadline_s=1.0)
-
-
-class Killed(BaseException):
-    """The end of the process, wherever it is."""
-
-
-def test_a_round_killed_while_it_collects_does_not_ask_again_for_what_is_spooled(federation: Federation):
-    def kill(message: Message) -> None:
-        raise Killed
-
-    alice, bob = federation.node("alice"), federation.node("bob", kill, joins_at_look=2)
-    with pytest.raises(Killed):
-        federation.run(Grid(alice, bob), wait=2)
-    (spooled,) = federation.store.admitted("round-001")
-    assert spool_path(federation.state, spooled.digest).is_file()
-    bob.train[:], bob.joins_at_look = [upload(federation.file(name="<dog>"))], 0
-    federation.go_on(Grid(alice, bob), "round-001")
-    assert tokens(federation, "round-001") == ["<alice/alices-cat>", "<bob/dog>"]
-    assert alice.asked == ["train", "evaluate"]
-
-
-def test_a_round_killed_while_it_fuses_fuses_what_it_had(federation: Federation, monkeypatch: pytest.MonkeyPatch):
-    def kill(*given, **settings) -> None:
-        raise Killed
-
-    alice, bob = federation.node("alice"), federation.node("bob")
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(fusion, "fuse", kill)
-        federation.run(Grid(alice))
-    assert federation.store.round("round-001").status == FUSING
-    federation.go_on(Grid(alice, bob), "round-001")
-    assert tokens(federation, "round-001") == ["<alice/alices-cat>"]
-    assert alice.asked == ["train", "evaluate"]
-    assert bob.asked == []
-
-
-def test_a_round_killed_while_it_is_scored_is_not_fused_again(federation: Federation, monkeypatch: pytest.MonkeyPatch):
-    def kill(message: Message) -> None:
-        raise Killed
-
-    alice = federation.node("alice")
-    bob = federation.node("bob", evaluate=[kill, scores()])
-    with pytest.raises(Killed):
-        federation.run(Grid(alice, bob), wait=2)
-    assert federation.store.round("round-001").status == SCORING
-    monkeypatch.setattr(fusion, "fuse", lambda *given, **settings: pytest.fail("fused again"))
-    federation.go_on(Grid(alice, bob), "round-001")
-    assert federation.store.round("round-001").status == PUBLISHED
-
-
-def test_identity_below_what_was_asked_holds_the_model_back(federation: Federation):
-    low = messages.Identity(class_word=0.1, single=0.6, fused=0.2, ceiling=0.8)
-    name = federation.run(
-        Grid(federation.node("alice"), federation.node("bob", evaluate=[scores(low)])), wait=2, min_identity=0.4
-    )
-    round_ = federation.store.round(name)
-    assert round_.status == HELD_BACK
-    assert "<bob/bobs-cat> has identity 0.200" in round_.reason
-    assert federation.state.candidate(name).is_dir()
-    assert not federation.state.model(name).exists()
-    assert federation.store.latest_published() is None
-
-
-def test_a_concept_that_lost_much_is_flagged_where_people_look(federation: Federation):
-    """In the journal, in `mos-server status` and in the manifest that everybody downloads; one that lost little is not."""
-    much = messages.Identity(class_word=0.1, single=0.62, fused=0.5, ceiling=0.8)
-    little = messages.Identity(class_word=0.1, single=0.55, fused=0.5, ceiling=0.8)
-    alice, bob = federation.node("alice", evaluate=[scores(little)]), federation.node("bob", evaluate=[scores(much)])
-    name = federation.run(Grid(alice, bob), wait=2, flag_loss=0.1)
-    round_ = federation.store.round(name)
-    assert round_.status == PUBLISHED
-    notes = [text for _, _, text in federation.store.notes(name)]
-    assert [text for text in notes if "flagged" in text] == [
-        "flagged: <bob/bobs-cat> lost 0.120 of its identity in fusion"
-    ]
-    assert [line for line in describe_round(federation.store, round_) if "flagged: lost 0.120" in line]
-    told = json.loads((federation.state.model(name) / "manifest.json").read_bytes())
-    assert {concept["participant"]: concept["flagged"] for concept in told["concepts"]} == {"alice": False, "bob": True}
+def test_records_that_are_no_upload_are_refused_unread(federation, strategy, content, reason):
+    grid = MemoryGrid({7: participant(federation, "alice"), 8: participant(federation, "mallory", concept=content)})
+    strategy.start(grid)
+    assert reason in federation.refusals("round-001")["mallory"]
+    assert federation.tokens("round-001") == ["<alice/cat>"]
 
 
 @pytest.mark.parametrize(
@@ -401,65 +176,54 @@ def test_a_concept_that_lost_much_is_flagged_where_people_look(federation: Feder
         {"class_word": 0.1, "single": 0.6, "fused": [0.5], "ceiling": 0.8},
     ],
 )
-def test_scores_that_are_not_four_cosines_are_not_believed(federation: Federation, numbers: dict):
-    bad = lambda message: Message(RecordDict({"identity": MetricRecord(numbers)}), reply_to=message)  # noqa: E731
-    bob = federation.node("bob", evaluate=[bad])
-    name = federation.run(Grid(federation.node("alice"), bob), wait=2)
-    assert [upload.identity is None for upload in federation.store.admitted(name)] == [False, True]
-    assert federation.store.round(name).status == PUBLISHED
-    assert bob.asked == ["train", "evaluate"]
+def test_scores_that_are_not_four_cosines_are_not_believed(federation, strategy, numbers):
+    grid = MemoryGrid({7: participant(federation, "alice", scores=RecordDict({"identity": MetricRecord(numbers)}))})
+    strategy.start(grid)
+    assert [upload.identity for upload in federation.admitted("round-001")] == [None]
+    assert [text for text in federation.notes("round-001") if text.startswith("alice: scores refused: ")]
+    assert len(grid.sent) == 2
 
 
-def test_who_left_before_the_scores_does_not_hold_up_the_round(federation: Federation):
-    grid = Grid(federation.node("alice"), federation.node("bob"))
-    bob = next(number for number, node in grid.nodes.items() if node.name == "bob")
-    grid.nodes[bob].train = [
-        lambda message: (
-            grid.nodes.__setitem__(bob, Node("gone", grid.nodes[bob].pem, [], [], 10**9)),
-            upload(federation.file(name="<dog>"))(message),
-        )[1]
-    ]
-    name = federation.run(grid, wait=2)
-    assert federation.store.round(name).status == PUBLISHED
-    assert "<bob/dog> was not scored" in federation.notes(name)
+@pytest.mark.parametrize(
+    ("given", "instead"),
+    [
+        ({"initial_arrays": ArrayRecord()}, "initial_arrays=.*--base of mos-server init"),
+        ({"num_rounds": 3}, "num_rounds=3 .*ask for another with mos-server round"),
+        ({"timeout": 60.0}, r"timeout=60\.0 .*--deadline of mos-server round"),
+        ({"train_config": ConfigRecord()}, "train_config=.*--set of mos-client join"),
+        ({"evaluate_config": ConfigRecord()}, r"evaluate_config=.*RoundSettings\.scoring_s"),
+        ({"evaluate_fn": lambda number, arrays: None}, "evaluate_fn=.*the participants score"),
+    ],
+)
+def test_an_argument_of_flower_that_has_no_effect_is_refused(strategy, given, instead):
+    """The refusal says what was given and what to set instead; nobody is asked."""
+    grid = MemoryGrid({})
+    with pytest.raises(RequestError, match=instead):
+        strategy.start(grid, **given)
+    assert grid.sent == []
 
 
-def test_a_concept_withdrawn_while_it_is_scored_is_not_published(federation: Federation):
-    def withdrawn(message: Message) -> Message:
-        if len(federation.store.admitted("round-001")) == 2:
-            withdraw(federation.state, federation.store, "<bob/bobs-cat>")
-        return scores()(message)
-
-    name = federation.run(Grid(federation.node("alice", evaluate=[withdrawn]), federation.node("bob")), wait=2)
-    assert tokens(federation, name) == ["<alice/alices-cat>"]
+def test_every_argument_that_was_given_in_vain_is_named_at_once(strategy):
+    with pytest.raises(RequestError) as refused:
+        strategy.start(MemoryGrid({}), ArrayRecord(), 3, 60.0)
+    assert all(name in str(refused.value) for name in ("initial_arrays", "num_rounds=3", "timeout=60.0"))
 
 
-def test_a_withdrawn_concept_stays_out_of_the_rounds_to_come_though_its_owner_answers_again(federation: Federation):
-    alice, bob = federation.node("alice"), federation.node("bob")
-    federation.run(Grid(alice, bob), wait=2)
-    withdraw(federation.state, federation.store, "<bob/bobs-cat>")
-    name = federation.run(Grid(federation.node("carol"), bob))
-    assert tokens(federation, name) == ["<carol/carols-cat>"]
-    assert "was withdrawn" in federation.notes(name)
+def test_one_round_may_be_asked_for_by_number(federation, strategy):
+    strategy.start(MemoryGrid({7: participant(federation, "alice")}), num_rounds=1)
+    assert federation.status("round-001") == PUBLISHED
 
 
-def test_a_cancelled_round_stops(federation: Federation):
-    def cancel(message: Message) -> None:
-        federation.store.advance("round-001", CANCELLED)
+def test_flowers_single_steps_are_refused_with_what_to_call(strategy):
+    for step in (strategy.configure_train, strategy.configure_evaluate):
+        with pytest.raises(RequestError, match=r"start\(grid\)"):
+            step(1, ArrayRecord(), ConfigRecord(), MemoryGrid({}))
+    for step in (strategy.aggregate_train, strategy.aggregate_evaluate):
+        with pytest.raises(RequestError, match=r"start\(grid\)"):
+            step(1, [])
 
-    with pytest.raises(RoundCancelledError):
-        federation.run(Grid(federation.node("alice", cancel)))
-    assert federation.store.round("round-001").status == CANCELLED
 
-
-def test_who_answers_is_known_from_what_was_asked(federation: Federation):
-    """An answer that claims to be to another question is not taken for anybody's."""
-
-    def spoofed(message: Message) -> Message:
-        reply = upload(federation.file(name="<cat>"))(message)
-        reply.metadata.__dict__["_reply_to_message_id"] = "message-0"
-        return reply
-
-    name = federation.run(Grid(federation.node("alice"), federation.node("mallory", spoofed)))
-    assert tokens(federation, name) == ["<alice/alices-cat>"]
-    assert "mallory: no answer (it answered another question)" in federation.notes(name)
+def test_the_summary_says_what_the_round_waits_for(strategy, caplog):
+    caplog.set_level("INFO")
+    strategy.summary()
+    assert "waiting for at least 1 concepts, until " in caplog.text

@@ -9,12 +9,14 @@ from pathlib import Path
 import pytest
 
 from mos_common.errors import RequestError, StateError, TrustError
+from mos_common.identity_scores import Identity
 from mos_server.state.concepts import spool, spool_path, withdraw
 from mos_server.state.folder import ServerConfig, State, create_state
 from mos_server.state.journal import Store
 from mos_server.state.records import CANCELLED, COLLECTING, FAILED, FUSING, PUBLISHED, RoundSettings, Upload
 
 WEEK = 7 * 86400.0
+SCORES = Identity(class_word=0.1, single=0.6, fused=0.5, ceiling=0.8)
 
 
 @pytest.fixture
@@ -159,9 +161,9 @@ def test_what_was_journalled_survives_the_process(store: Store, tmp_path: Path):
     admit(store, "alice")
     store.ask_round(RoundSettings())
     stored = store.add_upload(upload("round-001", "alice"))
-    store.set_identity(stored.id, {"fused": 0.5})
+    store.set_identity(stored.id, SCORES)
     other = Store(tmp_path / "server.db")  # the first was never closed, like one that was killed
-    assert other.admitted("round-001")[0].identity == {"fused": 0.5}
+    assert other.admitted("round-001")[0].identity == SCORES
     assert other.unfinished_round() == store.unfinished_round()
     other.close()
 

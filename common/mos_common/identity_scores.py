@@ -1,0 +1,46 @@
+"""The four numbers that say how well a concept is recognised: measured by its owner, sent, journalled and published."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+from mos_common.errors import ConceptError
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Image alignment with the pictures held back from tuning: four cosines in [-1, 1], on one scale.
+
+    class_word: what the untouched base draws for the class word, the floor.
+    single: what the concept draws on its own.
+    fused: what the fused model draws for the same prompts and seeds.
+    ceiling: other real pictures of the concept, through the VAE.
+
+    Raises:
+        ConceptError: a number is not finite, or outside [-1, 1].
+
+    """
+
+    class_word: float
+    single: float
+    fused: float
+    ceiling: float
+
+    # The manifest is read by pydantic: a fifth number in it is an error.
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if not (math.isfinite(value) and -1 <= value <= 1):
+                raise ConceptError(f"identity {name} is {value}: expected a finite number from -1 to 1")
+
+    def __str__(self) -> str:
+        """Return the numbers as people read them: `class word 0.100, single 0.600, fused 0.500, ceiling 0.800`."""
+        return ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in vars(self).items())
+
+    @property
+    def loss(self) -> float:
+        """How much of the concept's identity fusion took."""
+        return self.single - self.fused

@@ -1,0 +1,54 @@
+"""What a round asks of a participant: a concept, and later how well it survived fusion."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from mos_common.errors import TrustError
+
+_HEX_DIGEST = re.compile(r"[0-9a-f]{64}")
+# Model identifiers become names of folders on both sides.
+_ROUND_ID = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
+
+
+@dataclass(frozen=True)
+class TrainRequest:
+    """Ask for a participant's concept: for which round, on which base model.
+
+    Raises:
+        TrustError: the round's name or the digest is not one.
+
+    """
+
+    round: str
+    base: str
+
+    def __post_init__(self) -> None:
+        _must_match(_ROUND_ID, round=self.round)
+        _must_match(_HEX_DIGEST, base=self.base)
+
+
+@dataclass(frozen=True)
+class EvaluateRequest:
+    """Ask how well a participant's concept survived in a candidate, which mos.v1 serves under that name.
+
+    Raises:
+        TrustError: a name or a digest is not one.
+
+    """
+
+    round: str
+    base: str
+    candidate: str
+    candidate_digest: str
+
+    def __post_init__(self) -> None:
+        _must_match(_ROUND_ID, round=self.round, candidate=self.candidate)
+        _must_match(_HEX_DIGEST, base=self.base, candidate_digest=self.candidate_digest)
+
+
+def _must_match(pattern: re.Pattern[str], **texts: str) -> None:
+    for name, text in texts.items():
+        if not pattern.fullmatch(text):
+            raise TrustError(f"the server's request has {name} {text[:80]!r}: expected {pattern.pattern}")

@@ -1,0 +1,239 @@
+"""The round: from asking for concepts to a published model.
+
+    collect   ask every admitted participant who is online for a concept; admit and spool the uploads one by one
+    fuse      what was admitted becomes a candidate
+    score     the participants measure how well their concepts survived in it; back to `fuse` if one was withdrawn meanwhile
+    publish   sign it, or hold it back
+
+Every step is journalled before the next begins. A round that is killed is begun again under its name and goes on where it
+was: uploads that are spooled are not asked for again, a candidate that is written is not fused again, scores are kept.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+from mos_common.errors import FusionError, MosError
+from mos_common.files import sha256_of
+from mos_common.identity_scores import Identity
+from mos_common.round_requests import EvaluateRequest, TrainRequest
+from mos_server.round.candidate import fuse_candidate, is_current, lost_identity, publish, reasons_to_hold_back
+from mos_server.round.exchange import ATTEMPTS, Answer, Exchange, Nodes, Polling, Question, Unusable
+from mos_server.round.intake import refuse_upload, take_upload
+from mos_server.state.folder import State
+from mos_server.state.journal import Store
+from mos_server.state.records import (
+    CANCELLED,
+    COLLECTING,
+    FUSING,
+    HELD_BACK,
+    PUBLISHED,
+    SCORING,
+    Participant,
+    Round,
+    Upload,
+)
+
+if TYPE_CHECKING:
+    from mos_common.base_model import Base
+
+log = logging.getLogger(__name__)
+
+
+class RoundCancelledError(MosError):
+    """The operator cancelled the round while it ran."""
+
+
+class RoundEngine:
+    """Runs one round of the journal."""
+
+    def __init__(self, state: State, store: Store, round_id: str, base: Base, polling: Polling | None = None) -> None:
+        self._state = state
+        self._store = store
+        self._round: Round = store.round(round_id)
+        self._base = base
+        self._polling = polling or Polling()
+        self._candidate = state.candidate(round_id)
+        self._unscorable: set[str] = set()
+
+    def run(self, nodes: Nodes) -> None:
+        """Run the round to its end among `nodes`, from wherever the journal says it is.
+
+        Raises:
+            MosError: the round cannot be completed; the journal says how far it came.
+
+        """
+        self._note(self.summary())
+        uploads = self._exchange(nodes, self._concept_questions, "tuning")
+        if not self._is_settled():
+            self._collect(uploads)
+        while not self._is_signed():
+            self._fuse()
+            self._score(nodes)
+            if self._is_current():
+                break  # else a concept was withdrawn meanwhile: fuse the others
+        self._publish()
+        for participant, answer in uploads.arrived():
+            self._take_upload(participant, answer, None)
+
+    def summary(self) -> str:
+        """Say what the round waits for, or goes on with."""
+        if self._is_settled():
+            return f"going on with {len(self._admitted())} concepts that are here"
+        until = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(self._round.deadline))
+        return f"waiting for at least {self._round.settings.wait} concepts, until {until} at the latest"
+
+    def _collect(self, exchange: Exchange) -> None:
+        self._store.advance(self._round.id, COLLECTING)
+        for upload in self._store.adopt_late_uploads(self._round.id):
+            self._note(f"{upload.token} is here already ({upload.bytes / 1e6:.2f} MB)")
+
+        def collected() -> bool:
+            self._check_cancelled()
+            enough = exchange.idle and len(self._admitted()) >= self._round.settings.wait
+            return enough or time.time() >= self._round.deadline
+
+        for participant, answer in exchange.answers(collected):
+            self._take_upload(participant, answer, self._round.id)
+        count, wanted = len(self._admitted()), self._round.settings.wait
+        if count == 0:
+            raise FusionError(
+                "no concept arrived before the deadline: see who is online with mos-server status, "
+                "then ask for another round"
+            )
+        if count < wanted:
+            self._note(f"the deadline has come with {count} of {wanted} concepts: going on with these")
+
+    def _take_upload(self, participant: Participant, answer: Answer, round_id: str | None) -> None:
+        """Admit and spool an answer, or refuse it with its reasons; without a round it is kept for the next one."""
+        if isinstance(answer, bytes):
+            upload = take_upload(self._state, self._store, self._base, participant, answer, round_id)
+        else:
+            reason = answer.reason if isinstance(answer, Unusable) else "scores came where a concept was asked for"
+            upload = refuse_upload(self._store, participant, reason, round_id)
+        if upload.refused is not None:
+            self._tell(participant, "refused", f"{participant.name}: upload refused: {upload.refused}")
+        else:
+            later = "" if round_id else ", too late: kept for the next round"
+            self._tell(participant, f"uploaded{later}", f"{upload.token} arrived, {upload.bytes / 1e6:.2f} MB{later}")
+
+    def _fuse(self) -> None:
+        if self._is_current():
+            return  # it was written before the server was killed
+        self._store.advance(self._round.id, FUSING)
+        self._note(f"fusing {', '.join(upload.token for upload in self._admitted())}")
+
+        def progress(text: str) -> None:
+            self._check_cancelled()
+            self._note(text)
+
+        fuse_candidate(self._state, self._store, self._round.id, self._base, progress)
+
+    def _score(self, nodes: Nodes) -> None:
+        self._store.advance(self._round.id, SCORING)
+        exchange = self._exchange(nodes, self._score_questions, "scoring")
+        until = time.time() + self._round.settings.scoring_s
+
+        def scored() -> bool:
+            self._check_cancelled()
+            return not self._unscored() or time.time() >= until or exchange.idle_s > self._polling.back_soon_s
+
+        for participant, answer in exchange.answers(scored):
+            self._take_scores(participant, answer)
+        for upload in self._admitted():
+            if upload.identity is None:
+                self._note(f"{upload.token} was not scored: its owner was not here, or could not")
+        for token, loss in lost_identity(self._round, self._admitted()).items():
+            self._note(f"flagged: {token} lost {loss:.3f} of its identity in fusion")
+
+    def _take_scores(self, participant: Participant, answer: Answer) -> None:
+        if not isinstance(answer, Identity):
+            reason = answer.reason if isinstance(answer, Unusable) else "a concept came where scores were asked for"
+            self._unscorable.add(participant.key)
+            self._tell(participant, "scores refused", f"{participant.name}: scores refused: {reason}")
+            return
+        for upload in self._admitted():
+            if upload.key == participant.key:
+                self._store.set_identity(upload.id, answer)
+                self._tell(participant, "scored", f"{upload.token} identity: {answer}")
+
+    def _publish(self) -> None:
+        uploads = self._admitted()
+        reasons = [] if self._is_signed() else reasons_to_hold_back(self._round, uploads)
+        if reasons:
+            asked = f"the round was asked for identity {self._round.settings.min_identity:g} or more"
+            self._note(f"held back: {'; '.join(reasons)}; {asked}")
+            self._store.advance(self._round.id, HELD_BACK, f"{'; '.join(reasons)}; {asked}")
+            return
+        folder = publish(self._state, self._round, uploads)
+        self._note(f"published: {folder}")
+        self._store.advance(self._round.id, PUBLISHED)
+
+    def _concept_questions(self, nodes: Nodes) -> Iterator[Question]:
+        """Ask for a concept: everybody online of whom nothing has arrived in this round."""
+        heard = {upload.key for upload in self._store.uploads(self._round.id)}
+        request = TrainRequest(round=self._round.id, base=self._base.fingerprint)
+        valid_s = max(60.0, self._round.deadline - time.time())
+        for node, participant in self._online(nodes).items():
+            if participant.key not in heard:
+                yield Question(node, participant, request, valid_s)
+
+    def _score_questions(self, nodes: Nodes) -> Iterator[Question]:
+        """Ask for scores: everybody online whose concept is in the candidate and not scored."""
+        unscored = self._unscored()
+        request = EvaluateRequest(
+            round=self._round.id,
+            base=self._base.fingerprint,
+            candidate=self._candidate.name,
+            candidate_digest=sha256_of(self._candidate / "manifest.json"),
+        )
+        for node, participant in self._online(nodes).items():
+            if participant.key in unscored:
+                yield Question(node, participant, request, self._round.settings.scoring_s)
+
+    def _exchange(self, nodes: Nodes, questions: Callable[[Nodes], Iterator[Question]], activity: str) -> Exchange:
+        def asked(participant: Participant) -> None:
+            self._tell(participant, activity, f"asked {participant.name}", attempts=1)
+
+        def lost(participant: Participant, reason: str, attempts: int) -> None:
+            then = "given up" if attempts >= ATTEMPTS else "asking again"
+            self._tell(participant, f"lost, {then}", f"{participant.name}: no answer ({reason}), {then}")
+
+        return Exchange(nodes, questions, asked=asked, lost=lost, polling=self._polling)
+
+    def _online(self, nodes: Nodes) -> dict[int, Participant]:
+        """Return who is online and admitted: the nodes say who is online, the journal says whose they are."""
+        admitted = {each.key: each for each in self._store.participants() if each.revoked is None}
+        return {node: admitted[key] for node, key in nodes.online().items() if key in admitted}
+
+    def _is_settled(self) -> bool:
+        """Whether it was settled what is fused before the server was killed."""
+        return self._store.round(self._round.id).status in (FUSING, SCORING)
+
+    def _is_current(self) -> bool:
+        return is_current(self._candidate, self._admitted(), self._round.settings.fusion)
+
+    def _is_signed(self) -> bool:
+        """Whether the model was signed before the server was killed: such a model never changes."""
+        return self._state.model(self._round.id).exists()
+
+    def _admitted(self) -> list[Upload]:
+        return self._store.admitted(self._round.id)
+
+    def _unscored(self) -> set[str]:
+        return {upload.key for upload in self._admitted() if upload.identity is None} - self._unscorable
+
+    def _check_cancelled(self) -> None:
+        if self._store.round(self._round.id).status == CANCELLED:
+            raise RoundCancelledError(f"{self._round.id} was cancelled")
+
+    def _tell(self, participant: Participant, activity: str, text: str, *, attempts: int = 0) -> None:
+        self._store.set_activity(self._round.id, participant.key, activity, attempts=attempts)
+        self._note(text)
+
+    def _note(self, text: str) -> None:
+        log.info("%s: %s", self._round.id, text)
+        self._store.note(self._round.id, text)

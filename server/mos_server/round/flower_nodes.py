@@ -1,0 +1,58 @@
+"""The participants' machines as Flower shows them: questions go out as messages, replies come back as values."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from flwr.app import Message, MessageType
+
+from mos_common import messages
+from mos_common.errors import ConceptError
+from mos_common.node_key import key_digest
+from mos_common.round_requests import TrainRequest
+from mos_server.round.exchange import Answer, Lost, Question, Unusable
+
+if TYPE_CHECKING:
+    from flwr.serverapp import Grid
+
+
+class FlowerNodes:
+    """The nodes of one Flower grid (`mos_server.round.exchange.Nodes`)."""
+
+    def __init__(self, grid: Grid) -> None:
+        self._grid = grid
+        self._asked: dict[str, Question] = {}
+
+    def online(self) -> dict[int, str]:
+        """Return the nodes that are online: number -> digest of the node's key."""
+        return {node.node_id: key_digest(node.public_key) for node in self._grid.get_nodes() if node.status == "online"}
+
+    def ask(self, question: Question) -> str | None:
+        """Send a question as a message and return its id, or None if Flower did not accept it."""
+        request = question.request
+        if isinstance(request, TrainRequest):
+            kind, content = MessageType.TRAIN, messages.train_content(request)
+        else:
+            kind, content = MessageType.EVALUATE, messages.evaluate_content(request)
+        message = Message(content, question.node, kind, ttl=question.valid_s)
+        question_id: str | None = next(iter(self._grid.push_messages([message])), None)
+        if question_id:
+            self._asked[question_id] = question
+        return question_id or None
+
+    def answer(self, question_id: str) -> Answer | Lost | None:
+        """Return the reply to one question as a value; None while there is none."""
+        reply = next(iter(self._grid.pull_messages([question_id])), None)
+        if reply is None:
+            return None
+        if reply.has_error():
+            return Lost(f"error {reply.error.code}, {reply.error.reason}")
+        # Who answers is known from what was asked, never from what a reply says of itself.
+        if reply.metadata.reply_to_message_id != question_id:
+            return Lost("it answered another question")
+        try:
+            if isinstance(self._asked[question_id].request, TrainRequest):
+                return messages.read_upload(reply.content).data
+            return messages.read_identity(reply.content)
+        except ConceptError as error:
+            return Unusable(str(error))
