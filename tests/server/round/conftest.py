@@ -9,7 +9,6 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -21,7 +20,6 @@ from mos_common.fused_model import FusedModel, read_fused
 from mos_common.identity_scores import Identity
 from mos_common.node_key import create_node_key, key_digest, public_pem
 from mos_common.round_requests import TrainRequest
-from mos_server.fusion import settings as fusion_settings
 from mos_server.round.engine import RoundEngine
 from mos_server.round.exchange import Answer, Lost, Polling, Question
 from mos_server.state.folder import ServerConfig, State, create_state
@@ -31,6 +29,9 @@ from mos_server.state.records import RoundSettings, Upload
 POLLING = Polling(pause_s=0.01, retry_s=0.0, back_soon_s=0.05)
 SCORES = Identity(class_word=0.1, single=0.6, fused=0.5, ceiling=0.8)
 Reply = Answer | Lost | None | Callable[[], Answer | Lost | None]
+
+# One context at two steps: a fusion takes half a second.
+SMALL = {"settings": {"steps": 2, "contexts": ["V"], "ordinary": ["a"]}}
 
 
 @dataclass
@@ -121,7 +122,7 @@ class Federation:
 
     def ask(self, **settings: object) -> str:
         """Ask for a round; its name."""
-        return self.store.ask_round(RoundSettings(**settings)).id
+        return self.store.ask_round(RoundSettings(**{"fusion": SMALL} | settings)).id
 
     def run(self, *machines: Machine, **settings: object) -> str:
         """Ask for a round and run it to its end among `machines`; its name."""
@@ -183,12 +184,9 @@ def federation(
     tmp_path: Path,
     random_base: Callable[..., Base],
     make_concept: Callable[..., Concept],
-    monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[Federation]:
     """A server nobody has joined yet."""
     base = random_base(width=8)
-    small = partial(fusion_settings.FusionSettings, steps=2, contexts=("V",), ordinary=("a",))
-    monkeypatch.setattr(fusion_settings, "FusionSettings", small)
     (tmp_path / "keys").mkdir()
     state = create_state(tmp_path / "state", ServerConfig(base="random", base_fingerprint=base.fingerprint))
     store = Store(state.database)

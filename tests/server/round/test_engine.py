@@ -15,7 +15,7 @@ from mos_common.fused_model import NamedConcept
 from mos_common.identity_scores import Identity
 from mos_common.signing import verify_model
 from mos_server.fusion.fuse import fuse
-from mos_server.fusion.settings import FusionSettings
+from mos_server.fusion.methods.gradient import GradientSettings
 from mos_server.round.engine import RoundCancelledError
 from mos_server.round.exchange import Lost, Unusable
 from mos_server.round.follow import describe_round
@@ -47,7 +47,7 @@ def test_what_is_published_is_what_fusing_the_files_by_hand_gives(federation):
     files = {"alice": federation.file(name="<cat>"), "bob": federation.file(name="<dog>")}
     name = federation.run(*(federation.machine(*each) for each in files.items()), wait=2)
     concepts = [NamedConcept(who, concept_from_bytes(data)) for who, data in files.items()]
-    small = FusionSettings(steps=2, contexts=("V",), ordinary=("a",))
+    small = GradientSettings(steps=2, contexts=("V",), ordinary=("a",))
     by_hand = fuse(federation.base, concepts, small).changes
     published = federation.model(name).changes
     assert published.keys() == by_hand.keys()
