@@ -84,7 +84,8 @@ class RoundEngine:
         if self._is_settled():
             return f"going on with {len(self._admitted())} concepts that are here"
         until = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(self._round.deadline))
-        return f"waiting for at least {self._round.settings.wait} concepts, until {until} at the latest"
+        wait = self._round.settings.wait
+        return f"waiting for at least {wait} concept{'s' if wait > 1 else ''}, until {until} at the latest"
 
     def _collect(self, exchange: Exchange) -> None:
         self._store.advance(self._round.id, COLLECTING)

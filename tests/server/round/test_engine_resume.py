@@ -5,6 +5,7 @@ Each test ends with the same model as a round that nobody killed, layer by layer
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -23,7 +24,7 @@ def members(federation) -> dict:
 
 @pytest.fixture
 def resume(federation, members, network) -> Iterator[Callable[..., None]]:
-    """Begin round-001 again among its members and whoever else is there; the model is then compared with an undisturbed one's."""
+    """Begin round-001 again among its members and whoever else is there; its model must then be an undisturbed round's."""
     resumed = []
 
     def go_on(*others) -> None:
@@ -34,6 +35,7 @@ def resume(federation, members, network) -> Iterator[Callable[..., None]]:
     assert resumed
     assert federation.status("round-001") == PUBLISHED
     verify_model(federation.state.model("round-001"), federation.state.pki.signing_key_pem())
+    shutil.rmtree(federation.state.moments)
     undisturbed = federation.model(federation.run(*members.values(), wait=2))
     model = federation.model("round-001")
     assert model.changes.keys() == undisturbed.changes.keys()

@@ -226,4 +226,4 @@ def test_flowers_single_steps_are_refused_with_what_to_call(strategy):
 def test_the_summary_says_what_the_round_waits_for(strategy, caplog):
     caplog.set_level("INFO")
     strategy.summary()
-    assert "waiting for at least 1 concepts, until " in caplog.text
+    assert "waiting for at least 1 concept, until " in caplog.text
