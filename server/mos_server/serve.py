@@ -16,7 +16,7 @@ from mos_server.network.service import MosService, start_service
 from mos_server.network.superlink import SuperLink, listening_address
 from mos_server.round.runner import RoundRunner
 from mos_server.state.folder import State, locked
-from mos_server.state.journal import Store
+from mos_server.state.journal import Journal
 
 log = logging.getLogger(__name__)
 
@@ -34,26 +34,26 @@ def serve(state: State, listening: Callable[[], None], *, device: str | None = N
     """
     with ExitStack() as stack:
         stack.enter_context(locked(state))
-        store = stack.enter_context(closing(Store(state.database)))
+        journal = stack.enter_context(closing(Journal(state.database)))
         log_to_file(state)
-        superlink = SuperLink(state, admitted=store.is_admitted, saw=Seen(store))
+        superlink = SuperLink(state, admitted=journal.participants.is_admitted, saw=Seen(journal))
         stack.callback(superlink.close)
-        for participant in store.participants():
+        for participant in journal.participants.all():
             if participant.revoked is None:
                 superlink.register(participant.pem, participant.name)
             else:
                 superlink.unregister(participant.pem)
         address = f"{listening_address(state.config.host)}:{state.config.mos_port}"
-        service, _ = start_service(MosService(state, store, superlink.register), state, address)
+        service, _ = start_service(MosService(state, journal, superlink.register), state, address)
         stack.callback(lambda: service.stop(_SERVICE_GRACE_S).wait())
-        asyncio.run(_serve(superlink, RoundRunner(state, store, superlink, device, dtype), listening))
+        asyncio.run(_serve(superlink, RoundRunner(state, journal, superlink, device, dtype), listening))
 
 
 class Seen:
     """Remembers who was here, without a write for each of Flower's many requests."""
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
+    def __init__(self, journal: Journal) -> None:
+        self._journal = journal
         self._last: dict[str, float] = {}
 
     def __call__(self, key: str) -> None:
@@ -62,7 +62,7 @@ class Seen:
         if now - self._last.get(key, -_SEEN_EVERY_S) >= _SEEN_EVERY_S:
             self._last[key] = now
             try:
-                self._store.saw(key)
+                self._journal.participants.saw(key)
             except StateError as error:
                 log.error("%s", error)
 

@@ -108,12 +108,12 @@ def fuse_state(
     """
     from mos_server.state.concepts import kept_uploads, named_concepts
     from mos_server.state.folder import open_state
-    from mos_server.state.journal import Store
+    from mos_server.state.journal import Journal
 
     _check_new(out)
     opened = open_state(state)
-    with closing(Store(opened.database)) as store:
-        concepts = named_concepts(opened, kept_uploads(store, round_id, only))
+    with closing(Journal(opened.database)) as journal:
+        concepts = named_concepts(opened, kept_uploads(journal, round_id, only))
     loaded = load_base(opened.config.base, device=device, dtype=dtype)
     settings = settings or settings_from("gradient", {})
     with _recorder(workers, loaded) as recorder:
@@ -122,7 +122,7 @@ def fuse_state(
             concepts,
             settings,
             weights=weights,
-            moments_dir=opened.moments,
+            moments_dir=opened.artefacts.moments,
             recorder=recorder,
             progress=progress,
         )

@@ -28,7 +28,7 @@ from mos_server.round.candidate import fuse_candidate, is_current, lost_identity
 from mos_server.round.exchange import ATTEMPTS, Exchange
 from mos_server.round.intake import refuse_upload, take_upload
 from mos_server.state.folder import State
-from mos_server.state.journal import Store
+from mos_server.state.journal import Journal
 from mos_server.state.records import (
     CANCELLED,
     COLLECTING,
@@ -70,10 +70,12 @@ class Patience:
 class GradientFusion(Strategy):
     """Fuses the concepts of one round."""
 
-    def __init__(self, state: State, store: Store, round_id: str, base: Base, patience: Patience | None = None) -> None:
+    def __init__(
+        self, state: State, journal: Journal, round_id: str, base: Base, patience: Patience | None = None
+    ) -> None:
         self._state = state
-        self._store = store
-        self._round = store.round(round_id)
+        self._journal = journal
+        self._round = journal.rounds.get(round_id)
         self._base = base
         self._patience = patience or Patience()
         self._nodes: dict[int, Participant] = {}
@@ -93,7 +95,7 @@ class GradientFusion(Strategy):
         while True:
             self._fuse()
             self._score(grid)
-            if is_current(self._state.candidate(self._round.id), self._admitted()):
+            if is_current(self._state.artefacts.candidate(self._round.id), self._admitted()):
                 break  # else a concept was withdrawn meanwhile: fuse the others
         self._publish()
         for late in uploads.arrived():
@@ -112,7 +114,7 @@ class GradientFusion(Strategy):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """The question for a concept, to everybody here of whom nothing has arrived in this round."""
-        heard = {upload.key for upload in self._store.uploads(self._round.id)}
+        heard = {upload.key for upload in self._journal.uploads.of(self._round.id)}
         request = messages.TrainRequest(round=self._round.id, base=self._base.fingerprint)
         ttl = max(60.0, self._round.deadline - time.time())
         for node, participant in self._online(grid).items():
@@ -132,7 +134,7 @@ class GradientFusion(Strategy):
     ) -> Iterable[Message]:
         """The question how well a concept survived, to everybody here whose concept is in the candidate and not scored."""
         unscored = self._unscored()
-        candidate = self._state.candidate(self._round.id)
+        candidate = self._state.artefacts.candidate(self._round.id)
         request = messages.EvaluateRequest(
             round=self._round.id,
             base=self._base.fingerprint,
@@ -156,7 +158,7 @@ class GradientFusion(Strategy):
                 continue
             for upload in self._admitted():
                 if upload.key == participant.key:
-                    self._store.set_identity(upload.id, asdict(identity))
+                    self._journal.uploads.set_identity(upload.id, asdict(identity))
                     numbers = ", ".join(
                         f"{name.replace('_', ' ')} {value:.3f}" for name, value in asdict(identity).items()
                     )
@@ -166,8 +168,8 @@ class GradientFusion(Strategy):
     def _collect(self, exchange: Exchange) -> None:
         if self._is_settled():
             return
-        self._store.advance(self._round.id, COLLECTING)
-        for upload in self._store.adopt_late_uploads(self._round.id):
+        self._journal.rounds.advance(self._round.id, COLLECTING)
+        for upload in self._journal.uploads.adopt_late(self._round.id):
             self._note(f"{upload.token} is here already ({upload.bytes / 1e6:.2f} MB)")
         self.aggregate_train(1, exchange.answers(lambda: self._collected(exchange)))
         count, wanted = len(self._admitted()), self._round.settings.wait
@@ -180,7 +182,7 @@ class GradientFusion(Strategy):
 
     def _is_settled(self) -> bool:
         """Whether it was settled what is fused before the server was killed."""
-        return self._store.round(self._round.id).status in (FUSING, SCORING)
+        return self._journal.rounds.get(self._round.id).status in (FUSING, SCORING)
 
     def _collected(self, exchange: Exchange) -> bool:
         self._check_cancelled()
@@ -192,9 +194,9 @@ class GradientFusion(Strategy):
         try:
             received = messages.read_upload(reply.content)
         except ConceptError as error:
-            upload = refuse_upload(self._store, participant, str(error), round_id)
+            upload = refuse_upload(self._journal, participant, str(error), round_id)
         else:
-            upload = take_upload(self._state, self._store, self._base, participant, received.data, round_id)
+            upload = take_upload(self._state, self._journal, self._base, participant, received.data, round_id)
         if upload.refused is not None:
             self._tell(participant, "refused", f"{participant.name}: upload refused: {upload.refused}")
         else:
@@ -202,19 +204,19 @@ class GradientFusion(Strategy):
             self._tell(participant, f"uploaded{later}", f"{upload.token} arrived, {upload.bytes / 1e6:.2f} MB{later}")
 
     def _fuse(self) -> None:
-        if is_current(self._state.candidate(self._round.id), self._admitted()):
+        if is_current(self._state.artefacts.candidate(self._round.id), self._admitted()):
             return  # it was written before the server was killed
-        self._store.advance(self._round.id, FUSING)
+        self._journal.rounds.advance(self._round.id, FUSING)
         self._note(f"fusing {', '.join(upload.token for upload in self._admitted())}")
 
         def progress(text: str) -> None:
             self._check_cancelled()
             self._note(text)
 
-        fuse_candidate(self._state, self._store, self._round.id, self._base, progress)
+        fuse_candidate(self._state, self._journal, self._round.id, self._base, progress)
 
     def _score(self, grid: Grid) -> None:
-        self._store.advance(self._round.id, SCORING)
+        self._journal.rounds.advance(self._round.id, SCORING)
         exchange = self._exchange(grid, lambda: self.configure_evaluate(1, _NO_ARRAYS, _NO_CONFIG, grid), "scoring")
         until = time.time() + self._round.settings.scoring_s
 
@@ -235,11 +237,11 @@ class GradientFusion(Strategy):
         if reasons:
             asked = f"the round was asked for identity {self._round.settings.min_identity:g} or more"
             self._note(f"held back: {'; '.join(reasons)}; {asked}")
-            self._store.advance(self._round.id, HELD_BACK, f"{'; '.join(reasons)}; {asked}")
+            self._journal.rounds.advance(self._round.id, HELD_BACK, f"{'; '.join(reasons)}; {asked}")
             return
         folder = publish(self._state, self._round, uploads)
         self._note(f"published: {folder}")
-        self._store.advance(self._round.id, PUBLISHED)
+        self._journal.rounds.advance(self._round.id, PUBLISHED)
 
     def _exchange(self, grid: Grid, questions: Callable[[], Iterable[Message]], activity: str) -> Exchange:
         def asked(message_id: str, node: int) -> None:
@@ -257,7 +259,7 @@ class GradientFusion(Strategy):
 
     def _online(self, grid: Grid) -> dict[int, Participant]:
         """Who is here and admitted. Flower says which nodes are online, the journal whose they are."""
-        admitted = {each.key: each for each in self._store.participants() if each.revoked is None}
+        admitted = {each.key: each for each in self._journal.participants.all() if each.revoked is None}
         here = {}
         for node in grid.get_nodes():
             participant = admitted.get(key_digest(node.public_key))
@@ -267,19 +269,19 @@ class GradientFusion(Strategy):
         return here
 
     def _admitted(self) -> list[Upload]:
-        return self._store.admitted(self._round.id)
+        return self._journal.uploads.admitted(self._round.id)
 
     def _unscored(self) -> set[str]:
         return {upload.key for upload in self._admitted() if upload.identity is None} - self._unscorable
 
     def _check_cancelled(self) -> None:
-        if self._store.round(self._round.id).status == CANCELLED:
+        if self._journal.rounds.get(self._round.id).status == CANCELLED:
             raise RoundCancelledError(f"{self._round.id} was cancelled")
 
     def _tell(self, participant: Participant, activity: str, text: str, *, attempts: int = 0) -> None:
-        self._store.set_activity(self._round.id, participant.key, activity, attempts=attempts)
+        self._journal.rounds.set_activity(self._round.id, participant.key, activity, attempts=attempts)
         self._note(text)
 
     def _note(self, text: str) -> None:
         log.info("%s: %s", self._round.id, text)
-        self._store.note(self._round.id, text)
+        self._journal.notes.add(self._round.id, text)

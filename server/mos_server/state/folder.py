@@ -1,15 +1,13 @@
 """The operator's state folder: everything a federation is, in one place that can be backed up by copying it.
 
-config.json    what `mos-server init` was told        concepts/    admitted uploads, by content digest
-pki/           keys and certificates                  moments/     second moments kept from fusion to fusion
-server.db      the journal (store.py)                 models/      published models and candidates
-lock           held while a server runs               flower/      Flower's own database and files
-                                                      log/         what the server and each round wrote
+config.json    what `mos-server init` was told        concepts/, moments/, models/    see artefacts.py
+pki/           keys and certificates                  flower/      Flower's own database and files
+server.db      the journal                            log/         what the server and each round wrote
+lock           held while a server runs               pid          the process of the server that ran last
 """
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import secrets
@@ -19,14 +17,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mos_common.errors import RequestError, StateError
 from mos_common.files import canonical_json, could_not_write, write_atomically
+from mos_server.state.artefacts import FOLDERS, Artefacts
 from mos_server.state.pki import Pki, create_pki
 
 CONFIG = "config.json"
-FOLDERS = ("pki", "concepts", "moments", "models", "flower", "log")
+PID = "pid"
+_LOCK_WAIT_S = 1.0  # `is_served` holds the lock for a moment
 _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.:-]{0,251}[A-Za-z0-9])?")
 Port = Annotated[int, Field(ge=1, le=65535)]
 
@@ -64,19 +65,9 @@ class State:
         return self.path / "server.db"
 
     @property
-    def concepts(self) -> Path:
-        """Admitted uploads."""
-        return self.path / "concepts"
-
-    @property
-    def moments(self) -> Path:
-        """Second moments kept from fusion to fusion."""
-        return self.path / "moments"
-
-    @property
-    def models(self) -> Path:
-        """Published models and candidates."""
-        return self.path / "models"
+    def artefacts(self) -> Artefacts:
+        """Uploads, second moments and models."""
+        return Artefacts(self.path)
 
     @property
     def flower(self) -> Path:
@@ -87,14 +78,6 @@ class State:
     def log(self) -> Path:
         """Logs of the server and of every round."""
         return self.path / "log"
-
-    def model(self, round_id: str) -> Path:
-        """Where the published model of a round is."""
-        return self.models / round_id
-
-    def candidate(self, round_id: str) -> Path:
-        """Where the candidate of a round is."""
-        return self.models / f"{round_id}-candidate"
 
 
 def create_state(path: Path, config: ServerConfig) -> State:
@@ -113,7 +96,7 @@ def create_state(path: Path, config: ServerConfig) -> State:
         raise RequestError(f"port {config.fleet_port} is given twice: --fleet-port and --mos-port must differ")
     check_can_create(path)
     try:
-        for folder in FOLDERS:
+        for folder in ("pki", "flower", "log", *FOLDERS):
             (path / folder).mkdir(parents=True, exist_ok=True)
         path.chmod(0o700)
     except OSError as error:
@@ -159,45 +142,39 @@ def open_state(path: Path) -> State:
 
 @contextmanager
 def locked(state: State) -> Iterator[None]:
-    """Be the one server of a state folder. The lock is the kernel's: it is gone with the process, however it ends.
+    """Be the one server of a state folder. The lock goes with the process, however that ends.
 
     Raises:
-        StateError: another server runs on it.
+        StateError: another server runs on it, or the folder cannot be written.
 
     """
-    descriptor = _lock(state)
+    lock = FileLock(state.path / "lock", mode=0o600)
     try:
+        lock.acquire(timeout=_LOCK_WAIT_S)
+    except Timeout as error:
+        raise StateError(f"{state.path} is served already, by process {_holder(state)}: stop that one first") from error
+    except OSError as error:
+        raise could_not_write(state.path / "lock", error) from error
+    try:
+        write_atomically(state.path / PID, f"{os.getpid()}\n".encode(), mode=0o600)
         yield
     finally:
-        os.close(descriptor)
+        lock.release()
 
 
-def _lock(state: State) -> int:
-    path = state.path / "lock"
-    descriptor = -1
+def _holder(state: State) -> str:
     try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        os.ftruncate(descriptor, 0)
-        os.write(descriptor, f"{os.getpid()}\n".encode())
-    except BlockingIOError as error:
-        holder = os.read(descriptor, 20).decode().strip() or "?"
-        os.close(descriptor)
-        raise StateError(f"{state.path} is served already, by process {holder}: stop that one first") from error
-    except OSError as error:
-        if descriptor >= 0:
-            os.close(descriptor)
-        raise could_not_write(path, error) from error
-    return descriptor
+        return (state.path / PID).read_text().strip()
+    except OSError:
+        return "?"
 
 
 def is_served(state: State) -> bool:
-    """Whether a server runs on a state folder at this moment."""
+    """Return whether a server runs on a state folder at this moment."""
     try:
-        with (state.path / "lock").open("a+") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
+        with FileLock(state.path / "lock", mode=0o600, timeout=0):
+            return False
+    except Timeout:
         return True
     except OSError as error:
         raise could_not_write(state.path / "lock", error) from error
-    return False

@@ -30,9 +30,9 @@ from mos_server.fusion import fuse as fusion
 from mos_server.fusion.settings import FusionSettings
 from mos_server.round.follow import describe_round
 from mos_server.round.strategy import GradientFusion, Patience, RoundCancelledError
-from mos_server.state.concepts import spool_path, withdraw
+from mos_server.state.concepts import withdraw
 from mos_server.state.folder import ServerConfig, State, create_state
-from mos_server.state.journal import Store
+from mos_server.state.journal import Journal
 from mos_server.state.records import CANCELLED, FUSING, HELD_BACK, PUBLISHED, SCORING, RoundSettings
 
 PATIENCE = Patience(pause_s=0.01, retry_s=0.0, back_soon_s=0.05)
@@ -110,7 +110,7 @@ class Grid:
 @dataclass
 class Federation:
     state: State
-    store: Store
+    journal: Journal
     base: Base
     keys: Path
     concept: Callable[..., Concept]
@@ -119,8 +119,8 @@ class Federation:
         """Somebody who has enrolled and answers with their concept, unless told otherwise."""
         key = create_node_key(self.keys / f"{name}-{time.monotonic_ns()}")
         node = Node(name, public_pem(key), list(train) or [upload(self.file(name=f"<{name}s-cat>"))], **fields)
-        token, _ = self.store.invite(name, valid_s=60)
-        self.store.enrol(token, node.key, node.pem)
+        token, _ = self.journal.participants.invite(name, valid_s=60)
+        self.journal.participants.enrol(token, node.key, node.pem)
         return node
 
     def file(self, **fields) -> bytes:
@@ -131,15 +131,15 @@ class Federation:
 
     def run(self, grid: Grid, **settings) -> str:
         """Ask for a round and run it to its end; its name."""
-        name = self.store.ask_round(RoundSettings(**settings)).id
+        name = self.journal.rounds.ask(RoundSettings(**settings)).id
         self.go_on(grid, name)
         return name
 
     def go_on(self, grid: Grid, name: str) -> None:
-        GradientFusion(self.state, self.store, name, self.base, PATIENCE).start(grid)
+        GradientFusion(self.state, self.journal, name, self.base, PATIENCE).start(grid)
 
     def notes(self, name: str) -> str:
-        return "\n".join(text for _, _, text in self.store.notes(name))
+        return "\n".join(text for _, _, text in self.journal.notes.of(name))
 
 
 @pytest.fixture
@@ -155,24 +155,24 @@ def federation(
         lambda base, concepts, settings, **given: real(base, concepts, FusionSettings("average"), **given),
     )
     state = create_state(tmp_path / "state", ServerConfig(base="tiny", base_fingerprint=tiny.fingerprint))
-    store = Store(state.database)
-    yield Federation(state, store, tiny, tmp_path, make_concept)
-    store.close()
+    journal = Journal(state.database)
+    yield Federation(state, journal, tiny, tmp_path, make_concept)
+    journal.close()
 
 
 def tokens(federation: Federation, name: str) -> list[str]:
-    return sorted(concept.token for concept in read_fused(federation.state.model(name)).manifest.concepts)
+    return sorted(concept.token for concept in read_fused(federation.state.artefacts.model(name)).manifest.concepts)
 
 
 def test_a_round_is_collected_fused_scored_signed_and_published(federation: Federation):
     nodes = [federation.node(name) for name in ("alice", "bob")]
     name = federation.run(Grid(*nodes), wait=2)
-    assert federation.store.round(name).status == PUBLISHED
-    verify_model(federation.state.model(name), federation.state.pki.signing_key_pem())
+    assert federation.journal.rounds.get(name).status == PUBLISHED
+    verify_model(federation.state.artefacts.model(name), federation.state.pki.signing_key_pem())
     assert tokens(federation, name) == ["<alice/alices-cat>", "<bob/bobs-cat>"]
-    manifest = read_fused(federation.state.model(name)).manifest
+    manifest = read_fused(federation.state.artefacts.model(name)).manifest
     assert {concept.identity.fused for concept in manifest.concepts} == {SCORES.fused}
-    assert not federation.state.candidate(name).exists()
+    assert not federation.state.artefacts.candidate(name).exists()
     assert [node.asked for node in nodes] == [["train", "evaluate"]] * 2
 
 
@@ -183,7 +183,7 @@ def test_one_participant_is_a_round(federation: Federation):
 def test_who_is_not_admitted_is_not_asked(federation: Federation):
     stranger = Node("mallory", public_pem(create_node_key(federation.keys / "mallory")), [upload(federation.file())])
     revoked = federation.node("bob")
-    federation.store.revoke(revoked.key)
+    federation.journal.participants.revoke(revoked.key)
     name = federation.run(Grid(stranger, revoked, federation.node("alice")))
     assert tokens(federation, name) == ["<alice/alices-cat>"]
     assert stranger.asked == revoked.asked == []
@@ -195,7 +195,10 @@ def test_a_lost_answer_is_asked_for_again_three_times_in_all(federation: Federat
     name = federation.run(Grid(alice, bob))
     assert tokens(federation, name) == ["<alice/cat>"]
     assert bob.asked == ["train"] * 3
-    assert {member.name: member.attempts for member in federation.store.members(name)} == {"alice": 4, "bob": 3}
+    assert {member.name: member.attempts for member in federation.journal.rounds.members(name)} == {
+        "alice": 4,
+        "bob": 3,
+    }
     assert "bob: no answer (error 5, node unavailable), given up" in federation.notes(name)
 
 
@@ -209,7 +212,7 @@ def test_a_bad_concept_leaves_the_round_with_its_reason_and_the_round_goes_on(fe
     broken = federation.node("carol", upload(b"\x80\x04pickle"))
     name = federation.run(Grid(federation.node("alice"), bad, broken))
     assert tokens(federation, name) == ["<alice/alices-cat>"]
-    refused = {each.participant: each.refused for each in federation.store.uploads(name) if each.refused}
+    refused = {each.participant: each.refused for each in federation.journal.uploads.of(name) if each.refused}
     assert set(refused) == {"bob", "carol"}
     assert bad.asked == broken.asked == ["train"]
     assert "bob: upload refused: " in federation.notes(name)
@@ -219,7 +222,7 @@ def test_what_is_not_a_number_is_not_fused(federation: Federation):
     good = federation.file(name="<cat>", words=0)
     spoiled = good[:-2] + b"\x00\x7e"  # the last number of the last tensor, in fp16
     name = federation.run(Grid(federation.node("alice"), federation.node("bob", upload(spoiled))))
-    (refused,) = (each.refused for each in federation.store.uploads(name) if each.refused)
+    (refused,) = (each.refused for each in federation.journal.uploads.of(name) if each.refused)
     assert "NaN" in refused
     assert tokens(federation, name) == ["<alice/alices-cat>"]
 
@@ -227,7 +230,7 @@ def test_what_is_not_a_number_is_not_fused(federation: Federation):
 def test_a_concept_of_another_base_is_not_fused(federation: Federation, sixteen: Base):
     foreign = concept_to_bytes(federation.concept(sixteen, "<cat>"))
     name = federation.run(Grid(federation.node("alice"), federation.node("bob", upload(foreign))))
-    (refused,) = (each.refused for each in federation.store.uploads(name) if each.refused)
+    (refused,) = (each.refused for each in federation.journal.uploads.of(name) if each.refused)
     assert sixteen.fingerprint[:8] in refused
 
 
@@ -241,7 +244,7 @@ def test_a_participant_uses_a_name_once_and_contents_count_once(federation: Fede
     )
     name = federation.run(grid)
     assert tokens(federation, name) == ["<alice/cat>", "<bob/cat>"]
-    assert [each.refused is None for each in federation.store.uploads(name)] == [True, False, True, False]
+    assert [each.refused is None for each in federation.journal.uploads.of(name)] == [True, False, True, False]
     assert "another --concept name" in federation.notes(name)
     assert "the very same contents" in federation.notes(name)
 
@@ -282,14 +285,14 @@ def test_a_participant_uses_a_name_once_and_contents_count_once(federation: Fede
 def test_records_that_are_not_an_upload_are_refused_unread(federation: Federation, records: RecordDict, reason: str):
     mallory = federation.node("mallory", lambda message: Message(records, reply_to=message))
     name = federation.run(Grid(federation.node("alice"), mallory))
-    (refused,) = (each.refused for each in federation.store.uploads(name) if each.refused)
+    (refused,) = (each.refused for each in federation.journal.uploads.of(name) if each.refused)
     assert reason in refused
 
 
 def test_the_deadline_ends_the_waiting_and_what_comes_later_is_for_the_next_round(federation: Federation):
     bob = federation.node("bob", silent)
     grid = Grid(federation.node("alice"), bob)
-    name = federation.store.ask_round(RoundSettings(wait=2, deadline_s=1.0)).id
+    name = federation.journal.rounds.ask(RoundSettings(wait=2, deadline_s=1.0)).id
     arrives = upload(federation.file(name="<dog>"))
 
     def slow(message: Message) -> None:
@@ -297,8 +300,8 @@ def test_the_deadline_ends_the_waiting_and_what_comes_later_is_for_the_next_roun
 
     waiting: list[Message] = []
     bob.train[:] = [slow]
-    federation.store.set_identity = (
-        lambda *given, real=federation.store.set_identity: (  # bob arrives while alice scores
+    federation.journal.uploads.set_identity = (
+        lambda *given, real=federation.journal.uploads.set_identity: (  # bob arrives while alice scores
             real(*given),
             grid.replies.__setitem__(waiting[0].metadata.message_id, arrives(waiting[0])),
         )
@@ -308,7 +311,7 @@ def test_the_deadline_ends_the_waiting_and_what_comes_later_is_for_the_next_roun
     assert "the deadline has come with 1 of 2 concepts" in federation.notes(name)
     assert "<bob/dog> arrived, " in federation.notes(name)
     assert "kept for the next round" in federation.notes(name)
-    del federation.store.set_identity
+    del federation.journal.uploads.set_identity
     bob.train[:] = [silent]
     following = federation.run(grid, wait=2)
     assert tokens(federation, following) == ["<alice/alices-cat>", "<bob/dog>"]
@@ -330,8 +333,8 @@ def test_a_round_killed_while_it_collects_does_not_ask_again_for_what_is_spooled
     alice, bob = federation.node("alice"), federation.node("bob", kill, joins_at_look=2)
     with pytest.raises(Killed):
         federation.run(Grid(alice, bob), wait=2)
-    (spooled,) = federation.store.admitted("round-001")
-    assert spool_path(federation.state, spooled.digest).is_file()
+    (spooled,) = federation.journal.uploads.admitted("round-001")
+    assert spooled.digest in federation.state.artefacts.concepts()
     bob.train[:], bob.joins_at_look = [upload(federation.file(name="<dog>"))], 0
     federation.go_on(Grid(alice, bob), "round-001")
     assert tokens(federation, "round-001") == ["<alice/alices-cat>", "<bob/dog>"]
@@ -346,7 +349,7 @@ def test_a_round_killed_while_it_fuses_fuses_what_it_had(federation: Federation,
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(fusion, "fuse", kill)
         federation.run(Grid(alice))
-    assert federation.store.round("round-001").status == FUSING
+    assert federation.journal.rounds.get("round-001").status == FUSING
     federation.go_on(Grid(alice, bob), "round-001")
     assert tokens(federation, "round-001") == ["<alice/alices-cat>"]
     assert alice.asked == ["train", "evaluate"]
@@ -361,10 +364,10 @@ def test_a_round_killed_while_it_is_scored_is_not_fused_again(federation: Federa
     bob = federation.node("bob", evaluate=[kill, scores()])
     with pytest.raises(Killed):
         federation.run(Grid(alice, bob), wait=2)
-    assert federation.store.round("round-001").status == SCORING
+    assert federation.journal.rounds.get("round-001").status == SCORING
     monkeypatch.setattr(fusion, "fuse", lambda *given, **settings: pytest.fail("fused again"))
     federation.go_on(Grid(alice, bob), "round-001")
-    assert federation.store.round("round-001").status == PUBLISHED
+    assert federation.journal.rounds.get("round-001").status == PUBLISHED
 
 
 def test_identity_below_what_was_asked_holds_the_model_back(federation: Federation):
@@ -372,12 +375,12 @@ def test_identity_below_what_was_asked_holds_the_model_back(federation: Federati
     name = federation.run(
         Grid(federation.node("alice"), federation.node("bob", evaluate=[scores(low)])), wait=2, min_identity=0.4
     )
-    round_ = federation.store.round(name)
+    round_ = federation.journal.rounds.get(name)
     assert round_.status == HELD_BACK
     assert "<bob/bobs-cat> has identity 0.200" in round_.reason
-    assert federation.state.candidate(name).is_dir()
-    assert not federation.state.model(name).exists()
-    assert federation.store.latest_published() is None
+    assert federation.state.artefacts.candidate(name).is_dir()
+    assert not federation.state.artefacts.model(name).exists()
+    assert federation.journal.rounds.latest_published() is None
 
 
 def test_a_concept_that_lost_much_is_flagged_where_people_look(federation: Federation):
@@ -386,14 +389,14 @@ def test_a_concept_that_lost_much_is_flagged_where_people_look(federation: Feder
     little = messages.Identity(class_word=0.1, single=0.55, fused=0.5, ceiling=0.8)
     alice, bob = federation.node("alice", evaluate=[scores(little)]), federation.node("bob", evaluate=[scores(much)])
     name = federation.run(Grid(alice, bob), wait=2, flag_loss=0.1)
-    round_ = federation.store.round(name)
+    round_ = federation.journal.rounds.get(name)
     assert round_.status == PUBLISHED
-    notes = [text for _, _, text in federation.store.notes(name)]
+    notes = [text for _, _, text in federation.journal.notes.of(name)]
     assert [text for text in notes if "flagged" in text] == [
         "flagged: <bob/bobs-cat> lost 0.120 of its identity in fusion"
     ]
-    assert [line for line in describe_round(federation.store, round_) if "flagged: lost 0.120" in line]
-    told = json.loads((federation.state.model(name) / "manifest.json").read_bytes())
+    assert [line for line in describe_round(federation.journal, round_) if "flagged: lost 0.120" in line]
+    told = json.loads((federation.state.artefacts.model(name) / "manifest.json").read_bytes())
     assert {concept["participant"]: concept["flagged"] for concept in told["concepts"]} == {"alice": False, "bob": True}
 
 
@@ -411,8 +414,8 @@ def test_scores_that_are_not_four_cosines_are_not_believed(federation: Federatio
     bad = lambda message: Message(RecordDict({"identity": MetricRecord(numbers)}), reply_to=message)  # noqa: E731
     bob = federation.node("bob", evaluate=[bad])
     name = federation.run(Grid(federation.node("alice"), bob), wait=2)
-    assert [upload.identity is None for upload in federation.store.admitted(name)] == [False, True]
-    assert federation.store.round(name).status == PUBLISHED
+    assert [upload.identity is None for upload in federation.journal.uploads.admitted(name)] == [False, True]
+    assert federation.journal.rounds.get(name).status == PUBLISHED
     assert bob.asked == ["train", "evaluate"]
 
 
@@ -426,14 +429,14 @@ def test_who_left_before_the_scores_does_not_hold_up_the_round(federation: Feder
         )[1]
     ]
     name = federation.run(grid, wait=2)
-    assert federation.store.round(name).status == PUBLISHED
+    assert federation.journal.rounds.get(name).status == PUBLISHED
     assert "<bob/dog> was not scored" in federation.notes(name)
 
 
 def test_a_concept_withdrawn_while_it_is_scored_is_not_published(federation: Federation):
     def withdrawn(message: Message) -> Message:
-        if len(federation.store.admitted("round-001")) == 2:
-            withdraw(federation.state, federation.store, "<bob/bobs-cat>")
+        if len(federation.journal.uploads.admitted("round-001")) == 2:
+            withdraw(federation.state, federation.journal, "<bob/bobs-cat>")
         return scores()(message)
 
     name = federation.run(Grid(federation.node("alice", evaluate=[withdrawn]), federation.node("bob")), wait=2)
@@ -443,7 +446,7 @@ def test_a_concept_withdrawn_while_it_is_scored_is_not_published(federation: Fed
 def test_a_withdrawn_concept_stays_out_of_the_rounds_to_come_though_its_owner_answers_again(federation: Federation):
     alice, bob = federation.node("alice"), federation.node("bob")
     federation.run(Grid(alice, bob), wait=2)
-    withdraw(federation.state, federation.store, "<bob/bobs-cat>")
+    withdraw(federation.state, federation.journal, "<bob/bobs-cat>")
     name = federation.run(Grid(federation.node("carol"), bob))
     assert tokens(federation, name) == ["<carol/carols-cat>"]
     assert "was withdrawn" in federation.notes(name)
@@ -451,11 +454,11 @@ def test_a_withdrawn_concept_stays_out_of_the_rounds_to_come_though_its_owner_an
 
 def test_a_cancelled_round_stops(federation: Federation):
     def cancel(message: Message) -> None:
-        federation.store.advance("round-001", CANCELLED)
+        federation.journal.rounds.advance("round-001", CANCELLED)
 
     with pytest.raises(RoundCancelledError):
         federation.run(Grid(federation.node("alice", cancel)))
-    assert federation.store.round("round-001").status == CANCELLED
+    assert federation.journal.rounds.get("round-001").status == CANCELLED
 
 
 def test_who_answers_is_known_from_what_was_asked(federation: Federation):

@@ -24,7 +24,7 @@ from mos_server.round import candidate
 from mos_server.round.intake import take_upload
 from mos_server.state.concepts import kept_uploads
 from mos_server.state.folder import ServerConfig, State, create_state
-from mos_server.state.journal import Store
+from mos_server.state.journal import Journal
 from mos_server.state.records import PUBLISHED, RoundSettings, Upload
 
 FEW = {"contexts": ("V",), "ordinary": ("",), "steps": 1, "guidance": 1.0}
@@ -40,16 +40,16 @@ class Federation:
     make_concept: Callable
     round: str
 
-    def store(self) -> closing[Store]:
-        return closing(Store(self.state.database))
+    def journal(self) -> closing[Journal]:
+        return closing(Journal(self.state.database))
 
-    def upload(self, store: Store, name: str, concept: str, seed: int, round_id: str | None) -> Upload:
+    def upload(self, journal: Journal, name: str, concept: str, seed: int, round_id: str | None) -> Upload:
         key = create_node_key(self.state.path / f"{name}-{concept[1:-1]}-{seed}")
-        token, _ = store.invite(name, valid_s=60)
-        store.enrol(token, key_digest(public_pem(key)), public_pem(key))
-        someone = next(each for each in store.participants() if each.key == key_digest(public_pem(key)))
+        token, _ = journal.participants.invite(name, valid_s=60)
+        journal.participants.enrol(token, key_digest(public_pem(key)), public_pem(key))
+        someone = next(each for each in journal.participants.all() if each.key == key_digest(public_pem(key)))
         data = concept_to_bytes(self.make_concept(self.base, concept, seed=seed, strength=0.02))
-        taken = take_upload(self.state, store, self.base, someone, data, round_id)
+        taken = take_upload(self.state, journal, self.base, someone, data, round_id)
         assert taken.refused is None
         return taken
 
@@ -63,12 +63,12 @@ def federation(tmp_path: Path, tiny: Base, make_concept: Callable, monkeypatch) 
         )
     state = create_state(tmp_path / "state", ServerConfig(base="tiny", base_fingerprint=tiny.fingerprint))
     made = Federation(state, tiny, make_concept, "")
-    with made.store() as store:
-        made.round = store.ask_round(RoundSettings()).id
+    with made.journal() as journal:
+        made.round = journal.rounds.ask(RoundSettings()).id
         for seed, (name, concept) in enumerate(
             [("alice", "<cat>"), ("bob", "<cat>"), ("carol", "<cat>"), ("alice", "<dog>")]
         ):
-            made.upload(store, name, concept, seed, made.round)
+            made.upload(journal, name, concept, seed, made.round)
     return made
 
 
@@ -87,10 +87,10 @@ def from_scratch(federation: Federation, chosen: list[tuple[str, str, int]], out
         out.with_suffix(".state"), ServerConfig(base="tiny", base_fingerprint=federation.base.fingerprint)
     )
     other = Federation(state, federation.base, federation.make_concept, "")
-    with other.store() as store:
-        round_id = store.ask_round(RoundSettings()).id
+    with other.journal() as journal:
+        round_id = journal.rounds.ask(RoundSettings()).id
         for name, concept, seed in chosen:
-            other.upload(store, name, concept, seed, round_id)
+            other.upload(journal, name, concept, seed, round_id)
     fuse_state(state.path, out)
 
 
@@ -113,11 +113,11 @@ def test_a_choice_that_is_not_clear_lists_what_there_is(federation, tmp_path, on
 
 
 def test_the_newest_of_a_name_counts_unless_a_round_is_named(federation, tmp_path):
-    with federation.store() as store:
-        store.advance(federation.round, PUBLISHED)
-        newer = federation.upload(store, "bob", "<cat>", 9, store.ask_round(RoundSettings()).id)
-        newest = {upload.token: upload.digest for upload in kept_uploads(store)}
-        before = {upload.token: upload.digest for upload in kept_uploads(store, federation.round)}
+    with federation.journal() as journal:
+        journal.rounds.advance(federation.round, PUBLISHED)
+        newer = federation.upload(journal, "bob", "<cat>", 9, journal.rounds.ask(RoundSettings()).id)
+        newest = {upload.token: upload.digest for upload in kept_uploads(journal)}
+        before = {upload.token: upload.digest for upload in kept_uploads(journal, federation.round)}
     assert newest["<bob/cat>"] == newer.digest != before["<bob/cat>"]
     assert newest.keys() == before.keys()
 
@@ -125,9 +125,9 @@ def test_the_newest_of_a_name_counts_unless_a_round_is_named(federation, tmp_pat
 def test_a_withdrawn_concept_has_never_been_there(federation, tmp_path, monkeypatch, capsys):
     """File, spool and statistics are erased, and the model of the rest is, to the bit, the one fused without it."""
     fuse_state(federation.state.path, tmp_path / "all")
-    with federation.store() as store:
-        store.advance(federation.round, PUBLISHED)
-        digest = next(upload.digest for upload in store.concepts() if upload.token == "<bob/cat>")
+    with federation.journal() as journal:
+        journal.rounds.advance(federation.round, PUBLISHED)
+        digest = next(upload.digest for upload in journal.uploads.kept() if upload.token == "<bob/cat>")
     assert list(federation.state.path.rglob(f"*{digest}*"))
     out = tmp_path / "rest"
     app(
@@ -149,8 +149,8 @@ def test_withdrawing_needs_a_free_place_before_anything_is_erased(federation, tm
             ["concepts", str(federation.state.path), "withdraw", "<bob/cat>", "--out", str(tmp_path)],
             standalone_mode=False,
         )
-    with federation.store() as store:
-        assert len(store.concepts()) == 4
+    with federation.journal() as journal:
+        assert len(journal.uploads.kept()) == 4
 
 
 def test_the_command_fuses_a_state(federation, tmp_path, capsys):
@@ -188,8 +188,8 @@ def test_no_state_and_an_out_that_exists_are_errors(federation, tmp_path):
 def test_a_concept_that_cannot_be_fused_is_refused_and_the_round_goes_on(federation, tmp_path, monkeypatch):
     """Bob's forward pass breaks down in the UNet: his upload is refused with the layer's name, the candidate is of the others."""
     real = statistics.record_group
-    with federation.store() as store:
-        bobs = next(upload for upload in store.concepts() if upload.token == "<bob/cat>")
+    with federation.journal() as journal:
+        bobs = next(upload for upload in journal.uploads.kept() if upload.token == "<bob/cat>")
         seed = int(bobs.digest[:12], 16)
 
         def breaking(group, base, layers, prompts, seeds, vocabulary, settings, into):
@@ -199,9 +199,9 @@ def test_a_concept_that_cannot_be_fused_is_refused_and_the_round_goes_on(federat
 
         monkeypatch.setattr(statistics, "record_group", breaking)
         told: list[str] = []
-        folder = candidate.fuse_candidate(federation.state, store, federation.round, federation.base, told.append)
-        uploads = store.uploads(federation.round)
-        assert candidate.is_current(folder, store.admitted(federation.round))
+        folder = candidate.fuse_candidate(federation.state, journal, federation.round, federation.base, told.append)
+        uploads = journal.uploads.of(federation.round)
+        assert candidate.is_current(folder, journal.uploads.admitted(federation.round))
     assert tokens(folder) == ["<alice/cat>", "<alice/dog>", "<carol/cat>"]
     refused = {upload.token: upload.refused for upload in uploads if upload.refused}
     assert list(refused) == ["<bob/cat>"]
