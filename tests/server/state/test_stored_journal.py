@@ -7,7 +7,6 @@ import shutil
 import sqlite3
 import subprocess
 import sys
-import tarfile
 from contextlib import closing
 from pathlib import Path
 
@@ -23,17 +22,14 @@ from mos_server.state.journal import Journal
 from mos_server.state.journal.database import MIGRATIONS
 from mos_server.state.journal.tables import REVISION, metadata
 from mos_server.state.records import COLLECTING, PUBLISHED, RoundSettings
+from stored import unpack_0_1_0
 
-STORED = Path(__file__).parents[2] / "data" / "state-0.1.0.tar.xz"
 TOKENS = ["<bob/ginger>", "<alice/coral>"]
 
 
 @pytest.fixture(scope="session")
 def unpacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("stored")
-    with tarfile.open(STORED) as archive:
-        archive.extractall(folder, filter="data")
-    return folder / "federation" / "server"
+    return unpack_0_1_0(tmp_path_factory.mktemp("stored")).server
 
 
 @pytest.fixture
