@@ -20,7 +20,7 @@ name = "federated-mix-of-show"
 version = "1.0.0"
 description = "Points to the installed mos_server and mos_client; carries no code."
 license = { text = "Apache-2.0" }
-dependencies = ["flwr==1.41.0"]
+dependencies = ["flwr==1.42.0"]
 
 [tool.flwr.app]
 publisher = "mos"

@@ -46,7 +46,7 @@ def test_an_expired_kit_is_refused_on_both_sides(operator, tmp_path, monkeypatch
         enrol(late, tmp_path)
     lying = kit.model_copy(update={"expires": dt.datetime.now(dt.UTC) + dt.timedelta(days=1)})
     at = dt.datetime.now(dt.UTC).timestamp() + 10
-    monkeypatch.setattr("mos_server.state.journal.time.time", lambda: at)
+    monkeypatch.setattr("mos_server.state.journal.participants.time.time", lambda: at)
     with pytest.raises(TrustError, match=r"the server refuses: .*expired"):
         enrol(lying, tmp_path)
 
