@@ -17,7 +17,8 @@ FLEET_PORT, MOS_PORT = 39092, 39093
 class StoredFederation:
     """A server and two participants, alice and bob, as 0.1.0 left them.
 
-    round-001 is published and downloaded by both. round-002 is unfinished: it has alice's concept and waits for bob's.
+    round-001 is published and downloaded by both. round-002 is unfinished: it has alice's concept
+    and waits for bob's.
     """
 
     folder: Path
@@ -28,7 +29,7 @@ class StoredFederation:
         return self.folder / "server"
 
     def move_here(self, fleet_port: str, mos_port: str) -> None:
-        """Replace the folders and ports that the files name, and let the unfinished round begin now."""
+        """Replace folders and ports in the files, and the time at which the round began."""
         texts = [self.server / "config.json", *self.folder.glob("participants/*/kit.json")]
         texts += [*self.folder.glob("participants/*/state/*.json")]
         for file in texts:

@@ -1,4 +1,4 @@
-"""`mos-server serve`: both ports, and the process of whatever round is asked for, until somebody says stop."""
+"""`mos-server serve`: serve both ports and run rounds, until told to stop."""
 
 from __future__ import annotations
 
@@ -26,10 +26,13 @@ _SERVICE_GRACE_S = 1.0
 
 
 def serve(state: State, listening: Callable[[], None], *, device: str | None = None, dtype: str | None = None) -> None:
-    """Serve a state folder until SIGTERM or SIGINT; then leave no process behind. A running round goes on at the next start.
+    """Serve a state folder until SIGTERM or SIGINT, and leave no process behind.
+
+    `listening` is called once both ports answer. A running round goes on at the next start.
 
     Raises:
-        StateError: another server has the folder. NetworkError: a port is in use.
+        StateError: another server runs on the folder.
+        NetworkError: a port is in use.
 
     """
     with ExitStack() as stack:
@@ -50,14 +53,14 @@ def serve(state: State, listening: Callable[[], None], *, device: str | None = N
 
 
 class Seen:
-    """Remembers who was here, without a write for each of Flower's many requests."""
+    """Journals when each participant was last here, but not each of Flower's many requests."""
 
     def __init__(self, journal: Journal) -> None:
         self._journal = journal
         self._last: dict[str, float] = {}
 
     def __call__(self, key: str) -> None:
-        """Say that a participant is here."""
+        """Record that the participant with this key is here."""
         now = time.monotonic()
         if now - self._last.get(key, -_SEEN_EVERY_S) >= _SEEN_EVERY_S:
             self._last[key] = now
@@ -68,7 +71,12 @@ class Seen:
 
 
 def log_to_file(state: State) -> None:
-    """Write the log to the state folder too, and quieten Flower's own to its warnings."""
+    """Write the log to the state folder too.
+
+    Raises:
+        StateError: the log cannot be written.
+
+    """
     try:
         handler = RotatingFileHandler(state.log / "serve.log", maxBytes=10 << 20, backupCount=3)
     except OSError as error:
@@ -87,7 +95,7 @@ async def _serve(superlink: SuperLink, rounds: RoundRunner, listening: Callable[
             try:
                 await asyncio.to_thread(rounds.step)
             except StateError as error:
-                log.error("%s", error)  # a full disk: the next look may find room
+                log.error("%s", error)  # a full disk may have room at the next step
             await _wait(asked_to_stop, _LOOK_EVERY_S)
     finally:
         # The process of a round says goodbye through the private port: close that last.

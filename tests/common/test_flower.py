@@ -1,4 +1,4 @@
-"""Every symbol of Flower that the product uses: an upgrade of Flower that takes one away fails here, by its name."""
+"""Every symbol of Flower that we use: an upgrade that takes one away fails here, by name."""
 
 from __future__ import annotations
 

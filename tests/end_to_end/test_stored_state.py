@@ -1,4 +1,4 @@
-"""What release 0.1.0 left on the disks of an operator and two participants is opened, and its unfinished round is finished."""
+"""The state folders of release 0.1.0 are opened, and their unfinished round is finished."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ TOKENS = ["<alice/coral>", "<bob/ginger>"]
 
 
 def tuned(federation: StoredFederation) -> dict[str, tuple[int, bytes]]:
-    """When the participants' concept files were written, in ns since the epoch, and what is in them."""
+    """When each participant's concept file was written (ns since the epoch), and its bytes."""
     files = sorted(federation.folder.glob("participants/*/state/concepts/*.safetensors"))
     return {str(file.relative_to(federation.folder)): (file.stat().st_mtime_ns, file.read_bytes()) for file in files}
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[StoredFederation, list[Participant], dict]]:
-    """The federation with round-002 published and downloaded; and what was tuned before it began."""
+    """The federation with round-002 published and downloaded, and what was tuned before that."""
     federation = unpack_0_1_0(tmp_path_factory.mktemp("stored"))
     federation.move_here(*free_ports(2))
     participants = [

@@ -1,4 +1,4 @@
-"""What a federation keeps beside its journal: admitted uploads, second moments, models. The one module that knows where.
+"""Admitted uploads, second moments and models: the one module that knows where they are kept.
 
 concepts/<digest>.safetensors     an admitted upload, by content digest, until somebody withdraws it
 moments/                          second moments of activations, kept from fusion to fusion
@@ -49,7 +49,7 @@ class Artefacts:
             ) from error
 
     def delete_concept(self, digest: str) -> None:
-        """Erase a kept upload and every second moment that was computed from it; one that is not there is no error.
+        """Erase a kept upload and every second moment that was computed from it, if they exist.
 
         Raises:
             StateError: a file cannot be deleted.
@@ -75,7 +75,7 @@ class Artefacts:
         return self.root / "models" / round_id
 
     def candidate(self, round_id: str) -> Path:
-        """Return the folder of a round's candidate; it exists while the round is fused and not published."""
+        """Return the folder of a round's candidate; it exists from fusion to publication."""
         return self.root / "models" / f"{round_id}-candidate"
 
     def _concept(self, digest: str) -> Path:

@@ -20,7 +20,7 @@ def kept_uploads(journal: Journal, round_id: str | None = None, only: Sequence[s
     `only` chooses among them, by `<alice/cat>`, `alice/cat`, or `cat` while one participant has it.
 
     Raises:
-        RequestError: no such round, a chosen one is not kept, or several participants have it.
+        RequestError: the round or a concept is unknown, or several participants have the concept.
 
     """
     kept = journal.uploads.kept() if round_id is None else journal.uploads.admitted(journal.rounds.get(round_id).id)
@@ -32,8 +32,9 @@ def kept_uploads(journal: Journal, round_id: str | None = None, only: Sequence[s
         name = wanted.strip().strip("<>")
         found = [token for token in newest if name in (token[1:-1], token[1:-1].rpartition("/")[2])]
         if len(found) != 1:
-            problem = f"could be any of {', '.join(sorted(found))}" if found else "is not kept"
-            raise RequestError(f"concept {wanted} {problem}; there is {', '.join(sorted(newest)) or 'none'}")
+            if found:
+                raise RequestError(f"concept {wanted} could be any of {', '.join(sorted(found))}: name one of them")
+            raise RequestError(f"unknown concept {wanted}; known: {', '.join(sorted(newest)) or 'none'}")
         chosen[found[0]] = newest[found[0]]
     return list(chosen.values())
 
@@ -50,9 +51,13 @@ def named_concepts(state: State, uploads: Sequence[Upload]) -> list[NamedConcept
 
 
 def withdraw(state: State, journal: Journal, wanted: str) -> list[Upload]:
-    """Take a concept out of everything to come and erase it here: its file and its second moments.
+    """Withdraw a concept from everything to come, and erase its file and its second moments.
 
     Models that were published with it stay as they are, since a published model is never changed.
+
+    Raises:
+        RequestError: the concept is unknown, or several participants have it.
+
     """
     withdrawn = journal.uploads.withdraw(wanted)
     for digest in {upload.digest for upload in withdrawn}:

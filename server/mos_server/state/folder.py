@@ -1,9 +1,12 @@
-"""The operator's state folder: everything a federation is, in one place that can be backed up by copying it.
+"""The operator's state folder: a federation in one place, which can be backed up by copying it.
 
-config.json    what `mos-server init` was told        concepts/, moments/, models/    see artefacts.py
-pki/           keys and certificates                  flower/      Flower's own database and files
-server.db      the journal                            log/         what the server and each round wrote
-lock           held while a server runs               pid          the process of the server that ran last
+config.json     the options of `mos-server init`
+pki/            keys and certificates
+server.db       the journal
+concepts/, moments/, models/     see artefacts.py
+flower/         Flower's own database and files
+log/            the logs of the server and of each round
+lock, pid       a lock held while a server runs, and the process that took it last
 """
 
 from __future__ import annotations
@@ -33,9 +36,9 @@ Port = Annotated[int, Field(ge=1, le=65535)]
 
 
 class ServerConfig(BaseModel):
-    """What `mos-server init` was told, and the server's own identity.
+    """The options of `mos-server init`, and the server's own identity.
 
-    host: the name or address that participants reach the two ports under.
+    host: the name or address under which participants reach the two ports.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -81,11 +84,11 @@ class State:
 
 
 def create_state(path: Path, config: ServerConfig) -> State:
-    """Make a state folder: keys, certificates, an empty journal.
+    """Create a state folder with new keys and certificates.
 
     Raises:
-        StateError: there is something at `path` already, or it cannot be written.
-        RequestError: the host is not a name or an address, or two ports are the same.
+        StateError: `path` exists and is not an empty folder, or it cannot be written.
+        RequestError: the host is not a name or an address, or the two ports are the same.
 
     """
     if not _HOST.fullmatch(config.host):
@@ -108,10 +111,10 @@ def create_state(path: Path, config: ServerConfig) -> State:
 
 
 def check_can_create(path: Path) -> None:
-    """Check that a state folder can be made at `path`.
+    """Check that a state folder can be created at `path`.
 
     Raises:
-        StateError: there is something already.
+        StateError: `path` exists and is not an empty folder.
 
     """
     try:
@@ -122,10 +125,10 @@ def check_can_create(path: Path) -> None:
 
 
 def open_state(path: Path) -> State:
-    """The state folder at `path`.
+    """Open the state folder at `path`.
 
     Raises:
-        StateError: it is none, it is damaged, or it cannot be read and written.
+        StateError: `path` is not a state folder, it is damaged, or it cannot be read and written.
 
     """
     try:
@@ -142,7 +145,7 @@ def open_state(path: Path) -> State:
 
 @contextmanager
 def locked(state: State) -> Iterator[None]:
-    """Be the one server of a state folder. The lock goes with the process, however that ends.
+    """Hold the lock of a state folder, as its one server. It goes with the process.
 
     Raises:
         StateError: another server runs on it, or the folder cannot be written.

@@ -1,4 +1,4 @@
-"""What a federation keeps, fused outside of its rounds: any subset, the same to the bit as from scratch; and what cannot be fused."""
+"""Kept concepts are fused outside of rounds: any subset, to the bit the same as from scratch."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ FILES = ("adapter.safetensors", "embeddings.safetensors")
 
 @dataclass
 class Federation:
-    """A state folder in which alice, bob and carol have a cat each, and alice a dog too, in round-001."""
+    """A state folder whose round-001 has a cat each of alice, bob and carol, and alice's dog."""
 
     state: State
     base: Base
@@ -96,7 +96,7 @@ def from_scratch(federation: Federation, chosen: list[tuple[str, str, int]], out
 
 @pytest.mark.parametrize("only", ["alice/dog,bob/cat", "<alice/dog>,<bob/cat>", "dog, bob/cat"])
 def test_any_subset_on_demand(federation, tmp_path, only):
-    """Also after everything was fused together: the kept statistics of the chosen ones add up to what they alone give."""
+    """Also after all were fused: the chosen ones' statistics add up to what they alone give."""
     fuse_state(federation.state.path, tmp_path / "all")
     assert len(tokens(tmp_path / "all")) == 4
     fuse_state(federation.state.path, tmp_path / "two", only=only.split(","))
@@ -105,7 +105,8 @@ def test_any_subset_on_demand(federation, tmp_path, only):
 
 
 @pytest.mark.parametrize(
-    ("only", "problem"), [("cat", "could be any of <alice/cat>, <bob/cat>"), ("tree", "is not kept; there is <alice")]
+    ("only", "problem"),
+    [("cat", "could be any of <alice/cat>, <bob/cat>"), ("tree", "unknown concept tree; known: <alice")],
 )
 def test_a_choice_that_is_not_clear_lists_what_there_is(federation, tmp_path, only, problem):
     with pytest.raises(RequestError, match=problem):
@@ -123,7 +124,7 @@ def test_the_newest_of_a_name_counts_unless_a_round_is_named(federation, tmp_pat
 
 
 def test_a_withdrawn_concept_has_never_been_there(federation, tmp_path, monkeypatch, capsys):
-    """File, spool and statistics are erased, and the model of the rest is, to the bit, the one fused without it."""
+    """File and statistics are erased; the model of the rest is to the bit the one without it."""
     fuse_state(federation.state.path, tmp_path / "all")
     with federation.journal() as journal:
         journal.rounds.advance(federation.round, PUBLISHED)
@@ -186,7 +187,7 @@ def test_no_state_and_an_out_that_exists_are_errors(federation, tmp_path):
 
 
 def test_a_concept_that_cannot_be_fused_is_refused_and_the_round_goes_on(federation, tmp_path, monkeypatch):
-    """Bob's forward pass breaks down in the UNet: his upload is refused with the layer's name, the candidate is of the others."""
+    """Bob's fails in the UNet: it is refused with the layer's name, and the others are fused."""
     real = statistics.record_group
     with federation.journal() as journal:
         bobs = next(upload for upload in journal.uploads.kept() if upload.token == "<bob/cat>")

@@ -219,7 +219,7 @@ def test_a_journal_is_its_owners_alone(journal: Journal, tmp_path: Path):
 
 
 def test_what_is_journalled_is_on_the_disk_and_what_is_erased_is_overwritten(tmp_path: Path):
-    """The settings of SQLite that say so hold on every connection, so on one of each of two threads too."""
+    """SQLite has these settings for each connection, and each thread has its own."""
     with closing(Database(tmp_path / "server.db")) as database:
 
         def settings() -> dict[str, int | str]:

@@ -91,7 +91,7 @@ def test_the_migrations_make_the_tables_that_the_code_reads(stored: Path, tmp_pa
     with engine.connect() as connection:
         found = compare_metadata(MigrationContext.configure(connection, opts={"compare_type": False}), metadata)
     engine.dispose()
-    # SQLite itself, alone among databases, let the text keys of 0.1.0 be NULL; none of them ever is.
+    # SQLite let the text keys of 0.1.0 be NULL, as no other database does; none ever is.
     keys = {(table.name, column.name) for table in metadata.tables.values() for column in table.primary_key}
     differences = [each[0] if isinstance(each, list) else each for each in found]
     assert [each for each in differences if each[0] != "modify_nullable" or (each[2], each[3]) not in keys] == []
@@ -110,7 +110,7 @@ def test_what_is_journalled_after_the_upgrade_is_there_at_the_next_opening(store
 
 @pytest.mark.parametrize("made", ["anew", "by 0.1.0"])
 def test_several_processes_may_open_it_at_once(stored: Path, tmp_path: Path, made: str):
-    """As a server, its round and a command do after an upgrade: one of them brings it up to date, and all can use it."""
+    """As a server and a command do after an upgrade: one migrates it, and all can use it."""
     file = stored if made == "by 0.1.0" else tmp_path / "new.db"
     opens = (
         "import sys; from pathlib import Path; from mos_server.state.journal import Journal; import alembic.command\n"
@@ -149,6 +149,16 @@ def test_a_setting_that_this_release_does_not_know_is_not_passed_over(stored: Pa
     change(stored, "UPDATE rounds SET settings = ? WHERE id = 'round-001'", '{"wait": 2, "warp": 9}')
     with closing(Journal(stored)) as journal, pytest.raises(StateError, match="round-001 was asked for with warp"):
         journal.rounds.get("round-001")
+
+
+def test_a_setting_of_another_type_or_out_of_range_is_not_believed(stored: Path):
+    for settings in ('{"wait": "many"}', '{"wait": 0}'):
+        change(stored, "UPDATE rounds SET settings = ? WHERE id = 'round-001'", settings)
+        with (
+            closing(Journal(stored)) as journal,
+            pytest.raises(StateError, match="settings of round-001 cannot be used"),
+        ):
+            journal.rounds.get("round-001")
 
 
 def test_a_setting_that_an_earlier_release_did_not_have_is_at_its_default(stored: Path):

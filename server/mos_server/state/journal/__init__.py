@@ -1,10 +1,10 @@
 """The journal: who may come in, what every round received, and where each round stands.
 
-One database that the server, the process of a running round and the commands open at the same time. What is written here is
-durable before the call returns, and a round that is killed at any point goes on from what stands here.
+The server, the process of a running round and the commands open it at the same time. A call has
+written to the disk before it returns; a round that is killed at any point goes on from here.
 
-    database.py      the one module that knows which database it is; transactions and errors
-    tables.py        tables and columns, and which revision of them this code reads
+    database.py     which database it is: opening, transactions, errors
+    tables.py       tables and columns, and their revision
     participants.py, rounds.py, uploads.py, notes.py     one subject each
 """
 
@@ -22,12 +22,12 @@ __all__ = ["Journal"]
 
 
 class Journal:
-    """The journal of one state folder, by subject. May be shared by threads; other processes open their own.
+    """The journal of one state folder, by subject. Threads may share one; processes open their own.
 
-    Opening it makes the tables, or brings those of an earlier release up to date.
+    Opening it creates the tables, or brings those of an earlier release up to date.
 
     Raises:
-        StateError: from here and from every call: the file cannot be used, or a newer release wrote it.
+        StateError: the file cannot be used, or a newer release wrote it. Every call may raise it.
 
     """
 

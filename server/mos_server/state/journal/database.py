@@ -1,6 +1,6 @@
-"""The one module that knows that the journal is SQLite: how it is opened, its transactions, and what its errors mean.
+"""The one module that knows that the journal is SQLite: opening, transactions, errors.
 
-The modules beside it write SQLAlchemy statements that any database takes. Their calls run one transaction each.
+The modules beside it write SQLAlchemy statements that any database takes, one transaction a call.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from mos_server.state.journal.tables import REVISION
 
 MIGRATIONS = Path(__file__).parent.parent / "migrations"
 _BUSY_S = 30.0  # how long a call waits for another process's transaction
-# Readers never wait for a writer; a commit is on the disk before it returns; what is deleted is overwritten.
+# Readers never wait for a writer, commits are on the disk, deleted rows are overwritten.
 _PRAGMAS = ("journal_mode=WAL", "synchronous=FULL", "secure_delete=ON")
 _WRITES = "mos_writes"
 _FIRST = "0001"  # the tables as releases before 0.2 made them, which kept no revision
@@ -29,7 +29,7 @@ _MIGRATING = threading.Lock()  # alembic's `op` and `context` are global
 
 
 class Database:
-    """An open database, brought to the revision that this code reads. Threads and processes may share the file."""
+    """An open database at the revision that this code reads. Threads may share it."""
 
     def __init__(self, file: Path) -> None:
         self._file = file
@@ -50,9 +50,10 @@ class Database:
 
     @contextmanager
     def writing(self) -> Iterator[Connection]:
-        """Run the block as one transaction: all of it is durable afterwards, or nothing of it. Blocks may be nested.
+        """Run the block as one transaction: afterwards all of it is on the disk, or none of it.
 
         Nobody else writes while the block runs, so what it has read is still true when it writes.
+        A block inside another of the same thread is part of the outer one.
 
         Raises:
             StateError: the database cannot be used.
@@ -115,7 +116,7 @@ def _engine(file: Path) -> Engine:
 
     @event.listens_for(engine, "begin")
     def begin(connection: Connection) -> None:
-        # A transaction that reads first and then writes could be refused half-way: one that writes says so at once.
+        # A writer takes its lock at once: one that reads first could be refused half-way.
         writes = connection.get_execution_options().get(_WRITES, False)
         connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
@@ -127,7 +128,7 @@ def _rows(connection: Connection, query: Executable) -> Sequence[RowMapping]:
 
 
 def _migrate(database: Database) -> None:
-    """Bring the tables to REVISION. Of several processes that open a file at once, one does it and the others wait."""
+    """Bring the tables to REVISION. Of several processes that open a file at once, one does."""
     if _revision(database) == REVISION:
         return
     from alembic import command

@@ -1,4 +1,4 @@
-"""What whoever follows a round reads: one line for everything that happens in it."""
+"""What the followers of a round read: one line for everything that happens in it."""
 
 from __future__ import annotations
 
@@ -22,6 +22,6 @@ class Notes:
             db.execute(insert(notes).values(round=round_id, at=time.time(), text=text))
 
     def of(self, round_id: str, after: int = 0) -> list[tuple[int, float, str]]:
-        """Return the notes of a round after note number `after`: number, time in seconds since the epoch, text."""
+        """Return a round's notes after number `after`: number, time (s since the epoch), text."""
         query = select(notes).where(notes.c.round == round_id, notes.c.id > after).order_by(notes.c.id)
         return [(row["id"], row["at"], row["text"]) for row in self._database.rows(query)]

@@ -15,13 +15,13 @@ from mos_server.state.records import Participant
 
 
 class Participants:
-    """Invitations and participants. A participant is a name; each of its keys enrolled with an invitation of its own."""
+    """Invitations and participants. A name may have several keys, each invited."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     def invite(self, participant: str, *, valid_s: float) -> tuple[str, float]:
-        """Return a one-time token for a participant, and when it expires. Only its digest is kept."""
+        """Return a one-time token, of which only the digest is kept, and when it expires."""
         token, expires = secrets.token_urlsafe(32), time.time() + valid_s
         with self._database.writing() as db:
             db.execute(
@@ -35,7 +35,7 @@ class Participants:
         The same key may repeat its own enrolment: the reply may have been lost.
 
         Raises:
-            TrustError: the token is unknown, expired or used, or the key is somebody else's or revoked.
+            TrustError: the token is unknown, expired or used, or the key is revoked or another's.
 
         """
         now = time.time()
@@ -70,7 +70,7 @@ class Participants:
             db.execute(update(participants).where(participants.c.key == key).values(revoked=time.time()))
 
     def bar(self, name: str) -> int:
-        """Revoke every key of a participant and cancel its unused kits; return how many keys it had.
+        """Revoke all keys of a participant, cancel its unused kits, and return the number of keys.
 
         Raises:
             RequestError: the participant is unknown, or has no key that is admitted.

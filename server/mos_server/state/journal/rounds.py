@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, fields
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import asdict, is_dataclass
+from typing import Any, cast, get_type_hints
 
+from pydantic import TypeAdapter, ValidationError
 from sqlalchemy import Select, func, insert, select, update
 
 from mos_common.errors import RequestError, StateError
 from mos_server.state.journal.database import Database
 from mos_server.state.journal.tables import members, participants, rounds
 from mos_server.state.records import ASKED, PUBLISHED, UNFINISHED, Member, Round, RoundSettings
+
+_SETTINGS = TypeAdapter(RoundSettings)
 
 
 class Rounds:
@@ -62,7 +66,7 @@ class Rounds:
         return next((each for each in reversed(self.all()) if each.status == PUBLISHED), None)
 
     def advance(self, name: str, status: str, reason: str = "") -> None:
-        """Move a round to its next status. A round that was cancelled or has ended stays as it is."""
+        """Move a round to its next status, unless it was cancelled or has ended."""
         ended = None if status in UNFINISHED else time.time()
         with self._database.writing() as db:
             db.execute(
@@ -102,10 +106,23 @@ class Rounds:
 
 def _settings(round_id: str, values: dict[str, Any]) -> RoundSettings:
     """Return a round's settings; those that its release did not have yet are at their defaults."""
-    known = {each.name for each in fields(RoundSettings)}
-    if unknown := sorted(values.keys() - known):
+    if unknown := sorted(_unknown(RoundSettings, values)):
         raise StateError(
             f"{round_id} was asked for with {', '.join(unknown)}, which this release does not know: install the release that "
             "asked for it"
         )
-    return RoundSettings(**values)
+    try:
+        return _SETTINGS.validate_python(values)
+    except (ValidationError, RequestError) as error:
+        raise StateError(
+            f"the settings of {round_id} cannot be used ({error}): restore the journal from a backup"
+        ) from error
+
+
+def _unknown(kind: type, values: dict[str, Any]) -> Iterator[str]:
+    known = get_type_hints(kind)
+    for name, value in values.items():
+        if name not in known:
+            yield name
+        elif is_dataclass(known[name]) and isinstance(value, dict):
+            yield from (f"{name}.{each}" for each in _unknown(cast("type", known[name]), value))

@@ -1,4 +1,8 @@
-"""The journal's tables. A change here is a new file in `migrations/versions` and a new REVISION, never an edit of an old one."""
+"""The journal's tables.
+
+To change one: change it here, add a file to `migrations/versions` that does the same, and raise
+REVISION. Never edit an old migration: journals have been through it.
+"""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ class Uploads:
         self._participants = participants
 
     def add(self, upload: Upload) -> Upload:
-        """Journal an upload whose file is spooled, or whose refusal is final; its number is chosen here.
+        """Journal an upload that is kept or refused, and return it with the number it was given.
 
         Raises:
             RequestError: this participant has used that concept name in this round already.
@@ -70,9 +70,10 @@ class Uploads:
             db.execute(update(uploads).where(uploads.c.id == upload).values(refused=reason))
 
     def adopt_late(self, round_id: str) -> list[Upload]:
-        """Give a round what arrived too late for the one before, from participants who are still admitted.
+        """Move uploads that were too late for the last round into this one, and return all it has.
 
-        Of several with one name the newest counts, unless the round has that name already; the others stay out.
+        Participants must still be admitted. Of uploads with one name the newest is moved, unless
+        the round has that name already; the others are refused.
         """
         with self._database.writing() as db:
             taken = {upload.token for upload in self.admitted(round_id)}
@@ -94,10 +95,10 @@ class Uploads:
             db.execute(update(uploads).where(uploads.c.round == round_id).values(identity=None))
 
     def withdraw(self, wanted: str) -> list[Upload]:
-        """Take a concept out of everything to come: by `<alice/cat>`, or by `<cat>` while only one participant has it.
+        """Withdraw a concept: `<alice/cat>`, or `<cat>` while only one participant has it.
 
         Raises:
-            RequestError: nobody has it, or several do.
+            RequestError: the concept is unknown, or several participants have it.
 
         """
         with self._database.writing() as db:

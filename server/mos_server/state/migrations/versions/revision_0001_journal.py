@@ -1,4 +1,7 @@
-"""Make the tables of release 0.1.0. A journal of that release has them and no revision: it is stamped with this one."""
+"""Create the tables of release 0.1.0.
+
+A journal of that release has these tables and no revision: it is stamped with this one.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ down_revision = None
 
 
 def upgrade() -> None:
-    """Make every table."""
+    """Create every table."""
     op.create_table(
         "invitations",
         sa.Column("token_hash", sa.Text, primary_key=True),

@@ -1,4 +1,4 @@
-"""Index notes by round: whoever follows a round asks for its new notes twice a second, however many rounds there were."""
+"""Index notes by round: every follower of a round asks for its new notes twice a second."""
 
 from __future__ import annotations
 
@@ -9,5 +9,5 @@ down_revision = "0001"
 
 
 def upgrade() -> None:
-    """Make the index."""
+    """Create the index."""
     op.create_index("notes_of_a_round", "notes", ["round", "id"])
