@@ -114,7 +114,8 @@ def test_several_processes_may_open_it_at_once(stored: Path, tmp_path: Path, mad
     file = stored if made == "by 0.1.0" else tmp_path / "new.db"
     opens = (
         "import sys; from pathlib import Path; from mos_server.state.journal import Journal; import alembic.command\n"
-        "sys.stdin.readline(); journal = Journal(Path(sys.argv[1])); journal.notes.add('round-009', 'here'); journal.close()"
+        "sys.stdin.readline(); journal = Journal(Path(sys.argv[1]))\n"
+        "journal.notes.add('round-009', 'here'); journal.close()"
     )
     several = [
         subprocess.Popen([sys.executable, "-c", opens, file], stdin=subprocess.PIPE, stderr=subprocess.PIPE)

@@ -147,8 +147,8 @@ def _migrate(database: Database) -> None:
             command.upgrade(config, REVISION)
         except CommandError as error:
             raise StateError(
-                f"the journal was written by a newer release ({error}): install that one, or restore the state folder from "
-                "the backup made before"
+                f"the journal was written by a newer release ({error}): install that one, or restore the state "
+                "folder from the backup made before"
             ) from error
 
 

@@ -108,8 +108,8 @@ def _settings(round_id: str, values: dict[str, Any]) -> RoundSettings:
     """Return a round's settings; those that its release did not have yet are at their defaults."""
     if unknown := sorted(_unknown(RoundSettings, values)):
         raise StateError(
-            f"{round_id} was asked for with {', '.join(unknown)}, which this release does not know: install the release that "
-            "asked for it"
+            f"{round_id} was asked for with {', '.join(unknown)}, which this release does not know: "
+            "install the release that asked for it"
         )
     try:
         return _SETTINGS.validate_python(values)
