@@ -31,7 +31,7 @@ class Artefacts:
             StateError: it cannot be written.
 
         """
-        write_atomically(self._concept(digest), data, mode=0o600)
+        write_atomically(self.concept_file(digest), data, mode=0o600)
 
     def read_concept(self, digest: str) -> bytes:
         """Return the bytes of a kept upload.
@@ -40,7 +40,7 @@ class Artefacts:
             StateError: they are not there, or cannot be read.
 
         """
-        path = self._concept(digest)
+        path = self.concept_file(digest)
         try:
             return path.read_bytes()
         except OSError as error:
@@ -56,7 +56,7 @@ class Artefacts:
 
         """
         try:
-            for path in [self._concept(digest), *self.moments.rglob(f"*{digest}*")]:
+            for path in [self.concept_file(digest), *self.moments.rglob(f"*{digest}*")]:
                 path.unlink(missing_ok=True)
         except OSError as error:
             raise could_not_write(self.root, error) from error
@@ -64,6 +64,10 @@ class Artefacts:
     def concepts(self) -> list[str]:
         """Return the digests of the uploads that are kept."""
         return sorted(path.stem for path in (self.root / "concepts").glob(f"*{_SUFFIX}"))
+
+    def concept_file(self, digest: str) -> Path:
+        """Return where the file of a kept upload is."""
+        return self.root / "concepts" / f"{digest}{_SUFFIX}"
 
     @property
     def moments(self) -> Path:
@@ -77,6 +81,3 @@ class Artefacts:
     def candidate(self, round_id: str) -> Path:
         """Return the folder of a round's candidate; it exists from fusion to publication."""
         return self.root / "models" / f"{round_id}-candidate"
-
-    def _concept(self, digest: str) -> Path:
-        return self.root / "concepts" / f"{digest}{_SUFFIX}"
