@@ -1,4 +1,4 @@
-"""`mos-server serve`: both ports, and the process of whatever round is asked for, until somebody says stop."""
+"""`mos-server serve`: serve both ports and run rounds, until told to stop."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mos_server.network.service import MosService, start_service
 from mos_server.network.superlink import SuperLink, listening_address
 from mos_server.round.runner import RoundRunner
 from mos_server.state.folder import State, locked
-from mos_server.state.journal import Store
+from mos_server.state.journal import Journal
 
 log = logging.getLogger(__name__)
 
@@ -26,49 +26,57 @@ _SERVICE_GRACE_S = 1.0
 
 
 def serve(state: State, listening: Callable[[], None], *, device: str | None = None, dtype: str | None = None) -> None:
-    """Serve a state folder until SIGTERM or SIGINT; then leave no process behind. A running round goes on at the next start.
+    """Serve a state folder until SIGTERM or SIGINT, and leave no process behind.
+
+    `listening` is called once both ports answer. A running round goes on at the next start.
 
     Raises:
-        StateError: another server has the folder. NetworkError: a port is in use.
+        StateError: another server runs on the folder.
+        NetworkError: a port is in use.
 
     """
     with ExitStack() as stack:
         stack.enter_context(locked(state))
-        store = stack.enter_context(closing(Store(state.database)))
+        journal = stack.enter_context(closing(Journal(state.database)))
         log_to_file(state)
-        superlink = SuperLink(state, admitted=store.is_admitted, saw=Seen(store))
+        superlink = SuperLink(state, admitted=journal.participants.is_admitted, saw=Seen(journal))
         stack.callback(superlink.close)
-        for participant in store.participants():
+        for participant in journal.participants.all():
             if participant.revoked is None:
                 superlink.register(participant.pem, participant.name)
             else:
                 superlink.unregister(participant.pem)
         address = f"{listening_address(state.config.host)}:{state.config.mos_port}"
-        service, _ = start_service(MosService(state, store, superlink.register), state, address)
+        service, _ = start_service(MosService(state, journal, superlink.register), state, address)
         stack.callback(lambda: service.stop(_SERVICE_GRACE_S).wait())
-        asyncio.run(_serve(superlink, RoundRunner(state, store, superlink, device, dtype), listening))
+        asyncio.run(_serve(superlink, RoundRunner(state, journal, superlink, device, dtype), listening))
 
 
 class Seen:
-    """Remembers who was here, without a write for each of Flower's many requests."""
+    """Journals when each participant was last here, but not each of Flower's many requests."""
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
+    def __init__(self, journal: Journal) -> None:
+        self._journal = journal
         self._last: dict[str, float] = {}
 
     def __call__(self, key: str) -> None:
-        """Say that a participant is here."""
+        """Record that the participant with this key is here."""
         now = time.monotonic()
         if now - self._last.get(key, -_SEEN_EVERY_S) >= _SEEN_EVERY_S:
             self._last[key] = now
             try:
-                self._store.saw(key)
+                self._journal.participants.saw(key)
             except StateError as error:
                 log.error("%s", error)
 
 
 def log_to_file(state: State) -> None:
-    """Write the log to the state folder too, and quieten Flower's own to its warnings."""
+    """Write the log to the state folder too.
+
+    Raises:
+        StateError: the log cannot be written.
+
+    """
     try:
         handler = RotatingFileHandler(state.log / "serve.log", maxBytes=10 << 20, backupCount=3)
     except OSError as error:
@@ -87,7 +95,7 @@ async def _serve(superlink: SuperLink, rounds: RoundRunner, listening: Callable[
             try:
                 await asyncio.to_thread(rounds.step)
             except StateError as error:
-                log.error("%s", error)  # a full disk: the next look may find room
+                log.error("%s", error)  # a full disk may have room at the next step
             await _wait(asked_to_stop, _LOOK_EVERY_S)
     finally:
         # The process of a round says goodbye through the private port: close that last.

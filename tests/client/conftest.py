@@ -21,7 +21,7 @@ from mos_common.shell import run
 from mos_common.signing import sign_manifest
 from mos_server.network.service import MosService, start_service
 from mos_server.state.folder import ServerConfig, State, create_state
-from mos_server.state.journal import Store
+from mos_server.state.journal import Journal
 from mos_server.state.records import PUBLISHED, RoundSettings
 
 
@@ -30,7 +30,7 @@ class Operator:
     """A server that can be stopped, started again on its port, and made to fail."""
 
     state: State
-    store: Store
+    journal: Journal
     port: int = 0
     server: grpc.Server | None = None
     service: Any = None
@@ -40,7 +40,7 @@ class Operator:
 
     def start(self) -> None:
         self.faults.clear()
-        self.service = MosService(self.state, self.store, lambda pem, name: None)
+        self.service = MosService(self.state, self.journal, lambda pem, name: None)
         self.real = {"Describe": self.service.Describe, "Fetch": self.service.Fetch}
         for name in self.real:  # handlers are bound when the server starts: faults come in behind them
             setattr(self.service, name, self._answering(name))
@@ -60,7 +60,7 @@ class Operator:
         self.server = None
 
     def kit(self, name: str = "alice", valid_s: float = 3600.0) -> Kit:
-        token, expires = self.store.invite(name, valid_s=valid_s)
+        token, expires = self.journal.participants.invite(name, valid_s=valid_s)
         return Kit(
             server_id=self.state.config.server_id,
             name=name,
@@ -76,10 +76,10 @@ class Operator:
 
     def publish(self, files: dict[str, bytes]) -> str:
         """A signed model of the next round."""
-        round_ = self.store.ask_round(RoundSettings())
-        self.write(self.state.model(round_.id), files)
-        sign_manifest(self.state.model(round_.id), self.state.pki.signing_key())
-        self.store.advance(round_.id, PUBLISHED)
+        round_ = self.journal.rounds.ask(RoundSettings())
+        self.write(self.state.artefacts.model(round_.id), files)
+        sign_manifest(self.state.artefacts.model(round_.id), self.state.pki.signing_key())
+        self.journal.rounds.advance(round_.id, PUBLISHED)
         return round_.id
 
     @staticmethod
@@ -104,7 +104,7 @@ def new_operator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[
     def new() -> Operator:
         config = ServerConfig(base="tiny", base_fingerprint="ab" * 32)
         state = create_state(tmp_path_factory.mktemp("server") / "state", config)
-        made.append(Operator(state, Store(state.database)))
+        made.append(Operator(state, Journal(state.database)))
         made[-1].start()
         return made[-1]
 
@@ -112,7 +112,7 @@ def new_operator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[
     for operator in made:
         with suppress(ValueError):
             operator.stop()
-        operator.store.close()
+        operator.journal.close()
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ from mos_common.fused_model import read_fused
 from mos_common.kit import read_kit
 from mos_common.signing import verify_model
 from mos_server.state.folder import open_state
-from mos_server.state.journal import Store
+from mos_server.state.journal import Journal
 from mos_server.state.records import PUBLISHED, Round, Upload
 
 STEPS = 2
@@ -82,16 +82,16 @@ class Federation:
         return children
 
     def notes(self) -> list[str]:
-        with closing(Store(open_state(self.server).database)) as store:
-            return [text for _, _, text in store.notes("round-001")]
+        with closing(Journal(open_state(self.server).database)) as journal:
+            return [text for _, _, text in journal.notes.of("round-001")]
 
     def uploads(self) -> list[Upload]:
-        with closing(Store(open_state(self.server).database)) as store:
-            return store.uploads("round-001")
+        with closing(Journal(open_state(self.server).database)) as journal:
+            return journal.uploads.of("round-001")
 
     def round(self) -> Round:
-        with closing(Store(open_state(self.server).database)) as store:
-            return store.round("round-001")
+        with closing(Journal(open_state(self.server).database)) as journal:
+            return journal.rounds.get("round-001")
 
     def until(self, what: str, true: Callable[[], object], seconds: float = 150) -> None:
         end = time.monotonic() + seconds

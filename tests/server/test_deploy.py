@@ -21,7 +21,7 @@ from mos_common import errors
 from mos_common.flower_app import POINTER
 from mos_common.node_key import create_node_key, key_digest, public_pem
 from mos_server.state.folder import ServerConfig, create_state
-from mos_server.state.journal import Store
+from mos_server.state.journal import Journal
 
 TOP = Path(__file__).parents[2]
 DEPLOY, DOCS = TOP / "deploy", TOP / "docs"
@@ -127,25 +127,25 @@ def test_compose_runs_the_server_on_the_ports_of_the_kits():
 def test_a_backup_made_and_restored_by_the_lines_in_the_page_is_the_federation_again(tmp_path):
     """Made while the journal is open, as it is while a server runs."""
     make, restore = blocks_under(DOCS / "operating.md", "Backup and restore")
-    store, key = federation_with_alice(tmp_path)
+    journal, key = federation_with_alice(tmp_path)
     (tmp_path / "federation" / "concepts" / "ab.safetensors").write_bytes(b"a concept")
-    with closing(store):
+    with closing(journal):
         run_lines(make, tmp_path)
     shutil.rmtree(tmp_path / "federation")
     run_lines(restore, tmp_path)
-    with closing(Store(tmp_path / "federation" / "server.db")) as restored:
-        assert restored.is_admitted(key)
+    with closing(Journal(tmp_path / "federation" / "server.db")) as restored:
+        assert restored.participants.is_admitted(key)
     assert (tmp_path / "federation" / "concepts" / "ab.safetensors").read_bytes() == b"a concept"
     assert (tmp_path / "federation").stat().st_mode & 0o777 == 0o700
     assert (tmp_path / "federation" / "pki" / "signing.key").stat().st_mode & 0o777 == 0o600
 
 
-def federation_with_alice(folder: Path) -> tuple[Store, str]:
+def federation_with_alice(folder: Path) -> tuple[Journal, str]:
     state = create_state(folder / "federation", ServerConfig(base="tiny", base_fingerprint="ab" * 32))
-    store, pem = Store(state.database), public_pem(create_node_key(folder / "node_key"))
-    token, _ = store.invite("alice", valid_s=60)
-    store.enrol(token, key_digest(pem), pem)
-    return store, key_digest(pem)
+    journal, pem = Journal(state.database), public_pem(create_node_key(folder / "node_key"))
+    token, _ = journal.participants.invite("alice", valid_s=60)
+    journal.participants.enrol(token, key_digest(pem), pem)
+    return journal, key_digest(pem)
 
 
 def run_lines(block: str, folder: Path) -> None:

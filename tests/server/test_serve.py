@@ -19,7 +19,7 @@ from mos_common.kit import read_kit
 from mos_server.cli import federation as commands
 from mos_server.round import follow as following
 from mos_server.state.folder import ServerConfig, State, create_state, locked
-from mos_server.state.journal import Store
+from mos_server.state.journal import Journal
 from mos_server.state.records import CANCELLED, FAILED, PUBLISHED, RoundSettings
 
 COMMAND = [sys.executable, "-c", "from mos_server.cli.main import main; main()"]
@@ -36,10 +36,10 @@ def state(tmp_path: Path) -> State:
 
 
 @pytest.fixture
-def store(state: State) -> Iterator[Store]:
-    store = Store(state.database)
-    yield store
-    store.close()
+def journal(state: State) -> Iterator[Journal]:
+    journal = Journal(state.database)
+    yield journal
+    journal.close()
 
 
 def wait_until(true: Callable[[], bool], seconds: float = 60.0) -> None:
@@ -50,8 +50,8 @@ def wait_until(true: Callable[[], bool], seconds: float = 60.0) -> None:
 
 
 @pytest.mark.parametrize("ended_by", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
-def test_a_server_leaves_no_process_behind_and_its_round_unfinished(state: State, store: Store, ended_by: int):
-    store.ask_round(RoundSettings())
+def test_a_server_leaves_no_process_behind_and_its_round_unfinished(state: State, journal: Journal, ended_by: int):
+    journal.rounds.ask(RoundSettings())
     with subprocess.Popen([*COMMAND, "serve", str(state.path)], stdout=subprocess.DEVNULL) as server:
         process = psutil.Process(server.pid)
         wait_until(process.children)
@@ -63,7 +63,7 @@ def test_a_server_leaves_no_process_behind_and_its_round_unfinished(state: State
     assert code == (-9 if ended_by == signal.SIGKILL else 0)
     _, left = psutil.wait_procs(children, timeout=30)
     assert left == []
-    assert store.unfinished_round() is not None
+    assert journal.rounds.unfinished() is not None
 
 
 def test_a_kit_says_how_to_reach_and_trust_the_server(state: State, tmp_path: Path):
@@ -109,24 +109,24 @@ def test_concepts_are_listed_or_withdrawn_and_nothing_else(state: State, capsys:
             commands.concepts(state.path, action, name)
 
 
-def test_a_round_is_followed_to_its_end(state: State, store: Store, capsys: pytest.CaptureFixture[str]):
-    round_ = store.ask_round(RoundSettings())
-    store.note(round_.id, "all is well")
-    store.advance(round_.id, PUBLISHED)
-    assert following.follow_round(state, store, round_.id).status == PUBLISHED
+def test_a_round_is_followed_to_its_end(state: State, journal: Journal, capsys: pytest.CaptureFixture[str]):
+    round_ = journal.rounds.ask(RoundSettings())
+    journal.notes.add(round_.id, "all is well")
+    journal.rounds.advance(round_.id, PUBLISHED)
+    assert following.follow_round(state, journal, round_.id).status == PUBLISHED
     assert "all is well" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("status", [FAILED, CANCELLED])
-def test_a_round_that_was_not_published_is_an_error_with_its_reason(state: State, store: Store, status: str):
-    round_ = store.ask_round(RoundSettings())
-    store.advance(round_.id, status, "because")
+def test_a_round_that_was_not_published_is_an_error_with_its_reason(state: State, journal: Journal, status: str):
+    round_ = journal.rounds.ask(RoundSettings())
+    journal.rounds.advance(round_.id, status, "because")
     with pytest.raises(FusionError, match=f"{status}, because"):
-        following.follow_round(state, store, round_.id)
+        following.follow_round(state, journal, round_.id)
 
 
 def test_leaving_a_round_does_not_end_it(
-    state: State, store: Store, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    state: State, journal: Journal, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     def interrupt(*given: object) -> None:
         raise KeyboardInterrupt
@@ -135,9 +135,9 @@ def test_leaving_a_round_does_not_end_it(
     with pytest.raises(KeyboardInterrupt):
         commands.round_(state.path)
     assert "round-001 goes on in the server" in capsys.readouterr().out
-    assert store.unfinished_round() is not None
+    assert journal.rounds.unfinished() is not None
     commands.round_(state.path, cancel=True)
-    assert store.round("round-001").status == CANCELLED
+    assert journal.rounds.get("round-001").status == CANCELLED
     with pytest.raises(RequestError, match="nothing to cancel"):
         commands.round_(state.path, cancel=True)
 

@@ -92,7 +92,7 @@ def invite(
     """Make a kit with which one participant can join, once."""
     from mos_common.kit import Kit, write_kit
     from mos_server.state.folder import open_state
-    from mos_server.state.journal import Store
+    from mos_server.state.journal import Journal
 
     if not _PARTICIPANT.fullmatch(name):
         raise RequestError(f"participant name {name!r}: use lower case letters, digits, - and _, at most 32 of them")
@@ -100,8 +100,8 @@ def invite(
     if out.exists():
         raise RequestError(f"{out} is there already: choose another --out")
     config = opened.config
-    with closing(Store(opened.database)) as store:
-        token, expires = store.invite(name, valid_s=valid_s)
+    with closing(Journal(opened.database)) as journal:
+        token, expires = journal.participants.invite(name, valid_s=valid_s)
     address = f"[{config.host}]" if ":" in config.host else config.host
     kit = Kit(
         server_id=config.server_id,
@@ -169,7 +169,7 @@ def round_(
     """
     from mos_server.round.follow import describe_round, follow_round
     from mos_server.state.folder import open_state
-    from mos_server.state.journal import Store
+    from mos_server.state.journal import Journal
     from mos_server.state.records import CANCELLED, RoundSettings
 
     opened = open_state(state)
@@ -188,35 +188,35 @@ def round_(
             preserve=preserve,
         ),
     )
-    with closing(Store(opened.database)) as store:
-        running = store.unfinished_round()
+    with closing(Journal(opened.database)) as journal:
+        running = journal.rounds.unfinished()
         if cancel:
             if running is None:
                 raise RequestError("no round is running: there is nothing to cancel")
-            store.advance(running.id, CANCELLED, "by the operator")
+            journal.rounds.advance(running.id, CANCELLED, "by the operator")
             say(f"{running.id}: cancelled; what was uploaded is kept")
             return
         if running is not None:
             say(f"{running.id} is running already, with its own settings: following it")
-        followed = running or store.ask_round(asked)
+        followed = running or journal.rounds.ask(asked)
         say(f"{followed.id}: Ctrl-C leaves it running")
         try:
-            ended = follow_round(opened, store, followed.id)
+            ended = follow_round(opened, journal, followed.id)
         except KeyboardInterrupt:
             say(
                 f"\n{followed.id} goes on in the server. Follow it again: mos-server round {state}; end it: add --cancel"
             )
             raise
-        for line in describe_round(store, ended):
+        for line in describe_round(journal, ended):
             say(line)
-        say(f"published: {opened.model(ended.id)}")
+        say(f"published: {opened.artefacts.model(ended.id)}")
 
 
 def status(state: StateFolder) -> None:
     """Who takes part, and where the rounds stand."""
     from mos_server.round.follow import describe_people, describe_round
     from mos_server.state.folder import is_served, open_state
-    from mos_server.state.journal import Store
+    from mos_server.state.journal import Journal
     from mos_server.state.records import describe_fusion
 
     opened = open_state(state)
@@ -225,17 +225,17 @@ def status(state: StateFolder) -> None:
     say(f"server: {running}; {config.host}, ports {config.fleet_port} and {config.mos_port}")
     say(f"base model: {config.base} ({config.base_fingerprint[:12]})")
     say(f"fusion of rounds to come: {describe_fusion(config.fusion)} (mos-server settings {state})")
-    with closing(Store(opened.database)) as store:
-        for line in describe_people(store):
+    with closing(Journal(opened.database)) as journal:
+        for line in describe_people(journal):
             say(line)
-        rounds = store.rounds()
+        rounds = journal.rounds.all()
         if not rounds:
             say(f"rounds: none yet (begin one: mos-server round {state})")
         for each in rounds:
-            for line in describe_round(store, each):
+            for line in describe_round(journal, each):
                 say(line)
-        if (latest := store.latest_published()) is not None:
-            say(f"latest model: {opened.model(latest.id)}")
+        if (latest := journal.rounds.latest_published()) is not None:
+            say(f"latest model: {opened.artefacts.model(latest.id)}")
 
 
 def concepts(
@@ -249,7 +249,7 @@ def concepts(
     """List the concepts that are kept, or withdraw one: its file and its statistics are erased, and it is in no round to come."""
     from mos_server.state.concepts import withdraw
     from mos_server.state.folder import open_state
-    from mos_server.state.journal import Store
+    from mos_server.state.journal import Journal
     from mos_server.state.records import PUBLISHED
 
     if action not in (None, "withdraw") or (action == "withdraw") != (name is not None):
@@ -257,9 +257,9 @@ def concepts(
     if out is not None and (name is None or out.exists()):
         raise RequestError(f"--out {out}: it goes with withdraw, and must not exist")
     opened = open_state(state)
-    with closing(Store(opened.database)) as store:
+    with closing(Journal(opened.database)) as journal:
         if name is None:
-            kept = store.concepts()
+            kept = journal.uploads.kept()
             for upload in kept:
                 say(
                     f"{upload.token}  {upload.digest[:12]}  {upload.bytes / 1e6:.2f} MB  {upload.round or 'for the next round'}"
@@ -267,9 +267,9 @@ def concepts(
             if not kept:
                 say("no concepts are kept here")
             return
-        withdrawn = withdraw(opened, store, name)
+        withdrawn = withdraw(opened, journal, name)
         say(f"{withdrawn[0].token}: erased here, and in no round to come")
-        published = [each.id for each in store.rounds() if each.status == PUBLISHED]
+        published = [each.id for each in journal.rounds.all() if each.status == PUBLISHED]
         inside = sorted({upload.round for upload in withdrawn if upload.round in published})
         if inside:
             say(f"it is still in {', '.join(inside)}: run a new round to publish a model without it")
@@ -288,11 +288,11 @@ def bar(
 ) -> None:
     """Let a participant in no more, at once. What they brought stays until it is withdrawn."""
     from mos_server.state.folder import open_state
-    from mos_server.state.journal import Store
+    from mos_server.state.journal import Journal
 
-    with closing(Store(open_state(state).database)) as store:
-        keys = store.bar(name)
-        kept = sorted({upload.token for upload in store.concepts() if upload.participant == name})
+    with closing(Journal(open_state(state).database)) as journal:
+        keys = journal.participants.bar(name)
+        kept = sorted({upload.token for upload in journal.uploads.kept() if upload.participant == name})
     say(f"{name}: barred, {keys} key{'s' if keys > 1 else ''}; unused kits of that name are void")
     for token in kept:
         say(f'{token} is still kept: mos-server concepts {state} withdraw "{token}" takes it out of rounds to come')

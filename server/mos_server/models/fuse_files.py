@@ -70,15 +70,15 @@ def fuse_state(
     """
     from mos_server.state.concepts import kept_uploads, named_concepts
     from mos_server.state.folder import open_state
-    from mos_server.state.journal import Store
+    from mos_server.state.journal import Journal
 
     _check_new(out)
     settings = settings or kept_settings(state, round_id, only)
     opened = open_state(state)
-    with closing(Store(opened.database)) as store:
-        concepts = named_concepts(opened, kept_uploads(store, round_id, only))
+    with closing(Journal(opened.database)) as journal:
+        concepts = named_concepts(opened, kept_uploads(journal, round_id, only))
     loaded = load_base(opened.config.base, device=device, dtype=dtype)
-    fused = _fused(loaded, concepts, settings, opened.moments, progress)
+    fused = _fused(loaded, concepts, settings, opened.artefacts.moments, progress)
     write_fused(fused, out)
     return fused
 
@@ -93,12 +93,12 @@ def kept_settings(state: Path, round_id: str | None = None, only: Sequence[str] 
     """
     from mos_server.state.concepts import kept_uploads
     from mos_server.state.folder import open_state
-    from mos_server.state.journal import Store
+    from mos_server.state.journal import Journal
 
     opened = open_state(state)
-    with closing(Store(opened.database)) as store:
-        kept = store.round(round_id).settings.fusion if round_id else opened.config.fusion
-        tokens = {upload.token for upload in kept_uploads(store, round_id, only)}
+    with closing(Journal(opened.database)) as journal:
+        kept = journal.rounds.get(round_id).settings.fusion if round_id else opened.config.fusion
+        tokens = {upload.token for upload in kept_uploads(journal, round_id, only)}
     return FusionSettings.from_json(kept).for_tokens(tokens)
 
 

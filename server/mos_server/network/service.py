@@ -24,7 +24,7 @@ from mos_common.errors import MosError, NetworkError, StateError, TrustError
 from mos_common.files import sha256_of
 from mos_common.node_key import CallVerifier, check_proof
 from mos_server.state.folder import State
-from mos_server.state.journal import Store
+from mos_server.state.journal import Journal
 from mos_server.state.records import SCORING
 
 log = logging.getLogger(__name__)
@@ -40,18 +40,18 @@ _THREADS = 16
 class MosService(mos_pb2_grpc.MosServicer):
     """Answer participants from the state folder and the journal; call `enrolled(pem, name)` for each new key."""
 
-    def __init__(self, state: State, store: Store, enrolled: Callable[[bytes, str], None]) -> None:
+    def __init__(self, state: State, journal: Journal, enrolled: Callable[[bytes, str], None]) -> None:
         self._state = state
-        self._store = store
+        self._journal = journal
         self._enrolled = enrolled
-        self._verifier = CallVerifier(store.is_admitted)
+        self._verifier = CallVerifier(journal.participants.is_admitted)
 
     def Enrol(self, request: mos_pb2.EnrolRequest, context: Any) -> mos_pb2.EnrolReply:  # noqa: N802 - gRPC's name
         """Admit the key that came with a valid token."""
         try:
             key = check_proof(request.public_key, request.token, request.proof)
             pem = _canonical(request.public_key)
-            name = self._store.enrol(request.token, key, pem)
+            name = self._journal.participants.enrol(request.token, key, pem)
             self._enrolled(pem, name)
         except TrustError as error:
             log.warning("enrolment refused: %s", error)
@@ -106,21 +106,21 @@ class MosService(mos_pb2_grpc.MosServicer):
     def _model(self, wanted: str, key: str, context: Any) -> tuple[str, Path]:
         """Return (name, folder) of a model that this caller may see: a published one, or its own round's candidate."""
         if wanted == "latest":
-            if (latest := self._store.latest_published()) is None:
+            if (latest := self._journal.rounds.latest_published()) is None:
                 _abort(context, grpc.StatusCode.NOT_FOUND, "no model is published yet: wait for the first round")
-            return latest.id, self._state.model(latest.id)
+            return latest.id, self._state.artefacts.model(latest.id)
         parts = _MODEL.fullmatch(wanted)
         if parts is not None:
             name = parts["round"]
-            if not parts["candidate"] and (self._state.model(name) / _SIGNATURE).is_file():
-                return name, self._state.model(name)
+            if not parts["candidate"] and (self._state.artefacts.model(name) / _SIGNATURE).is_file():
+                return name, self._state.artefacts.model(name)
             if parts["candidate"] and self._may_score(name, key):
-                return wanted, self._state.candidate(name)
+                return wanted, self._state.artefacts.candidate(name)
         _abort(context, grpc.StatusCode.NOT_FOUND, f"there is no model {wanted[:80]!r} for you")
 
     def _may_score(self, name: str, key: str) -> bool:
-        scoring = any(each.id == name and each.status == SCORING for each in self._store.rounds())
-        return scoring and any(upload.key == key for upload in self._store.admitted(name))
+        scoring = any(each.id == name and each.status == SCORING for each in self._journal.rounds.all())
+        return scoring and any(upload.key == key for upload in self._journal.uploads.admitted(name))
 
 
 def start_service(service: MosService, state: State, address: str) -> tuple[grpc.Server, int]:

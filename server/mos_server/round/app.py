@@ -19,7 +19,7 @@ from flwr.serverapp import Grid, ServerApp
 from mos_common.errors import MosError
 from mos_server.round.runner import ADDRESS, DEVICE, DTYPE, PARENT, ROUND, STATE
 from mos_server.state.folder import open_state
-from mos_server.state.journal import Store
+from mos_server.state.journal import Journal
 from mos_server.state.records import FAILED
 
 log = logging.getLogger(__name__)
@@ -30,18 +30,18 @@ app = ServerApp()
 def run_round(grid: Grid, context: Context) -> None:
     """Run the round that this process was started for; how it ends stands in the journal."""
     state, round_id = open_state(Path(os.environ[STATE])), os.environ[ROUND]
-    with closing(Store(state.database)) as store:
+    with closing(Journal(state.database)) as journal:
         try:
             from mos_common.base_model import load_base
             from mos_server.round.strategy import GradientFusion
 
             base = load_base(state.config.base, device=os.environ.get(DEVICE), dtype=os.environ.get(DTYPE))
             _check_base(base.fingerprint, state.config.base_fingerprint)
-            GradientFusion(state, store, round_id, base).start(grid)
+            GradientFusion(state, journal, round_id, base).start(grid)
         except MosError as error:
             log.error("%s: %s", round_id, error)
-            store.note(round_id, f"failed: {error}")
-            store.advance(round_id, FAILED, str(error))
+            journal.notes.add(round_id, f"failed: {error}")
+            journal.rounds.advance(round_id, FAILED, str(error))
 
 
 def _check_base(found: str, expected: str) -> None:

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 from mos_common.errors import FusionError
 from mos_server.state.concepts import named_concepts
 from mos_server.state.folder import State
-from mos_server.state.journal import Store
+from mos_server.state.journal import Journal
 from mos_server.state.records import Round, Upload, describe_fusion
 
 if TYPE_CHECKING:
     from mos_common.base_model import Base
 
 
-def fuse_candidate(state: State, store: Store, round_id: str, base: Base, progress: Callable[[str], None]) -> Path:
+def fuse_candidate(state: State, journal: Journal, round_id: str, base: Base, progress: Callable[[str], None]) -> Path:
     """Fuse what is admitted to a round, with the round's settings, into its candidate.
 
     One that was there is replaced, and its scores are forgotten. What cannot be fused is refused, with the reason, and the rest
@@ -34,17 +34,17 @@ def fuse_candidate(state: State, store: Store, round_id: str, base: Base, progre
     from mos_server.fusion.settings import FusionSettings
     from mos_server.models.publish import write_fused
 
-    uploads = store.admitted(round_id)
+    uploads = journal.uploads.admitted(round_id)
     if not uploads:
         raise FusionError("every concept of this round was withdrawn: nothing is left to fuse")
-    fusion = store.round(round_id).settings.fusion
+    fusion = journal.rounds.get(round_id).settings.fusion
     asked = FusionSettings.from_json(fusion)
     settings = asked.for_tokens({upload.token for upload in uploads})
     progress(f"settings of fusion: {describe_fusion(fusion)}")
     for token in sorted(asked.weights.keys() - settings.weights.keys()):
         progress(f"{token} is not in this round: its weight is not used")
-    candidate = state.candidate(round_id)
-    store.forget_identities(round_id)
+    candidate = state.artefacts.candidate(round_id)
+    journal.uploads.forget_identities(round_id)
     shutil.rmtree(candidate, ignore_errors=True)
     with recorder_for(settings.workers, base) as recorder:
         fused = fuse(
@@ -52,14 +52,14 @@ def fuse_candidate(state: State, store: Store, round_id: str, base: Base, progre
             named_concepts(state, uploads),
             settings.of_method,
             weights=settings.weights,
-            moments_dir=state.moments,
+            moments_dir=state.artefacts.moments,
             recorder=recorder,
             progress=progress,
         )
     reasons = {excluded.token: excluded.reason for excluded in fused.manifest.excluded}
     for upload in uploads:
         if upload.token in reasons:
-            store.refuse(upload.id, f"it cannot be fused: {reasons[upload.token]}")
+            journal.uploads.refuse(upload.id, f"it cannot be fused: {reasons[upload.token]}")
     write_fused(fused, candidate, round=round_id)
     return candidate
 
@@ -108,7 +108,7 @@ def publish(state: State, round_: Round, uploads: list[Upload]) -> Path:
     """Sign a scored candidate and make it the round's model; once that is done, do nothing. Its folder."""
     from mos_server.models.publish import publish_candidate
 
-    published, candidate = state.model(round_.id), state.candidate(round_.id)
+    published, candidate = state.artefacts.model(round_.id), state.artefacts.candidate(round_.id)
     if not published.exists():
         identity = {upload.token: upload.identity for upload in uploads if upload.identity is not None}
         flagged = lost_identity(round_, uploads).keys()

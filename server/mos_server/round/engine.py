@@ -24,7 +24,7 @@ from mos_server.round.candidate import fuse_candidate, is_current, lost_identity
 from mos_server.round.exchange import ATTEMPTS, Answer, Exchange, Nodes, Polling, Question, Unusable
 from mos_server.round.intake import refuse_upload, take_upload
 from mos_server.state.folder import State
-from mos_server.state.journal import Store
+from mos_server.state.journal import Journal
 from mos_server.state.records import (
     CANCELLED,
     COLLECTING,
@@ -50,13 +50,15 @@ class RoundCancelledError(MosError):
 class RoundEngine:
     """Runs one round of the journal."""
 
-    def __init__(self, state: State, store: Store, round_id: str, base: Base, polling: Polling | None = None) -> None:
+    def __init__(
+        self, state: State, journal: Journal, round_id: str, base: Base, polling: Polling | None = None
+    ) -> None:
         self._state = state
-        self._store = store
-        self._round: Round = store.round(round_id)
+        self._journal = journal
+        self._round: Round = journal.rounds.get(round_id)
         self._base = base
         self._polling = polling or Polling()
-        self._candidate = state.candidate(round_id)
+        self._candidate = state.artefacts.candidate(round_id)
         self._unscorable: set[str] = set()
 
     def run(self, nodes: Nodes) -> None:
@@ -88,8 +90,8 @@ class RoundEngine:
         return f"waiting for at least {wait} concept{'s' if wait > 1 else ''}, until {until} at the latest"
 
     def _collect(self, exchange: Exchange) -> None:
-        self._store.advance(self._round.id, COLLECTING)
-        for upload in self._store.adopt_late_uploads(self._round.id):
+        self._journal.rounds.advance(self._round.id, COLLECTING)
+        for upload in self._journal.uploads.adopt_late(self._round.id):
             self._note(f"{upload.token} is here already ({upload.bytes / 1e6:.2f} MB)")
 
         def collected() -> bool:
@@ -111,10 +113,10 @@ class RoundEngine:
     def _take_upload(self, participant: Participant, answer: Answer, round_id: str | None) -> None:
         """Admit and spool an answer, or refuse it with its reasons; without a round it is kept for the next one."""
         if isinstance(answer, bytes):
-            upload = take_upload(self._state, self._store, self._base, participant, answer, round_id)
+            upload = take_upload(self._state, self._journal, self._base, participant, answer, round_id)
         else:
             reason = answer.reason if isinstance(answer, Unusable) else "scores came where a concept was asked for"
-            upload = refuse_upload(self._store, participant, reason, round_id)
+            upload = refuse_upload(self._journal, participant, reason, round_id)
         if upload.refused is not None:
             self._tell(participant, "refused", f"{participant.name}: upload refused: {upload.refused}")
         else:
@@ -124,17 +126,17 @@ class RoundEngine:
     def _fuse(self) -> None:
         if self._is_current():
             return  # it was written before the server was killed
-        self._store.advance(self._round.id, FUSING)
+        self._journal.rounds.advance(self._round.id, FUSING)
         self._note(f"fusing {', '.join(upload.token for upload in self._admitted())}")
 
         def progress(text: str) -> None:
             self._check_cancelled()
             self._note(text)
 
-        fuse_candidate(self._state, self._store, self._round.id, self._base, progress)
+        fuse_candidate(self._state, self._journal, self._round.id, self._base, progress)
 
     def _score(self, nodes: Nodes) -> None:
-        self._store.advance(self._round.id, SCORING)
+        self._journal.rounds.advance(self._round.id, SCORING)
         exchange = self._exchange(nodes, self._score_questions, "scoring")
         until = time.time() + self._round.settings.scoring_s
 
@@ -158,7 +160,7 @@ class RoundEngine:
             return
         for upload in self._admitted():
             if upload.key == participant.key:
-                self._store.set_identity(upload.id, answer)
+                self._journal.uploads.set_identity(upload.id, answer)
                 self._tell(participant, "scored", f"{upload.token} identity: {answer}")
 
     def _publish(self) -> None:
@@ -167,15 +169,15 @@ class RoundEngine:
         if reasons:
             asked = f"the round was asked for identity {self._round.settings.min_identity:g} or more"
             self._note(f"held back: {'; '.join(reasons)}; {asked}")
-            self._store.advance(self._round.id, HELD_BACK, f"{'; '.join(reasons)}; {asked}")
+            self._journal.rounds.advance(self._round.id, HELD_BACK, f"{'; '.join(reasons)}; {asked}")
             return
         folder = publish(self._state, self._round, uploads)
         self._note(f"published: {folder}")
-        self._store.advance(self._round.id, PUBLISHED)
+        self._journal.rounds.advance(self._round.id, PUBLISHED)
 
     def _concept_questions(self, nodes: Nodes) -> Iterator[Question]:
         """Ask for a concept: everybody online of whom nothing has arrived in this round."""
-        heard = {upload.key for upload in self._store.uploads(self._round.id)}
+        heard = {upload.key for upload in self._journal.uploads.of(self._round.id)}
         request = TrainRequest(round=self._round.id, base=self._base.fingerprint)
         valid_s = max(60.0, self._round.deadline - time.time())
         for node, participant in self._online(nodes).items():
@@ -207,34 +209,34 @@ class RoundEngine:
 
     def _online(self, nodes: Nodes) -> dict[int, Participant]:
         """Return who is online and admitted: the nodes say who is online, the journal says whose they are."""
-        admitted = {each.key: each for each in self._store.participants() if each.revoked is None}
+        admitted = {each.key: each for each in self._journal.participants.all() if each.revoked is None}
         return {node: admitted[key] for node, key in nodes.online().items() if key in admitted}
 
     def _is_settled(self) -> bool:
         """Whether it was settled what is fused before the server was killed."""
-        return self._store.round(self._round.id).status in (FUSING, SCORING)
+        return self._journal.rounds.get(self._round.id).status in (FUSING, SCORING)
 
     def _is_current(self) -> bool:
         return is_current(self._candidate, self._admitted(), self._round.settings.fusion)
 
     def _is_signed(self) -> bool:
         """Whether the model was signed before the server was killed: such a model never changes."""
-        return self._state.model(self._round.id).exists()
+        return self._state.artefacts.model(self._round.id).exists()
 
     def _admitted(self) -> list[Upload]:
-        return self._store.admitted(self._round.id)
+        return self._journal.uploads.admitted(self._round.id)
 
     def _unscored(self) -> set[str]:
         return {upload.key for upload in self._admitted() if upload.identity is None} - self._unscorable
 
     def _check_cancelled(self) -> None:
-        if self._store.round(self._round.id).status == CANCELLED:
+        if self._journal.rounds.get(self._round.id).status == CANCELLED:
             raise RoundCancelledError(f"{self._round.id} was cancelled")
 
     def _tell(self, participant: Participant, activity: str, text: str, *, attempts: int = 0) -> None:
-        self._store.set_activity(self._round.id, participant.key, activity, attempts=attempts)
+        self._journal.rounds.set_activity(self._round.id, participant.key, activity, attempts=attempts)
         self._note(text)
 
     def _note(self, text: str) -> None:
         log.info("%s: %s", self._round.id, text)
-        self._store.note(self._round.id, text)
+        self._journal.notes.add(self._round.id, text)

@@ -12,7 +12,7 @@ from mos_common.errors import FusionError, NetworkError
 from mos_common.shell import say
 from mos_server.round.candidate import lost_identity
 from mos_server.state.folder import State, is_served
-from mos_server.state.journal import Store
+from mos_server.state.journal import Journal
 from mos_server.state.records import PUBLISHED, Round, describe_fusion
 
 _LOOK_EVERY_S = 0.5
@@ -22,7 +22,7 @@ _SUMMARY_EVERY_S = 30.0
 Show = Callable[[str, str], None]
 
 
-def follow_round(state: State, store: Store, round_id: str) -> Round:
+def follow_round(state: State, journal: Journal, round_id: str) -> Round:
     """Show what happens until the round has ended; the round as it ended.
 
     Raises:
@@ -32,8 +32,8 @@ def follow_round(state: State, store: Store, round_id: str) -> Round:
     heard, last_served = 0, time.monotonic()
     with _showing() as show:
         while True:
-            round_ = store.round(round_id)
-            for number, _, text in store.notes(round_id, heard):
+            round_ = journal.rounds.get(round_id)
+            for number, _, text in journal.notes.of(round_id, heard):
                 heard = number
                 show(text, "")
             if not round_.unfinished:
@@ -44,7 +44,7 @@ def follow_round(state: State, store: Store, round_id: str) -> Round:
                 raise NetworkError(
                     f"no server runs on {state.path}: {round_id} begins, or goes on, with mos-server serve {state.path}"
                 )
-            show("", _doing(store, round_) if served else "waiting for the server to start")
+            show("", _doing(journal, round_) if served else "waiting for the server to start")
             time.sleep(_LOOK_EVERY_S)
     if round_.status != PUBLISHED:
         raise FusionError(
@@ -53,14 +53,14 @@ def follow_round(state: State, store: Store, round_id: str) -> Round:
     return round_
 
 
-def describe_round(store: Store, round_: Round) -> Iterator[str]:
+def describe_round(journal: Journal, round_: Round) -> Iterator[str]:
     """The lines of `mos-server status` about one round."""
     ended = f", {round_.reason}" if round_.reason else ""
     yield f"{round_.id}: {round_.status}{ended} (asked for {_date(round_.asked)})"
     yield f"  fusion: {describe_fusion(round_.settings.fusion)}"
-    for member in store.members(round_.id) if round_.unfinished else ():
+    for member in journal.rounds.members(round_.id) if round_.unfinished else ():
         yield f"  {member.name}: {member.activity} since {_date(member.at)}, asked {_times(member.attempts)}"
-    uploads = store.uploads(round_.id)
+    uploads = journal.uploads.of(round_.id)
     lost = lost_identity(round_, uploads)
     for upload in uploads:
         if upload.refused is not None:
@@ -74,22 +74,22 @@ def describe_round(store: Store, round_: Round) -> Iterator[str]:
         yield f"  {upload.token}: {upload.digest[:12]}, {upload.bytes / 1e6:.2f} MB{scores}"
 
 
-def describe_people(store: Store) -> Iterator[str]:
+def describe_people(journal: Journal) -> Iterator[str]:
     """The lines of `mos-server status` about participants and invitations."""
-    participants = store.participants()
+    participants = journal.participants.all()
     yield f"participants: {len(participants)}" if participants else "participants: none has enrolled yet"
     for participant in participants:
         seen = f"last here {_date(participant.seen)}" if participant.seen else "never here since"
         gone = ", revoked" if participant.revoked else ""
         yield f"  {participant.name}: key {participant.key[:12]}, enrolled {_date(participant.admitted)}, {seen}{gone}"
-    for name, expires, used in store.invitations():
+    for name, expires, used in journal.participants.invitations():
         if used is None:
             word = "expired" if expires < time.time() else "good until"
             yield f"  {name}: invited, kit {word} {_date(expires)}"
 
 
-def _doing(store: Store, round_: Round) -> str:
-    activities = ", ".join(f"{member.name} {member.activity}" for member in store.members(round_.id))
+def _doing(journal: Journal, round_: Round) -> str:
+    activities = ", ".join(f"{member.name} {member.activity}" for member in journal.rounds.members(round_.id))
     return f"{round_.status}: {activities}" if activities else f"{round_.status}: nobody is here yet"
 
 

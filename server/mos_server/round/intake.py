@@ -6,9 +6,8 @@ import time
 from typing import TYPE_CHECKING
 
 from mos_common.errors import BaseModelError, ConceptError, RequestError
-from mos_server.state.concepts import spool
 from mos_server.state.folder import State
-from mos_server.state.journal import Store
+from mos_server.state.journal import Journal
 from mos_server.state.records import Participant, Upload
 
 if TYPE_CHECKING:
@@ -16,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def take_upload(
-    state: State, store: Store, base: Base, participant: Participant, data: bytes, round_id: str | None
+    state: State, journal: Journal, base: Base, participant: Participant, data: bytes, round_id: str | None
 ) -> Upload:
     """Admit an upload to a round, or keep it for the next one when `round_id` is None; the journal's record of it.
 
@@ -31,23 +30,23 @@ def take_upload(
     try:
         concept = admit(data, base)
         name, digest = concept.name, content_digest(concept)
-        if store.was_withdrawn(participant.key, digest):
+        if journal.uploads.was_withdrawn(participant.key, digest):
             raise RequestError(
                 f"{name} was withdrawn, and a concept that was withdrawn stays out: tune it again to bring it back"
             )
         if round_id is not None:
-            _check_new(store.admitted(round_id), participant.name, name, digest)
+            _check_new(journal.uploads.admitted(round_id), participant.name, name, digest)
     except (ConceptError, BaseModelError, RequestError) as error:
-        return refuse_upload(store, participant, str(error), round_id, concept=name, size=len(data))
-    spool(state, digest, data)
-    return store.add_upload(_record(participant, round_id, concept=name, digest=digest, size=len(data)))
+        return refuse_upload(journal, participant, str(error), round_id, concept=name, size=len(data))
+    state.artefacts.put_concept(digest, data)
+    return journal.uploads.add(_record(participant, round_id, concept=name, digest=digest, size=len(data)))
 
 
 def refuse_upload(
-    store: Store, participant: Participant, reason: str, round_id: str | None, *, concept: str = "?", size: int = 0
+    journal: Journal, participant: Participant, reason: str, round_id: str | None, *, concept: str = "?", size: int = 0
 ) -> Upload:
     """Journal that something arrived which cannot be used."""
-    return store.add_upload(_record(participant, round_id, concept=concept, size=size, refused=reason))
+    return journal.uploads.add(_record(participant, round_id, concept=concept, size=size, refused=reason))
 
 
 def _check_new(others: list[Upload], participant: str, concept: str, digest: str) -> None:

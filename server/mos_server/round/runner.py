@@ -12,7 +12,7 @@ from mos_common.flower_app import FLOWER_ENVIRONMENT
 from mos_common.processes import end_process
 from mos_server.network.superlink import SuperLink
 from mos_server.state.folder import State
-from mos_server.state.journal import Store
+from mos_server.state.journal import Journal
 from mos_server.state.records import FAILED, Round
 
 log = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ class RoundRunner:
     """Keeps the process of the unfinished round alive. `step` is called again and again, by one thread at a time."""
 
     state: State
-    store: Store
+    journal: Journal
     superlink: SuperLink
     device: str | None = None
     dtype: str | None = None
@@ -44,11 +44,11 @@ class RoundRunner:
         """Look after the round: begin one that was asked for, tell what it notes, see whether its process is gone."""
         self._tell_notes()
         if self._process is None:
-            if (round_ := self.store.unfinished_round()) is not None:
+            if (round_ := self.journal.rounds.unfinished()) is not None:
                 self._begin(round_)
         elif (code := self._process.poll()) is not None:
             self._process = None
-            self._ended(self.store.round(self._round), code)
+            self._ended(self.journal.rounds.get(self._round), code)
 
     def stop(self) -> None:
         """End the process; the round goes on when the server is started again."""
@@ -62,7 +62,7 @@ class RoundRunner:
             self._round, self._heard = round_.id, 0
         self._attempts[round_.id] = self._attempts.get(round_.id, 0) + 1
         task = self.superlink.start_run()
-        self.store.note(round_.id, f"starting on {self.state.config.base}")
+        self.journal.notes.add(round_.id, f"starting on {self.state.config.base}")
         settings = {
             STATE: str(self.state.path),
             ROUND: round_.id,
@@ -93,15 +93,17 @@ class RoundRunner:
             return
         where = self.state.log / f"{round_.id}.log"
         if self._attempts[round_.id] >= ATTEMPTS:
-            self.store.advance(
+            self.journal.rounds.advance(
                 round_.id, FAILED, f"its process ended {ATTEMPTS} times, with code {code} at last: see {where}"
             )
             log.error("%s failed: see %s", round_.id, where)
         else:
-            self.store.note(round_.id, f"the round's process ended with code {code} (see {where}): starting it again")
+            self.journal.notes.add(
+                round_.id, f"the round's process ended with code {code} (see {where}): starting it again"
+            )
 
     def _tell_notes(self) -> None:
         if self._round:
-            for number, _, text in self.store.notes(self._round, self._heard):
+            for number, _, text in self.journal.notes.of(self._round, self._heard):
                 self._heard = number
                 log.info("%s: %s", self._round, text)

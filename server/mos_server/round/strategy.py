@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from mos_common.base_model import Base
     from mos_server.round.exchange import Polling
     from mos_server.state.folder import State
-    from mos_server.state.journal import Store
+    from mos_server.state.journal import Journal
 
 log = logging.getLogger(__name__)
 
@@ -43,8 +43,10 @@ class GradientFusion(Strategy):
     questions and one list of replies, has no place for that: `start` is the only way to run a round.
     """
 
-    def __init__(self, state: State, store: Store, round_id: str, base: Base, polling: Polling | None = None) -> None:
-        self._engine = RoundEngine(state, store, round_id, base, polling)
+    def __init__(
+        self, state: State, journal: Journal, round_id: str, base: Base, polling: Polling | None = None
+    ) -> None:
+        self._engine = RoundEngine(state, journal, round_id, base, polling)
 
     def start(
         self,

@@ -1,15 +1,16 @@
-"""The operator's state folder: everything a federation is, in one place that can be backed up by copying it.
+"""The operator's state folder: a federation in one place, which can be backed up by copying it.
 
-config.json    what `mos-server init` was told        concepts/    admitted uploads, by content digest
-pki/           keys and certificates                  moments/     second moments kept from fusion to fusion
-server.db      the journal (store.py)                 models/      published models and candidates
-lock           held while a server runs               flower/      Flower's own database and files
-                                                      log/         what the server and each round wrote
+config.json     the options of `mos-server init`
+pki/            keys and certificates
+server.db       the journal
+concepts/, moments/, models/     see artefacts.py
+flower/         Flower's own database and files
+log/            the logs of the server and of each round
+lock, pid       a lock held while a server runs, and the process that took it last
 """
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import secrets
@@ -19,22 +20,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mos_common.errors import RequestError, StateError
 from mos_common.files import canonical_json, could_not_write, write_atomically
+from mos_server.state.artefacts import FOLDERS, Artefacts
 from mos_server.state.pki import Pki, create_pki
 
 CONFIG = "config.json"
-FOLDERS = ("pki", "concepts", "moments", "models", "flower", "log")
+PID = "pid"
+_LOCK_WAIT_S = 1.0  # `is_served` holds the lock for a moment
 _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.:-]{0,251}[A-Za-z0-9])?")
 Port = Annotated[int, Field(ge=1, le=65535)]
 
 
 class ServerConfig(BaseModel):
-    """What `mos-server init` was told, and the server's own identity.
+    """The options of `mos-server init`, and the server's own identity.
 
-    host: the name or address that participants reach the two ports under.
+    host: the name or address under which participants reach the two ports.
     fusion: how rounds are fused unless they are asked for otherwise, what differs from the defaults
         (`mos_server.fusion.settings.FusionSettings.to_json`).
     """
@@ -67,19 +71,9 @@ class State:
         return self.path / "server.db"
 
     @property
-    def concepts(self) -> Path:
-        """Admitted uploads."""
-        return self.path / "concepts"
-
-    @property
-    def moments(self) -> Path:
-        """Second moments kept from fusion to fusion."""
-        return self.path / "moments"
-
-    @property
-    def models(self) -> Path:
-        """Published models and candidates."""
-        return self.path / "models"
+    def artefacts(self) -> Artefacts:
+        """Uploads, second moments and models."""
+        return Artefacts(self.path)
 
     @property
     def flower(self) -> Path:
@@ -91,21 +85,13 @@ class State:
         """Logs of the server and of every round."""
         return self.path / "log"
 
-    def model(self, round_id: str) -> Path:
-        """Where the published model of a round is."""
-        return self.models / round_id
-
-    def candidate(self, round_id: str) -> Path:
-        """Where the candidate of a round is."""
-        return self.models / f"{round_id}-candidate"
-
 
 def create_state(path: Path, config: ServerConfig) -> State:
-    """Make a state folder: keys, certificates, an empty journal.
+    """Create a state folder with new keys and certificates.
 
     Raises:
-        StateError: there is something at `path` already, or it cannot be written.
-        RequestError: the host is not a name or an address, or two ports are the same.
+        StateError: `path` exists and is not an empty folder, or it cannot be written.
+        RequestError: the host is not a name or an address, or the two ports are the same.
 
     """
     if not _HOST.fullmatch(config.host):
@@ -116,7 +102,7 @@ def create_state(path: Path, config: ServerConfig) -> State:
         raise RequestError(f"port {config.fleet_port} is given twice: --fleet-port and --mos-port must differ")
     check_can_create(path)
     try:
-        for folder in FOLDERS:
+        for folder in ("pki", "flower", "log", *FOLDERS):
             (path / folder).mkdir(parents=True, exist_ok=True)
         path.chmod(0o700)
     except OSError as error:
@@ -144,10 +130,10 @@ def _write_config(path: Path, config: ServerConfig) -> None:
 
 
 def check_can_create(path: Path) -> None:
-    """Check that a state folder can be made at `path`.
+    """Check that a state folder can be created at `path`.
 
     Raises:
-        StateError: there is something already.
+        StateError: `path` exists and is not an empty folder.
 
     """
     try:
@@ -158,10 +144,10 @@ def check_can_create(path: Path) -> None:
 
 
 def open_state(path: Path) -> State:
-    """The state folder at `path`.
+    """Open the state folder at `path`.
 
     Raises:
-        StateError: it is none, it is damaged, or it cannot be read and written.
+        StateError: `path` is not a state folder, it is damaged, or it cannot be read and written.
 
     """
     try:
@@ -178,45 +164,39 @@ def open_state(path: Path) -> State:
 
 @contextmanager
 def locked(state: State) -> Iterator[None]:
-    """Be the one server of a state folder. The lock is the kernel's: it is gone with the process, however it ends.
+    """Hold the lock of a state folder, as its one server. It goes with the process.
 
     Raises:
-        StateError: another server runs on it.
+        StateError: another server runs on it, or the folder cannot be written.
 
     """
-    descriptor = _lock(state)
+    lock = FileLock(state.path / "lock", mode=0o600)
     try:
+        lock.acquire(timeout=_LOCK_WAIT_S)
+    except Timeout as error:
+        raise StateError(f"{state.path} is served already, by process {_holder(state)}: stop that one first") from error
+    except OSError as error:
+        raise could_not_write(state.path / "lock", error) from error
+    try:
+        write_atomically(state.path / PID, f"{os.getpid()}\n".encode(), mode=0o600)
         yield
     finally:
-        os.close(descriptor)
+        lock.release()
 
 
-def _lock(state: State) -> int:
-    path = state.path / "lock"
-    descriptor = -1
+def _holder(state: State) -> str:
     try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        os.ftruncate(descriptor, 0)
-        os.write(descriptor, f"{os.getpid()}\n".encode())
-    except BlockingIOError as error:
-        holder = os.read(descriptor, 20).decode().strip() or "?"
-        os.close(descriptor)
-        raise StateError(f"{state.path} is served already, by process {holder}: stop that one first") from error
-    except OSError as error:
-        if descriptor >= 0:
-            os.close(descriptor)
-        raise could_not_write(path, error) from error
-    return descriptor
+        return (state.path / PID).read_text().strip()
+    except OSError:
+        return "?"
 
 
 def is_served(state: State) -> bool:
-    """Whether a server runs on a state folder at this moment."""
+    """Return whether a server runs on a state folder at this moment."""
     try:
-        with (state.path / "lock").open("a+") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
+        with FileLock(state.path / "lock", mode=0o600, timeout=0):
+            return False
+    except Timeout:
         return True
     except OSError as error:
         raise could_not_write(state.path / "lock", error) from error
-    return False

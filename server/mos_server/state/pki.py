@@ -1,8 +1,8 @@
-"""The operator's certificate authority, the server's certificate, and the key that signs published models.
+"""The operator's certificate authority, the server's certificate, and the model signing key.
 
-One small authority per federation: its certificate travels in every kit, so participants trust
-this server and no other, whatever authorities their machines know. `signing.key` is separate from
-TLS: a model stays verifiable wherever it is copied.
+Each federation has its own authority, whose certificate is in every kit: participants trust this
+server and no other, whatever authorities their machines know. `signing.key` is separate from TLS,
+so that a model can be verified wherever it is copied.
 """
 
 from __future__ import annotations
@@ -20,34 +20,39 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from mos_common.errors import StateError
 from mos_common.files import write_atomically
 
-# Kits pin the authority, so a new one means new kits for everybody: it lives as long as a federation may.
+# Kits pin the authority: a new one means new kits for everybody.
 VALID = dt.timedelta(days=3650)
 _SECRET = 0o600
 
 
 @dataclass(frozen=True)
 class Pki:
-    """The keys and certificates of a state folder."""
+    """Where the keys and certificates of a state folder are."""
 
     folder: Path
 
     @property
     def authority(self) -> Path:
-        """Path of the authority's certificate, which kits carry."""
+        """The certificate that kits carry."""
         return self.folder / "ca.crt"
 
     @property
     def certificate(self) -> Path:
-        """Path of the server's certificate, for both public ports."""
+        """The server's certificate, for both public ports."""
         return self.folder / "server.crt"
 
     @property
     def key(self) -> Path:
-        """Path of the server's private key."""
+        """The server's private key."""
         return self.folder / "server.key"
 
     def signing_key(self) -> ed25519.Ed25519PrivateKey:
-        """Read the key that signs published models."""
+        """Return the key that signs published models.
+
+        Raises:
+            StateError: it cannot be read, or is of another kind.
+
+        """
         key = serialization.load_pem_private_key(self._read("signing.key"), password=None)
         if not isinstance(key, ed25519.Ed25519PrivateKey):
             raise StateError(
@@ -56,11 +61,11 @@ class Pki:
         return key
 
     def signing_key_pem(self) -> str:
-        """Read the public half of the signing key, for kits."""
+        """Return the public half of the signing key as PEM, for kits."""
         return self._read("signing.pub").decode()
 
     def authority_pem(self) -> str:
-        """Read the authority's certificate, for kits."""
+        """Return the authority's certificate as PEM, for kits."""
         return self._read("ca.crt").decode()
 
     def _read(self, name: str) -> bytes:
@@ -74,7 +79,7 @@ class Pki:
 
 
 def create_pki(folder: Path, host: str) -> Pki:
-    """Create a certificate authority, a certificate for `host` and for loopback, and a signing key."""
+    """Create a certificate authority, a certificate for `host` and loopback, and a signing key."""
     authority_key = ec.generate_private_key(ec.SECP256R1())
     authority = _certificate_authority(authority_key)
     server_key = ec.generate_private_key(ec.SECP256R1())
@@ -100,7 +105,7 @@ def create_pki(folder: Path, host: str) -> Pki:
 
 
 def alternative_names(host: str) -> list[x509.GeneralName]:
-    """Return the names of a certificate for `host`; loopback is always one, for tests on the same machine."""
+    """Return the names in a certificate for `host`, with loopback for clients on this machine."""
     names: list[x509.GeneralName] = []
     for name in dict.fromkeys([host, "localhost", "127.0.0.1", "::1"]):
         try:
@@ -127,7 +132,7 @@ def _server_certificate(
     authority: x509.Certificate,
     authority_key: ec.EllipticCurvePrivateKey,
 ) -> x509.Certificate:
-    # The common name holds 64 characters, a host name up to 253: the names that count are the alternative ones.
+    # A common name holds 64 characters, a host name up to 253: clients check the alternative names.
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "federated mix-of-show: server")])
     authority_id = x509.AuthorityKeyIdentifier.from_issuer_public_key(authority_key.public_key())
     return (

@@ -28,7 +28,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def published(operator, files: dict[str, bytes] | None = None) -> tuple[str, dict[str, bytes]]:
     model = operator.publish(files or FILES)
-    return model, contents(operator.state.model(model))
+    return model, contents(operator.state.artefacts.model(model))
 
 
 class Broken(Exception):
@@ -124,9 +124,9 @@ def test_parts_of_another_model_of_that_name_are_never_mixed_in(operator, member
 
     with pytest.raises(KeyboardInterrupt):
         download_model(member, "latest", tmp_path, progress=killed)
-    shutil.rmtree(operator.state.model(model))
+    shutil.rmtree(operator.state.artefacts.model(model))
     republish(operator, model, {name: bytes(reversed(data)) for name, data in FILES.items()})
-    expected = contents(operator.state.model(model))
+    expected = contents(operator.state.artefacts.model(model))
     assert expected["adapter.safetensors"] != before["adapter.safetensors"]
     operator.fetched.clear()
     assert contents(download_model(member, "latest", tmp_path)) == expected
@@ -137,14 +137,14 @@ def test_parts_of_another_model_of_that_name_are_never_mixed_in(operator, member
 def republish(operator, model: str, files: dict[str, bytes]) -> None:
     from mos_common.signing import sign_manifest
 
-    operator.write(operator.state.model(model), files)
-    sign_manifest(operator.state.model(model), operator.state.pki.signing_key())
+    operator.write(operator.state.artefacts.model(model), files)
+    sign_manifest(operator.state.artefacts.model(model), operator.state.pki.signing_key())
 
 
 def test_a_server_set_back_to_a_backup_counts_anew_and_old_models_are_kept(operator, member, tmp_path):
     model, before = published(operator)
     download_model(member, "latest", tmp_path)
-    shutil.rmtree(operator.state.model(model))
+    shutil.rmtree(operator.state.artefacts.model(model))
     republish(operator, model, {"adapter.safetensors": b"new", "embeddings.safetensors": b"words"})
     assert contents(download_model(member, "latest", tmp_path))["adapter.safetensors"] == b"new"
     digest = hashlib.sha256(before["manifest.json"]).hexdigest()
@@ -155,7 +155,7 @@ def test_a_server_set_back_to_a_backup_counts_anew_and_old_models_are_kept(opera
 def test_what_differs_from_its_digest_never_becomes_a_model(operator, member, tmp_path, change):
     """Damaged on the server's disk, after it was described: nothing is there, and a repaired server is enough."""
     model, expected = published(operator)
-    file = operator.state.model(model) / "adapter.safetensors"
+    file = operator.state.artefacts.model(model) / "adapter.safetensors"
     file.write_bytes(change(expected["adapter.safetensors"]))
     with pytest.raises(TrustError, match=r"adapter\.safetensors"):
         download_model(member, "latest", tmp_path)
@@ -168,7 +168,7 @@ def test_a_model_that_another_key_signed_is_not_accepted(operator, new_operator,
     model, _ = published(operator)
     from mos_common.signing import sign_manifest
 
-    sign_manifest(operator.state.model(model), new_operator().state.pki.signing_key())
+    sign_manifest(operator.state.artefacts.model(model), new_operator().state.pki.signing_key())
     with pytest.raises(TrustError, match="was not signed by this federation's operator"):
         download_model(member, "latest", tmp_path)
     assert not (tmp_path / model).exists()
@@ -222,7 +222,7 @@ def test_a_folder_that_may_not_be_written_is_an_error_of_state(operator, member,
 
 def test_whoever_is_barred_is_told_so(operator, member, tmp_path):
     published(operator)
-    operator.store.bar("alice")
+    operator.journal.participants.bar("alice")
     with pytest.raises(TrustError, match=r"the server refuses: .*not admitted"):
         download_model(member, "latest", tmp_path)
 
@@ -259,10 +259,10 @@ def candidate(operator, member, tmp_path, monkeypatch) -> Callable[[dict[str, by
     """Write the candidate of a round that alice may score; the digest of its manifest."""
     from mos_server.state.records import SCORING, RoundSettings
 
-    round_ = operator.store.ask_round(RoundSettings())
-    operator.store.advance(round_.id, SCORING)
+    round_ = operator.journal.rounds.ask(RoundSettings())
+    operator.journal.rounds.advance(round_.id, SCORING)
     monkeypatch.setattr(operator.service, "_may_score", lambda name, key: True)
-    return lambda files: operator.write(operator.state.candidate(round_.id), files)
+    return lambda files: operator.write(operator.state.artefacts.candidate(round_.id), files)
 
 
 def test_waiting_ends_with_news_or_when_told_to(operator, member, tmp_path):

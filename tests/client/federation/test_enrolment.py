@@ -18,7 +18,7 @@ def test_a_kit_makes_a_member(operator, tmp_path):
     """The server knows the key that was made here, and its private half stays here."""
     member = enrol(operator.kit("alice"), tmp_path)
     assert member.participant == "alice"
-    assert operator.store.is_admitted(key_digest(public_pem(member.key)))
+    assert operator.journal.participants.is_admitted(key_digest(public_pem(member.key)))
     again = read_enrolment(tmp_path)
     assert (again.participant, public_pem(again.key), again.kit) == ("alice", public_pem(member.key), member.kit)
     assert (tmp_path / "node_key").stat().st_mode & 0o077 == 0
@@ -46,7 +46,7 @@ def test_an_expired_kit_is_refused_on_both_sides(operator, tmp_path, monkeypatch
         enrol(late, tmp_path)
     lying = kit.model_copy(update={"expires": dt.datetime.now(dt.UTC) + dt.timedelta(days=1)})
     at = dt.datetime.now(dt.UTC).timestamp() + 10
-    monkeypatch.setattr("mos_server.state.journal.time.time", lambda: at)
+    monkeypatch.setattr("mos_server.state.journal.participants.time.time", lambda: at)
     with pytest.raises(TrustError, match=r"the server refuses: .*expired"):
         enrol(lying, tmp_path)
 
@@ -64,7 +64,7 @@ def test_a_killed_enrolment_goes_on_with_the_same_key(operator, tmp_path, monkey
             enrol(kit, tmp_path)
     assert not (tmp_path / "enrolled.json").exists()
     assert enrol(kit, tmp_path).participant == "alice"
-    assert len(operator.store.participants()) == 1
+    assert len(operator.journal.participants.all()) == 1
 
 
 def test_a_state_folder_belongs_to_one_federation(new_operator, tmp_path):
@@ -86,7 +86,7 @@ def test_somebody_in_between_is_found_out(new_operator, tmp_path):
     kit = real.kit().model_copy(update={"mos": f"127.0.0.1:{false.port}"})
     with pytest.raises(NetworkError, match=r"cannot be reached"):
         enrol(kit, tmp_path, patient=False)
-    assert real.store.participants() == false.store.participants() == []
+    assert real.journal.participants.all() == false.journal.participants.all() == []
 
 
 def test_a_server_that_is_away_is_waited_for_and_that_is_said(operator, tmp_path):

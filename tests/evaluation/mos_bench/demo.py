@@ -21,7 +21,7 @@ from mos_common.errors import RequestError
 from mos_common.files import write_atomically
 from mos_common.shell import say
 from mos_server.state.folder import open_state
-from mos_server.state.journal import Store
+from mos_server.state.journal import Journal
 from mos_tiny import demo_concepts
 
 PARTICIPANTS = ("alice", "bob", "carol")
@@ -91,10 +91,10 @@ def run_demo(out: Path, *, steps: int | None = None) -> None:
 
 def round_seconds(state: Path) -> dict[str, float]:
     """How the round's time was spent, from the server's journal: seconds from one step's end to the next."""
-    with closing(Store(open_state(state).database)) as store:
-        (round_,) = store.rounds()
-        uploaded = max(upload.received for upload in store.uploads(round_.id))
-        solved = max(at for _, at, text in store.notes(round_.id) if SOLVED in text)
+    with closing(Journal(open_state(state).database)) as journal:
+        (round_,) = journal.rounds.all()
+        uploaded = max(upload.received for upload in journal.uploads.of(round_.id))
+        solved = max(at for _, at, text in journal.notes.of(round_.id) if SOLVED in text)
     steps = {"tune and upload": round_.asked, "fuse": uploaded, "score and publish": solved}
     ends = [uploaded, solved, round_.ended or solved]
     return {f"of it: {name}": round(end - began, 1) for (name, began), end in zip(steps.items(), ends, strict=True)}

@@ -12,7 +12,7 @@ from mos_common.errors import NetworkError, RequestError
 from mos_server.cli.main import app
 from mos_server.round import follow
 from mos_server.state.folder import open_state
-from mos_server.state.journal import Store
+from mos_server.state.journal import Journal
 from mos_server.state.records import RoundSettings
 
 
@@ -34,8 +34,8 @@ def ask_round(state, monkeypatch):
     def ask(*flags: str) -> dict:
         with pytest.raises(NetworkError):
             run("round", state, *flags)
-        with closing(Store(open_state(state).database)) as store:
-            fusion = store.unfinished_round().settings.fusion
+        with closing(Journal(open_state(state).database)) as journal:
+            fusion = journal.rounds.unfinished().settings.fusion
         run("round", state, "--cancel")
         return fusion
 
@@ -102,8 +102,8 @@ def test_a_round_puts_its_flags_over_the_federation_s_settings(state, ask_round)
 def test_a_round_that_could_not_be_fused_is_not_asked_for(state, flags, words):
     with pytest.raises(RequestError, match=words):
         run("round", state, *flags)
-    with closing(Store(open_state(state).database)) as store:
-        assert store.rounds() == []
+    with closing(Journal(open_state(state).database)) as journal:
+        assert journal.rounds.all() == []
 
 
 def test_status_says_with_what_rounds_are_and_were_fused(state, ask_round, capsys):

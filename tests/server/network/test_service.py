@@ -18,7 +18,7 @@ from mos_common.errors import NetworkError
 from mos_common.node_key import ENROL_PREFIX, create_node_key, key_digest, prove, public_pem, sign_call
 from mos_server.network.service import CHUNK_BYTES, MosService, start_service
 from mos_server.state.folder import ServerConfig, State, create_state
-from mos_server.state.journal import Store
+from mos_server.state.journal import Journal
 from mos_server.state.records import PUBLISHED, SCORING, RoundSettings, Upload
 
 WEEK = 7 * 86400.0
@@ -28,7 +28,7 @@ ADAPTER = bytes(range(256)) * 12000  # about three chunks
 @dataclass
 class Federation:
     state: State
-    store: Store
+    journal: Journal
     stub: mos_pb2_grpc.MosStub
     folder: Path
     port: int
@@ -37,7 +37,7 @@ class Federation:
     def participant(self, name: str) -> ec.EllipticCurvePrivateKey:
         """Somebody who has enrolled."""
         key = create_node_key(self.folder / name)
-        token, _ = self.store.invite(name, valid_s=WEEK)
+        token, _ = self.journal.participants.invite(name, valid_s=WEEK)
         self.enrol(key, token)
         return key
 
@@ -57,15 +57,15 @@ class Federation:
 @pytest.fixture
 def federation(tmp_path: Path) -> Iterator[Federation]:
     state = create_state(tmp_path / "state", ServerConfig(base="tiny", base_fingerprint="ab" * 32))
-    store, enrolled = Store(state.database), []
+    journal, enrolled = Journal(state.database), []
     server, port = start_service(
-        MosService(state, store, lambda pem, name: enrolled.append((pem, name))), state, "127.0.0.1:0"
+        MosService(state, journal, lambda pem, name: enrolled.append((pem, name))), state, "127.0.0.1:0"
     )
     credentials = grpc.ssl_channel_credentials(state.pki.authority.read_bytes())
     with grpc.secure_channel(f"127.0.0.1:{port}", credentials) as channel:
-        yield Federation(state, store, mos_pb2_grpc.MosStub(channel), tmp_path, port, enrolled)
+        yield Federation(state, journal, mos_pb2_grpc.MosStub(channel), tmp_path, port, enrolled)
     server.stop(None).wait()
-    store.close()
+    journal.close()
 
 
 def write_model(folder: Path, *, signed: bool) -> None:
@@ -81,9 +81,9 @@ def write_model(folder: Path, *, signed: bool) -> None:
 @pytest.fixture
 def published(federation: Federation) -> Federation:
     """A federation whose first round is published."""
-    round_ = federation.store.ask_round(RoundSettings())
-    write_model(federation.state.model(round_.id), signed=True)
-    federation.store.advance(round_.id, PUBLISHED)
+    round_ = federation.journal.rounds.ask(RoundSettings())
+    write_model(federation.state.artefacts.model(round_.id), signed=True)
+    federation.journal.rounds.advance(round_.id, PUBLISHED)
     return federation
 
 
@@ -95,10 +95,10 @@ def refused(call: Callable[[], object]) -> tuple[str, str]:
 
 def test_a_kit_enrols_its_participant_once(federation: Federation):
     key, other = (create_node_key(federation.folder / name) for name in ("key", "other"))
-    token, _ = federation.store.invite("alice", valid_s=WEEK)
+    token, _ = federation.journal.participants.invite("alice", valid_s=WEEK)
     assert federation.enrol(key, token).participant == "alice"
     assert federation.enrolled == [(public_pem(key), "alice")]
-    assert federation.store.is_admitted(key_digest(public_pem(key)))
+    assert federation.journal.participants.is_admitted(key_digest(public_pem(key)))
     code, details = refused(lambda: federation.enrol(other, token))
     assert code == "PERMISSION_DENIED"
     assert "used already" in details
@@ -106,16 +106,16 @@ def test_a_kit_enrols_its_participant_once(federation: Federation):
 
 def test_nobody_enrols_a_key_that_is_not_theirs(federation: Federation):
     key, other = (create_node_key(federation.folder / name) for name in ("key", "other"))
-    token, _ = federation.store.invite("alice", valid_s=WEEK)
+    token, _ = federation.journal.participants.invite("alice", valid_s=WEEK)
     assert refused(lambda: federation.enrol(other, token, public_key=public_pem(key)))[0] == "PERMISSION_DENIED"
-    assert federation.store.participants() == []
+    assert federation.journal.participants.all() == []
     assert federation.enrol(key, token).participant == "alice"
 
 
 def test_a_key_that_flower_would_not_take_leaves_the_token_unused(federation: Federation):
     key = ec.generate_private_key(ec.SECP256K1())
     pem = key.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
-    token, _ = federation.store.invite("alice", valid_s=WEEK)
+    token, _ = federation.journal.participants.invite("alice", valid_s=WEEK)
     proof = key.sign(ENROL_PREFIX + b"\0" + token.encode(), ec.ECDSA(hashes.SHA256()))
     request = mos_pb2.EnrolRequest(token=token, public_key=pem, proof=proof)
     assert "P-384" in refused(lambda: federation.stub.Enrol(request))[1]
@@ -124,7 +124,7 @@ def test_a_key_that_flower_would_not_take_leaves_the_token_unused(federation: Fe
 
 def test_flower_is_told_the_one_text_of_a_key(federation: Federation):
     key = create_node_key(federation.folder / "key")
-    token, _ = federation.store.invite("alice", valid_s=WEEK)
+    token, _ = federation.journal.participants.invite("alice", valid_s=WEEK)
     federation.enrol(key, token, public_key=b"a comment\n" + public_pem(key).replace(b"\n", b"\r\n"))
     assert federation.enrolled == [(public_pem(key), "alice")]
 
@@ -172,12 +172,12 @@ def test_before_the_first_round_there_is_nothing(federation: Federation):
 
 def test_a_candidate_is_for_those_whose_concept_is_in_it_while_it_is_scored(federation: Federation):
     alice, bob = federation.participant("alice"), federation.participant("bob")
-    round_ = federation.store.ask_round(RoundSettings())
+    round_ = federation.journal.rounds.ask(RoundSettings())
     digest = key_digest(public_pem(alice))
-    federation.store.add_upload(Upload(0, round_.id, digest, "alice", "<cat>", "d", 1, 0.0, None, None))
-    write_model(federation.state.candidate(round_.id), signed=False)
+    federation.journal.uploads.add(Upload(0, round_.id, digest, "alice", "<cat>", "d", 1, 0.0, None, None))
+    write_model(federation.state.artefacts.candidate(round_.id), signed=False)
     assert refused(lambda: federation.describe(alice, "round-001-candidate"))[0] == "NOT_FOUND"
-    federation.store.advance(round_.id, SCORING)
+    federation.journal.rounds.advance(round_.id, SCORING)
     assert {file.name for file in federation.describe(alice, "round-001-candidate").files} == {
         "manifest.json",
         "adapter.safetensors",
@@ -191,7 +191,7 @@ def test_strangers_and_revoked_keys_get_nothing(published: Federation):
     stranger = create_node_key(published.folder / "stranger")
     assert refused(lambda: published.describe(stranger, "latest"))[0] == "UNAUTHENTICATED"
     assert refused(lambda: published.stub.Describe(mos_pb2.DescribeRequest(model="latest")))[0] == "UNAUTHENTICATED"
-    published.store.revoke(key_digest(public_pem(alice)))
+    published.journal.participants.revoke(key_digest(public_pem(alice)))
     assert refused(lambda: published.fetch(alice, "round-001", "manifest.json"))[0] == "UNAUTHENTICATED"
 
 
@@ -216,6 +216,6 @@ def test_a_server_of_another_authority_is_not_spoken_to(federation: Federation, 
 
 
 def test_a_port_in_use_is_named(federation: Federation):
-    service = MosService(federation.state, federation.store, lambda pem, name: None)
+    service = MosService(federation.state, federation.journal, lambda pem, name: None)
     with pytest.raises(NetworkError, match=f"127.0.0.1:{federation.port} cannot be opened"):
         start_service(service, federation.state, f"127.0.0.1:{federation.port}")

@@ -23,7 +23,7 @@ from mos_common.round_requests import TrainRequest
 from mos_server.round.engine import RoundEngine
 from mos_server.round.exchange import Answer, Lost, Polling, Question
 from mos_server.state.folder import ServerConfig, State, create_state
-from mos_server.state.journal import Store
+from mos_server.state.journal import Journal
 from mos_server.state.records import RoundSettings, Upload
 
 POLLING = Polling(pause_s=0.01, retry_s=0.0, back_soon_s=0.05)
@@ -96,7 +96,7 @@ class Federation:
     """An operator's server and whoever enrolled."""
 
     state: State
-    store: Store
+    journal: Journal
     base: Base
     keys: Path
     make_concept: Callable[..., Concept]
@@ -104,8 +104,8 @@ class Federation:
     def machine(self, name: str, *concepts: Reply, scores: list[Reply] | None = None, **fields: int) -> Machine:
         """Somebody who has enrolled and answers with their concept and good scores, unless told otherwise."""
         machine = self.stranger(name, *concepts, scores=scores, **fields)
-        token, _ = self.store.invite(name, valid_s=60)
-        self.store.enrol(token, machine.key, machine.pem)
+        token, _ = self.journal.participants.invite(name, valid_s=60)
+        self.journal.participants.enrol(token, machine.key, machine.pem)
         return machine
 
     def stranger(self, name: str, *concepts: Reply, scores: list[Reply] | None = None, **fields: int) -> Machine:
@@ -122,7 +122,7 @@ class Federation:
 
     def ask(self, **settings: object) -> str:
         """Ask for a round; its name."""
-        return self.store.ask_round(RoundSettings(**{"fusion": SMALL} | settings)).id
+        return self.journal.rounds.ask(RoundSettings(**{"fusion": SMALL} | settings)).id
 
     def run(self, *machines: Machine, **settings: object) -> str:
         """Ask for a round and run it to its end among `machines`; its name."""
@@ -132,7 +132,7 @@ class Federation:
 
     def go_on(self, name: str, network: Network) -> None:
         """Begin a round, or begin it again after a kill."""
-        RoundEngine(self.state, self.store, name, self.base, POLLING).run(network)
+        RoundEngine(self.state, self.journal, name, self.base, POLLING).run(network)
 
     @contextmanager
     def killed_at(self, *, status: str = "", note: str = "") -> Iterator[None]:
@@ -148,31 +148,31 @@ class Federation:
                 raise Killed
             real_note(name, text)
 
-        real_advance, real_note = self.store.advance, self.store.note
+        real_advance, real_note = self.journal.rounds.advance, self.journal.notes.add
         with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
-            patch.setattr(self.store, "advance", advance)
-            patch.setattr(self.store, "note", write)
+            patch.setattr(self.journal, "advance", advance)
+            patch.setattr(self.journal, "note", write)
             yield
 
     def status(self, name: str) -> str:
         """Where a round stands."""
-        return self.store.round(name).status
+        return self.journal.rounds.get(name).status
 
     def notes(self, name: str) -> list[str]:
         """What a person who follows the round reads."""
-        return [text for _, _, text in self.store.notes(name)]
+        return [text for _, _, text in self.journal.notes.of(name)]
 
     def admitted(self, name: str) -> list[Upload]:
         """The uploads that are in a round."""
-        return self.store.admitted(name)
+        return self.journal.uploads.admitted(name)
 
     def refusals(self, name: str) -> dict[str, str]:
         """By participant, why an upload was refused."""
-        return {upload.participant: upload.refused for upload in self.store.uploads(name) if upload.refused}
+        return {upload.participant: upload.refused for upload in self.journal.uploads.of(name) if upload.refused}
 
     def model(self, name: str) -> FusedModel:
         """The model that a round published."""
-        return read_fused(self.state.model(name))
+        return read_fused(self.state.artefacts.model(name))
 
     def tokens(self, name: str) -> list[str]:
         """What is in the model that a round published."""
@@ -189,9 +189,9 @@ def federation(
     base = random_base(width=8)
     (tmp_path / "keys").mkdir()
     state = create_state(tmp_path / "state", ServerConfig(base="random", base_fingerprint=base.fingerprint))
-    store = Store(state.database)
-    yield Federation(state, store, base, tmp_path / "keys", make_concept)
-    store.close()
+    journal = Journal(state.database)
+    yield Federation(state, journal, base, tmp_path / "keys", make_concept)
+    journal.close()
 
 
 @pytest.fixture

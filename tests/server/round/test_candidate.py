@@ -17,7 +17,7 @@ from mos_server.round.candidate import fuse_candidate, is_current
 from mos_server.round.intake import take_upload
 from mos_server.state.concepts import named_concepts
 from mos_server.state.folder import ServerConfig, create_state
-from mos_server.state.journal import Store
+from mos_server.state.journal import Journal
 from mos_server.state.records import RoundSettings
 
 FUSION = {
@@ -32,10 +32,10 @@ def state(tmp_path, tiny):
 
 
 @pytest.fixture
-def store(state, tiny, make_concept) -> Iterator[Store]:
+def journal(state, tiny, make_concept) -> Iterator[Journal]:
     """A journal in which a round of alice's and bob's cats is asked for."""
-    with closing(Store(state.database)) as opened:
-        round_id = opened.ask_round(RoundSettings(fusion=FUSION)).id
+    with closing(Journal(state.database)) as opened:
+        round_id = opened.rounds.ask(RoundSettings(fusion=FUSION)).id
         for seed, name in enumerate(("alice", "bob")):
             pem = public_pem(create_node_key(state.path / name))
             token, _ = opened.invite(name, valid_s=60)
@@ -46,12 +46,12 @@ def store(state, tiny, make_concept) -> Iterator[Store]:
         yield opened
 
 
-def test_it_is_fused_with_the_round_s_settings_and_weights(state, store, tiny):
+def test_it_is_fused_with_the_round_s_settings_and_weights(state, journal, tiny):
     """As a fusion of the same concepts with these settings by hand; the manifest holds all of them, the log what differs."""
     told: list[str] = []
-    made = read_fused(fuse_candidate(state, store, "round-001", tiny, told.append))
+    made = read_fused(fuse_candidate(state, journal, "round-001", tiny, told.append))
     settings = GradientSettings(contexts=("V",), ordinary=("",), steps=1, guidance=1.0, preserve=3.0)
-    concepts = named_concepts(state, store.admitted("round-001"))
+    concepts = named_concepts(state, journal.uploads.admitted("round-001"))
     by_hand = fuse(tiny, concepts, settings, weights={"<alice/cat>": 2.0})
     for name, pair in by_hand.changes.items():
         assert (pair.change() - made.changes[name].change()).abs().max() < 1e-6
@@ -74,23 +74,23 @@ def test_it_is_fused_with_the_round_s_settings_and_weights(state, store, tiny):
     ],
     ids=["defaults", "a setting", "a weight", "no weight", "a method"],
 )
-def test_a_candidate_of_other_settings_is_not_current(state, store, tiny, other):
-    folder = fuse_candidate(state, store, "round-001", tiny, lambda line: None)
-    uploads = store.admitted("round-001")
+def test_a_candidate_of_other_settings_is_not_current(state, journal, tiny, other):
+    folder = fuse_candidate(state, journal, "round-001", tiny, lambda line: None)
+    uploads = journal.uploads.admitted("round-001")
     assert is_current(folder, uploads, FUSION)
     assert not is_current(folder, uploads, other)
 
 
-def test_where_it_was_recorded_makes_no_other_candidate(state, store, tiny):
+def test_where_it_was_recorded_makes_no_other_candidate(state, journal, tiny):
     """Nor a weight for a concept that is not in the round."""
-    folder = fuse_candidate(state, store, "round-001", tiny, lambda line: None)
+    folder = fuse_candidate(state, journal, "round-001", tiny, lambda line: None)
     same = {**FUSION, "weights": {"<alice/cat>": 2.0}, "workers": "auto"}
-    assert is_current(folder, store.admitted("round-001"), same)
+    assert is_current(folder, journal.uploads.admitted("round-001"), same)
 
 
-def test_a_candidate_of_other_concepts_or_none_is_not_current(state, store, tiny):
-    folder = fuse_candidate(state, store, "round-001", tiny, lambda line: None)
-    alice, bob = store.admitted("round-001")
+def test_a_candidate_of_other_concepts_or_none_is_not_current(state, journal, tiny):
+    folder = fuse_candidate(state, journal, "round-001", tiny, lambda line: None)
+    alice, bob = journal.uploads.admitted("round-001")
     assert not is_current(folder, [alice], FUSION)
     assert not is_current(folder, [alice, replace(bob, digest="ab" * 32)], FUSION)
     assert not is_current(folder.with_name("nowhere"), [alice, bob], FUSION)

@@ -36,10 +36,10 @@ def test_a_round_is_collected_fused_scored_signed_and_published(federation):
     machines = [federation.machine(name) for name in ("alice", "bob")]
     name = federation.run(*machines, wait=2)
     assert federation.status(name) == PUBLISHED
-    verify_model(federation.state.model(name), federation.state.pki.signing_key_pem())
+    verify_model(federation.state.artefacts.model(name), federation.state.pki.signing_key_pem())
     assert federation.tokens(name) == ["<alice/alices-cat>", "<bob/bobs-cat>"]
     assert {concept.identity for concept in federation.model(name).manifest.concepts} == {SCORES}
-    assert not federation.state.candidate(name).exists()
+    assert not federation.state.artefacts.candidate(name).exists()
     assert [machine.asked for machine in machines] == [["concept", "scores"]] * 2
 
 
@@ -61,7 +61,7 @@ def test_one_participant_is_a_round(federation):
 
 def test_only_admitted_participants_are_asked(federation):
     stranger, revoked = federation.stranger("mallory"), federation.machine("bob")
-    federation.store.revoke(revoked.key)
+    federation.journal.participants.revoke(revoked.key)
     name = federation.run(stranger, revoked, federation.machine("alice"))
     assert federation.tokens(name) == ["<alice/alices-cat>"]
     assert stranger.asked == revoked.asked == []
@@ -72,7 +72,10 @@ def test_a_lost_answer_is_asked_for_three_times_in_all(federation):
     name = federation.run(alice, bob)
     assert federation.tokens(name) == ["<alice/cat>"]
     assert bob.asked == ["concept"] * 3
-    assert {member.name: member.attempts for member in federation.store.members(name)} == {"alice": 4, "bob": 3}
+    assert {member.name: member.attempts for member in federation.journal.rounds.members(name)} == {
+        "alice": 4,
+        "bob": 3,
+    }
     assert "bob: no answer (error 5, node unavailable), given up" in federation.notes(name)
 
 
@@ -155,10 +158,10 @@ def test_identity_below_what_was_asked_holds_the_model_back(federation):
         federation.machine("alice"), federation.machine("bob", scores=[low]), wait=2, min_identity=0.4
     )
     assert federation.status(name) == HELD_BACK
-    assert "<bob/bobs-cat> has identity 0.200" in federation.store.round(name).reason
-    assert federation.state.candidate(name).is_dir()
-    assert not federation.state.model(name).exists()
-    assert federation.store.latest_published() is None
+    assert "<bob/bobs-cat> has identity 0.200" in federation.journal.rounds.get(name).reason
+    assert federation.state.artefacts.candidate(name).is_dir()
+    assert not federation.state.artefacts.model(name).exists()
+    assert federation.journal.rounds.latest_published() is None
 
 
 def test_a_concept_that_lost_much_is_flagged_where_people_look(federation):
@@ -170,9 +173,9 @@ def test_a_concept_that_lost_much_is_flagged_where_people_look(federation):
     assert federation.status(name) == PUBLISHED
     flags = [text for text in federation.notes(name) if "flagged" in text]
     assert flags == ["flagged: <bob/bobs-cat> lost 0.120 of its identity in fusion"]
-    described = "\n".join(describe_round(federation.store, federation.store.round(name)))
+    described = "\n".join(describe_round(federation.journal, federation.journal.rounds.get(name)))
     assert "identity class word 0.100, single 0.620, fused 0.500, ceiling 0.800, flagged: lost 0.120" in described
-    manifest = json.loads((federation.state.model(name) / "manifest.json").read_bytes())
+    manifest = json.loads((federation.state.artefacts.model(name) / "manifest.json").read_bytes())
     assert {each["participant"]: each["flagged"] for each in manifest["concepts"]} == {"alice": False, "bob": True}
 
 
@@ -201,7 +204,7 @@ def test_a_participant_who_left_before_scoring_does_not_hold_up_the_round(federa
 def test_a_concept_withdrawn_while_it_is_scored_is_not_published(federation):
     def withdrawn() -> Identity:
         if len(federation.admitted("round-001")) == 2:
-            withdraw(federation.state, federation.store, "<bob/bobs-cat>")
+            withdraw(federation.state, federation.journal, "<bob/bobs-cat>")
         return SCORES
 
     name = federation.run(federation.machine("alice", scores=[withdrawn]), federation.machine("bob"), wait=2)
@@ -211,7 +214,7 @@ def test_a_concept_withdrawn_while_it_is_scored_is_not_published(federation):
 def test_a_withdrawn_concept_stays_out_of_later_rounds_though_its_owner_answers_again(federation):
     alice, bob = federation.machine("alice"), federation.machine("bob")
     federation.run(alice, bob, wait=2)
-    withdraw(federation.state, federation.store, "<bob/bobs-cat>")
+    withdraw(federation.state, federation.journal, "<bob/bobs-cat>")
     name = federation.run(federation.machine("carol"), bob)
     assert federation.tokens(name) == ["<carol/carols-cat>"]
     assert "was withdrawn" in federation.refusals(name)["bob"]
@@ -219,7 +222,7 @@ def test_a_withdrawn_concept_stays_out_of_later_rounds_though_its_owner_answers_
 
 def test_a_cancelled_round_stops(federation):
     def cancel() -> None:
-        federation.store.advance("round-001", CANCELLED)
+        federation.journal.rounds.advance("round-001", CANCELLED)
 
     with pytest.raises(RoundCancelledError):
         federation.run(federation.machine("alice", cancel))

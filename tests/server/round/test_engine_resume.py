@@ -12,7 +12,6 @@ import pytest
 import torch
 
 from mos_common.signing import verify_model
-from mos_server.state.concepts import spool_path
 from mos_server.state.records import COLLECTING, FUSING, HELD_BACK, PUBLISHED, SCORING
 
 
@@ -34,8 +33,8 @@ def resume(federation, members, network) -> Iterator[Callable[..., None]]:
     yield go_on
     assert resumed
     assert federation.status("round-001") == PUBLISHED
-    verify_model(federation.state.model("round-001"), federation.state.pki.signing_key_pem())
-    shutil.rmtree(federation.state.moments)
+    verify_model(federation.state.artefacts.model("round-001"), federation.state.pki.signing_key_pem())
+    shutil.rmtree(federation.state.artefacts.moments)
     undisturbed = federation.model(federation.run(*members.values(), wait=2))
     model = federation.model("round-001")
     assert model.changes.keys() == undisturbed.changes.keys()
@@ -68,7 +67,7 @@ def test_killed_while_it_collects_it_does_not_ask_again_for_what_is_spooled(fede
         federation.run(*members.values(), wait=2)
     assert federation.status("round-001") == COLLECTING
     (spooled,) = federation.admitted("round-001")
-    assert spool_path(federation.state, spooled.digest).is_file()
+    assert federation.state.artefacts.concept_file(spooled.digest).is_file()
     resume()
     assert asked(members) == {"alice": ["concept", "scores"], "bob": ["concept", "concept", "scores"]}
 
@@ -106,10 +105,10 @@ def test_killed_once_the_model_is_signed_it_only_says_so(federation, members, re
     with federation.killed_at(note="published"):
         federation.run(*members.values(), wait=2)
     assert federation.status("round-001") == SCORING
-    assert federation.state.model("round-001").is_dir()
-    signature = (federation.state.model("round-001") / "manifest.sig").read_bytes()
+    assert federation.state.artefacts.model("round-001").is_dir()
+    signature = (federation.state.artefacts.model("round-001") / "manifest.sig").read_bytes()
     resume()
-    assert (federation.state.model("round-001") / "manifest.sig").read_bytes() == signature
+    assert (federation.state.artefacts.model("round-001") / "manifest.sig").read_bytes() == signature
     assert fusions(federation) == 1
     assert asked(members) == {"alice": ["concept", "scores"], "bob": ["concept", "scores"]}
 
@@ -126,5 +125,5 @@ def test_killed_before_it_journals_that_it_is_held_back_it_is_held_back(federati
         federation.run(*members.values(), wait=2, min_identity=0.9)
     federation.go_on("round-001", network(*members.values()))
     assert federation.status("round-001") == HELD_BACK
-    assert not federation.state.model("round-001").exists()
+    assert not federation.state.artefacts.model("round-001").exists()
     assert fusions(federation) == 1

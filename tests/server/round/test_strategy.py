@@ -88,7 +88,7 @@ def _within_a_run(monkeypatch):
 @pytest.fixture
 def strategy(federation):
     """A strategy for round-001."""
-    return GradientFusion(federation.state, federation.store, federation.ask(wait=1), federation.base, POLLING)
+    return GradientFusion(federation.state, federation.journal, federation.ask(wait=1), federation.base, POLLING)
 
 
 def participant(federation, name: str, *, status: str = "online", concept=None, scores=None):
@@ -111,7 +111,7 @@ def test_a_round_is_run_by_messages(federation, strategy):
     assert (train.metadata.message_type, evaluate.metadata.message_type) == (MessageType.TRAIN, MessageType.EVALUATE)
     assert messages.read_train(train.content).round == "round-001"
     assert messages.read_train(train.content).base == federation.base.fingerprint
-    assert messages.read_evaluate(evaluate.content).candidate == federation.state.candidate("round-001").name
+    assert messages.read_evaluate(evaluate.content).candidate == federation.state.artefacts.candidate("round-001").name
     assert 7000 < train.metadata.ttl <= 7200  # the deadline
     assert evaluate.metadata.ttl == 3600
 

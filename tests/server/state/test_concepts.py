@@ -1,4 +1,4 @@
-"""What a federation keeps, fused outside of its rounds: any subset, the same to the bit as from scratch; and what cannot be fused."""
+"""Kept concepts are fused outside of rounds: any subset, to the bit the same as from scratch."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from mos_server.round import candidate
 from mos_server.round.intake import take_upload
 from mos_server.state.concepts import kept_uploads
 from mos_server.state.folder import ServerConfig, State, create_state
-from mos_server.state.journal import Store
+from mos_server.state.journal import Journal
 from mos_server.state.records import PUBLISHED, RoundSettings, Upload
 
 FEW = {"settings": {"contexts": ["V"], "ordinary": [""], "steps": 1, "guidance": 1.0}}
@@ -33,23 +33,23 @@ FILES = ("adapter.safetensors", "embeddings.safetensors")
 
 @dataclass
 class Federation:
-    """A state folder in which alice, bob and carol have a cat each, and alice a dog too, in round-001."""
+    """A state folder whose round-001 has a cat each of alice, bob and carol, and alice's dog."""
 
     state: State
     base: Base
     make_concept: Callable
     round: str
 
-    def store(self) -> closing[Store]:
-        return closing(Store(self.state.database))
+    def journal(self) -> closing[Journal]:
+        return closing(Journal(self.state.database))
 
-    def upload(self, store: Store, name: str, concept: str, seed: int, round_id: str | None) -> Upload:
+    def upload(self, journal: Journal, name: str, concept: str, seed: int, round_id: str | None) -> Upload:
         key = create_node_key(self.state.path / f"{name}-{concept[1:-1]}-{seed}")
-        token, _ = store.invite(name, valid_s=60)
-        store.enrol(token, key_digest(public_pem(key)), public_pem(key))
-        someone = next(each for each in store.participants() if each.key == key_digest(public_pem(key)))
+        token, _ = journal.participants.invite(name, valid_s=60)
+        journal.participants.enrol(token, key_digest(public_pem(key)), public_pem(key))
+        someone = next(each for each in journal.participants.all() if each.key == key_digest(public_pem(key)))
         data = concept_to_bytes(self.make_concept(self.base, concept, seed=seed, strength=0.02))
-        taken = take_upload(self.state, store, self.base, someone, data, round_id)
+        taken = take_upload(self.state, journal, self.base, someone, data, round_id)
         assert taken.refused is None
         return taken
 
@@ -59,12 +59,12 @@ def federation(tmp_path: Path, tiny: Base, make_concept: Callable, monkeypatch) 
     monkeypatch.setattr(fuse_command, "load_base", lambda *_, **__: tiny)
     state = create_state(tmp_path / "state", ServerConfig(base="tiny", base_fingerprint=tiny.fingerprint, fusion=FEW))
     made = Federation(state, tiny, make_concept, "")
-    with made.store() as store:
-        made.round = store.ask_round(RoundSettings(fusion=FEW)).id
+    with made.journal() as journal:
+        made.round = journal.rounds.ask(RoundSettings(fusion=FEW)).id
         for seed, (name, concept) in enumerate(
             [("alice", "<cat>"), ("bob", "<cat>"), ("carol", "<cat>"), ("alice", "<dog>")]
         ):
-            made.upload(store, name, concept, seed, made.round)
+            made.upload(journal, name, concept, seed, made.round)
     return made
 
 
@@ -83,16 +83,16 @@ def from_scratch(federation: Federation, chosen: list[tuple[str, str, int]], out
         out.with_suffix(".state"), ServerConfig(base="tiny", base_fingerprint=federation.base.fingerprint, fusion=FEW)
     )
     other = Federation(state, federation.base, federation.make_concept, "")
-    with other.store() as store:
-        round_id = store.ask_round(RoundSettings(fusion=FEW)).id
+    with other.journal() as journal:
+        round_id = journal.rounds.ask(RoundSettings(fusion=FEW)).id
         for name, concept, seed in chosen:
-            other.upload(store, name, concept, seed, round_id)
+            other.upload(journal, name, concept, seed, round_id)
     fuse_state(state.path, out)
 
 
 @pytest.mark.parametrize("only", ["alice/dog,bob/cat", "<alice/dog>,<bob/cat>", "dog, bob/cat"])
 def test_any_subset_on_demand(federation, tmp_path, only):
-    """Also after everything was fused together: the kept statistics of the chosen ones add up to what they alone give."""
+    """Also after all were fused: the chosen ones' statistics add up to what they alone give."""
     fuse_state(federation.state.path, tmp_path / "all")
     assert len(tokens(tmp_path / "all")) == 4
     fuse_state(federation.state.path, tmp_path / "two", only=only.split(","))
@@ -101,7 +101,8 @@ def test_any_subset_on_demand(federation, tmp_path, only):
 
 
 @pytest.mark.parametrize(
-    ("only", "problem"), [("cat", "could be any of <alice/cat>, <bob/cat>"), ("tree", "is not kept; there is <alice")]
+    ("only", "problem"),
+    [("cat", "could be any of <alice/cat>, <bob/cat>"), ("tree", "unknown concept tree; known: <alice")],
 )
 def test_a_choice_that_is_not_clear_lists_what_there_is(federation, tmp_path, only, problem):
     with pytest.raises(RequestError, match=problem):
@@ -109,21 +110,21 @@ def test_a_choice_that_is_not_clear_lists_what_there_is(federation, tmp_path, on
 
 
 def test_the_newest_of_a_name_counts_unless_a_round_is_named(federation, tmp_path):
-    with federation.store() as store:
-        store.advance(federation.round, PUBLISHED)
-        newer = federation.upload(store, "bob", "<cat>", 9, store.ask_round(RoundSettings(fusion=FEW)).id)
-        newest = {upload.token: upload.digest for upload in kept_uploads(store)}
-        before = {upload.token: upload.digest for upload in kept_uploads(store, federation.round)}
+    with federation.journal() as journal:
+        journal.rounds.advance(federation.round, PUBLISHED)
+        newer = federation.upload(journal, "bob", "<cat>", 9, journal.rounds.ask(RoundSettings(fusion=FEW)).id)
+        newest = {upload.token: upload.digest for upload in kept_uploads(journal)}
+        before = {upload.token: upload.digest for upload in kept_uploads(journal, federation.round)}
     assert newest["<bob/cat>"] == newer.digest != before["<bob/cat>"]
     assert newest.keys() == before.keys()
 
 
 def test_a_withdrawn_concept_has_never_been_there(federation, tmp_path, monkeypatch, capsys):
-    """File, spool and statistics are erased, and the model of the rest is, to the bit, the one fused without it."""
+    """File and statistics are erased; the model of the rest is to the bit the one without it."""
     fuse_state(federation.state.path, tmp_path / "all")
-    with federation.store() as store:
-        store.advance(federation.round, PUBLISHED)
-        digest = next(upload.digest for upload in store.concepts() if upload.token == "<bob/cat>")
+    with federation.journal() as journal:
+        journal.rounds.advance(federation.round, PUBLISHED)
+        digest = next(upload.digest for upload in journal.uploads.kept() if upload.token == "<bob/cat>")
     assert list(federation.state.path.rglob(f"*{digest}*"))
     out = tmp_path / "rest"
     app(
@@ -145,8 +146,8 @@ def test_withdrawing_needs_a_free_place_before_anything_is_erased(federation, tm
             ["concepts", str(federation.state.path), "withdraw", "<bob/cat>", "--out", str(tmp_path)],
             standalone_mode=False,
         )
-    with federation.store() as store:
-        assert len(store.concepts()) == 4
+    with federation.journal() as journal:
+        assert len(journal.uploads.kept()) == 4
 
 
 def test_the_command_fuses_a_state(federation, tmp_path, capsys):
@@ -182,10 +183,10 @@ def test_no_state_and_an_out_that_exists_are_errors(federation, tmp_path):
 
 
 def test_a_concept_that_cannot_be_fused_is_refused_and_the_round_goes_on(federation, tmp_path, monkeypatch):
-    """Bob's forward pass breaks down in the UNet: his upload is refused with the layer's name, the candidate is of the others."""
+    """Bob's fails in the UNet: it is refused with the layer's name, and the others are fused."""
     real = statistics.record_group
-    with federation.store() as store:
-        bobs = next(upload for upload in store.concepts() if upload.token == "<bob/cat>")
+    with federation.journal() as journal:
+        bobs = next(upload for upload in journal.uploads.kept() if upload.token == "<bob/cat>")
         seed = int(bobs.digest[:12], 16)
 
         def breaking(group, base, layers, prompts, seeds, vocabulary, settings, sink):
@@ -195,9 +196,9 @@ def test_a_concept_that_cannot_be_fused_is_refused_and_the_round_goes_on(federat
 
         monkeypatch.setattr(statistics, "record_group", breaking)
         told: list[str] = []
-        folder = candidate.fuse_candidate(federation.state, store, federation.round, federation.base, told.append)
-        uploads = store.uploads(federation.round)
-        assert candidate.is_current(folder, store.admitted(federation.round), FEW)
+        folder = candidate.fuse_candidate(federation.state, journal, federation.round, federation.base, told.append)
+        uploads = journal.uploads.of(federation.round)
+        assert candidate.is_current(folder, journal.uploads.admitted(federation.round), FEW)
     assert tokens(folder) == ["<alice/cat>", "<alice/dog>", "<carol/cat>"]
     refused = {upload.token: upload.refused for upload in uploads if upload.refused}
     assert list(refused) == ["<bob/cat>"]

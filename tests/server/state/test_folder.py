@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -18,7 +20,7 @@ CONFIG = ServerConfig(base="tiny", base_fingerprint="ab" * 32)
 def test_what_was_created_is_opened(tmp_path: Path):
     created = create_state(tmp_path / "state", CONFIG)
     assert open_state(tmp_path / "state") == created
-    assert created.candidate("round-001") == created.path / "models" / "round-001-candidate"
+    assert created.artefacts.candidate("round-001") == created.path / "models" / "round-001-candidate"
 
 
 def test_a_folder_with_something_in_it_is_left_alone(tmp_path: Path):
@@ -59,6 +61,25 @@ def test_one_server_at_a_time(tmp_path: Path):
         with pytest.raises(StateError, match=f"served already, by process {os.getpid()}"), locked(state):
             pytest.fail("two servers on one folder")
     assert not is_served(state)
+
+
+def test_the_lock_of_a_server_that_was_killed_is_free(tmp_path: Path):
+    """Its files are still there, with the process that nobody is any more."""
+    state = create_state(tmp_path / "state", CONFIG)
+    holds = (
+        "import sys, time; from pathlib import Path; from mos_server.state.folder import locked, open_state\n"
+        "with locked(open_state(Path(sys.argv[1]))): print('held', flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", holds, state.path], stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"held\n"
+        assert is_served(state)
+        with pytest.raises(StateError, match=f"served already, by process {other.pid}"), locked(state):
+            pytest.fail("two servers on one folder")
+        other.kill()
+    assert not is_served(state)
+    with locked(state):
+        assert (state.path / "pid").read_text() == f"{os.getpid()}\n"
 
 
 @pytest.mark.parametrize(

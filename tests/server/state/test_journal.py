@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import stat
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import pytest
+from sqlalchemy import insert, select, text
 
 from mos_common.errors import RequestError, StateError, TrustError
 from mos_common.identity_scores import Identity
-from mos_server.state.concepts import spool, spool_path, withdraw
+from mos_server.state.concepts import withdraw
 from mos_server.state.folder import ServerConfig, State, create_state
-from mos_server.state.journal import Store
+from mos_server.state.journal import Journal
+from mos_server.state.journal.database import Database
+from mos_server.state.journal.tables import notes
 from mos_server.state.records import CANCELLED, COLLECTING, FAILED, FUSING, PUBLISHED, RoundSettings, Upload
 
 WEEK = 7 * 86400.0
@@ -20,10 +26,10 @@ SCORES = Identity(class_word=0.1, single=0.6, fused=0.5, ceiling=0.8)
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    store = Store(tmp_path / "server.db")
-    yield store
-    store.close()
+def journal(tmp_path: Path) -> Iterator[Journal]:
+    journal = Journal(tmp_path / "server.db")
+    yield journal
+    journal.close()
 
 
 def upload(round_id: str | None, participant: str, concept: str = "<cat>", digest: str = "d1", **changes) -> Upload:
@@ -31,92 +37,93 @@ def upload(round_id: str | None, participant: str, concept: str = "<cat>", diges
     return Upload(id=0, round=round_id, participant=participant, concept=concept, digest=digest, **(fields | changes))
 
 
-def admit(store: Store, *names: str) -> None:
+def admit(journal: Journal, *names: str) -> None:
     for name in names:
-        token, _ = store.invite(name, valid_s=WEEK)
-        store.enrol(token, f"key of {name}", b"pem")
+        token, _ = journal.participants.invite(name, valid_s=WEEK)
+        journal.participants.enrol(token, f"key of {name}", b"pem")
 
 
-def test_a_token_lets_one_key_in(store: Store):
-    token, _ = store.invite("alice", valid_s=WEEK)
-    assert store.enrol(token, "k1", b"pem") == "alice"
-    assert store.is_admitted("k1")
-    assert not store.is_admitted("k2")
+def test_a_token_lets_one_key_in(journal: Journal):
+    token, _ = journal.participants.invite("alice", valid_s=WEEK)
+    assert journal.participants.enrol(token, "k1", b"pem") == "alice"
+    assert journal.participants.is_admitted("k1")
+    assert not journal.participants.is_admitted("k2")
     with pytest.raises(TrustError, match="used already"):
-        store.enrol(token, "k2", b"pem")
+        journal.participants.enrol(token, "k2", b"pem")
 
 
-def test_a_key_whose_reply_was_lost_may_enrol_again(store: Store):
-    token, _ = store.invite("alice", valid_s=WEEK)
-    assert [store.enrol(token, "k1", b"pem") for _ in range(2)] == ["alice", "alice"]
-    assert len(store.participants()) == 1
+def test_a_key_whose_reply_was_lost_may_enrol_again(journal: Journal):
+    token, _ = journal.participants.invite("alice", valid_s=WEEK)
+    assert [journal.participants.enrol(token, "k1", b"pem") for _ in range(2)] == ["alice", "alice"]
+    assert len(journal.participants.all()) == 1
 
 
-def test_who_is_barred_is_out_at_once_with_every_key_and_every_unused_kit(store: Store):
-    admit(store, "alice", "bob")
-    second, _ = store.invite("alice", valid_s=WEEK)
-    store.enrol(second, "another key of alice", b"pem")
-    unused, _ = store.invite("alice", valid_s=WEEK)
-    assert store.bar("alice") == 2
-    assert [store.is_admitted(key) for key in ("key of alice", "another key of alice", "key of bob")] == [
+def test_who_is_barred_is_out_at_once_with_every_key_and_every_unused_kit(journal: Journal):
+    admit(journal, "alice", "bob")
+    second, _ = journal.participants.invite("alice", valid_s=WEEK)
+    journal.participants.enrol(second, "another key of alice", b"pem")
+    unused, _ = journal.participants.invite("alice", valid_s=WEEK)
+    assert journal.participants.bar("alice") == 2
+    assert [
+        journal.participants.is_admitted(key) for key in ("key of alice", "another key of alice", "key of bob")
+    ] == [
         False,
         False,
         True,
     ]
     with pytest.raises(TrustError):
-        store.enrol(unused, "a third key", b"pem")
+        journal.participants.enrol(unused, "a third key", b"pem")
 
 
-def test_only_who_is_in_can_be_barred(store: Store):
-    admit(store, "bob")
-    with pytest.raises(RequestError, match="there is bob"):
-        store.bar("alice")
+def test_only_who_is_in_can_be_barred(journal: Journal):
+    admit(journal, "bob")
+    with pytest.raises(RequestError, match="unknown participant 'alice'; known: bob"):
+        journal.participants.bar("alice")
 
 
-def test_expired_and_foreign_tokens_are_told_apart(store: Store):
-    token, _ = store.invite("alice", valid_s=-1)
+def test_expired_and_foreign_tokens_are_told_apart(journal: Journal):
+    token, _ = journal.participants.invite("alice", valid_s=-1)
     with pytest.raises(TrustError, match="expired"):
-        store.enrol(token, "k1", b"pem")
+        journal.participants.enrol(token, "k1", b"pem")
     with pytest.raises(TrustError, match="not of this server"):
-        store.enrol("made up", "k1", b"pem")
-    assert store.participants() == []
+        journal.participants.enrol("made up", "k1", b"pem")
+    assert journal.participants.all() == []
 
 
-def test_a_token_is_not_kept(store: Store, tmp_path: Path):
-    token, _ = store.invite("alice", valid_s=WEEK)
-    store.close()
+def test_a_token_is_not_kept(tmp_path: Path):
+    with closing(Journal(tmp_path / "server.db")) as journal:
+        token, _ = journal.participants.invite("alice", valid_s=WEEK)
     assert all(token.encode() not in path.read_bytes() for path in tmp_path.iterdir())
-    store._connection = Store(tmp_path / "server.db")._connection
 
 
-def test_a_key_belongs_to_one_name_and_a_name_may_have_two_keys(store: Store):
-    admit(store, "alice")
-    token, _ = store.invite("bob", valid_s=WEEK)
+def test_a_key_belongs_to_one_name_and_a_name_may_have_two_keys(journal: Journal):
+    admit(journal, "alice")
+    token, _ = journal.participants.invite("bob", valid_s=WEEK)
     with pytest.raises(TrustError, match="belongs to 'alice' already"):
-        store.enrol(token, "key of alice", b"pem")
-    token, _ = store.invite("alice", valid_s=WEEK)
-    assert store.enrol(token, "her other key", b"pem") == "alice"
+        journal.participants.enrol(token, "key of alice", b"pem")
+    token, _ = journal.participants.invite("alice", valid_s=WEEK)
+    assert journal.participants.enrol(token, "her other key", b"pem") == "alice"
 
 
-def test_a_revoked_key_stays_out(store: Store):
-    token, _ = store.invite("alice", valid_s=WEEK)
-    store.enrol(token, "k1", b"pem")
-    store.revoke("k1")
-    assert not store.is_admitted("k1")
+def test_a_revoked_key_stays_out(journal: Journal):
+    token, _ = journal.participants.invite("alice", valid_s=WEEK)
+    journal.participants.enrol(token, "k1", b"pem")
+    journal.participants.revoke("k1")
+    assert not journal.participants.is_admitted("k1")
     with pytest.raises(TrustError):
-        store.enrol(token, "k1", b"pem")
+        journal.participants.enrol(token, "k1", b"pem")
 
 
-def test_rounds_go_one_at_a_time_and_one_way(store: Store):
-    first = store.ask_round(RoundSettings(wait=2, min_identity=0.3))
+def test_rounds_go_one_at_a_time_and_one_way(journal: Journal):
+    first = journal.rounds.ask(RoundSettings(wait=2, min_identity=0.3))
     assert (first.id, first.unfinished, first.settings.wait) == ("round-001", True, 2)
     with pytest.raises(RequestError, match="round-001 is asked"):
-        store.ask_round(RoundSettings())
+        journal.rounds.ask(RoundSettings())
     for status in (COLLECTING, FUSING, CANCELLED, PUBLISHED, FAILED):
-        store.advance(first.id, status)
-    assert store.round(first.id).status == CANCELLED
-    assert store.latest_published() is None
-    assert store.ask_round(RoundSettings()).id == "round-002"
+        journal.rounds.advance(first.id, status)
+    assert journal.rounds.get(first.id).status == CANCELLED
+    assert journal.rounds.latest_published() is None
+    assert journal.rounds.ask(RoundSettings()).id == "round-002"
 
 
 @pytest.mark.parametrize("settings", [{"wait": 0}, {"deadline_s": 0}, {"min_identity": 2.0}, {"flag_loss": -0.1}])
@@ -125,46 +132,46 @@ def test_nonsense_is_not_a_round(settings: dict):
         RoundSettings(**settings)
 
 
-def test_a_participant_uses_a_name_once_in_a_round_and_two_participants_may_share_one(store: Store):
-    store.add_upload(upload("round-001", "alice"))
-    store.add_upload(upload("round-001", "bob"))
-    store.add_upload(upload("round-002", "alice"))
+def test_a_participant_uses_a_name_once_in_a_round_and_two_participants_may_share_one(journal: Journal):
+    journal.uploads.add(upload("round-001", "alice"))
+    journal.uploads.add(upload("round-001", "bob"))
+    journal.uploads.add(upload("round-002", "alice"))
     with pytest.raises(RequestError, match="alice has a concept <cat> in round-001 already"):
-        store.add_upload(upload("round-001", "alice", digest="d2"))
-    assert [each.token for each in store.admitted("round-001")] == ["<alice/cat>", "<bob/cat>"]
+        journal.uploads.add(upload("round-001", "alice", digest="d2"))
+    assert [each.token for each in journal.uploads.admitted("round-001")] == ["<alice/cat>", "<bob/cat>"]
 
 
-def test_a_refused_upload_is_remembered_but_not_fused(store: Store):
-    store.add_upload(upload("round-001", "alice", refused="NaN in unet"))
-    assert store.admitted("round-001") == []
-    assert [each.refused for each in store.uploads("round-001")] == ["NaN in unet"]
+def test_a_refused_upload_is_remembered_but_not_fused(journal: Journal):
+    journal.uploads.add(upload("round-001", "alice", refused="NaN in unet"))
+    assert journal.uploads.admitted("round-001") == []
+    assert [each.refused for each in journal.uploads.of("round-001")] == ["NaN in unet"]
 
 
-def test_late_uploads_are_for_the_next_round_the_newest_of_a_name_counts(store: Store):
-    admit(store, "alice", "bob")
+def test_late_uploads_are_for_the_next_round_the_newest_of_a_name_counts(journal: Journal):
+    admit(journal, "alice", "bob")
     for digest in ("old", "new"):
-        store.add_upload(upload(None, "alice", digest=digest))
-    store.add_upload(upload(None, "bob", digest="gone"))
-    store.revoke("key of bob")
-    assert [each.digest for each in store.adopt_late_uploads("round-002")] == ["new"]
-    assert store.adopt_late_uploads("round-003") == []
+        journal.uploads.add(upload(None, "alice", digest=digest))
+    journal.uploads.add(upload(None, "bob", digest="gone"))
+    journal.participants.revoke("key of bob")
+    assert [each.digest for each in journal.uploads.adopt_late("round-002")] == ["new"]
+    assert journal.uploads.adopt_late("round-003") == []
 
 
-def test_notes_are_read_on_from_where_one_was(store: Store):
-    store.note("round-001", "one")
-    store.note("round-001", "two")
-    (first, _, _), _ = store.notes("round-001")
-    assert [text for _, _, text in store.notes("round-001", first)] == ["two"]
+def test_notes_are_read_on_from_where_one_was(journal: Journal):
+    journal.notes.add("round-001", "one")
+    journal.notes.add("round-001", "two")
+    (first, _, _), _ = journal.notes.of("round-001")
+    assert [text for _, _, text in journal.notes.of("round-001", first)] == ["two"]
 
 
-def test_what_was_journalled_survives_the_process(store: Store, tmp_path: Path):
-    admit(store, "alice")
-    store.ask_round(RoundSettings())
-    stored = store.add_upload(upload("round-001", "alice"))
-    store.set_identity(stored.id, SCORES)
-    other = Store(tmp_path / "server.db")  # the first was never closed, like one that was killed
-    assert other.admitted("round-001")[0].identity == SCORES
-    assert other.unfinished_round() == store.unfinished_round()
+def test_what_was_journalled_survives_the_process(journal: Journal, tmp_path: Path):
+    admit(journal, "alice")
+    journal.rounds.ask(RoundSettings())
+    stored = journal.uploads.add(upload("round-001", "alice"))
+    journal.uploads.set_identity(stored.id, SCORES)
+    other = Journal(tmp_path / "server.db")  # the first was never closed, like one that was killed
+    assert other.uploads.admitted("round-001")[0].identity == SCORES
+    assert other.rounds.unfinished() == journal.rounds.unfinished()
     other.close()
 
 
@@ -174,32 +181,81 @@ def state(tmp_path: Path) -> State:
 
 
 def test_withdrawing_erases_the_file_and_what_was_computed_from_it(state: State):
-    store = Store(state.database)
+    journal = Journal(state.database)
     for name, digest in (("alice", "a" * 64), ("bob", "b" * 64)):
-        spool(state, digest, b"concept of " + name.encode())
-        (state.moments / f"{digest}-text.safetensors").write_bytes(b"moments")
-        store.add_upload(upload("round-001", name, digest=digest))
+        state.artefacts.put_concept(digest, b"concept of " + name.encode())
+        (state.artefacts.moments / f"{digest}-text.safetensors").write_bytes(b"moments")
+        journal.uploads.add(upload("round-001", name, digest=digest))
     with pytest.raises(RequestError, match="choose one of <alice/cat>, <bob/cat>"):
-        withdraw(state, store, "<cat>")
-    assert [each.token for each in withdraw(state, store, "<alice/cat>")] == ["<alice/cat>"]
-    assert [path.name[0] for path in (*state.concepts.iterdir(), *state.moments.iterdir())] == ["b", "b"]
-    assert [each.token for each in store.concepts()] == ["<bob/cat>"]
-    with pytest.raises(RequestError, match="no concept <dog>"):
-        withdraw(state, store, "<dog>")
-    store.close()
+        withdraw(state, journal, "<cat>")
+    assert [each.token for each in withdraw(state, journal, "<alice/cat>")] == ["<alice/cat>"]
+    assert [path.name[0] for path in state.artefacts.moments.iterdir()] == ["b"]
+    assert state.artefacts.concepts() == ["b" * 64]
+    assert [each.token for each in journal.uploads.kept()] == ["<bob/cat>"]
+    with pytest.raises(RequestError, match="unknown concept <dog>; known: <bob/cat>"):
+        withdraw(state, journal, "<dog>")
+    journal.close()
 
 
 def test_contents_that_somebody_else_brought_too_are_kept_for_them(state: State):
-    store = Store(state.database)
-    spool(state, "a" * 64, b"concept")
+    journal = Journal(state.database)
+    state.artefacts.put_concept("a" * 64, b"concept")
     for name in ("alice", "bob"):
-        store.add_upload(upload("round-001", name, digest="a" * 64))
-    withdraw(state, store, "<alice/cat>")
-    assert spool_path(state, "a" * 64).is_file()
-    store.close()
+        journal.uploads.add(upload("round-001", name, digest="a" * 64))
+    withdraw(state, journal, "<alice/cat>")
+    assert "a" * 64 in state.artefacts.concepts()
+    journal.close()
 
 
 def test_a_journal_that_cannot_be_opened_says_so(tmp_path: Path):
     (tmp_path / "server.db").write_bytes(b"this is not a database, it is a letter" * 100)
-    with pytest.raises(StateError, match="cannot be used"):
-        Store(tmp_path / "server.db")
+    with pytest.raises(StateError, match=r"server\.db cannot be used"):
+        Journal(tmp_path / "server.db")
+
+
+def test_a_journal_is_its_owners_alone(journal: Journal, tmp_path: Path):
+    journal.notes.add("round-001", "one")
+    files = list(tmp_path.iterdir())
+    assert {path.name for path in files} >= {"server.db", "server.db-wal"}
+    assert {stat.S_IMODE(path.stat().st_mode) for path in files} == {0o600}
+
+
+def test_what_is_journalled_is_on_the_disk_and_what_is_erased_is_overwritten(tmp_path: Path):
+    """SQLite has these settings for each connection, and each thread has its own."""
+    with closing(Database(tmp_path / "server.db")) as database:
+
+        def settings() -> dict[str, int | str]:
+            names = ("journal_mode", "synchronous", "secure_delete")
+            return {name: next(iter(database.rows(text(f"PRAGMA {name}"))[0].values())) for name in names}
+
+        with database.writing(), ThreadPoolExecutor(1) as pool:
+            assert pool.submit(settings).result() == settings()
+        assert settings() == {"journal_mode": "wal", "synchronous": 2, "secure_delete": 1}
+
+
+def test_a_call_is_journalled_whole_or_not_at_all(tmp_path: Path):
+    """The second statement of a transaction fails: the first has not happened, for nobody."""
+    with closing(Database(tmp_path / "server.db")) as database:
+        with pytest.raises(ZeroDivisionError), database.writing() as db:
+            db.execute(insert(notes).values(round="round-001", at=0.0, text="begun"))
+            assert len(database.rows(select(notes))) == 1
+            _ = 1 / 0
+        assert database.rows(select(notes)) == []
+
+
+def test_threads_share_a_journal(journal: Journal):
+    def journalled(number: int) -> int:
+        journal.rounds.set_activity("round-001", "key of alice", "tuning", attempts=1)
+        journal.notes.add("round-001", str(number))
+        return len(journal.notes.of("round-001"))
+
+    admit(journal, "alice")
+    with ThreadPoolExecutor(8) as pool:
+        assert max(pool.map(journalled, range(40))) == 40
+    assert sorted(int(text) for _, _, text in journal.notes.of("round-001")) == list(range(40))
+    assert [member.attempts for member in journal.rounds.members("round-001")] == [40]
+
+
+def test_a_folder_that_is_not_there_is_said(tmp_path: Path):
+    with pytest.raises(StateError, match=r"cannot be used.*Nothing that was journalled before is lost"):
+        Journal(tmp_path / "no such folder" / "server.db")

@@ -6,7 +6,6 @@ is done; so a stage may need everything that the stages before it made. A killed
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import time
@@ -14,6 +13,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
+
+from filelock import FileLock, Timeout
 
 from mos_common.errors import StateError
 from mos_common.shell import OnCount, counting, say
@@ -61,13 +62,16 @@ class Sharing:
         self.folder.mkdir(parents=True, exist_ok=True)
         # A few hundred lock files do for any number of pieces: who meets another's lock by chance only waits a little.
         path = self.folder / hashlib.sha256(key.encode()).hexdigest()[:2]
-        with path.open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                yield False
-            else:
-                yield True
+        lock = FileLock(path)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            lock.release()
 
 
 @contextmanager

@@ -1,0 +1,83 @@
+"""Admitted uploads, second moments and models: the one module that knows where they are kept.
+
+concepts/<digest>.safetensors     an admitted upload, by content digest, until somebody withdraws it
+moments/                          second moments of activations, kept from fusion to fusion
+models/<round>/                   the published model of a round
+models/<round>-candidate/         its candidate, until it is published
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from mos_common.errors import StateError
+from mos_common.files import could_not_write, write_atomically
+
+_SUFFIX = ".safetensors"
+FOLDERS = ("concepts", "moments", "models")
+
+
+@dataclass(frozen=True)
+class Artefacts:
+    """The artefacts of the state folder `root`."""
+
+    root: Path
+
+    def put_concept(self, digest: str, data: bytes) -> None:
+        """Keep an upload; it survives a crash once this returns.
+
+        Raises:
+            StateError: it cannot be written.
+
+        """
+        write_atomically(self.concept_file(digest), data, mode=0o600)
+
+    def read_concept(self, digest: str) -> bytes:
+        """Return the bytes of a kept upload.
+
+        Raises:
+            StateError: they are not there, or cannot be read.
+
+        """
+        path = self.concept_file(digest)
+        try:
+            return path.read_bytes()
+        except OSError as error:
+            raise StateError(
+                f"{path} cannot be read ({error.strerror}): restore it from a backup, or withdraw it"
+            ) from error
+
+    def delete_concept(self, digest: str) -> None:
+        """Erase a kept upload and every second moment that was computed from it, if they exist.
+
+        Raises:
+            StateError: a file cannot be deleted.
+
+        """
+        try:
+            for path in [self.concept_file(digest), *self.moments.rglob(f"*{digest}*")]:
+                path.unlink(missing_ok=True)
+        except OSError as error:
+            raise could_not_write(self.root, error) from error
+
+    def concepts(self) -> list[str]:
+        """Return the digests of the uploads that are kept."""
+        return sorted(path.stem for path in (self.root / "concepts").glob(f"*{_SUFFIX}"))
+
+    def concept_file(self, digest: str) -> Path:
+        """Return where the file of a kept upload is."""
+        return self.root / "concepts" / f"{digest}{_SUFFIX}"
+
+    @property
+    def moments(self) -> Path:
+        """The folder in which fusion keeps second moments."""
+        return self.root / "moments"
+
+    def model(self, round_id: str) -> Path:
+        """Return the folder of a round's published model; it exists once it is published."""
+        return self.root / "models" / round_id
+
+    def candidate(self, round_id: str) -> Path:
+        """Return the folder of a round's candidate; it exists from fusion to publication."""
+        return self.root / "models" / f"{round_id}-candidate"

@@ -1,0 +1,103 @@
+"""The journal's tables.
+
+To change one: change it here, add a file to `migrations/versions` that does the same, and raise
+REVISION. Never edit an old migration: journals have been through it.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    JSON,
+    Column,
+    Double,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    Table,
+    Text,
+    and_,
+)
+
+REVISION = "0002"
+"""The newest file in `migrations/versions`: what this code reads and writes."""
+
+metadata = MetaData()
+
+# Times are in seconds since the epoch.
+invitations = Table(
+    "invitations",
+    metadata,
+    Column("token_hash", Text, primary_key=True),
+    Column("participant", Text, nullable=False),
+    Column("expires", Double, nullable=False),
+    Column("used", Double),
+)
+
+participants = Table(
+    "participants",
+    metadata,
+    Column("key", Text, primary_key=True),
+    Column("name", Text, nullable=False),
+    Column("pem", LargeBinary, nullable=False),
+    Column("admitted", Double, nullable=False),
+    Column("revoked", Double),
+    Column("seen", Double),
+)
+
+rounds = Table(
+    "rounds",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("status", Text, nullable=False),
+    Column("reason", Text, nullable=False, server_default=""),
+    Column("settings", JSON, nullable=False),
+    Column("asked", Double, nullable=False),
+    Column("ended", Double),
+)
+
+members = Table(
+    "members",
+    metadata,
+    Column("round", Text, primary_key=True),
+    Column("key", Text, primary_key=True),
+    Column("activity", Text, nullable=False),
+    Column("attempts", Integer, nullable=False, server_default="0"),
+    Column("at", Double, nullable=False),
+)
+
+uploads = Table(
+    "uploads",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("round", Text),
+    Column("key", Text, nullable=False),
+    Column("participant", Text, nullable=False),
+    Column("concept", Text, nullable=False),
+    Column("digest", Text, nullable=False),
+    Column("bytes", Integer, nullable=False),
+    Column("received", Double, nullable=False),
+    Column("refused", Text),
+    Column("identity", JSON(none_as_null=True)),
+)
+
+_IS_FUSED = and_(uploads.c.refused.is_(None), uploads.c.round.is_not(None))
+Index(
+    "one_name_per_participant",
+    uploads.c.round,
+    uploads.c.participant,
+    uploads.c.concept,
+    unique=True,
+    sqlite_where=_IS_FUSED,
+    postgresql_where=_IS_FUSED,
+)
+
+notes = Table(
+    "notes",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("round", Text, nullable=False),
+    Column("at", Double, nullable=False),
+    Column("text", Text, nullable=False),
+)
+Index("notes_of_a_round", notes.c.round, notes.c.id)

@@ -1,0 +1,86 @@
+"""The state folders of release 0.1.0 are opened, and their unfinished round is finished."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import closing
+
+import psutil
+import pytest
+
+from mos_bench.demo import free_ports, join_command
+from mos_bench.participant import Participant
+from mos_bench.processes import Processes
+from mos_common.fused_model import read_fused
+from mos_common.kit import read_kit
+from mos_common.signing import verify_model
+from mos_server.state.folder import open_state
+from mos_server.state.journal import Journal
+from mos_server.state.records import PUBLISHED
+from stored import StoredFederation, unpack_0_1_0
+
+STEPS = 3  # as they joined with: another number would be another concept, tuned anew
+TOKENS = ["<alice/coral>", "<bob/ginger>"]
+
+
+def tuned(federation: StoredFederation) -> dict[str, tuple[int, bytes]]:
+    """When each participant's concept file was written (ns since the epoch), and its bytes."""
+    files = sorted(federation.folder.glob("participants/*/state/concepts/*.safetensors"))
+    return {str(file.relative_to(federation.folder)): (file.stat().st_mtime_ns, file.read_bytes()) for file in files}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[StoredFederation, list[Participant], dict]]:
+    """The federation with round-002 published and downloaded, and what was tuned before that."""
+    federation = unpack_0_1_0(tmp_path_factory.mktemp("stored"))
+    federation.move_here(*free_ports(2))
+    participants = [
+        Participant("alice", "<coral>", "woman", federation.folder / "participants" / "alice"),
+        Participant("bob", "<ginger>", "cat", federation.folder / "participants" / "bob"),
+    ]
+    before = tuned(federation)
+    with Processes({"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}) as processes:
+        processes.start("server", ["mos-server", "serve", federation.server])
+        for someone in participants:
+            processes.start(someone.name, join_command(someone, STEPS))
+        for someone in participants:
+            processes.wait(someone.name, timeout_s=400, beside=["server"])
+        yield federation, participants, before
+    left = [p for p in psutil.Process().children(recursive=True) if p.status() != psutil.STATUS_ZOMBIE]
+    assert not left, f"processes left behind: {left}"
+
+
+def test_the_unfinished_round_is_published(finished):
+    federation, _, _ = finished
+    with closing(Journal(open_state(federation.server).database)) as journal:
+        round_ = journal.rounds.get("round-002")
+        uploads = journal.uploads.of("round-002")
+    assert round_.status == PUBLISHED
+    assert round_.ended <= time.time()
+    assert sorted(upload.token for upload in uploads) == TOKENS
+    assert all(upload.refused is None and upload.identity is not None for upload in uploads)
+
+
+def test_both_have_its_model_and_still_the_one_before(finished):
+    federation, participants, _ = finished
+    published = open_state(federation.server).artefacts.model("round-002") / "manifest.json"
+    for someone in participants:
+        assert sorted(model.name for model in (someone.state / "models").iterdir()) == ["round-001", "round-002"]
+        model = someone.state / "models" / "round-002"
+        verify_model(model, read_kit(someone.kit).signing_key)
+        assert (model / "manifest.json").read_bytes() == published.read_bytes()
+    assert sorted(concept.token for concept in read_fused(published.parent).manifest.concepts) == TOKENS
+
+
+def test_nobody_tuned_again(finished):
+    federation, _, before = finished
+    assert len(before) == 2
+    assert tuned(federation) == before
+
+
+def test_what_alice_had_uploaded_was_not_asked_for_again(finished):
+    federation, _, _ = finished
+    with closing(Journal(open_state(federation.server).database)) as journal:
+        arrived = [text for _, _, text in journal.notes.of("round-002") if " arrived, " in text]
+    assert [line.split(" ")[0] for line in arrived] == TOKENS
