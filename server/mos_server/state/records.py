@@ -22,7 +22,7 @@ class RoundSettings:
     min_identity: publish only when every concept's fused identity reaches this; None publishes whatever it is.
     flag_loss: a concept whose fused identity is so much below its single one is flagged, here and in the manifest.
     scoring_s: seconds that the participants have to score a candidate.
-    fusion: how it is fused, what differs from the defaults (`mos_server.fusion.settings.FusionSettings.to_json`).
+    fusion: how it is fused, what differs from the defaults (`FusionSettings.to_json`).
     """
 
     wait: int = 1
@@ -44,7 +44,7 @@ class RoundSettings:
 
 
 def describe_fusion(fusion: Mapping[str, Any]) -> str:
-    """Return one line for settings of fusion that are kept as JSON: the method, and what differs from its defaults."""
+    """Return one line for settings of fusion kept as JSON: the method, and what is not default."""
     said = [f"{name}={_as_text(value)}" for name, value in fusion.get("settings", {}).items()]
     said += [f"weight {token}={weight:g}" for token, weight in fusion.get("weights", {}).items()]
     said += [f"workers {fusion['workers']}"] if fusion.get("workers") else []
