@@ -19,8 +19,8 @@ class RoundSettings:
 
     wait: do not stop before so many uploads are admitted, unless the deadline comes.
     deadline_s: seconds from the start after which no upload is waited for.
-    min_identity: publish only when every concept's fused identity reaches this; None publishes whatever it is.
-    flag_loss: a concept whose fused identity is so much below its single one is flagged, here and in the manifest.
+    min_identity: publish only when every concept's fused identity reaches this; None: always.
+    flag_loss: a concept that loses more identity than this in fusion is flagged in the manifest.
     scoring_s: seconds that the participants have to score a candidate.
     fusion: how it is fused, what differs from the defaults (`FusionSettings.to_json`).
     """
