@@ -95,7 +95,7 @@ def test_two_imports_that_share_a_trigger_are_reported_before_they_are_fused(koh
         raise KeyboardInterrupt
 
     files = [kohya(name, seed, trigger=trigger) for seed, (name, trigger) in enumerate(zip(("rex", "bo"), triggers, strict=True))]  # fmt: skip
-    monkeypatch.setattr("mos_server.fusion.fuse._solve", said_first)
+    monkeypatch.setattr("mos_server.fusion.statistics.record_group", said_first)
     with caplog.at_level(logging.WARNING), pytest.raises(KeyboardInterrupt):
         fused(*files)
     (warning,) = [record.getMessage() for record in caplog.records if "are all called" in record.getMessage()]

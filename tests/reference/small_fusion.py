@@ -1,4 +1,4 @@
-"""A small fusion: settings that are the equation alone, quick to record, and what fusions are compared by."""
+"""Settings of a small fusion, which are the equation alone, and comparisons of fused models."""
 
 from __future__ import annotations
 

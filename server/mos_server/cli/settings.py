@@ -1,4 +1,4 @@
-"""The flags that set fusion, the same on every command that fuses or will fuse, and `mos-server settings`."""
+"""Declare the flags that set fusion, the same on every command, and `mos-server settings`."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ Preserve = Annotated[float | None, typer.Option("--preserve", help="Short for --
 
 
 class ListsSettings(TyperCommand):
-    """A command whose `--help` ends with every setting of every method: its default, meaning and unit."""
+    """A command whose `--help` ends with every setting of every method."""
 
     def format_help(self, ctx: Context, formatter: HelpFormatter) -> None:
-        """Write the help; what the settings are is only looked up now, since it takes a second to import them."""
+        """Write the help; settings are imported only now, since that takes a second."""
         self.epilog = "\n\n".join([*describe_methods(), *([self.epilog] if self.epilog else [])])
         super().format_help(ctx, formatter)
 
@@ -73,7 +73,9 @@ def changed_fusion(
     ridge: float | None = None,
     preserve: float | None = None,
 ) -> dict[str, Any]:
-    """Return kept settings of fusion with a command line's put over them, both as JSON; without flags they stay as they are.
+    """Return kept settings of fusion with a command line's put over them, both as JSON.
+
+    Without flags they stay as they are.
 
     Raises:
         RequestError: as for `FusionSettings.changed`.
@@ -100,9 +102,10 @@ def settings(
     weight: Weights = None,
     workers: Workers = None,
 ) -> None:
-    """List how this federation's rounds are fused, or change it for the rounds that are asked for from now on.
+    """List how this federation's rounds are fused, or change it for rounds to come.
 
-    A setting that is set to its default, and a weight of 1, are no longer kept; another --method starts from its own defaults.
+    A setting that is set to its default, and a weight of 1, are no longer kept; another --method
+    starts from its own defaults.
     """
     from mos_server.fusion.settings import FusionSettings
     from mos_server.state.folder import keep_fusion, open_state
@@ -119,7 +122,7 @@ def settings(
 
 
 def describe_kept(fusion: FusionSettings) -> Iterator[str]:
-    """Yield a line for the method, for each of its settings with its value, for each weight, and for the workers."""
+    """Yield a line for the method, each of its settings, each weight, and the workers."""
     from mos_common.settings import describe_settings
 
     yield f"method={fusion.of_method.method}"

@@ -17,10 +17,12 @@ Changes = Mapping[str, LowRank]
 def attached_changes(
     base: Base, group: Group, concept: Concept, solved: Changes, *, text_inputs: Inputs, unet_inputs: Inputs
 ) -> Changes:
-    """Return the changes to attach, by layer; `solved` are the fused changes of the groups before this one.
+    """Return the changes to attach, by layer.
 
-    Keys and values read the features of the concept's own or of the fused text encoder; the rest of the UNet reads what the
-    concept's own model makes, or what the fused text encoder, keys and values make with the concept's own remaining changes.
+    `solved` are the fused changes of the groups before this one. Keys and values read the
+    features of the concept's own or of the fused text encoder; the rest of the UNet reads what the
+    concept's own model makes, or what the fused text encoder, keys and values make with the
+    concept's own remaining changes.
     """
     own = concept.pairs
     group_of = {layer.name: layer.group for layer in adaptable_layers(base)}

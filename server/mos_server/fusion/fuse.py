@@ -1,8 +1,7 @@
-"""Fuse the concepts of a round: words, then the text encoder, then keys and values of cross-attention, then the rest of the UNet.
+"""Fuse concepts into one model, by any of the methods, and say in its manifest what went in.
 
-The order is the paper's. Keys and values read what the *fused* text encoder writes, so the text encoder is solved before they are
-recorded. Everything is summed in the order of the content digests: any subset of concepts gives the same model, to the bit,
-whenever and in whatever order its members came.
+Everything is summed in the order of the content digests: any subset of concepts gives the same
+model, to the bit, whenever and in whatever order its members came.
 """
 
 from __future__ import annotations
@@ -41,14 +40,17 @@ def fuse(
 ) -> FusedModel:
     """Fuse concepts into one model that draws every one of them.
 
-    The type of `settings` chooses the method (`methods/`); without settings it is gradient fusion with its defaults. `weights`
-    by token say how much a concept counts (wi, default 1). Second moments are kept in `moments_dir` by content digest, base and
-    settings, and found there by a later fusion: a concept that joins is the only one to be recorded, and a fusion that was
-    interrupted goes on. Without it they live as long as the call. `recorder` runs the models elsewhere (`cluster.py`). A concept
-    whose forward pass is not finite is left out, and the manifest says why.
+    The type of `settings` chooses the method (`methods/`); without settings it is gradient fusion
+    with its defaults. `weights` by token say how much a concept counts (wi, default 1). Second
+    moments are kept in `moments_dir` by content digest, base and settings, and found there by a
+    later fusion: a concept that joins is the only one to be recorded, and a fusion that was
+    interrupted goes on. Without it they live as long as the call. `recorder` runs the models
+    elsewhere (`cluster.py`). A concept whose forward pass is not finite is left out, and the
+    manifest says why.
 
     Raises:
-        FusionError: there is nothing to fuse, two concepts would share a token, or a weight is for nobody or not positive.
+        FusionError: there is nothing to fuse, two concepts would share a token, or a weight is for
+            nobody or not positive.
         ConceptError: a concept does not fit the base.
 
     """
@@ -101,7 +103,7 @@ def _in_canonical_order(concepts: Sequence[NamedConcept]) -> list[NamedConcept]:
 
 
 def _report_shared_triggers(concepts: Sequence[NamedConcept]) -> None:
-    """Concepts without words of their own are told apart by what their prompts say: two that say the same draw a mixture."""
+    """Warn of concepts without words of their own that prompts could not tell apart."""
     called: dict[str, list[str]] = {}
     for named in concepts:
         if not named.concept.words:

@@ -37,9 +37,10 @@ def dense_merge(
     weights: Mapping[str, float],
     merge: Callable[[str, list[Tensor], Tensor], Tensor],
 ) -> dict[str, LowRank]:
-    """Merge the dense ΔWi of one layer after the other; what comes out has any rank and is factored exactly.
+    """Merge the dense ΔWi of one layer after the other.
 
-    `merge` takes the layer's name, every ΔWi (d_out x d_in, zero where a concept leaves the layer alone) and the weights.
+    What comes out has any rank and is factored exactly. `merge` takes the layer's name, every
+    ΔWi (d_out x d_in, zero where a concept leaves the layer alone) and the weights.
     """
     of = torch.tensor([weights[named.token] for named in concepts])
     changes = {}
@@ -52,6 +53,6 @@ def dense_merge(
 
 
 def dense_changes(pairs: Sequence[LowRank | None], layer: Layer) -> list[Tensor]:
-    """Return each ΔWi of one layer (d_out x d_in, float32, on the CPU), zero for a concept that leaves it alone."""
+    """Return each ΔWi of one layer (d_out x d_in, float32, on the CPU), zero for none."""
     nothing = torch.zeros(layer.d_out, layer.d_in)
     return [pair.change() if pair else nothing for pair in pairs]

@@ -46,7 +46,7 @@ class RecordingSettings:
 
     @property
     def row_weights(self) -> tuple[float, float, float]:
-        """The weights that `rows` stands for: of concept words with the first end-of-text token, other text, padding."""
+        """Weights of concept words with the first end-of-text token, of other text, of padding."""
         if self.rows in ROWS:
             return ROWS[self.rows]
         try:

@@ -8,13 +8,13 @@ from torch import Tensor
 
 
 class RowSink(Protocol):
-    """Whatever rows can be recorded into: their second moments (`Moments`), or the rows themselves (`StoredRows`)."""
+    """What rows are recorded into: second moments (`Moments`), or the rows (`StoredRows`)."""
 
     def fresh(self) -> Self:
         """Return an empty sink of the same kind, for rows that may have to be thrown away."""
 
     def add(self, reads: str, rows: Tensor, count: float | None = None) -> None:
-        """Take rows (rows x d_in) of one input; `count` is their number, or the sum of their weights."""
+        """Take rows (rows x d_in) of one input; `count` is their number, or their weights' sum."""
 
     def merge(self, other: Self) -> None:
         """Take everything that another sink has taken."""

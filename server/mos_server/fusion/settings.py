@@ -1,4 +1,4 @@
-"""How a federation, a round or one `mos-server fuse` fuses: everything that a person can choose, in one value."""
+"""Everything that a person can choose about a fusion, in one value."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ HERE = "here"  # as --workers: on this machine, in this process
 
 @dataclass(frozen=True)
 class FusionSettings:
-    """A method with its settings, how much each concept counts, and where concepts are recorded.
+    """A method with its settings, how much concepts count, and where they are recorded.
 
-    `weights` are by token; a concept without one counts 1. `workers` is as `cluster.recorder_for` takes it, None: here.
-    It is kept as JSON (config.json, the journal): what differs from the defaults, so that {} is all defaults.
+    `weights` are by token; a concept without one counts 1. `workers` is as `cluster.recorder_for`
+    takes it, None: here. It is kept as JSON (config.json, the journal): what differs from the
+    defaults, so that {} is all defaults.
     """
 
     of_method: MethodSettings = field(default_factory=GradientSettings)
@@ -44,13 +45,14 @@ class FusionSettings:
         weights: Iterable[str] = (),
         workers: str | None = None,
     ) -> FusionSettings:
-        """Return these settings with what a command line says put over them; another method starts from its defaults.
+        """Return these settings with a command line's put over them.
 
-        `texts` are those of `--set`, `weights` those of `--weight`.
+        Another method starts from its own defaults. `texts` are those of `--set`, `weights`
+        those of `--weight`.
 
         Raises:
-            RequestError: the method is unknown, or has no such setting (the message names the nearest), or a value is not of
-                its type or range.
+            RequestError: the method is unknown or has no such setting (the message names the
+                nearest), or a value is not of its type or range.
 
         """
         name = method or self.of_method.method
@@ -85,7 +87,8 @@ class FusionSettings:
         """Read what `to_json` wrote.
 
         Raises:
-            RequestError: this version does not know the method or a setting, or a value is not of its type or range.
+            RequestError: the method or a setting is unknown to this version, or a value is out of
+                range.
 
         """
         if unknown := values.keys() - {"method", "settings", "weights", "workers"}:

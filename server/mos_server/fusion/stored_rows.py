@@ -28,7 +28,7 @@ class StoredRows:
         return StoredRows()
 
     def add(self, reads: str, rows: Float[Tensor, "rows d_in"], count: float | None = None) -> None:
-        """Keep a copy of rows: what is given may be a part of something larger, or be written to later."""
+        """Keep a copy of rows: they may be a view of something larger, or be written to later."""
         self.stored[reads].append(rows.to("cpu", torch.float32, copy=True))
 
     def merge(self, other: StoredRows) -> None:

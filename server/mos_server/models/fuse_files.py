@@ -1,4 +1,4 @@
-"""Fuse concepts outside of any round, from files or from a federation's state: what `mos-server fuse` does."""
+"""Fuse concepts outside of any round, from files or from a federation's state."""
 
 from __future__ import annotations
 
@@ -34,7 +34,8 @@ def fuse_files(
     """Fuse concept files into the folder `out`.
 
     Raises:
-        StateError: `out` exists. ConceptError, FusionError: a concept cannot be used; the message names the file.
+        StateError: `out` exists.
+        ConceptError, FusionError: a concept cannot be used; the message names the file.
 
     """
     _check_new(out)
@@ -59,12 +60,14 @@ def fuse_state(
     dtype: str | None = None,
     progress: Progress = lambda line: None,
 ) -> FusedModel:
-    """Fuse what a federation keeps (of one round, or all), or any subset of it, into the folder `out`.
+    """Fuse what a federation keeps, or any subset of it, into the folder `out`.
 
-    Without `settings`, those of the round or the federation are used. What rounds have recorded is not recorded again.
+    `round_id` and `only` choose the concepts. Without `settings`, those of the round or the
+    federation are used. What rounds have recorded is not recorded again.
 
     Raises:
-        StateError: no state folder, or `out` exists. RequestError: no such round, or a chosen concept is not kept.
+        StateError: no state folder, or `out` exists.
+        RequestError: no such round, or a chosen concept is not kept.
         FusionError: none is kept.
 
     """
@@ -84,11 +87,11 @@ def fuse_state(
 
 
 def kept_settings(state: Path, round_id: str | None = None, only: Sequence[str] = ()) -> FusionSettings:
-    """Return the settings of a federation, or of one of its rounds, with weights for the chosen concepts alone.
+    """Return the settings of a federation or a round, with weights for the chosen concepts alone.
 
     Raises:
         StateError: no state folder.
-        RequestError: no such round, a chosen concept is not kept, or this version does not know a setting.
+        RequestError: no such round, a chosen concept is not kept, or a setting is unknown.
 
     """
     from mos_server.state.concepts import kept_uploads

@@ -1,4 +1,4 @@
-"""From the admitted uploads of a round to its published model: fuse, compare, publish or hold back."""
+"""Turn the admitted uploads of a round into its model: fuse, compare, publish or hold back."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 def fuse_candidate(state: State, journal: Journal, round_id: str, base: Base, progress: Callable[[str], None]) -> Path:
     """Fuse what is admitted to a round, with the round's settings, into its candidate.
 
-    One that was there is replaced, and its scores are forgotten. What cannot be fused is refused, with the reason, and the rest
-    is fused.
+    One that was there is replaced, and its scores are forgotten. What cannot be fused is refused,
+    with the reason, and the rest is fused.
 
     Raises:
         FusionError: nothing is left to fuse.
@@ -65,7 +65,7 @@ def fuse_candidate(state: State, journal: Journal, round_id: str, base: Base, pr
 
 
 def is_current(candidate: Path, uploads: list[Upload], fusion: Mapping[str, Any]) -> bool:
-    """Return whether a candidate is there, made of exactly these uploads with these settings of fusion.
+    """Return whether a candidate is there and made of these uploads with these settings.
 
     Concepts may have been withdrawn since, and a newer version may have other defaults.
     """
@@ -85,7 +85,7 @@ def is_current(candidate: Path, uploads: list[Upload], fusion: Mapping[str, Any]
 
 
 def reasons_to_hold_back(round_: Round, uploads: list[Upload]) -> list[str]:
-    """Why a candidate may not be published: concepts that do not reach the identity that the operator asked for."""
+    """Return the concepts that do not reach the identity that the operator asked for, and why."""
     least = round_.settings.min_identity
     if least is None:
         return []
@@ -99,13 +99,13 @@ def reasons_to_hold_back(round_: Round, uploads: list[Upload]) -> list[str]:
 
 
 def lost_identity(round_: Round, uploads: list[Upload]) -> dict[str, float]:
-    """By token how much identity fusion took from each concept that lost more than the operator finds usual."""
+    """Return, by token, the identity that concepts lost in fusion, where it is more than usual."""
     losses = {upload.token: upload.identity.loss for upload in uploads if upload.identity is not None}
     return {token: loss for token, loss in losses.items() if loss > round_.settings.flag_loss}
 
 
 def publish(state: State, round_: Round, uploads: list[Upload]) -> Path:
-    """Sign a scored candidate and make it the round's model; once that is done, do nothing. Its folder."""
+    """Sign a scored candidate, make it the round's model (once), and return its folder."""
     from mos_server.models.publish import publish_candidate
 
     published, candidate = state.artefacts.model(round_.id), state.artefacts.candidate(round_.id)

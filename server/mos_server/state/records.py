@@ -20,10 +20,10 @@ class RoundSettings:
 
     wait: do not stop before so many uploads are admitted, unless the deadline comes.
     deadline_s: seconds from the start after which no upload is waited for.
-    min_identity: publish only when every concept's fused identity reaches this; None publishes whatever it is.
-    flag_loss: a concept whose fused identity is so much below its single one is flagged, here and in the manifest.
+    min_identity: publish only when every concept's fused identity reaches this; None: always.
+    flag_loss: a concept that loses more identity than this in fusion is flagged in the manifest.
     scoring_s: seconds that the participants have to score a candidate.
-    fusion: how it is fused, what differs from the defaults (`mos_server.fusion.settings.FusionSettings.to_json`).
+    fusion: how it is fused, what differs from the defaults (`FusionSettings.to_json`).
     """
 
     wait: int = 1
@@ -45,7 +45,7 @@ class RoundSettings:
 
 
 def describe_fusion(fusion: Mapping[str, Any]) -> str:
-    """Return one line for settings of fusion that are kept as JSON: the method, and what differs from its defaults."""
+    """Return one line for settings of fusion kept as JSON: the method, and what is not default."""
     said = [f"{name}={_as_text(value)}" for name, value in fusion.get("settings", {}).items()]
     said += [f"weight {token}={weight:g}" for token, weight in fusion.get("weights", {}).items()]
     said += [f"workers {fusion['workers']}"] if fusion.get("workers") else []

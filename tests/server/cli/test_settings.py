@@ -28,7 +28,7 @@ def state(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def ask_round(state, monkeypatch):
-    """Ask for a round that no server begins, and cancel it: what the journal holds of its fusion."""
+    """Ask for a round that no server begins, cancel it, and return its fusion as journalled."""
     monkeypatch.setattr(follow, "_SERVER_STARTS_WITHIN_S", -1.0)
 
     def ask(*flags: str) -> dict:

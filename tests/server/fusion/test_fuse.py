@@ -1,4 +1,4 @@
-"""What every fusion has in common: words, the base, weights, errors, and concepts that break down."""
+"""What every fusion has in common: words, the base, weights, errors, broken concepts."""
 
 from __future__ import annotations
 
@@ -48,7 +48,10 @@ def test_two_concepts_of_one_token_are_an_error(tiny, make_concept):
 
 
 def test_two_participants_may_use_one_name_and_even_bring_one_concept(tiny, make_concept, tmp_path):
-    """Equal concepts under two tokens fuse to what one of them is, ordinary prompts counting as much; both tokens are in the model."""
+    """Equal concepts under two tokens fuse to what one of them is.
+
+    Ordinary prompts count as much; both tokens are in the model.
+    """
     concept = make_concept(tiny, "<cat>")
     both = fuse(tiny, [NamedConcept("alice", concept), NamedConcept("bob", concept)], SETTINGS)
     alone = fuse(tiny, [NamedConcept("alice", concept)], SETTINGS)
@@ -71,7 +74,10 @@ def overflowing(concept, layer: str):
 
 @pytest.mark.parametrize("part", ["text_encoder", "unet"])
 def test_a_concept_that_breaks_the_forward_pass_is_left_out_by_name(tiny, three, part):
-    """Finite weights can still overflow: the others are fused as if it had never come, and the manifest says whose they were."""
+    """Finite weights can still overflow.
+
+    The others are fused as if it had never come, and the manifest says whose they were.
+    """
     layer = next(it.name for it in concept_layers(tiny) if it.name.startswith(part) and it.group is not Group.CROSS)
     broken = NamedConcept("bob", overflowing(three[1].concept, layer))
     told: list[str] = []

@@ -1,4 +1,4 @@
-"""Concepts that join and leave, out of one folder of kept moments: to the bit what a fusion from scratch gives."""
+"""Concepts that join and leave give, to the bit, what a fusion from scratch gives."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ from reference.small_fusion import SETTINGS, assert_bit_equal
 
 
 def test_a_concept_that_leaves_has_never_been_there(tiny, three, tmp_path, recordings):
-    """Fusing who remains from kept moments is, to the bit, fusing them from scratch; none of them is sampled again."""
+    """Fusing who remains from kept moments is, to the bit, fusing them from scratch.
+
+    None of them is sampled again.
+    """
     fuse(tiny, three, SETTINGS, moments_dir=tmp_path)
     recordings.clear()
     remaining = fuse(tiny, [three[0], three[2]], SETTINGS, moments_dir=tmp_path)
@@ -28,7 +31,10 @@ def test_a_concept_that_leaves_has_never_been_there(tiny, three, tmp_path, recor
 
 
 def test_a_concept_that_joins_is_the_only_one_sampled(tiny, three, tmp_path, recordings):
-    """Keys and values read the fused text encoder, which a join changes: they are recorded again, in one cheap text pass each."""
+    """Keys and values read the fused text encoder, which a join changes.
+
+    They are recorded again, in one cheap text pass each.
+    """
     fuse(tiny, three[:2], SETTINGS, moments_dir=tmp_path)
     recordings.clear()
     joined = fuse(tiny, three, SETTINGS, moments_dir=tmp_path)
@@ -81,7 +87,10 @@ def test_a_licence_or_a_new_name_needs_no_new_recording(tiny, three, tmp_path, r
 
 @pytest.mark.parametrize("what", ["alpha", "class word"])
 def test_what_changes_the_recording_is_recorded_anew(tiny, make_concept, tmp_path, what):
-    """The same tensors with another alpha, or, without words of its own, another class word, are not the same concept."""
+    """The same tensors with another alpha are not the same concept.
+
+    Nor are they with another class word, for a concept without words of its own.
+    """
     one = make_concept(tiny, "<cat>", words=0)
     other = replace(one, class_word="house")
     if what == "alpha":
@@ -92,7 +101,10 @@ def test_what_changes_the_recording_is_recorded_anew(tiny, make_concept, tmp_pat
 
 
 def test_an_interrupted_fusion_goes_on(tiny, three, tmp_path, monkeypatch, recordings):
-    """Stopped while the UNet was recorded: what was recorded before is not recorded again, and the model is the same."""
+    """Stopped while the UNet was recorded.
+
+    What was recorded before is not recorded again, and the model is the same.
+    """
     counting = statistics.record_group
 
     def interrupted(group, *arguments):

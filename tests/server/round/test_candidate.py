@@ -47,7 +47,10 @@ def journal(state, tiny, make_concept) -> Iterator[Journal]:
 
 
 def test_it_is_fused_with_the_round_s_settings_and_weights(state, journal, tiny):
-    """As a fusion of the same concepts with these settings by hand; the manifest holds all of them, the log what differs."""
+    """As a fusion of the same concepts with these settings by hand.
+
+    The manifest holds all of them, the log what differs.
+    """
     told: list[str] = []
     made = read_fused(fuse_candidate(state, journal, "round-001", tiny, told.append))
     settings = GradientSettings(contexts=("V",), ordinary=("",), steps=1, guidance=1.0, preserve=3.0)

@@ -1,4 +1,4 @@
-"""The merge methods: one file each, with its settings and one function of one signature (`method.py`)."""
+"""The merge methods: one file each, with its settings and one function (`method.py` says which)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from mos_common.errors import RequestError
 if TYPE_CHECKING:
     from mos_server.fusion.methods.method import Method
 
-# As `--method` spells them; the file of each has its name, with _ for -. A new method is its file and one line here.
+# As `--method` spells them; the file of each has its name, with _ for -.
+# A new method is its file and one line here.
 METHODS = (
     "gradient",
     "average",

@@ -1,10 +1,13 @@
-"""Custom Diffusion's constrained merge (Kumari et al., CVPR 2023, arXiv 2212.04488, section 3.3), keys and values only.
+"""Custom Diffusion's constrained merge of keys and values.
+
+(Kumari et al., CVPR 2023, arXiv 2212.04488, section 3.3)
 
     min ‖Δ X0ᵀ‖  subject to  Δ Xiᵀ = ΔWi Xiᵀ for every concept i
 
-X0 are features of ordinary prompts, Xi those of concept i's words, all as the untouched text encoder gives them, since nothing
-else is merged. With X0ᵀX0 = R = L Lᵀ, X all Xi, T all targets and Z = X L⁻ᵀ it is Δ = Tᵀ (Z⁺)ᵀ L⁻¹: the paper's closed form,
-Tᵀ (X R⁻¹ Xᵀ)⁻¹ X R⁻¹, for constraints that may depend on each other too.
+X0 are features of ordinary prompts, Xi those of concept i's words, all as the untouched text
+encoder gives them, since nothing else is merged. With X0ᵀX0 = R = L Lᵀ, X all Xi, T all targets and
+Z = X L⁻ᵀ it is Δ = Tᵀ (Z⁺)ᵀ L⁻¹: the paper's closed form, Tᵀ (X R⁻¹ Xᵀ)⁻¹ X R⁻¹, for constraints
+that may depend on each other too.
 """
 
 from __future__ import annotations
@@ -31,7 +34,7 @@ from mos_server.fusion.recording_settings import PAPER_PROMPTS, ROWS
 from mos_server.fusion.solve import refactored
 from mos_server.fusion.statistics import Statistics
 
-# Of the mean second moment of ordinary text: some hundred rows do not span the width of a text encoder.
+# Of the mean second moment of ordinary text: some hundred rows do not span a text encoder's width.
 DAMPING = 1e-4
 
 
@@ -83,13 +86,13 @@ def merge(
 
 
 def word_features(base: Base, named: NamedConcept) -> list[Float[Tensor, "rows width"]]:
-    """Return, for each cross-attention layer, the features of a concept's words and the first end-of-text token."""
+    """Return the features of a concept's words and first end-of-text token, by cross-attention."""
     prompts = [about(prompt, named.concept.name) for prompt in PAPER_PROMPTS]
     return _features(base, prompts, {named.concept.name: words_of(named.concept, base)}, "words")
 
 
 def ordinary_features(base: Base, prompts: Sequence[str]) -> list[Float[Tensor, "rows width"]]:
-    """Return, for each cross-attention layer, the features of whole ordinary prompts."""
+    """Return the features of whole ordinary prompts, by cross-attention."""
     return _features(base, prompts, {}, "text")
 
 

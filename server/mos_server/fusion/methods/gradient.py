@@ -1,4 +1,4 @@
-"""Gradient fusion, solved exactly from second moments (`solve.py` has the equation): what every claim is about."""
+"""Gradient fusion, solved exactly from second moments (`solve.py` has the equation)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,10 @@ from mos_server.fusion.statistics import Recording, Statistics, wanted_inputs
 
 @dataclass(frozen=True)
 class GradientSettings(RecordingSettings):
-    """The terms of the equation, and what is recorded for it (docs/fusion.md says why the defaults are these)."""
+    """The terms of the equation, and what is recorded for it.
+
+    Why the defaults are these is told in docs/fusion.md.
+    """
 
     method: ClassVar[str] = "gradient"
     ridge: float = setting(0.03, "λ, the ridge", unit="mean second moments of the input")
@@ -72,9 +75,10 @@ def merge(
     settings: GradientSettings,
     statistics: Statistics,
 ) -> Solved:
-    """Solve, for every layer, the one change that acts on each concept's own inputs as that concept's change did.
+    """Solve for the one change of each layer that acts on each concept's inputs as its own did.
 
-    Group after group: keys and values read the features of the fused text encoder, which is solved before them.
+    The order is the paper's: text encoder, keys and values of cross-attention, the rest of the
+    UNet. Keys and values read the features of the fused text encoder, which is solved before them.
 
     Raises:
         UnusableConceptError: a concept's forward pass is not finite.
@@ -117,7 +121,7 @@ def _recordings(
     settings: GradientSettings,
     solved: Mapping[str, LowRank],
 ) -> dict[str | None, Recording]:
-    """Return what to record for a group, by token; None is for ordinary prompts on the untouched base."""
+    """Return what to record for a group, by token; None: ordinary prompts on the untouched base."""
     reads = wanted_inputs(layers, concept_layers(base), group)
     recordings: dict[str | None, Recording] = {None: Recording(group, None, {}, reads, settings)}
     for named in concepts:

@@ -1,11 +1,13 @@
-"""The paper's own solver, as published: activations are stored, and every layer is optimised by L-BFGS that is stopped early.
+"""The paper's own solver, as published: L-BFGS on stored activations, stopped early.
 
-History 25, strong Wolfe line search, float32, from W0 on, 500 steps for the text encoder and for keys and values, 50 for the rest
-of the UNet; concept words and the first end-of-text token count in text; the UNet is sampled on fused text encoder and fused keys
-and values, with the concept's own remaining changes, without guidance. (Paper section 3.3 and 4.1, settings as far as they are
+History 25, strong Wolfe line search, float32, from W0 on, 500 steps for the text encoder and for
+keys and values, 50 for the rest of the UNet; concept words and the first end-of-text token count in
+text; the UNet is sampled on fused text encoder and fused keys and values, with the concept's own
+remaining changes, without guidance. (Paper section 3.3 and 4.1, settings as far as they are
 published.)
 
-Here to be compared with. It needs memory for every row that any layer reads, of all concepts at once, and says so before it starts.
+Here to be compared with. It needs memory for every row that any layer reads, of all concepts at
+once, and says so before it starts.
 """
 
 from __future__ import annotations
@@ -39,7 +41,7 @@ from mos_server.fusion.stored_rows import StoredRows
 
 @dataclass(frozen=True)
 class LbfgsSettings:
-    """When the solver stops, and how the rows that it stores are sampled; all else is as published."""
+    """When the solver stops, and how stored rows are sampled; all else is as published."""
 
     method: ClassVar[str] = "lbfgs"
     text_iterations: int = setting(500, "L-BFGS steps for the text encoder, and for keys and values")
@@ -112,7 +114,7 @@ def _stored_rows(
     settings: LbfgsSettings,
     solved: Mapping[str, LowRank],
 ) -> list[StoredRows]:
-    """Return every concept's rows of a group; the UNet is sampled from one of the paper's prompts alone."""
+    """Return every concept's rows of a group; the UNet is sampled from one prompt alone."""
     paper = settings.recording
     if group is Group.SPATIAL:
         paper = replace(paper, contexts=PAPER_PROMPTS[:1])
@@ -129,11 +131,12 @@ def lbfgs_layer(
     rows: Sequence[Float[Tensor, "rows d_in"]],
     steps: int,
 ) -> Float[Tensor, "d_out d_in"]:
-    """Return the best W - W0 that `steps` steps of L-BFGS meet on Σi ‖Xi (W - W0 - ΔWi)ᵀ‖²/mi, started at W0, in W0's dtype.
+    """Return the best W - W0 that L-BFGS meets on Σi ‖Xi (W - W0 - ΔWi)ᵀ‖²/mi in `steps` steps.
 
-    The objective is counted in units of its value at W0. torch's L-BFGS has absolute bounds (it stops where it falls by less than
-    1e-9, and leaves out curvature below 1e-10): without that, changes as small as those of a low learning rate would end after a
-    few of the 500 steps, and the rival would look worse than it is.
+    It starts at W0 and computes in W0's dtype. The objective is counted in units of its value at
+    W0. torch's L-BFGS has absolute bounds (it stops where it falls by less than 1e-9, and leaves
+    out curvature below 1e-10): without that, changes as small as those of a low learning rate would
+    end after a few of the 500 steps, and the rival would look worse than it is.
     """
     at_base = sum(float((X @ change.T).square().sum()) / len(X) for X, change in zip(rows, changes, strict=True))
     if at_base == 0:
@@ -162,7 +165,10 @@ def lbfgs_layer(
 
 
 def memory_needed(base: Base, concepts: Sequence[NamedConcept], steps: int) -> int:
-    """Return the bytes of the UNet's rows for all concepts, counted in one step of it; text needs far less, and is gone by then."""
+    """Return the bytes of the UNet's rows for all concepts, counted in one step of it.
+
+    Text needs far less, and is gone by then.
+    """
     layers = changed_layers(base, concepts, Group.SPATIAL)
     counted, how = StoredRows(), Drawing(steps=steps)
     scheduler = scheduler_for(base, how)

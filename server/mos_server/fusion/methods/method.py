@@ -14,7 +14,7 @@ from mos_server.fusion.statistics import Statistics
 
 
 class MethodSettings(Protocol):
-    """The settings of one method: a frozen dataclass of fields declared by `mos_common.settings.setting`."""
+    """The settings of one method: a frozen dataclass, its fields declared by `settings.setting`."""
 
     method: ClassVar[str]
     __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
@@ -22,9 +22,10 @@ class MethodSettings(Protocol):
 
 @dataclass
 class Solved:
-    """Δ of every layer; where a method measures it, what survives of each concept and the drift of ordinary prompts.
+    """Δ of every layer, and what a method measured besides.
 
-    `survival` is by token and group of layers, `drift` by group.
+    `survival` says what is left of each concept, `drift` what ordinary prompts move. `survival` is
+    by token and group of layers, `drift` by group.
     """
 
     changes: dict[str, LowRank] = field(default_factory=dict)
@@ -40,8 +41,9 @@ Merge = Callable[[Base, Sequence[NamedConcept], Mapping[str, float], S, Statisti
 class Method(Generic[S]):
     """A way to merge concepts: the type of its settings, and its function.
 
-    `merge(base, concepts, weights, settings, statistics)` gets concepts in canonical order, a weight for every token, and
-    `statistics` to record with; it returns `Solved`, and may raise UnusableConceptError for a concept to be left out.
+    `merge(base, concepts, weights, settings, statistics)` gets concepts in canonical order, a
+    weight for every token, and `statistics` to record with; it returns `Solved`, and may raise
+    UnusableConceptError for a concept to be left out.
     """
 
     settings: type[S]

@@ -38,7 +38,7 @@ def merge(
     settings: TiesSettings,
     statistics: Statistics,
 ) -> Solved:
-    """Trim each change to its largest entries, elect a sign for every entry, average those that agree.
+    """Trim changes to their largest entries, elect a sign for each, average those that agree.
 
     Raises:
         RequestError: peft is not installed.

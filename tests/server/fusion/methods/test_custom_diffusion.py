@@ -25,7 +25,10 @@ def custom_diffusion(tiny, concepts) -> dict[str, LowRank]:
 
 
 def words_of(tiny, named: NamedConcept) -> torch.Tensor:
-    """Features of "V" by cross-attention layer, as the untouched text encoder gives them: the words and the first end."""
+    """Features of "V" by cross-attention layer, as the untouched text encoder gives them.
+
+    Those of the words and the first end-of-text token.
+    """
     concept = named.concept
     with torch.no_grad():
         features = encode_prompts(tiny, [concept.name], {concept.name: concept.words[0]})[0].double()
@@ -33,7 +36,10 @@ def words_of(tiny, named: NamedConcept) -> torch.Tensor:
 
 
 def test_custom_diffusion_keeps_its_constraints(tiny, two):
-    """On each concept's words the merged keys and values are that concept's own; no other layer is touched."""
+    """On each concept's words the merged keys and values are that concept's own.
+
+    No other layer is touched.
+    """
     fused = custom_diffusion(tiny, two)
     assert {layer.group for layer in concept_layers(tiny) if layer.name in fused} == {Group.CROSS}
     for named in two:
@@ -47,7 +53,7 @@ def test_custom_diffusion_keeps_its_constraints(tiny, two):
 
 
 def test_custom_diffusion_is_the_least_change_of_ordinary_text_that_keeps_them(tiny, two):
-    """Against the Lagrange system of the constrained problem, [[R, Cᵀ], [C, 0]], solved as it stands."""
+    """Against the Lagrange system of the constrained problem, [[R, Cᵀ], [C, 0]], solved densely."""
     fused = custom_diffusion(tiny, two)
     C = [torch.cat(rows) for rows in zip(*(word_features(tiny, named) for named in two), strict=True)]
     ordinary = ordinary_features(tiny, ORDINARY)
@@ -66,7 +72,10 @@ def test_custom_diffusion_is_the_least_change_of_ordinary_text_that_keeps_them(t
 
 
 def test_custom_diffusion_keeps_constraints_that_are_there_twice(tiny, two):
-    """Two participants bring one concept: every constraint depends on another one, and all of them can be kept."""
+    """Two participants bring one concept.
+
+    Every constraint depends on another one, and all of them can be kept.
+    """
     twice = [two[0], NamedConcept("carol", two[0].concept)]
     fused, words = custom_diffusion(tiny, twice), words_of(tiny, two[0])
     for k, (name, _) in enumerate(cross_attentions(tiny)):

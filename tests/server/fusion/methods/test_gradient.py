@@ -1,4 +1,4 @@
-"""Gradient fusion from end to end, against a dense implementation that stores every activation; its settings, one by one."""
+"""Gradient fusion from end to end, against a dense implementation that stores every activation."""
 
 from __future__ import annotations
 
@@ -45,7 +45,10 @@ def dense_rows(base, group, named, settings, fused_text) -> dense.Rows:
 
 
 def compare_with_dense(base, concepts, settings, groups=tuple(Group)) -> None:
-    """Every layer of every group is the least-squares solution over stored rows, and every survival is what those rows say."""
+    """Every layer of every group is the least-squares solution over stored rows.
+
+    Every survival is what those rows say.
+    """
     fused = fuse(base, concepts, settings)
     text = {name: pair for name, pair in fused.changes.items() if name.startswith("text_encoder.")}
     told = {concept.token: concept.survival for concept in fused.manifest.concepts}
@@ -79,9 +82,9 @@ def compare_with_dense(base, concepts, settings, groups=tuple(Group)) -> None:
 
 
 def test_every_layer_is_the_dense_solution(base, make_concept):
-    """Text encoder, keys and values, the rest of the UNet: on `tiny` and on 16 layers, three concepts of different kinds.
+    """Text encoder, keys and values, the rest of the UNet, on `tiny` and on a base of 16 layers.
 
-    One of them has no words and changes only some layers, as an imported LoRA does.
+    Three concepts of different kinds: one of them has no words and changes only some layers, as an imported LoRA does.
     """
     plain = make_concept(base, "<hat>", seed=7, words=0, class_word="cat", rank=1)
     some = {layer.name for layer in concept_layers(base)[::3]}
@@ -167,7 +170,10 @@ def test_settings_out_of_range_are_refused(wrong):
 
 @pytest.mark.parametrize("what", ["changes", "words"])
 def test_a_huge_concept_does_not_drown_the_others(tiny, three, what):
-    """Changes a thousand times too large, or words that blow activations up: with the cap, the others keep what they kept without it."""
+    """Changes a thousand times too large, or words that blow activations up.
+
+    With the cap, the others keep what they kept without it.
+    """
     hostile = three[2].concept
     if what == "changes":
         pairs = {name: LowRank(pair.A, pair.B, 1000 * pair.alpha) for name, pair in hostile.pairs.items()}
@@ -188,7 +194,7 @@ def test_the_cap_leaves_ordinary_concepts_alone(tiny, three):
 
 
 def test_drift_is_what_ordinary_prompts_say(tiny, three):
-    """Over stored rows of ordinary prompts: what fusion adds to what the layers write, in energy."""
+    """Energy that fusion adds over energy that the layers write, over stored ordinary rows."""
     fused = fuse(tiny, three, SETTINGS)
     for group in Group:
         rows = dense_rows(tiny, group, None, SETTINGS, {})
@@ -207,7 +213,10 @@ def test_preserving_more_drifts_less(tiny, three, tmp_path):
 
 
 def test_layers_beyond_the_attention_are_fused_too(tiny, three, tmp_path):
-    """An imported concept changes a feed-forward and a 1x1 convolution: alone on them, it keeps them; others' moments are made whole."""
+    """An imported concept changes a feed-forward and a 1x1 convolution.
+
+    Alone on them, it keeps them; others' moments are made whole.
+    """
     fuse(tiny, three[:2], SETTINGS, moments_dir=tmp_path)
     known = {layer.name for layer in concept_layers(tiny)}
     extra = [it for it in adaptable_layers(tiny) if it.name not in known and it.name.endswith(("mlp.fc1", "proj_in"))]

@@ -1,4 +1,4 @@
-"""The paper's own solver as a rival: against dense least squares, against the oracle's L-BFGS, and what it stores against what it says."""
+"""The paper's own solver, against dense least squares and another L-BFGS, and what it stores."""
 
 from __future__ import annotations
 
@@ -51,7 +51,10 @@ def stored_bytes(stored: list[tuple[Group, StoredRows]], group: Group) -> int:
 
 
 def layer_problem(seed: int = 0, condition: float = 1.0) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-    """W0, three ΔWi and three Xi; from the first to the last input the rows shrink by `condition`."""
+    """W0, three ΔWi and three Xi.
+
+    From the first to the last input the rows shrink by `condition`.
+    """
     generator = torch.Generator().manual_seed(seed)
     scales = torch.logspace(0, -torch.log10(torch.tensor(condition)).item(), 8)
     W0 = torch.randn(6, 8, generator=generator)
@@ -96,7 +99,10 @@ def test_the_best_that_was_met_is_kept_and_more_steps_are_no_worse():
 
 
 def test_small_changes_are_optimised_as_well_as_large_ones():
-    """The objective is quadratic: a change a thousandth as large has its optimum at a thousandth. (float64: W0's rounding aside.)"""
+    """The objective is quadratic: a change a thousandth as large has its optimum at a thousandth.
+
+    (float64: W0's rounding aside.)
+    """
     W0, changes, rows = layer_problem(2, condition=100)
     for size in (1.0, 1e-3):
         small = [size * change.double() for change in changes]
@@ -117,7 +123,10 @@ def test_where_nobody_changes_anything_nothing_is_changed():
 
 
 def test_one_concept_survives_on_its_words(tiny, make_concept):
-    """Stored rows, three groups in the paper's order, on real activations: close to the one concept where it was recorded."""
+    """Stored rows, three groups in the paper's order, on real activations.
+
+    They come close to the one concept where it was recorded.
+    """
     concept, told = make_concept(tiny, "<cat>", seed=1), list[str]()
     changes = fuse(tiny, [NamedConcept("alice", concept)], BRIEF, progress=told.append).changes
     assert changes.keys() == {layer.name for layer in concept_layers(tiny)}
@@ -141,7 +150,10 @@ def test_the_same_concepts_give_the_same_model_to_the_bit(tiny, make_concept):
 
 
 def test_memory_is_counted_before_anything_is_stored(base, two, stored):
-    """Every row of the UNet, of every step and concept: as much as storing them takes, also where a scheduler adds a step."""
+    """Every row of the UNet, of every step and concept.
+
+    It is as much as storing them takes, also where a scheduler adds a step.
+    """
     needed = published.memory_needed(base, two, 2)
     fuse(base, two, ONCE)
     assert needed == stored_bytes(stored, Group.SPATIAL)

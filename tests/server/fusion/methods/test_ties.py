@@ -33,7 +33,10 @@ def ties(tiny, concepts, density: float):
 
 
 def test_ties_trims_elects_and_averages_who_agrees(tiny, two):
-    """By hand: entry by entry, the sign of the sum wins, and who has that sign is averaged; who was trimmed does not vote."""
+    """By hand: entry by entry, the sign of the sum wins, and who has that sign is averaged.
+
+    Who was trimmed does not vote.
+    """
     concepts, layer = one_layer(tiny, two, [[[4.0, -3.0, 2.0]], [[2.0, 1.0, -6.0]]])
     fused = ties(tiny, concepts, 1.0)[layer].change()
     torch.testing.assert_close(fused[0, :3], torch.tensor([3.0, -3.0, -6.0]))
