@@ -10,14 +10,22 @@ import hashlib
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from mos_common.errors import BaseModelError, RequestError
 from mos_common.presets import Preset, preset_for
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL, SchedulerMixin, UNet2DConditionModel
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+    from mos_common.layers import Layout
 
 log = logging.getLogger(__name__)
 
@@ -35,29 +43,41 @@ class Base:
     """
 
     name: str
-    tokenizer: Any
-    text_encoder: nn.Module
-    unet: nn.Module
-    vae: nn.Module
-    scheduler: Any
+    tokenizer: CLIPTokenizer
+    text_encoder: CLIPTextModel
+    unet: UNet2DConditionModel
+    vae: AutoencoderKL
+    scheduler: SchedulerMixin
     fingerprint: str
-    text_encoder_2: nn.Module | None = None
-    tokenizer_2: Any = None
+    text_encoder_2: CLIPTextModelWithProjection | None = None
+    tokenizer_2: CLIPTokenizer | None = None
+
+    @cached_property
+    def layout(self) -> Layout:
+        """The layers and cross-attentions of this base: one walk over its modules, made when first asked for."""
+        from mos_common.layers import layout_of
+
+        return layout_of(self.text_encoders, self.unet)
 
     @property
-    def text_encoders(self) -> list[nn.Module]:
+    def text_encoders(self) -> list[CLIPTextModel | CLIPTextModelWithProjection]:
         """One text encoder, or the two of XL; the UNet reads their features side by side."""
         return [self.text_encoder] if self.text_encoder_2 is None else [self.text_encoder, self.text_encoder_2]
 
     @property
-    def tokenizers(self) -> list[Any]:
+    def tokenizers(self) -> list[CLIPTokenizer]:
         """The tokenizer of each text encoder: they differ in how they pad."""
         return [self.tokenizer] if self.tokenizer_2 is None else [self.tokenizer, self.tokenizer_2]
 
     @property
     def token_tables(self) -> list[Tensor]:
-        """The embeddings of each text encoder, one row a token."""
-        return [encoder.get_input_embeddings().weight for encoder in self.text_encoders]  # type: ignore[operator]
+        """The embeddings of each text encoder, one row per token: (tokens, width of the encoder)."""
+        return [encoder.get_input_embeddings().weight for encoder in self.text_encoders]
+
+    @property
+    def token_table(self) -> Tensor:
+        """The embeddings of the first text encoder, one row per token."""
+        return self.token_tables[0]
 
     @property
     def word_width(self) -> int:
@@ -65,64 +85,60 @@ class Base:
         return sum(table.shape[1] for table in self.token_tables)
 
     def token_rows(self, ids: list[int]) -> Tensor:
-        """(tokens, word_width): the embeddings of some tokens in all text encoders, float32 on the CPU."""
+        """Return the embeddings of some tokens in all text encoders: (tokens, word_width), float32 on the CPU."""
         return torch.cat([table[ids].float().cpu() for table in self.token_tables], dim=1)
 
     @property
     def device(self) -> torch.device:
         """Where the UNet lives."""
-        return next(self.unet.parameters()).device
+        return _device_of(self.unet)
 
     @property
     def dtype(self) -> torch.dtype:
         """The number format of the UNet's weights."""
-        return next(self.unet.parameters()).dtype
+        return _dtype_of(self.unet)
 
     @property
     def preset(self) -> Preset:
-        """How this base likes to be tuned and drawn."""
+        """How this base is best tuned and drawn."""
         return preset_for(self.name)
-
-    @property
-    def token_table(self) -> Tensor:
-        """The text encoder's embeddings, one row a token."""
-        table = self.text_encoder.get_input_embeddings().weight  # type: ignore[operator]
-        assert isinstance(table, Tensor)
-        return table
 
     @property
     def text_length(self) -> int:
         """Token positions of one prompt, the start and the end included."""
-        return int(self.text_encoder.config.max_position_embeddings)  # type: ignore[union-attr, arg-type]
+        return int(self.text_encoder.config.max_position_embeddings)
+
+    @property
+    def latent_channels(self) -> int:
+        """Channels of the latents that the UNet denoises."""
+        return int(self.unet.config.in_channels)
 
     @property
     def pixels_per_latent(self) -> int:
-        """How many pixels one latent cell is wide."""
-        return int(2 ** (len(self.vae.config.block_out_channels) - 1))  # type: ignore[union-attr, arg-type]
+        """The width of one latent cell, in pixels."""
+        return int(2 ** (len(self.vae.config.block_out_channels) - 1))
 
     @property
     def size_unit(self) -> int:
         """Heights and widths in pixels are multiples of this: the UNet halves latents at every level but the last."""
-        return self.pixels_per_latent * int(2 ** (len(self.unet.config.block_out_channels) - 1))  # type: ignore[union-attr, arg-type]
+        return self.pixels_per_latent * int(2 ** (len(self.unet.config.block_out_channels) - 1))
 
     @property
     def picture_size(self) -> int:
         """The side of the square pictures this base was trained on, in pixels."""
-        return int(self.unet.config.sample_size) * self.pixels_per_latent  # type: ignore[union-attr, arg-type]
+        return int(self.unet.config.sample_size) * self.pixels_per_latent
 
     @torch.no_grad()
-    def encode_pictures(self, pictures: Tensor) -> Tensor:
-        """Latents (n c h w) of pictures (n 3 H W) in [-1, 1]: the mean of the VAE's posterior, scaled."""
-        posterior = self.vae.encode(pictures.to(self.device, _dtype_of(self.vae))).latent_dist  # type: ignore[operator]
-        mean: Tensor = posterior.mean
-        scaled: Tensor = mean * float(self.vae.config.scaling_factor)  # type: ignore[union-attr, arg-type]
-        return scaled
+    def encode_pictures(self, pictures: Float[Tensor, "n 3 height width"]) -> Float[Tensor, "n c h w"]:
+        """Return the latents of pictures in [-1, 1]: the mean of the VAE's posterior, scaled."""
+        mean: Tensor = self.vae.encode(pictures.to(self.device, _dtype_of(self.vae))).latent_dist.mean
+        return mean * float(self.vae.config.scaling_factor)
 
     @torch.no_grad()
-    def decode_latents(self, latents: Tensor) -> Tensor:
-        """Pictures (n 3 H W) in [-1, 1] of latents (n c h w), float32 on the CPU."""
-        unscaled = latents.to(self.device, _dtype_of(self.vae)) / float(self.vae.config.scaling_factor)  # type: ignore[union-attr, arg-type]
-        decoded: Tensor = self.vae.decode(unscaled).sample  # type: ignore[operator]
+    def decode_latents(self, latents: Float[Tensor, "n c h w"]) -> Float[Tensor, "n 3 height width"]:
+        """Return the pictures of latents, in [-1, 1], float32 on the CPU."""
+        unscaled = latents.to(self.device, _dtype_of(self.vae)) / float(self.vae.config.scaling_factor)
+        decoded: Tensor = self.vae.decode(unscaled).sample
         return decoded.float().clamp(-1, 1).cpu()
 
 
@@ -242,6 +258,10 @@ def fingerprint_of_parts(
 
 def _dtype_of(module: nn.Module) -> torch.dtype:
     return next(module.parameters()).dtype
+
+
+def _device_of(module: nn.Module) -> torch.device:
+    return next(module.parameters()).device
 
 
 def text_module_name(name: str) -> str:

@@ -12,15 +12,17 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from mos_common.base_model import Base
 from mos_common.errors import RequestError
-from mos_common.layers import word_layers
+
+if TYPE_CHECKING:
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 TOKEN = re.compile(r"<(?:[a-z0-9][a-z0-9_-]*/)?[a-z0-9][a-z0-9_-]*>")
 
@@ -102,12 +104,9 @@ class TextRows:
     index: tuple[tuple[int, ...], ...]
 
 
-def text_rows(base: Base, texts: Sequence[TokenIds], vocabulary: Vocabulary, layers: int | None = None) -> TextRows:
-    """The distinct rows of some prompts: one for each group of layers whose words are the same.
-
-    Whoever asks often gives `layers`, the base's `word_layers`: counting them is a walk over all modules of the UNet.
-    """
-    count = word_layers(base) if layers is None else layers
+def text_rows(base: Base, texts: Sequence[TokenIds], vocabulary: Vocabulary) -> TextRows:
+    """Return the distinct rows of some prompts: one for each group of layers whose words are the same."""
+    count = base.layout.word_layers
     alike = {token: _alike(words, count) for token, words in vocabulary.items()}
     rows: dict[tuple[TokenIds, int], int] = {}
     index = []
@@ -125,11 +124,9 @@ def encode_prompts(base: Base, prompts: Sequence[str], vocabulary: Vocabulary) -
     return encode_token_ids(base, [tokenise(base, prompt, vocabulary) for prompt in prompts], vocabulary)
 
 
-def encode_token_ids(
-    base: Base, texts: Sequence[TokenIds], vocabulary: Vocabulary, layers: int | None = None
-) -> TextFeatures:
-    """As `encode_prompts`, from prompts already tokenised; `layers` as for `text_rows`."""
-    rows = text_rows(base, texts, vocabulary, layers)
+def encode_token_ids(base: Base, texts: Sequence[TokenIds], vocabulary: Vocabulary) -> TextFeatures:
+    """Return what `encode_prompts` does, from prompts already tokenised."""
+    rows = text_rows(base, texts, vocabulary)
     index = torch.tensor(rows.index, device=base.token_table.device)
     # Layer by layer in memory, as they are read: the prompts of one layer are one piece.
     return encode_rows(base, rows, vocabulary)[index.T].transpose(0, 1)
@@ -196,12 +193,12 @@ def _plain_ids(base: Base, text: str) -> list[int]:
 
 @contextmanager
 def _replaced_embeddings(
-    encoder: nn.Module, places: Sequence[tuple[int, int]], vectors: Sequence[Tensor]
+    encoder: CLIPTextModel | CLIPTextModelWithProjection, places: Sequence[tuple[int, int]], vectors: Sequence[Tensor]
 ) -> Iterator[None]:
     if not places:
         yield
         return
-    table = encoder.get_input_embeddings()  # type: ignore[operator]
+    table = encoder.get_input_embeddings()
     row, position = torch.tensor(places, device=table.weight.device).T
     stacked = torch.stack(list(vectors)).to(table.weight.device)
 

@@ -12,9 +12,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mos_common.attention import layerwise_attention
 from mos_common.base_model import Base
-from mos_common.drawing import Drawing, denoise, initial_noise, read_prompts, scheduler_for
+from mos_common.drawing import Drawing, draw_latents
 from mos_common.layers import Group, Layer, concept_layers
 from mos_common.words import TokenIds, Vocabulary, encode_rows, encode_token_ids, text_rows, tokenise
 from mos_server.fusion.moments import Choice, Moments, recording
@@ -105,17 +104,16 @@ def record_spatial(
         into(),
         [slice(start, start + settings.batch) for start in range(0, len(prompts), settings.batch)],
     )
-    with layerwise_attention(base):
-        while waiting:
-            part = waiting.pop(0)
-            try:
-                moments.merge(_record_drawing(base, layers, prompts[part], seeds[part], vocabulary, settings, into))
-            except torch.OutOfMemoryError:
-                size = (part.stop - part.start + 1) // 2
-                if part.stop - part.start == 1:
-                    raise
-                log.info("out of memory with %d prompts at a time: going on with %d", part.stop - part.start, size)
-                waiting = [slice(part.start, part.start + size), slice(part.start + size, part.stop), *waiting]
+    while waiting:
+        part = waiting.pop(0)
+        try:
+            moments.merge(_record_drawing(base, layers, prompts[part], seeds[part], vocabulary, settings, into))
+        except torch.OutOfMemoryError:
+            size = (part.stop - part.start + 1) // 2
+            if part.stop - part.start == 1:
+                raise
+            log.info("out of memory with %d prompts at a time: going on with %d", part.stop - part.start, size)
+            waiting = [slice(part.start, part.start + size), slice(part.start + size, part.stop), *waiting]
     return moments
 
 
@@ -128,13 +126,9 @@ def _record_drawing(
     settings: FusionSettings,
     into: type[Moments],
 ) -> Moments:
-    moments, how = into(), Drawing(steps=settings.steps)
-    guidance = settings.guidance or base.preset.guidance
-    unconditional = [""] * len(prompts) if guidance != 1 else []
-    memory = read_prompts(base, [*unconditional, *prompts], vocabulary)
-    noise = initial_noise(base, seeds, *how.sized_for(base))
-    with recording(layers, moments, _from_row(0 if settings.unconditional else len(unconditional))):
-        denoise(base, noise, memory, scheduler_for(base, how), settings.steps, guidance)
+    moments, how = into(), Drawing(steps=settings.steps, guidance=settings.guidance or None)
+    with recording(layers, moments, _from_row(0 if settings.unconditional else -len(prompts))):
+        draw_latents(base, prompts, seeds, vocabulary=vocabulary, how=how)
     return moments
 
 

@@ -19,9 +19,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mos_common.attention import layerwise_attention, predict
+from mos_common.attention import conditioned
 from mos_common.base_model import Base
-from mos_common.drawing import Drawing, read_prompts, scheduler_for
+from mos_common.conditioning import read_prompts
+from mos_common.drawing import Drawing, scheduler_for
 from mos_common.edlora import LowRank
 from mos_common.errors import FusionError
 from mos_common.fused_model import NamedConcept
@@ -148,8 +149,8 @@ def memory_needed(base: Base, concepts: Sequence[NamedConcept], settings: Fusion
     scheduler = scheduler_for(base, how)
     height, width = (side // base.pixels_per_latent for side in how.sized_for(base))
     latents = torch.zeros(1, base.unet.config.in_channels, height, width, device=base.device, dtype=base.dtype)  # type: ignore[union-attr, arg-type]
-    with torch.no_grad(), layerwise_attention(base), recording(layers, counted):
-        predict(base, latents, torch.tensor(0, device=base.device), read_prompts(base, [""], {}))
+    with torch.no_grad(), conditioned(base, read_prompts(base, [""], {})) as unet, recording(layers, counted):
+        unet.predict(latents, torch.tensor(0, device=base.device))
     a_step = sum(part.numel() * part.element_size() for kept in counted.stored.values() for part in kept)
     scheduler.set_timesteps(settings.steps)  # some add a step of their own
     return a_step * len(scheduler.timesteps) * len(concepts)
