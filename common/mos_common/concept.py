@@ -12,7 +12,6 @@ from torch import Tensor
 from mos_common.base_model import Base
 from mos_common.edlora import LowRank
 from mos_common.errors import ConceptError
-from mos_common.layers import adaptable_layers, word_layers
 from mos_common.names import check_concept_name
 
 
@@ -68,7 +67,7 @@ def check_fits(concept: Concept, base: Base) -> None:
 
 
 def _pair_problems(concept: Concept, base: Base) -> list[str]:
-    layers = {layer.name: layer for layer in adaptable_layers(base)}
+    layers = base.layout.by_name
     problems = []
     for name, pair in concept.pairs.items():
         if name not in layers:
@@ -88,7 +87,7 @@ def _word_problems(concept: Concept, base: Base) -> list[str]:
         return []
     if len(concept.words) != len(base.token_tables):
         return [f"embeddings for {len(concept.words)} text encoders, the base has {len(base.token_tables)}"]
-    layers, problems = word_layers(base), []
+    layers, problems = base.layout.word_layers, []
     for k, (words, table) in enumerate(zip(concept.words, base.token_tables, strict=True)):
         expected = (layers, concept.words[0].shape[1], table.shape[1])
         if tuple(words.shape) != expected:

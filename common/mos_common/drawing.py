@@ -128,7 +128,8 @@ def denoise(
 ) -> Float[Tensor, "n c h w"]:
     """Turn standard normal noise into the latents of pictures; the text's keys and values are computed once, not each step."""
     scheduler.set_timesteps(steps, device=base.device)
-    latents, guided = noise * scheduler.init_noise_sigma, conditioning.unconditional_rows > 0
+    latents: Tensor = noise * scheduler.init_noise_sigma
+    guided = conditioning.unconditional_rows > 0
     with conditioned(base, conditioning, cache=KeyValueCache()) as unet:
         for step, t in enumerate(scheduler.timesteps):
             rows = torch.cat([latents, latents]) if guided else latents

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from mos_common.base_model import Base
 from mos_common.errors import ConceptError
-from mos_common.layers import Layer, adaptable_layers
+from mos_common.layers import Layer
 
 
 @dataclass(frozen=True)
@@ -63,11 +63,12 @@ def attached(base: Base, changes: Mapping[str, LowRank]) -> Iterator[None]:
         ConceptError: a change is meant for a layer that the base does not have.
 
     """
-    layers = {layer.name: layer for layer in adaptable_layers(base) if layer.name in changes}
-    if unknown := changes.keys() - layers.keys():
+    known = base.layout.by_name
+    if unknown := changes.keys() - known.keys():
         raise ConceptError(
             f"{min(unknown)} is no layer of {base.name}: use the base model that the change was made for"
         )
+    layers = {name: known[name] for name in changes}
     originals = {name: layer.module.weight for name, layer in layers.items()}
     try:
         for name, layer in layers.items():

@@ -6,13 +6,12 @@ import pytest
 import torch
 
 from mos_common.errors import RequestError
-from mos_common.layers import cross_attentions
 from mos_common.words import encode_prompts, encode_rows, resolve, text_rows, tokenise
 
 
 def vocabulary(base, *names: str, words: int = 2, seed: int = 0) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    shape = (len(cross_attentions(base)), words, base.token_table.shape[1])
+    shape = (base.layout.word_layers, words, base.token_table.shape[1])
     return {name: torch.randn(shape, generator=generator) * base.token_table.std() for name in names}
 
 
@@ -61,7 +60,7 @@ def test_a_plain_prompt_has_one_encoding_which_every_layer_reads(base):
             "cat, cat", padding="max_length", max_length=base.text_length, return_tensors="pt"
         ).input_ids
         expected = base.text_encoder(ids).last_hidden_state
-    assert features.shape[:2] == (1, len(cross_attentions(base)))
+    assert features.shape[:2] == (1, base.layout.word_layers)
     for k in range(features.shape[1]):
         torch.testing.assert_close(features[:, k], expected)
 
@@ -105,7 +104,7 @@ def test_gradients_reach_the_words_and_only_through_their_places(base):
 
 
 def test_equal_rows_are_encoded_once(base):
-    known, layers = vocabulary(base, "<cat>"), len(cross_attentions(base))
+    known, layers = vocabulary(base, "<cat>"), base.layout.word_layers
     texts = [tokenise(base, prompt, known) for prompt in ("a", "<cat>", "a", "<cat>", "")]
     rows = text_rows(base, texts, known)
     assert len(rows.texts) == 2 + layers

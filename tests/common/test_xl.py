@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from mos_common.base_model import load_base
 from mos_common.drawing import Drawing, draw
 from mos_common.edlora import attached
-from mos_common.layers import Group, adaptable_layers, concept_layers, cross_attentions, word_layer_numbers, word_layers
+from mos_common.layers import Group
 from mos_common.words import encode_pooled, encode_prompts, tokenise
 
 PROMPTS = ["cat", "a dog, and a cat", "", "?."]
@@ -30,17 +30,35 @@ def pipeline(random_base_folder) -> Iterator[StableDiffusionXLPipeline]:
 
 def test_each_transformer_has_one_embedding_however_many_cross_attentions_it_has(xl):
     """Two transformers of one, two of two; one of two in the middle; three of two and three of one above: execution order."""
-    assert word_layers(xl) == 11
-    assert len(cross_attentions(xl)) == 2 * 1 + 2 * 2 + 2 + 3 * 2 + 3 * 1
-    assert word_layer_numbers(xl) == [0, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7, 8, 9, 10]
+    assert xl.layout.word_layers == 11
+    assert len(xl.layout.cross_attentions) == 2 * 1 + 2 * 2 + 2 + 3 * 2 + 3 * 1
+    assert [cross.word_layer for cross in xl.layout.cross_attentions] == [
+        0,
+        1,
+        2,
+        2,
+        3,
+        3,
+        4,
+        4,
+        5,
+        5,
+        6,
+        6,
+        7,
+        7,
+        8,
+        9,
+        10,
+    ]
 
 
 def test_layers_of_both_text_encoders_may_be_changed(xl):
-    names = [layer.name for layer in concept_layers(xl) if layer.group is Group.TEXT]
+    names = [layer.name for layer in xl.layout.attention if layer.group is Group.TEXT]
     assert len(names) == 2 * 2 * 4
     assert {name.partition(".")[0] for name in names} == {"text_encoder", "text_encoder_2"}
     assert "text_encoder_2.text_projection" not in names
-    assert len({layer.name for layer in adaptable_layers(xl)}) == len(adaptable_layers(xl))
+    assert len({layer.name for layer in xl.layout.layers}) == len(xl.layout.layers)
 
 
 def test_prompts_are_encoded_as_diffusers_encodes_them(xl, pipeline):

@@ -23,7 +23,6 @@ from mos_common.edlora import LowRank, attached
 from mos_common.errors import RequestError, StateError
 from mos_common.files import canonical_json, replacing_file, replacing_folder, write_atomically
 from mos_common.fused_model import EMBEDDINGS, FusedModel, check_base, read_fused
-from mos_common.layers import adaptable_layers
 from mos_common.spellings import kohya_name
 from mos_server.models.single_file import check_single_file, checkpoint_tensors
 
@@ -125,7 +124,7 @@ def lora_tensors(fused: FusedModel, base: Base, dtype: torch.dtype) -> dict[str,
     the factors are the smaller for it. Those of a 1x1 convolution have two sides of length 1 more. Within a text encoder lower ranks
     are filled up with zeros: diffusers gives a projection behind it the rank that most of its layers have.
     """
-    modules = {layer.name: layer.module for layer in adaptable_layers(base)}
+    modules = {layer.name: layer.module for layer in base.layout.layers}
     ranks = _ranks_to_write({layer: pair.rank for layer, pair in fused.changes.items() if pair.rank})
     alpha = float(max(ranks.values(), default=1))
     tensors = {}

@@ -11,12 +11,13 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from mos_client.drawing.picture import as_image, changes_and_words, draw_picture
+from mos_client.drawing.picture import changes_and_words, draw_picture
 from mos_common.concept_file import read_concept, write_concept
 from mos_common.drawing import Drawing, draw
 from mos_common.edlora import attached
 from mos_common.errors import BaseModelError, ConceptError, FusionError, RequestError, StateError
 from mos_common.fused_model import FusedModel, Manifest, fused_tensors
+from mos_common.pictures import as_image
 from mos_common.regions import Region
 
 HOW = Drawing(steps=2)
