@@ -1,6 +1,7 @@
-"""What both sides share, and what a Python program needs to draw: `from mos_common import load_base, draw, read_fused`.
+"""What both sides share. To draw from Python: `from mos_common import load_base, draw, read_fused`.
 
-The names below are imported when they are first asked for, so `import mos_common` loads neither torch nor diffusers.
+The names below are imported when they are first asked for, so `import mos_common` loads neither
+torch nor diffusers.
 """
 
 from __future__ import annotations

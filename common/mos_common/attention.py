@@ -1,8 +1,9 @@
-"""The one cross-attention of the project: a text encoding for each layer, regions, and which cells attend to a word.
+"""The one cross-attention of the project: a text for each layer, regions, and watched words.
 
-Within `conditioned`, every cross-attention of the UNet has a processor that knows which encoding it reads. So nothing of ours
-travels through diffusers: `encoder_hidden_states` is an ordinary tensor, and the processors leave it aside. (The documented
-channel, `cross_attention_kwargs`, also reaches the self-attentions, whose processors warn about every name they do not know.)
+Within `conditioned`, every cross-attention of the UNet has a processor that knows which encoding it
+reads. So nothing of ours travels through diffusers: `encoder_hidden_states` is an ordinary tensor,
+and the processors leave it aside. (The documented channel, `cross_attention_kwargs`, also reaches
+the self-attentions, whose processors warn about every name they do not know.)
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ KeysAndValues = tuple[Tensor, Tensor]  # each (batch, heads, tokens, head width)
 class WatchedWords:
     """How much each cell attends to some tokens of its prompt, written down while the UNet runs.
 
-    `positions[b, w]` is where watched word w stands in the prompt of row b; `maps[k]` is what cross-attention module k, in
-    execution order, gives it, the mean over heads.
+    `positions[b, w]` is where watched word w stands in the prompt of row b; `maps[k]` is what
+    cross-attention module k, in execution order, gives it, the mean over heads.
     """
 
     positions: Int[Tensor, "batch words"]
@@ -46,9 +47,10 @@ class WatchedWords:
 
 
 class KeyValueCache:
-    """Keys and values of one conditioning, by cross-attention and region: computed once, at the first step of a drawing.
+    """Keys and values of one conditioning, computed once, at the first step of a drawing.
 
-    They hold while text and weights stay the same. In training neither does, so what a gradient flows through is refused.
+    They hold while text and weights stay the same. In training neither does, so what a gradient
+    flows through is refused.
     """
 
     def __init__(self) -> None:
@@ -68,7 +70,8 @@ class KeyValueCache:
 class ConditionedUNet:
     """The UNet of a base while it reads one conditioning; `conditioned` makes it.
 
-    `watched` and `cache` belong to the caller of `conditioned`; without a cache every pass computes keys and values anew.
+    `watched` and `cache` belong to the caller of `conditioned`; without a cache every pass computes
+    keys and values anew.
     """
 
     base: Base
@@ -77,7 +80,7 @@ class ConditionedUNet:
     cache: KeyValueCache | None = None
 
     def predict(self, noisy: Float[Tensor, "batch c h w"], times: Tensor) -> Float[Tensor, "batch c h w"]:
-        """Return what the UNet predicts. XL is also told the pooled prompts and the picture's size."""
+        """Return what the UNet predicts; XL is also told the pooled prompts and the size."""
         assert self._is_on(), "predict belongs into the `conditioned` block that made this UNet"
         base, pooled = self.base, self.conditioning.pooled
         added = None
@@ -91,7 +94,7 @@ class ConditionedUNet:
         return predicted
 
     def keys_and_values(self, place: int, region: int = -1) -> KeysAndValues:
-        """Return keys and values of the prompts (region -1) or of one region, for the cross-attention at one place."""
+        """Return one cross-attention's keys and values of the prompts (region -1) or a region."""
         kept = self.cache.find(place, region) if self.cache is not None else None
         if kept is not None:
             return kept
@@ -111,10 +114,13 @@ class ConditionedUNet:
 
 
 class LayerwiseCrossAttention:
-    """The processor of the cross-attention at one place, in execution order: it reads its own encoding of each prompt.
+    """The processor of one cross-attention: it reads an encoding of its own of each prompt.
 
-    In the cells of region i, attention to the prompt is replaced by attention to region i's prompt; where regions overlap,
-    their results are averaged (paper section 3.4, regionally controllable sampling).
+    `place` counts the cross-attentions in execution order.
+
+    In the cells of region i, attention to the prompt is replaced by attention to region i's prompt;
+    where regions overlap, their results are averaged (paper section 3.4, regionally controllable
+    sampling).
     """
 
     def __init__(self, place: int, unet: ConditionedUNet) -> None:
@@ -127,7 +133,7 @@ class LayerwiseCrossAttention:
         encoder_hidden_states: Tensor | None = None,
         attention_mask: Tensor | None = None,
     ) -> Float[Tensor, "batch cells width"]:
-        """Attend to the conditioning's text; `encoder_hidden_states` is not read (see the top of this module)."""
+        """Attend to the conditioning's text; `encoder_hidden_states` is not read (see the top)."""
         query = _heads(attn, attn.to_q(hidden_states))
         attended = self._attended(query)
         batch, heads, cells, width = attended.shape
@@ -167,9 +173,10 @@ def conditioned(
     watched: WatchedWords | None = None,
     cache: KeyValueCache | None = None,
 ) -> Iterator[ConditionedUNet]:
-    """Let the UNet's cross-attentions read `conditioning`; afterwards they have the processors they came with.
+    """Let the UNet's cross-attentions read `conditioning`, and give their processors back.
 
-    In training the backward pass belongs inside too: gradient checkpointing runs the processors again on the way back.
+    In training the backward pass belongs inside too: gradient checkpointing runs the processors
+    again on the way back.
     """
     unet = ConditionedUNet(base, conditioning, watched, cache)
     modules = [cross.module for cross in base.layout.cross_attentions]
@@ -184,7 +191,7 @@ def conditioned(
 
 
 def feature_map_size(cells: int, aspect: float) -> tuple[int, int]:
-    """Return (height, width) of a feature map of `cells` cells whose width/height is nearest to `aspect`."""
+    """Return (height, width) of a feature map, given its number of cells and about width/height."""
     best = min((h for h in range(1, cells + 1) if cells % h == 0), key=lambda h: abs(cells / h / h - aspect) / aspect)
     return best, cells // best
 

@@ -1,7 +1,8 @@
-"""The base model everybody starts from: load it, fingerprint it, answer questions about it.
+"""The base model that everybody starts from: load it, and ask about it.
 
-Nothing about a model is remembered here. How many cross-attention layers it has, how wide they are, which token ends a text:
-all of that is asked of the loaded modules, so `tiny`, Stable Diffusion 1.5 and Stable Diffusion XL go through the same lines.
+Nothing about a model is remembered here. How many cross-attention layers it has, how wide they are,
+which token ends a text: all of that is asked of the loaded modules, so `tiny`, Stable Diffusion 1.5
+and Stable Diffusion XL go through the same lines.
 """
 
 from __future__ import annotations
@@ -36,10 +37,11 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 
 @dataclass(frozen=True)
 class Base:
-    """A text-to-image latent diffusion model in the layout of Stable Diffusion 1.x or XL, frozen and in eval mode.
+    """A latent diffusion model laid out like Stable Diffusion 1.x or XL, frozen, in eval mode.
 
-    `scheduler` is the base's own; whoever denoises makes a copy of it. `fingerprint` says which model this is, whatever
-    precision it was downloaded in. `text_encoder_2` and `tokenizer_2` are there in XL only; both tokenizers have one vocabulary.
+    `scheduler` is the base's own; whoever denoises makes a copy of it. `fingerprint` says which
+    model this is, whatever precision it was downloaded in. `text_encoder_2` and `tokenizer_2` are
+    there in XL only; both tokenizers have one vocabulary.
     """
 
     name: str
@@ -54,7 +56,7 @@ class Base:
 
     @cached_property
     def layout(self) -> Layout:
-        """The layers and cross-attentions of this base: one walk over its modules, made when first asked for."""
+        """The layers and cross-attentions: one walk over the modules, when first asked for."""
         from mos_common.layers import layout_of
 
         return layout_of(self.text_encoders, self.unet)
@@ -71,7 +73,7 @@ class Base:
 
     @property
     def token_tables(self) -> list[Tensor]:
-        """The embeddings of each text encoder, one row per token: (tokens, width of the encoder)."""
+        """The embeddings of each text encoder, (tokens, width of the encoder)."""
         return [encoder.get_input_embeddings().weight for encoder in self.text_encoders]
 
     @property
@@ -85,7 +87,7 @@ class Base:
         return sum(table.shape[1] for table in self.token_tables)
 
     def token_rows(self, ids: list[int]) -> Tensor:
-        """Return the embeddings of some tokens in all text encoders: (tokens, word_width), float32 on the CPU."""
+        """Return the embeddings of some tokens, (tokens, word_width), float32 on the CPU."""
         return torch.cat([table[ids].float().cpu() for table in self.token_tables], dim=1)
 
     @property
@@ -120,7 +122,10 @@ class Base:
 
     @property
     def size_unit(self) -> int:
-        """Heights and widths in pixels are multiples of this: the UNet halves latents at every level but the last."""
+        """Heights and widths are multiples of this, in pixels.
+
+        The UNet halves latents at every level but the last.
+        """
         return self.pixels_per_latent * int(2 ** (len(self.unet.config.block_out_channels) - 1))
 
     @property
@@ -145,10 +150,12 @@ class Base:
 def load_base(name: str = TINY, *, device: str | None = None, dtype: str | None = None) -> Base:
     """Load `tiny` or a diffusers folder (or a hub id that is already in the local cache).
 
-    Without `device` and `dtype` the best there is: a GPU in float16 where one exists, else the CPU in float32.
+    Without `device` and `dtype` the best there is: a GPU in float16 where one exists, else the CPU
+    in float32.
 
     Raises:
-        BaseModelError: the folder is missing, is not a diffusion model, or is neither of the Stable Diffusion 1.x nor the XL layout.
+        BaseModelError: the folder is missing, is not a diffusion model, or is neither of the Stable
+            Diffusion 1.x nor the XL layout.
         RequestError: the device or dtype does not exist here.
 
     """
@@ -177,7 +184,7 @@ def load_base(name: str = TINY, *, device: str | None = None, dtype: str | None 
 
 
 def base_path(name: str) -> Path:
-    """Where a base model's diffusers folder lies.
+    """Return the diffusers folder of a base model.
 
     Raises:
         BaseModelError: there is none.
@@ -191,7 +198,8 @@ def base_path(name: str) -> Path:
     if folder.is_dir():
         if not (folder / "model_index.json").is_file():
             raise BaseModelError(
-                f"{name} is not a diffusion model: it has no model_index.json. Give a folder written by diffusers' save_pretrained, or `tiny`"
+                f"{name} is not a diffusion model: it has no model_index.json. "
+                "Give a folder written by diffusers' save_pretrained, or `tiny`"
             )
         return folder
     if folder.exists():
@@ -200,7 +208,7 @@ def base_path(name: str) -> Path:
 
 
 def choose_device(device: str | None) -> torch.device:
-    """The device asked for, or the best there is.
+    """Return the device asked for, or the best there is.
 
     Raises:
         RequestError: there is no such device here.
@@ -221,11 +229,11 @@ def choose_device(device: str | None) -> torch.device:
 
 
 def choose_dtype(dtype: str | None, device: torch.device) -> torch.dtype:
-    """The number format asked for; by default float16 on a GPU, float32 on a CPU."""
+    """Return the number format asked for; by default float16 on a GPU, float32 on a CPU."""
     if dtype is None:
         return torch.float32 if device.type == "cpu" else torch.float16
     if dtype not in DTYPES:
-        raise RequestError(f"--dtype {dtype} is not known: choose one of {', '.join(DTYPES)}")
+        raise RequestError(f"unknown --dtype {dtype}; known: {', '.join(DTYPES)}")
     return DTYPES[dtype]
 
 
@@ -291,7 +299,8 @@ def _load_parts(name: str, folder: Path) -> dict[str, Any]:
     has = {part for part, kind in index.items() if isinstance(kind, list) and all(kind)}
     if "text_encoder_3" in has or not {"unet", "vae", "text_encoder", "tokenizer", "scheduler"} <= has:
         raise BaseModelError(
-            f"{name} is a {index.get('_class_name', 'folder of unknown kind')}; this version works with Stable Diffusion 1.x and XL models "
+            f"{name} is a {index.get('_class_name', 'folder of unknown kind')}; "
+            "this version works with Stable Diffusion 1.x and XL models "
             "(one or two CLIP text encoders, a UNet2DConditionModel, an AutoencoderKL)"
         )
     missing = [part for part in sorted(has & PARTS) if not (folder / part).is_dir()]
@@ -345,5 +354,6 @@ def _cached_snapshot(name: str) -> Path:
         ) from error
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         raise BaseModelError(
-            f"no base model at {name}: there is no such folder, and as a hub id it could not be fetched ({type(error).__name__})"
+            f"no base model at {name}: there is no such folder, and as a hub id it could not be fetched "
+            f"({type(error).__name__})"
         ) from error

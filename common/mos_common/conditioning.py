@@ -15,7 +15,7 @@ from mos_common.words import Vocabulary, encode_pooled, encode_prompts, encode_t
 
 @dataclass(frozen=True)
 class RegionText:
-    """A region and the features of its prompt, one encoding for each embedding of a layer-wise word."""
+    """A region and the features of its prompt, one encoding per word layer."""
 
     region: Region
     features: Float[Tensor, "layers tokens width"]
@@ -25,10 +25,11 @@ class RegionText:
 class Conditioning:
     """What cross-attention reads, and how strongly the prediction follows it.
 
-    `features[b, k]` is read for row b of the batch by every cross-attention whose word layer is k. With a `guidance` other
-    than 1 (classifier-free guidance), the first half of the rows are unconditional texts and the second half the prompts that
-    belong to them; with 1 all rows are prompts. Regions hold for the prompts alone; `aspect` is width/height of the picture
-    that they divide. `pooled` is what Stable Diffusion XL reads of a whole prompt.
+    `features[b, k]` is read for row b of the batch by every cross-attention whose word layer is k.
+    With a `guidance` other than 1 (classifier-free guidance), the first half of the rows are
+    unconditional texts and the second half the prompts that belong to them; with 1 all rows are
+    prompts. Regions hold for the prompts alone; `aspect` is width/height of the picture that they
+    divide. `pooled` is what Stable Diffusion XL reads of a whole prompt.
     """
 
     features: Float[Tensor, "batch layers tokens width"]
@@ -57,10 +58,11 @@ def read_prompts(
     regions: Sequence[Region] = (),
     aspect: float = 1.0,
 ) -> Conditioning:
-    """Encode prompts, and what guidance and regions need beside them; `negative` is the unconditional text.
+    """Encode prompts with their regions, and `negative` for each of them where there is guidance.
 
     Raises:
-        RequestError: a prompt names a concept that `vocabulary` does not have, or names it too late.
+        RequestError: a prompt names a concept that `vocabulary` does not have, or names it too
+            late.
 
     """
     unconditional = [] if guidance == 1 else [negative] * len(prompts)

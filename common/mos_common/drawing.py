@@ -1,4 +1,4 @@
-"""Drawing: one denoising loop for plain prompts, layer-wise words, regions, and recording under fusion."""
+"""Drawing: one denoising loop for prompts, layer-wise words, regions, and fusion's recording."""
 
 from __future__ import annotations
 
@@ -70,8 +70,8 @@ def draw(
 ) -> Float[Tensor, "pictures 3 height width"]:
     """Draw one picture per prompt and seed: in [-1, 1], float32 on the CPU.
 
-    Regions have prompts of their own and hold for every picture. The noise is drawn on the CPU, so a seed means the same
-    picture on every device.
+    Regions have prompts of their own and hold for every picture. The noise is drawn on the CPU, so
+    a seed means the same picture on every device.
 
     Raises:
         RequestError: a prompt names an unknown concept, or a size does not fit the base.
@@ -93,10 +93,10 @@ def draw_latents(
     how: Drawing | None = None,
     on_step: Progress | None = None,
 ) -> Float[Tensor, "pictures c h w"]:
-    """Draw as `draw` does, up to the latents: what the UNet runs for a picture, and so what fusion records.
+    """Draw as `draw` does, up to the latents: all that the UNet runs, and fusion records.
 
-    The last rows of every batch that the UNet reads are those of the prompts; guidance puts as many unconditional rows before
-    them.
+    The last rows of every batch that the UNet reads are those of the prompts; guidance puts as many
+    unconditional rows before them.
 
     Raises:
         RequestError: as for `draw`.
@@ -126,7 +126,10 @@ def denoise(
     steps: int,
     on_step: Progress | None = None,
 ) -> Float[Tensor, "n c h w"]:
-    """Turn standard normal noise into the latents of pictures; the text's keys and values are computed once, not each step."""
+    """Turn standard normal noise into the latents of pictures.
+
+    Keys and values of the text are computed in the first step and kept for the others.
+    """
     scheduler.set_timesteps(steps, device=base.device)
     latents: Tensor = noise * scheduler.init_noise_sigma
     guided = conditioning.unconditional_rows > 0
@@ -144,7 +147,7 @@ def denoise(
 
 
 def initial_noise(base: Base, seeds: Sequence[int], height: int, width: int) -> Float[Tensor, "n c h w"]:
-    """Return standard normal latents, one generator per seed on the CPU, float32 on the base's device."""
+    """Return standard normal latents, one CPU generator per seed, float32 on the base's device."""
     shape = (base.latent_channels, height // base.pixels_per_latent, width // base.pixels_per_latent)
     noise = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
     return torch.stack(noise).to(base.device)
@@ -161,5 +164,5 @@ def scheduler_for(base: Base, how: Drawing) -> SchedulerMixin:
     if how.scheduler is not None and how.scheduler not in known:
         raise RequestError(f"unknown scheduler {how.scheduler!r} for {base.name}; known: {', '.join(sorted(known))}")
     kind = type(base.scheduler) if how.scheduler is None else known[how.scheduler]
-    # Latents are not pixels and must not be clipped to [-1, 1], which some schedulers do unless they are told.
+    # Latents are not pixels: they must not be clipped to [-1, 1], as some schedulers do by default.
     return kind.from_config({**base.scheduler.config, "clip_sample": False})

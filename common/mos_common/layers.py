@@ -1,12 +1,14 @@
 """Which layers a concept may change: one list, in one order, addressed by name.
 
-Names are the same whatever the installed library calls its modules: `text_encoder.text_model.<module>` and `unet.<module>`.
-The order is that of fusion: text encoder, then keys and values of cross-attention, then the rest of the UNet.
+Names are the same whatever the installed library calls its modules:
+`text_encoder.text_model.<module>` and `unet.<module>`. The order is that of fusion: text encoder,
+then keys and values of cross-attention, then the rest of the UNet.
 
-Tuning changes the linears of the attention modules (`Layout.attention`); an imported concept may change any linear or 1x1
-convolution (`Layout.layers`), such as feed-forwards and projections.
+Tuning changes the linears of the attention modules (`Layout.attention`); an imported concept may
+change any linear or 1x1 convolution (`Layout.layers`), such as feed-forwards and projections.
 
-A walk over all modules of a UNet takes longer than a lookup, so a base is walked once: ask `base.layout`.
+A walk over all modules of a UNet takes longer than a lookup, so a base is walked once: ask
+`base.layout`.
 """
 
 from __future__ import annotations
@@ -42,7 +44,8 @@ class Group(StrEnum):
 class Layer:
     """One linear layer that a concept may change.
 
-    `reads` names its input: layers that read the same input (q, k, v of one self-attention) share it and so share statistics.
+    `reads` names its input: layers that read the same input (q, k, v of one self-attention) share
+    it and so share statistics.
     """
 
     name: str
@@ -70,9 +73,10 @@ class Layer:
 class CrossAttention:
     """One cross-attention module of the UNet, by its name within it.
 
-    `word_layer` is the number of the embedding that it reads of every word. There is one embedding for each transformer of
-    the UNet, which in Stable Diffusion 1.x has one cross-attention (so 16 embeddings, as in the paper). XL's transformers have
-    up to ten, which share one: 11 embeddings, not 70.
+    `word_layer` is the number of the embedding that it reads of every word. There is one embedding
+    for each transformer of the UNet, which in Stable Diffusion 1.x has one cross-attention (so 16
+    embeddings, as in the paper). XL's transformers have up to ten, which share one: 11 embeddings,
+    not 70.
     """
 
     name: str
@@ -82,10 +86,11 @@ class CrossAttention:
 
 @dataclass(frozen=True)
 class Layout:
-    """The parts of a base that concepts know: its layers, and its cross-attentions in execution order (down, mid, up).
+    """The parts of a base that concepts know: its layers and its cross-attentions.
 
-    `layers` are every linear and every 1x1 convolution of the text encoders and the UNet, group by group in the order of
-    fusion; within a group the linears of the attention modules come first. `attention` are those alone.
+    `layers` are every linear and every 1x1 convolution of the text encoders and the UNet, group by
+    group in the order of fusion; within a group the linears of the attention modules come first.
+    `attention` are those alone.
     """
 
     layers: tuple[Layer, ...]
@@ -119,12 +124,12 @@ def layout_of(text_encoders: Sequence[nn.Module], unet: UNet2DConditionModel) ->
 
 
 def concept_layers(base: Base) -> list[Layer]:
-    """Return the linears of every attention module of the text encoder and the UNet, in the order of fusion."""
+    """Return the linears of every attention module of a base, in the order of fusion."""
     return list(base.layout.attention)
 
 
 def adaptable_layers(base: Base) -> list[Layer]:
-    """Return every linear and every 1x1 convolution of the text encoder and the UNet, in the order of fusion."""
+    """Return every linear and 1x1 convolution of a base, in the order of fusion."""
     return list(base.layout.layers)
 
 
@@ -134,7 +139,7 @@ def cross_attentions(base: Base) -> list[tuple[str, Attention]]:
 
 
 def word_layer_numbers(base: Base) -> list[int]:
-    """Return, for every cross-attention in execution order, the number of the embedding that it reads of a word."""
+    """Return the number of the embedding that each cross-attention reads of a word."""
     return [cross.word_layer for cross in base.layout.cross_attentions]
 
 
@@ -144,7 +149,7 @@ def word_layers(base: Base) -> int:
 
 
 def _cross_attentions(unet: UNet2DConditionModel) -> list[CrossAttention]:
-    # Modules are registered down, up, mid: the order of `named_modules()` is not the order of execution.
+    # Modules are registered down, up, mid, and run down, mid, up.
     stages = ("down_blocks.", "mid_block.", "up_blocks.")
     found = [(name, module) for name, module in unet.named_modules() if name.endswith(".attn2")]
     ordered = [(name, module) for stage in stages for name, module in found if name.startswith(stage)]

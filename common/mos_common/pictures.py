@@ -19,7 +19,7 @@ def as_image(picture: Float[Tensor, "3 height width"]) -> Image.Image:
 
 
 def save_picture(picture: Float[Tensor, "3 height width"], file: Path) -> None:
-    """Write a picture in [-1, 1] as a PNG; an older file of that name is there until the new one is complete."""
+    """Write a picture in [-1, 1] as a PNG, whole or not at all."""
     buffer = io.BytesIO()
     as_image(picture).save(buffer, format="PNG")
     write_atomically(file, buffer.getvalue())

@@ -1,4 +1,7 @@
-"""The one cross-attention: a text for each layer, regions, keys and values kept. diffusers' own processor is the other road."""
+"""The one cross-attention: a text for each layer, regions, kept keys and values.
+
+The other road is diffusers' own processor.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +56,7 @@ def test_the_same_text_in_every_layer_is_the_plain_unet(base):
 
 
 def test_layer_k_in_order_of_execution_reads_encoding_k(base):
-    """The other road: diffusers' processors, each call given the next text, counted as the calls come."""
+    """The other road: diffusers' processors, each call given the next text."""
     features, noisy, calls = text_features(base, 2), noise(base, 2), []
 
     class NextText:
@@ -82,7 +85,7 @@ def test_every_processor_comes_back_also_after_an_error(base):
 
 
 def test_a_unet_predicts_only_within_the_block_that_conditions_it(tiny):
-    """Outside it diffusers' own processors would read the text of layer 0 everywhere; inside another block, that one's."""
+    """Outside it the text of layer 0 would be read everywhere; inside another block, that one's."""
     noisy = noise(tiny, 1)
     with torch.no_grad(), conditioned(tiny, Conditioning(text_features(tiny, 1))) as outer:
         expected = outer.predict(noisy, TIME)
@@ -97,7 +100,7 @@ def test_a_unet_predicts_only_within_the_block_that_conditions_it(tiny):
 
 @pytest.fixture
 def one(sixteen):
-    """A base's first cross-attention, its input for an unconditional and a prompted row of 4 x 4 cells, and its texts."""
+    """A base, an input of its first cross-attention (unconditional and prompted row of 4 x 4), texts."""
     hidden = torch.randn(2, 16, sixteen.layout.cross_attentions[0].module.to_q.in_features)
     return sixteen, hidden, text_features(sixteen, 2), text_features(sixteen, 3)
 
@@ -197,7 +200,7 @@ def test_a_cache_refuses_what_is_trained(tiny):
 
 
 def test_a_backward_pass_with_checkpointing_reads_the_same_conditioning(sixteen):
-    """What the UNet forgot is computed again within the block: the gradients are those without checkpointing."""
+    """What the UNet forgot is computed again within the block: the gradients are the same."""
     text, noisy, gradients = text_features(sixteen, 1), noise(sixteen, 1), []
     for forgets in (False, True):
         features = text.clone().requires_grad_()

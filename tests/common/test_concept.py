@@ -79,7 +79,7 @@ def test_every_tensor_that_does_not_fit_is_named_with_what_is_needed(sixteen, ma
     assert f"{a}.lora_A.weight has shape (2, 5), the base needs (2, {d_in})" in text
     assert f"{b}.lora_B.weight holds NaN or infinity" in text
     assert f"{c}.lora_B.weight has shape (5, 2)" in text
-    assert "unet.conv_in is no layer of the base" in text
+    assert "unet.conv_in is not a layer of the base" in text
 
 
 @pytest.mark.parametrize("wrong", ["layers", "width", "flat", "nan", "two encoders"])

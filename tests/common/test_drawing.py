@@ -86,7 +86,7 @@ def test_a_guidance_of_0_is_a_guidance_and_not_the_base_s_own(tiny):
 
 
 def test_every_setting_says_what_it_means_and_may_be_set_by_name():
-    """The sizes and the guidance have no number by default, and are numbers where they are given."""
+    """Sizes and guidance are None by default, and numbers where they are given."""
     described = list(describe_settings(Drawing))
     assert [line.partition("=")[0] for line in described] == [each.name for each in fields(Drawing)]
     assert "pixels" in described[2]
@@ -196,7 +196,7 @@ def test_an_unknown_scheduler_lists_the_known(tiny):
 
 
 def test_an_unknown_concept_is_refused_before_anything_is_drawn(tiny):
-    with pytest.raises(RequestError, match="no concept <cat>"):
+    with pytest.raises(RequestError, match="unknown concept <cat>"):
         draw(tiny, ["<cat>"], [0], on_step=lambda *_: pytest.fail("drew"))
 
 

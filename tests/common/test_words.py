@@ -1,4 +1,4 @@
-"""A concept's words: where they stand in a prompt, and what each cross-attention layer reads of them."""
+"""A concept's words: where they stand in a prompt, and what each layer reads of them."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ def vocabulary(base, *names: str, words: int = 2, seed: int = 0) -> dict[str, to
 
 
 def encoded_by_the_table(base, prompt: str, words: torch.Tensor) -> torch.Tensor:
-    """The other road, textual inversion's: write layer k's vectors into the token table, encode, put the table back.
+    """Encode as textual inversion does: layer k's vectors are written into the token table.
 
-    `prompt` says "cat cat" where the concept's two words stand; the first and second "cat" get ids of their own.
+    `prompt` says "cat cat" where the concept's two words stand; each "cat" gets an id of its own.
     """
     ids = base.tokenizer(
         prompt, padding="max_length", truncation=True, max_length=base.text_length, return_tensors="pt"
@@ -76,7 +76,7 @@ def test_layer_k_reads_encoding_k(base, prompt):
 
 
 def test_words_are_replaced_only_where_they_stand(base):
-    """Everything before the concept is what it is without it: CLIP's text encoder looks back only."""
+    """All before the concept is what it is without it: CLIP's text encoder looks back only."""
     known = vocabulary(base, "<cat>")
     with torch.no_grad():
         with_concept = encode_prompts(base, ["a a <cat> a"], known)[0]
@@ -160,11 +160,11 @@ def test_an_ambiguous_name_lists_the_candidates():
 
 
 def test_an_unknown_name_lists_what_there_is():
-    with pytest.raises(RequestError, match=r"no concept <cow> here; there is <alice/cat>"):
+    with pytest.raises(RequestError, match=r"unknown concept <cow>; known: <alice/cat>"):
         resolve("<cow>", {"<alice/cat>": None})
-    with pytest.raises(RequestError, match="none at all"):
+    with pytest.raises(RequestError, match="known: none"):
         resolve("<cow>", {})
-    with pytest.raises(RequestError, match="no concept <cat>"):
+    with pytest.raises(RequestError, match="unknown concept <cat>"):
         resolve("<cat>", {"<alice/bobcat>": None})
 
 
