@@ -19,7 +19,6 @@ from PIL import Image, ImageDraw
 from mos_common.base_model import Base, load_base
 from mos_common.concept import Concept
 from mos_common.edlora import LowRank
-from mos_common.layers import concept_layers, word_layers
 
 torch.set_num_threads(1)
 hypothesis.settings.register_profile("house", deadline=None)  # a busy machine is no failure
@@ -138,10 +137,10 @@ def random_concept(
         layer.name: LowRank(
             normal(rank, layer.d_in) / layer.d_in**0.5, strength * normal(layer.d_out, rank) / rank**0.5, float(rank)
         )
-        for layer in concept_layers(base)
+        for layer in base.layout.attention
     }
     embeddings = tuple(
-        normal(word_layers(base), words, table.shape[1]) * table.float().std() for table in base.token_tables
+        normal(base.layout.word_layers, words, table.shape[1]) * table.float().std() for table in base.token_tables
     )
     return Concept(
         name=name,

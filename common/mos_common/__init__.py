@@ -1,1 +1,44 @@
-"""What both sides mean by the same word."""
+"""What both sides share. To draw from Python: `from mos_common import load_base, draw, read_fused`.
+
+The names below are imported when they are first asked for, so `import mos_common` loads neither
+torch nor diffusers.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mos_common.base_model import load_base
+    from mos_common.concept_file import read_concept
+    from mos_common.drawing import Drawing, draw
+    from mos_common.edlora import attached
+    from mos_common.fused_model import read_fused
+    from mos_common.pictures import save_picture
+    from mos_common.regions import Region
+
+__all__ = ["Drawing", "Region", "attached", "draw", "load_base", "read_concept", "read_fused", "save_picture"]
+
+_MODULES = {
+    "Drawing": "drawing",
+    "Region": "regions",
+    "attached": "edlora",
+    "draw": "drawing",
+    "load_base": "base_model",
+    "read_concept": "concept_file",
+    "read_fused": "fused_model",
+    "save_picture": "pictures",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first asked for (PEP 562)."""
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    """List the public names beside the module's own."""
+    return sorted({*globals(), *__all__})

@@ -1,15 +1,17 @@
-"""The one cross-attention of the project: a text encoding for each layer, regions, and a look at what a word attends to.
+"""The one cross-attention of the project: a text for each layer, regions, and watched words.
 
-diffusers hands `encoder_hidden_states` untouched to every attention processor, so a `TextMemory` travels through the UNet in
-its place: processor k takes layer k's features out of it.
+Within `conditioned`, every cross-attention of the UNet has a processor that knows which encoding it
+reads. So nothing of ours travels through diffusers: `encoder_hidden_states` is an ordinary tensor,
+and the processors leave it aside. (The documented channel, `cross_attention_kwargs`, also reaches
+the self-attentions, whose processors warn about every name they do not know.)
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float, Int
@@ -17,162 +19,183 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from mos_common.base_model import Base
-from mos_common.layers import cross_attentions, word_layer_numbers
-from mos_common.regions import Region, shares
+from mos_common.conditioning import Conditioning
+from mos_common.regions import shares
 
-KeysAndValues = tuple[Tensor, Tensor]
+if TYPE_CHECKING:
+    from diffusers.models.attention_processor import Attention
+
+KeysAndValues = tuple[Tensor, Tensor]  # each (batch, heads, tokens, head width)
 
 
 @dataclass
 class WatchedWords:
     """How much each cell attends to some tokens of its prompt, written down while the UNet runs.
 
-    `positions[b, w]` is where watched word w stands in the prompt of row b; `maps[k]` is what cross-attention layer k gives it,
-    the mean over heads.
+    `positions[b, w]` is where watched word w stands in the prompt of row b; `maps[k]` is what
+    cross-attention module k, in execution order, gives it, the mean over heads.
     """
 
     positions: Int[Tensor, "batch words"]
     maps: dict[int, Float[Tensor, "batch words cells"]] = field(default_factory=dict, repr=False)
 
-    def look(self, layer: int, query: Tensor, key: Tensor) -> None:
-        """softmax(Q Kᵀ/√d), its columns of the watched tokens."""
+    def look(self, place: int, query: Tensor, key: Tensor) -> None:
+        """Write down softmax(Q Kᵀ/√d), its columns of the watched tokens."""
         share = (query @ key.transpose(2, 3) / query.shape[3] ** 0.5).float().softmax(dim=3).mean(dim=1)
         columns = self.positions[:, None, :].expand(-1, share.shape[1], -1)
-        self.maps[layer] = share.gather(2, columns).transpose(1, 2)
+        self.maps[place] = share.gather(2, columns).transpose(1, 2)
+
+
+class KeyValueCache:
+    """Keys and values of one conditioning, computed once, at the first step of a drawing.
+
+    They hold while text and weights stay the same. In training neither does, so what a gradient
+    flows through is refused.
+    """
+
+    def __init__(self) -> None:
+        self._kept: dict[tuple[int, int], KeysAndValues] = {}
+
+    def find(self, place: int, region: int) -> KeysAndValues | None:
+        """Return what was kept for a cross-attention and region, or None."""
+        return self._kept.get((place, region))
+
+    def keep(self, place: int, region: int, both: KeysAndValues) -> None:
+        """Keep keys and values until the cache is dropped."""
+        assert not any(each.requires_grad for each in both), "keys and values that are trained must not be kept"
+        self._kept[place, region] = both
 
 
 @dataclass(frozen=True)
-class RegionText:
-    """A region and the features of its prompt, one encoding per cross-attention layer."""
+class ConditionedUNet:
+    """The UNet of a base while it reads one conditioning; `conditioned` makes it.
 
-    region: Region
-    features: Float[Tensor, "layers tokens width"]
-
-
-@dataclass
-class TextMemory:
-    """What the cross-attention layers read: features per prompt and layer, and regions.
-
-    `features[b, k]` belongs to row b of the batch and cross-attention layer k. Regions speak in rows `first_regional_row` and
-    after (the rows before are the unconditional ones). `keep=True` computes keys and values once and keeps them: right while
-    the text and the weights stay the same, as over the steps of one drawing; wrong in training. `pooled` is what Stable Diffusion
-    XL reads of a whole prompt; `watched` writes down what some words attend to.
+    `watched` and `cache` belong to the caller of `conditioned`; without a cache every pass computes
+    keys and values anew.
     """
 
-    features: Float[Tensor, "batch layers tokens width"]
-    regions: Sequence[RegionText] = ()
-    first_regional_row: int = 0
-    aspect: float = 1.0
-    keep: bool = False
-    pooled: Float[Tensor, "batch width"] | None = None
+    base: Base
+    conditioning: Conditioning
     watched: WatchedWords | None = None
-    _kept: dict[tuple[int, int], KeysAndValues] = field(default_factory=dict, repr=False)
+    cache: KeyValueCache | None = None
 
-    def keys_and_values(self, attention: Any, place: int, layer: int, region: int = -1) -> KeysAndValues:
-        """Keys and values of the prompts (region -1) or of one region, (batch, heads, tokens, head width), at one place."""
-        if (place, region) in self._kept:
-            return self._kept[place, region]
-        features = self.features[:, layer] if region < 0 else self.regions[region].features[layer][None]
-        if attention.norm_cross:
-            features = attention.norm_encoder_hidden_states(features)
-        both = (_heads(attention, attention.to_k(features)), _heads(attention, attention.to_v(features)))
-        if self.keep:
-            self._kept[place, region] = both
+    def predict(self, noisy: Float[Tensor, "batch c h w"], times: Tensor) -> Float[Tensor, "batch c h w"]:
+        """Return what the UNet predicts; XL is also told the pooled prompts and the size."""
+        assert self._is_on(), "predict belongs into the `conditioned` block that made this UNet"
+        base, pooled = self.base, self.conditioning.pooled
+        added = None
+        if pooled is not None:
+            height, width = (base.pixels_per_latent * int(side) for side in noisy.shape[2:])
+            size = torch.tensor([[height, width, 0, 0, height, width]], device=noisy.device, dtype=pooled.dtype)
+            added = {"text_embeds": pooled, "time_ids": size.expand(len(noisy), -1)}
+        # The UNet asks for a text, whatever its processors read; a view of ours costs nothing.
+        text = self.conditioning.features[:, 0]
+        predicted: Tensor = base.unet(noisy, times, encoder_hidden_states=text, added_cond_kwargs=added).sample
+        return predicted
+
+    def keys_and_values(self, place: int, region: int = -1) -> KeysAndValues:
+        """Return one cross-attention's keys and values of the prompts (region -1) or a region."""
+        kept = self.cache.find(place, region) if self.cache is not None else None
+        if kept is not None:
+            return kept
+        cross, told = self.base.layout.cross_attentions[place], self.conditioning
+        k = cross.word_layer
+        features = told.features[:, k] if region < 0 else told.regions[region].features[k][None]
+        if cross.module.norm_cross:
+            features = cross.module.norm_encoder_hidden_states(features)
+        both = _heads(cross.module, cross.module.to_k(features)), _heads(cross.module, cross.module.to_v(features))
+        if self.cache is not None:
+            self.cache.keep(place, region, both)
         return both
+
+    def _is_on(self) -> bool:
+        processor = self.base.layout.cross_attentions[0].module.processor
+        return isinstance(processor, LayerwiseCrossAttention) and processor.unet is self
 
 
 class LayerwiseCrossAttention:
-    """Cross-attention number `place`, in execution order, over encoding `layer` of a `TextMemory`.
+    """The processor of one cross-attention: it reads an encoding of its own of each prompt.
 
-    In the cells of region i the attention to the prompt is replaced by attention to region i's prompt; where regions overlap
-    their results are averaged (paper section 3.4, regionally controllable sampling).
+    `place` counts the cross-attentions in execution order.
+
+    In the cells of region i, attention to the prompt is replaced by attention to region i's prompt;
+    where regions overlap, their results are averaged (paper section 3.4, regionally controllable
+    sampling).
     """
 
-    def __init__(self, place: int, layer: int) -> None:
-        self.place, self.layer = place, layer
+    def __init__(self, place: int, unet: ConditionedUNet) -> None:
+        self.place, self.unet = place, unet
 
     def __call__(
         self,
-        attn: Any,
-        hidden_states: Tensor,
-        encoder_hidden_states: TextMemory,
+        attn: Attention,
+        hidden_states: Float[Tensor, "batch cells width"],
+        encoder_hidden_states: Tensor | None = None,
         attention_mask: Tensor | None = None,
-    ) -> Tensor:
-        """Attend; `hidden_states` is (batch, cells, width), as in every transformer block of a UNet."""
-        memory = encoder_hidden_states
+    ) -> Float[Tensor, "batch cells width"]:
+        """Attend to the conditioning's text; `encoder_hidden_states` is not read (see the top)."""
         query = _heads(attn, attn.to_q(hidden_states))
-        attended = self._attended(memory, attn, query)
+        attended = self._attended(query)
         batch, heads, cells, width = attended.shape
         out: Tensor = attn.to_out[0](attended.transpose(1, 2).reshape(batch, cells, heads * width))
-        return attn.to_out[1](out) / attn.rescale_output_factor  # type: ignore[no-any-return]
+        out = attn.to_out[1](out) / attn.rescale_output_factor
+        return out
 
-    def _attended(self, memory: TextMemory, attn: Any, query: Tensor) -> Tensor:
-        key, value = memory.keys_and_values(attn, self.place, self.layer)
-        if memory.watched is not None:
-            memory.watched.look(self.place, query, key)
+    def _attended(self, query: Tensor) -> Tensor:
+        told, watched = self.unet.conditioning, self.unet.watched
+        key, value = self.unet.keys_and_values(self.place)
+        if watched is not None:
+            watched.look(self.place, query, key)
         attended = scaled_dot_product_attention(query, key, value)
-        if not memory.regions:
+        if not told.regions:
             return attended
-        height, width = feature_map_size(query.shape[2], memory.aspect)
-        share = shares([text.region for text in memory.regions], height, width).to(query)
-        regional_query = query[memory.first_regional_row :]
+        height, width = feature_map_size(query.shape[2], told.aspect)
+        share = shares([text.region for text in told.regions], height, width).to(query)
+        first = told.unconditional_rows
+        regional_query = query[first:]
         outside = (share.sum(dim=0) == 0).to(query)[:, None]
-        regional = attended[memory.first_regional_row :] * outside
-        for i in range(len(memory.regions)):
-            key, value = memory.keys_and_values(attn, self.place, self.layer, i)
+        regional = attended[first:] * outside
+        for i in range(len(told.regions)):
+            key, value = self.unet.keys_and_values(self.place, i)
             rows = regional_query.shape[0]
             here = scaled_dot_product_attention(
                 regional_query, key.expand(rows, -1, -1, -1), value.expand(rows, -1, -1, -1)
             )
             regional = regional + here * share[i][:, None]
-        return torch.cat([attended[: memory.first_regional_row], regional])
+        return torch.cat([attended[:first], regional])
 
 
-def predict(
-    base: Base, noisy: Float[Tensor, "batch c h w"], times: Tensor, memory: TextMemory
-) -> Float[Tensor, "batch c h w"]:
-    """What the UNet predicts; the caller has `layerwise_attention` on. XL is also told the pooled prompt and the picture's size."""
-    added = None
-    if memory.pooled is not None:
-        height, width = (base.pixels_per_latent * int(side) for side in noisy.shape[2:])
-        size = torch.tensor([[height, width, 0, 0, height, width]], device=noisy.device, dtype=memory.pooled.dtype)
-        added = {"text_embeds": memory.pooled, "time_ids": size.expand(len(noisy), -1)}
-    predicted: Tensor = base.unet(noisy, times, encoder_hidden_states=memory, added_cond_kwargs=added).sample
-    return predicted
+@contextmanager
+def conditioned(
+    base: Base,
+    conditioning: Conditioning,
+    *,
+    watched: WatchedWords | None = None,
+    cache: KeyValueCache | None = None,
+) -> Iterator[ConditionedUNet]:
+    """Let the UNet's cross-attentions read `conditioning`, and give their processors back.
+
+    In training the backward pass belongs inside too: gradient checkpointing runs the processors
+    again on the way back.
+    """
+    unet = ConditionedUNet(base, conditioning, watched, cache)
+    modules = [cross.module for cross in base.layout.cross_attentions]
+    before = [module.processor for module in modules]
+    try:
+        for place, module in enumerate(modules):
+            module.processor = LayerwiseCrossAttention(place, unet)
+        yield unet
+    finally:
+        for module, processor in zip(modules, before, strict=True):
+            module.processor = processor
 
 
 def feature_map_size(cells: int, aspect: float) -> tuple[int, int]:
-    """(height, width) of a feature map with so many cells and about that width/height."""
+    """Return (height, width) of a feature map, given its number of cells and about width/height."""
     best = min((h for h in range(1, cells + 1) if cells % h == 0), key=lambda h: abs(cells / h / h - aspect) / aspect)
     return best, cells // best
 
 
-Processors = Sequence[tuple[Any, LayerwiseCrossAttention]]
-
-
-def layerwise_processors(base: Base) -> Processors:
-    """Every cross-attention of the UNet with the processor that it gets within `layerwise_attention`."""
-    layers = zip(cross_attentions(base), word_layer_numbers(base), strict=True)
-    return [(module, LayerwiseCrossAttention(place, layer)) for place, ((_, module), layer) in enumerate(layers)]
-
-
-@contextmanager
-def layerwise_attention(base: Base, processors: Processors | None = None) -> Iterator[None]:
-    """Within: the UNet's cross-attention layers read a `TextMemory`. Afterwards: the processors it came with.
-
-    Whoever enters this often makes `layerwise_processors` once: finding them is a walk over all modules.
-    """
-    exchanged = layerwise_processors(base) if processors is None else processors
-    before = [module.processor for module, _ in exchanged]
-    try:
-        for module, processor in exchanged:
-            module.processor = processor
-        yield
-    finally:
-        for (module, _), processor in zip(exchanged, before, strict=True):
-            module.processor = processor
-
-
-def _heads(attn: Any, rows: Tensor) -> Tensor:
+def _heads(attn: Attention, rows: Tensor) -> Tensor:
     batch, count, width = rows.shape
     return rows.reshape(batch, count, attn.heads, width // attn.heads).transpose(1, 2)

@@ -1,7 +1,8 @@
-"""The base model everybody starts from: load it, fingerprint it, answer questions about it.
+"""The base model that everybody starts from: load it, and ask about it.
 
-Nothing about a model is remembered here. How many cross-attention layers it has, how wide they are, which token ends a text:
-all of that is asked of the loaded modules, so `tiny`, Stable Diffusion 1.5 and Stable Diffusion XL go through the same lines.
+Nothing about a model is remembered here. How many cross-attention layers it has, how wide they are,
+which token ends a text: all of that is asked of the loaded modules, so `tiny`, Stable Diffusion 1.5
+and Stable Diffusion XL go through the same lines.
 """
 
 from __future__ import annotations
@@ -10,14 +11,22 @@ import hashlib
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from mos_common.errors import BaseModelError, RequestError
 from mos_common.presets import Preset, preset_for
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL, SchedulerMixin, UNet2DConditionModel
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+    from mos_common.layers import Layout
 
 log = logging.getLogger(__name__)
 
@@ -28,36 +37,49 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 
 @dataclass(frozen=True)
 class Base:
-    """A text-to-image latent diffusion model in the layout of Stable Diffusion 1.x or XL, frozen and in eval mode.
+    """A latent diffusion model laid out like Stable Diffusion 1.x or XL, frozen, in eval mode.
 
-    `scheduler` is the base's own; whoever denoises makes a copy of it. `fingerprint` says which model this is, whatever
-    precision it was downloaded in. `text_encoder_2` and `tokenizer_2` are there in XL only; both tokenizers have one vocabulary.
+    `scheduler` is the base's own; whoever denoises makes a copy of it. `fingerprint` says which
+    model this is, whatever precision it was downloaded in. `text_encoder_2` and `tokenizer_2` are
+    there in XL only; both tokenizers have one vocabulary.
     """
 
     name: str
-    tokenizer: Any
-    text_encoder: nn.Module
-    unet: nn.Module
-    vae: nn.Module
-    scheduler: Any
+    tokenizer: CLIPTokenizer
+    text_encoder: CLIPTextModel
+    unet: UNet2DConditionModel
+    vae: AutoencoderKL
+    scheduler: SchedulerMixin
     fingerprint: str
-    text_encoder_2: nn.Module | None = None
-    tokenizer_2: Any = None
+    text_encoder_2: CLIPTextModelWithProjection | None = None
+    tokenizer_2: CLIPTokenizer | None = None
+
+    @cached_property
+    def layout(self) -> Layout:
+        """The layers and cross-attentions: one walk over the modules, when first asked for."""
+        from mos_common.layers import layout_of
+
+        return layout_of(self.text_encoders, self.unet)
 
     @property
-    def text_encoders(self) -> list[nn.Module]:
+    def text_encoders(self) -> list[CLIPTextModel | CLIPTextModelWithProjection]:
         """One text encoder, or the two of XL; the UNet reads their features side by side."""
         return [self.text_encoder] if self.text_encoder_2 is None else [self.text_encoder, self.text_encoder_2]
 
     @property
-    def tokenizers(self) -> list[Any]:
+    def tokenizers(self) -> list[CLIPTokenizer]:
         """The tokenizer of each text encoder: they differ in how they pad."""
         return [self.tokenizer] if self.tokenizer_2 is None else [self.tokenizer, self.tokenizer_2]
 
     @property
     def token_tables(self) -> list[Tensor]:
-        """The embeddings of each text encoder, one row a token."""
-        return [encoder.get_input_embeddings().weight for encoder in self.text_encoders]  # type: ignore[operator]
+        """The embeddings of each text encoder, (tokens, width of the encoder)."""
+        return [encoder.get_input_embeddings().weight for encoder in self.text_encoders]
+
+    @property
+    def token_table(self) -> Tensor:
+        """The embeddings of the first text encoder, one row per token."""
+        return self.token_tables[0]
 
     @property
     def word_width(self) -> int:
@@ -65,74 +87,75 @@ class Base:
         return sum(table.shape[1] for table in self.token_tables)
 
     def token_rows(self, ids: list[int]) -> Tensor:
-        """(tokens, word_width): the embeddings of some tokens in all text encoders, float32 on the CPU."""
+        """Return the embeddings of some tokens, (tokens, word_width), float32 on the CPU."""
         return torch.cat([table[ids].float().cpu() for table in self.token_tables], dim=1)
 
     @property
     def device(self) -> torch.device:
         """Where the UNet lives."""
-        return next(self.unet.parameters()).device
+        return _device_of(self.unet)
 
     @property
     def dtype(self) -> torch.dtype:
         """The number format of the UNet's weights."""
-        return next(self.unet.parameters()).dtype
+        return _dtype_of(self.unet)
 
     @property
     def preset(self) -> Preset:
-        """How this base likes to be tuned and drawn."""
+        """How this base is best tuned and drawn."""
         return preset_for(self.name)
-
-    @property
-    def token_table(self) -> Tensor:
-        """The text encoder's embeddings, one row a token."""
-        table = self.text_encoder.get_input_embeddings().weight  # type: ignore[operator]
-        assert isinstance(table, Tensor)
-        return table
 
     @property
     def text_length(self) -> int:
         """Token positions of one prompt, the start and the end included."""
-        return int(self.text_encoder.config.max_position_embeddings)  # type: ignore[union-attr, arg-type]
+        return int(self.text_encoder.config.max_position_embeddings)
+
+    @property
+    def latent_channels(self) -> int:
+        """Channels of the latents that the UNet denoises."""
+        return int(self.unet.config.in_channels)
 
     @property
     def pixels_per_latent(self) -> int:
-        """How many pixels one latent cell is wide."""
-        return int(2 ** (len(self.vae.config.block_out_channels) - 1))  # type: ignore[union-attr, arg-type]
+        """The width of one latent cell, in pixels."""
+        return int(2 ** (len(self.vae.config.block_out_channels) - 1))
 
     @property
     def size_unit(self) -> int:
-        """Heights and widths in pixels are multiples of this: the UNet halves latents at every level but the last."""
-        return self.pixels_per_latent * int(2 ** (len(self.unet.config.block_out_channels) - 1))  # type: ignore[union-attr, arg-type]
+        """Heights and widths are multiples of this, in pixels.
+
+        The UNet halves latents at every level but the last.
+        """
+        return self.pixels_per_latent * int(2 ** (len(self.unet.config.block_out_channels) - 1))
 
     @property
     def picture_size(self) -> int:
         """The side of the square pictures this base was trained on, in pixels."""
-        return int(self.unet.config.sample_size) * self.pixels_per_latent  # type: ignore[union-attr, arg-type]
+        return int(self.unet.config.sample_size) * self.pixels_per_latent
 
     @torch.no_grad()
-    def encode_pictures(self, pictures: Tensor) -> Tensor:
-        """Latents (n c h w) of pictures (n 3 H W) in [-1, 1]: the mean of the VAE's posterior, scaled."""
-        posterior = self.vae.encode(pictures.to(self.device, _dtype_of(self.vae))).latent_dist  # type: ignore[operator]
-        mean: Tensor = posterior.mean
-        scaled: Tensor = mean * float(self.vae.config.scaling_factor)  # type: ignore[union-attr, arg-type]
-        return scaled
+    def encode_pictures(self, pictures: Float[Tensor, "n 3 height width"]) -> Float[Tensor, "n c h w"]:
+        """Return the latents of pictures in [-1, 1]: the mean of the VAE's posterior, scaled."""
+        mean: Tensor = self.vae.encode(pictures.to(self.device, _dtype_of(self.vae))).latent_dist.mean
+        return mean * float(self.vae.config.scaling_factor)
 
     @torch.no_grad()
-    def decode_latents(self, latents: Tensor) -> Tensor:
-        """Pictures (n 3 H W) in [-1, 1] of latents (n c h w), float32 on the CPU."""
-        unscaled = latents.to(self.device, _dtype_of(self.vae)) / float(self.vae.config.scaling_factor)  # type: ignore[union-attr, arg-type]
-        decoded: Tensor = self.vae.decode(unscaled).sample  # type: ignore[operator]
+    def decode_latents(self, latents: Float[Tensor, "n c h w"]) -> Float[Tensor, "n 3 height width"]:
+        """Return the pictures of latents, in [-1, 1], float32 on the CPU."""
+        unscaled = latents.to(self.device, _dtype_of(self.vae)) / float(self.vae.config.scaling_factor)
+        decoded: Tensor = self.vae.decode(unscaled).sample
         return decoded.float().clamp(-1, 1).cpu()
 
 
 def load_base(name: str = TINY, *, device: str | None = None, dtype: str | None = None) -> Base:
     """Load `tiny` or a diffusers folder (or a hub id that is already in the local cache).
 
-    Without `device` and `dtype` the best there is: a GPU in float16 where one exists, else the CPU in float32.
+    Without `device` and `dtype` the best there is: a GPU in float16 where one exists, else the CPU
+    in float32.
 
     Raises:
-        BaseModelError: the folder is missing, is not a diffusion model, or is neither of the Stable Diffusion 1.x nor the XL layout.
+        BaseModelError: the folder is missing, is not a diffusion model, or is neither of the Stable
+            Diffusion 1.x nor the XL layout.
         RequestError: the device or dtype does not exist here.
 
     """
@@ -161,7 +184,7 @@ def load_base(name: str = TINY, *, device: str | None = None, dtype: str | None 
 
 
 def base_path(name: str) -> Path:
-    """Where a base model's diffusers folder lies.
+    """Return the diffusers folder of a base model.
 
     Raises:
         BaseModelError: there is none.
@@ -175,7 +198,8 @@ def base_path(name: str) -> Path:
     if folder.is_dir():
         if not (folder / "model_index.json").is_file():
             raise BaseModelError(
-                f"{name} is not a diffusion model: it has no model_index.json. Give a folder written by diffusers' save_pretrained, or `tiny`"
+                f"{name} is not a diffusion model: it has no model_index.json. "
+                "Give a folder written by diffusers' save_pretrained, or `tiny`"
             )
         return folder
     if folder.exists():
@@ -184,7 +208,7 @@ def base_path(name: str) -> Path:
 
 
 def choose_device(device: str | None) -> torch.device:
-    """The device asked for, or the best there is.
+    """Return the device asked for, or the best there is.
 
     Raises:
         RequestError: there is no such device here.
@@ -205,11 +229,11 @@ def choose_device(device: str | None) -> torch.device:
 
 
 def choose_dtype(dtype: str | None, device: torch.device) -> torch.dtype:
-    """The number format asked for; by default float16 on a GPU, float32 on a CPU."""
+    """Return the number format asked for; by default float16 on a GPU, float32 on a CPU."""
     if dtype is None:
         return torch.float32 if device.type == "cpu" else torch.float16
     if dtype not in DTYPES:
-        raise RequestError(f"--dtype {dtype} is not known: choose one of {', '.join(DTYPES)}")
+        raise RequestError(f"unknown --dtype {dtype}; known: {', '.join(DTYPES)}")
     return DTYPES[dtype]
 
 
@@ -244,6 +268,10 @@ def _dtype_of(module: nn.Module) -> torch.dtype:
     return next(module.parameters()).dtype
 
 
+def _device_of(module: nn.Module) -> torch.device:
+    return next(module.parameters()).device
+
+
 def text_module_name(name: str) -> str:
     """A text encoder's module under one name: transformers wrote `text_model.` before it, and some classes still do."""
     return name if name.startswith("text_model.") else f"text_model.{name}"
@@ -271,7 +299,8 @@ def _load_parts(name: str, folder: Path) -> dict[str, Any]:
     has = {part for part, kind in index.items() if isinstance(kind, list) and all(kind)}
     if "text_encoder_3" in has or not {"unet", "vae", "text_encoder", "tokenizer", "scheduler"} <= has:
         raise BaseModelError(
-            f"{name} is a {index.get('_class_name', 'folder of unknown kind')}; this version works with Stable Diffusion 1.x and XL models "
+            f"{name} is a {index.get('_class_name', 'folder of unknown kind')}; "
+            "this version works with Stable Diffusion 1.x and XL models "
             "(one or two CLIP text encoders, a UNet2DConditionModel, an AutoencoderKL)"
         )
     missing = [part for part in sorted(has & PARTS) if not (folder / part).is_dir()]
@@ -325,5 +354,6 @@ def _cached_snapshot(name: str) -> Path:
         ) from error
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         raise BaseModelError(
-            f"no base model at {name}: there is no such folder, and as a hub id it could not be fetched ({type(error).__name__})"
+            f"no base model at {name}: there is no such folder, and as a hub id it could not be fetched "
+            f"({type(error).__name__})"
         ) from error

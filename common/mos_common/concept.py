@@ -12,7 +12,6 @@ from torch import Tensor
 from mos_common.base_model import Base
 from mos_common.edlora import LowRank
 from mos_common.errors import ConceptError
-from mos_common.layers import adaptable_layers, word_layers
 from mos_common.names import check_concept_name
 
 
@@ -20,9 +19,10 @@ from mos_common.names import check_concept_name
 class Concept:
     """One thing that a participant has taught the base model.
 
-    `words[k]` holds the embeddings of text encoder k: one row for each word and each cross-attention layer, in execution
-    order. `pairs` maps layer names (`mos_common.layers`) to their change. An ordinary LoRA has no words: it is called by `trigger`,
-    ordinary text, or else by its class word.
+    `words[k]` holds the embeddings of text encoder k: one row for each word and each
+    cross-attention layer, in execution order. `pairs` maps layer names (`mos_common.layers`) to
+    their change. An ordinary LoRA has no words: it is called by `trigger`, ordinary text, or else
+    by its class word.
     """
 
     name: str
@@ -40,13 +40,20 @@ class Concept:
 
 
 def words_of(concept: Concept, base: Base) -> Float[Tensor, "layers words width"]:
-    """What the concept's name stands for in a prompt: its words, or the base's own embeddings of its trigger, the same in all layers."""
+    """Return the embeddings that the concept's name stands for in a prompt.
+
+    They are its words, or the base's own embeddings of its trigger, the same in all layers.
+
+    Raises:
+        ConceptError: the base's tokenizer reads nothing in the trigger.
+
+    """
     if concept.words:
         return torch.cat([words.float().cpu() for words in concept.words], dim=2)
     text = concept.trigger or concept.class_word
     ids = list(base.tokenizer(text, add_special_tokens=False).input_ids)
     if not ids:
-        raise ConceptError(f"{text!r}, by which {concept.name} is called, has no letters that {base.name} reads")
+        raise ConceptError(f"{text!r}, by which {concept.name} is called, has no tokens for {base.name}")
     return base.token_rows(ids)[None]
 
 
@@ -54,7 +61,8 @@ def check_fits(concept: Concept, base: Base) -> None:
     """Check a concept against the base model it is to be used with.
 
     Raises:
-        ConceptError: with every tensor that is unknown to the base or has the wrong shape, or is not finite.
+        ConceptError: with every tensor that is unknown to the base or has the wrong shape, or is
+            not finite.
 
     """
     if concept.base_fingerprint != base.fingerprint:
@@ -68,11 +76,11 @@ def check_fits(concept: Concept, base: Base) -> None:
 
 
 def _pair_problems(concept: Concept, base: Base) -> list[str]:
-    layers = {layer.name: layer for layer in adaptable_layers(base)}
+    layers = base.layout.by_name
     problems = []
     for name, pair in concept.pairs.items():
         if name not in layers:
-            problems.append(f"{name} is no layer of the base")
+            problems.append(f"{name} is not a layer of the base")
             continue
         layer, rank = layers[name], pair.rank
         for key, tensor, expected in (("lora_A", pair.A, (rank, layer.d_in)), ("lora_B", pair.B, (layer.d_out, rank))):
@@ -88,7 +96,7 @@ def _word_problems(concept: Concept, base: Base) -> list[str]:
         return []
     if len(concept.words) != len(base.token_tables):
         return [f"embeddings for {len(concept.words)} text encoders, the base has {len(base.token_tables)}"]
-    layers, problems = word_layers(base), []
+    layers, problems = base.layout.word_layers, []
     for k, (words, table) in enumerate(zip(concept.words, base.token_tables, strict=True)):
         expected = (layers, concept.words[0].shape[1], table.shape[1])
         if tuple(words.shape) != expected:

@@ -1,50 +1,58 @@
-"""Drawing: one denoising loop for plain prompts, layer-wise words, regions, and recording under fusion."""
+"""Drawing: one denoising loop for prompts, layer-wise words, regions, and fusion's recording."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mos_common.attention import RegionText, TextMemory, layerwise_attention, predict
+from mos_common.attention import KeyValueCache, conditioned
 from mos_common.base_model import Base
+from mos_common.conditioning import Conditioning, read_prompts
 from mos_common.errors import RequestError
 from mos_common.regions import Region
-from mos_common.words import Vocabulary, encode_pooled, encode_prompts, encode_token_ids, tokenise
+from mos_common.settings import setting
+from mos_common.words import Vocabulary
 
-Progress = Callable[[int, int], None]
+if TYPE_CHECKING:
+    from diffusers import SchedulerMixin
+
+Progress = Callable[[int, int], None]  # steps done, of how many
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """How to draw: sizes in pixels (0: the base's own), `guidance` 0 for the base's own scale, 1 for none."""
+    """How to draw; None means the base's own."""
 
-    steps: int = 20
-    guidance: float = 0.0
-    height: int = 0
-    width: int = 0
-    negative: str = ""
-    scheduler: str = ""
+    steps: int = setting(20, "denoising steps")
+    guidance: float | None = setting(None, "classifier-free guidance scale; 1 is none, by default the base's own")
+    height: int | None = setting(None, "height of the picture, by default the base's own", unit="pixels")
+    width: int | None = setting(None, "width of the picture, by default the base's own", unit="pixels")
+    negative: str = setting("", "what not to draw: the unconditional text of guidance")
+    scheduler: str | None = setting(None, "a diffusers scheduler that suits the base, by default the base's own")
 
     def __post_init__(self) -> None:
         if not 1 <= self.steps <= 1000:
             raise RequestError(f"{self.steps} steps: expected 1 to 1000")
-        if self.guidance < 0 or self.height < 0 or self.width < 0:
-            raise RequestError("guidance, height and width cannot be negative")
+        if self.guidance is not None and not self.guidance >= 0:
+            raise RequestError(f"guidance {self.guidance}: expected 0 or more (1 is none)")
+        for name, side in (("height", self.height), ("width", self.width)):
+            if side is not None and side < 1:
+                raise RequestError(f"{name} {side}: expected a number of pixels; leave it out for the base's own")
 
     def sized_for(self, base: Base) -> tuple[int, int]:
-        """(height, width) in pixels.
+        """Return (height, width) in pixels.
 
         Raises:
-            RequestError: they are no multiple of what the base's UNet can halve.
+            RequestError: they are not multiples of what the base's UNet can halve.
 
         """
         unit = base.size_unit
-        height, width = self.height or base.picture_size, self.width or base.picture_size
+        height, width = (base.picture_size if side is None else side for side in (self.height, self.width))
         if height % unit or width % unit:
             raise RequestError(f"{width} x {height} pixels: this base model draws sizes that are multiples of {unit}")
         return height, width
@@ -60,83 +68,101 @@ def draw(
     how: Drawing | None = None,
     on_step: Progress | None = None,
 ) -> Float[Tensor, "pictures 3 height width"]:
-    """One picture per prompt and seed, in [-1, 1], float32 on the CPU.
+    """Draw one picture per prompt and seed: in [-1, 1], float32 on the CPU.
 
-    Regions have prompts of their own and hold for every picture. The noise is drawn on the CPU, so a seed means the same
-    picture on every device.
+    Regions have prompts of their own and hold for every picture. The noise is drawn on the CPU, so
+    a seed means the same picture on every device.
 
     Raises:
         RequestError: a prompt names an unknown concept, or a size does not fit the base.
 
     """
+    with torch.inference_mode():
+        latents = draw_latents(base, prompts, seeds, vocabulary=vocabulary, regions=regions, how=how, on_step=on_step)
+        return base.decode_latents(latents)
+
+
+@torch.no_grad()
+def draw_latents(
+    base: Base,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    *,
+    vocabulary: Vocabulary | None = None,
+    regions: Sequence[Region] = (),
+    how: Drawing | None = None,
+    on_step: Progress | None = None,
+) -> Float[Tensor, "pictures c h w"]:
+    """Draw as `draw` does, up to the latents: all that the UNet runs, and fusion records.
+
+    The last rows of every batch that the UNet reads are those of the prompts; guidance puts as many
+    unconditional rows before them.
+
+    Raises:
+        RequestError: as for `draw`.
+
+    """
     how = how or Drawing()
     height, width = how.sized_for(base)
-    guidance = how.guidance or base.preset.guidance
-    words = vocabulary or {}
-    with torch.inference_mode(), layerwise_attention(base):
-        texts = [how.negative] * len(prompts) + list(prompts) if guidance != 1 else list(prompts)
-        memory = read_prompts(base, texts, words)
-        of_regions = encode_prompts(base, [region.prompt for region in regions], words) if regions else ()
-        memory.regions = [RegionText(region, found) for region, found in zip(regions, of_regions, strict=True)]
-        memory.first_regional_row, memory.aspect = len(texts) - len(prompts), width / height
-        latents = initial_noise(base, seeds, height, width)
-        return base.decode_latents(
-            denoise(base, latents, memory, scheduler_for(base, how), how.steps, guidance, on_step)
-        )
+    conditioning = read_prompts(
+        base,
+        prompts,
+        vocabulary or {},
+        guidance=base.preset.guidance if how.guidance is None else how.guidance,
+        negative=how.negative,
+        regions=regions,
+        aspect=width / height,
+    )
+    noise = initial_noise(base, seeds, height, width)
+    return denoise(base, noise, conditioning, scheduler_for(base, how), how.steps, on_step)
 
 
-def read_prompts(base: Base, prompts: Sequence[str], vocabulary: Vocabulary) -> TextMemory:
-    """What the UNet reads of some prompts while they are drawn: keys and values are computed once, at the first step."""
-    texts = [tokenise(base, prompt, vocabulary) for prompt in prompts]
-    pooled = encode_pooled(base, texts, vocabulary)
-    return TextMemory(encode_token_ids(base, texts, vocabulary), keep=True, pooled=pooled)
-
-
+@torch.no_grad()
 def denoise(
     base: Base,
-    latents: Float[Tensor, "n c h w"],
-    memory: TextMemory,
-    scheduler: Any,
+    noise: Float[Tensor, "n c h w"],
+    conditioning: Conditioning,
+    scheduler: SchedulerMixin,
     steps: int,
-    guidance: float,
     on_step: Progress | None = None,
 ) -> Float[Tensor, "n c h w"]:
-    """Latents of finished pictures. The caller has `layerwise_attention` on.
+    """Turn standard normal noise into the latents of pictures.
 
-    With guidance other than 1 the memory holds the unconditional texts first, then the prompts.
+    Keys and values of the text are computed in the first step and kept for the others.
     """
     scheduler.set_timesteps(steps, device=base.device)
-    latents = latents * scheduler.init_noise_sigma
-    for step, t in enumerate(scheduler.timesteps):
-        twice = torch.cat([latents, latents]) if guidance != 1 else latents
-        scaled = scheduler.scale_model_input(twice, t).to(base.dtype)
-        predicted = predict(base, scaled, t, memory).to(latents.dtype)
-        if guidance != 1:
-            unconditional, conditional = predicted.chunk(2)
-            predicted = unconditional + guidance * (conditional - unconditional)
-        latents = scheduler.step(predicted, t, latents).prev_sample
-        if on_step:
-            on_step(step + 1, len(scheduler.timesteps))
+    latents: Tensor = noise * scheduler.init_noise_sigma
+    guided = conditioning.unconditional_rows > 0
+    with conditioned(base, conditioning, cache=KeyValueCache()) as unet:
+        for step, t in enumerate(scheduler.timesteps):
+            rows = torch.cat([latents, latents]) if guided else latents
+            predicted = unet.predict(scheduler.scale_model_input(rows, t).to(base.dtype), t).to(latents.dtype)
+            if guided:
+                unconditional, conditional = predicted.chunk(2)
+                predicted = unconditional + conditioning.guidance * (conditional - unconditional)
+            latents = scheduler.step(predicted, t, latents).prev_sample
+            if on_step:
+                on_step(step + 1, len(scheduler.timesteps))
     return latents
 
 
 def initial_noise(base: Base, seeds: Sequence[int], height: int, width: int) -> Float[Tensor, "n c h w"]:
-    """Standard normal latents, one generator per seed on the CPU, float32 on the base's device."""
-    shape = (int(base.unet.config.in_channels), height // base.pixels_per_latent, width // base.pixels_per_latent)  # type: ignore[union-attr, arg-type]
+    """Return standard normal latents, one CPU generator per seed, float32 on the base's device."""
+    shape = (base.latent_channels, height // base.pixels_per_latent, width // base.pixels_per_latent)
     noise = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
     return torch.stack(noise).to(base.device)
 
 
-def scheduler_for(base: Base, how: Drawing) -> Any:
-    """A fresh copy of the base's own scheduler, or the compatible one that `how` names.
+def scheduler_for(base: Base, how: Drawing) -> SchedulerMixin:
+    """Return a fresh copy of the base's own scheduler, or of the compatible one that `how` names.
 
     Raises:
-        RequestError: no such scheduler for this base; the message lists those there are.
+        RequestError: the base does not know such a scheduler; the message lists those it knows.
 
     """
     known = {kind.__name__: kind for kind in base.scheduler.compatibles}
-    if how.scheduler and how.scheduler not in known:
-        raise RequestError(f"scheduler {how.scheduler} does not go with this base; there is {', '.join(sorted(known))}")
-    kind = known[how.scheduler] if how.scheduler else type(base.scheduler)
-    # Latents are not pixels and must not be clipped to [-1, 1], which some schedulers do unless they are told.
+    if how.scheduler is not None and how.scheduler not in known:
+        raise RequestError(f"unknown scheduler {how.scheduler!r} for {base.name}; known: {', '.join(sorted(known))}")
+    kind = type(base.scheduler) if how.scheduler is None else known[how.scheduler]
+    # Latents are not pixels: they must not be clipped to [-1, 1], as some schedulers do by default.
     return kind.from_config({**base.scheduler.config, "clip_sample": False})

@@ -1,6 +1,7 @@
 """The low-rank pair of ED-LoRA and how it is put onto a model and taken off again.
 
-A concept changes a linear layer's weight W by ΔW = s·B·A with s = alpha/rank (PEFT's convention; ours writes alpha = rank).
+A concept changes a linear layer's weight W by ΔW = s·B·A with s = alpha/rank (PEFT's convention;
+ours writes alpha = rank).
 """
 
 from __future__ import annotations
@@ -15,12 +16,12 @@ from torch import Tensor, nn
 
 from mos_common.base_model import Base
 from mos_common.errors import ConceptError
-from mos_common.layers import Layer, adaptable_layers
+from mos_common.layers import Layer
 
 
 @dataclass(frozen=True)
 class LowRank:
-    """The change of one layer: A (r x d_in), B (d_out x r) and alpha."""
+    """The low-rank change of one layer: A (r x d_in), B (d_out x r) and alpha."""
 
     A: Float[Tensor, "rank d_in"]
     B: Float[Tensor, "d_out rank"]
@@ -41,9 +42,12 @@ class LowRank:
         return self.scale * (self.B.to(dtype) @ self.A.to(dtype))
 
     def balanced(self) -> LowRank:
-        """The same change with |A| = |B| column by column, so that rounding to float16 costs least; alpha becomes the rank.
+        """Return the same change with |A| = |B| column by column, and alpha = rank.
 
-        Columns that are even already, to a hundredth, are kept to the bit: a concept read and written again is the same file.
+        So rounding to float16 costs least.
+
+        Columns that are even already, to a hundredth, are kept to the bit: a concept read and
+        written again is the same file.
         """
         A, B = self.A.double(), self.scale * self.B.double()
         ratio = (B.norm(dim=0) / A.norm(dim=1)).sqrt()
@@ -55,7 +59,7 @@ class LowRank:
 
 @contextmanager
 def attached(base: Base, changes: Mapping[str, LowRank]) -> Iterator[None]:
-    """The base with every named layer's weight W replaced by W + ΔW; the very same W is back afterwards, also on an error.
+    """Replace the weight W of every named layer by W + ΔW; afterwards the very same W is back.
 
     Weights are exchanged by pointer: nothing is subtracted, so nothing is lost to rounding.
 
@@ -63,11 +67,12 @@ def attached(base: Base, changes: Mapping[str, LowRank]) -> Iterator[None]:
         ConceptError: a change is meant for a layer that the base does not have.
 
     """
-    layers = {layer.name: layer for layer in adaptable_layers(base) if layer.name in changes}
-    if unknown := changes.keys() - layers.keys():
+    known = base.layout.by_name
+    if unknown := changes.keys() - known.keys():
         raise ConceptError(
-            f"{min(unknown)} is no layer of {base.name}: use the base model that the change was made for"
+            f"{min(unknown)} is not a layer of {base.name}: use the base model that the change was made for"
         )
+    layers = {name: known[name] for name in changes}
     originals = {name: layer.module.weight for name, layer in layers.items()}
     try:
         for name, layer in layers.items():

@@ -1,8 +1,9 @@
 """How well a concept is drawn: image alignment with pictures that were held back from tuning.
 
-Four numbers on one scale. The floor is what the untouched base draws for the class word. `single` is the concept on its own,
-`fused` the same concept in a fused model: same prompts, same seeds. The ceiling is what real pictures of the concept score: those
-it was tuned on, through the VAE, against those held back.
+Four numbers on one scale. The floor is what the untouched base draws for the class word. `single`
+is the concept on its own, `fused` the same concept in a fused model: same prompts, same seeds. The
+ceiling is what real pictures of the concept score: those it was tuned on, through the VAE, against
+those held back.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ STEPS = 20
 
 @dataclass(frozen=True)
 class IdentityProbe:
-    """One concept's yardstick: its held-back pictures' features, and the contexts and seeds of its drawings."""
+    """What one concept is measured with: features of held-back pictures, and the seeds to draw."""
 
     base: Base
     scorer: ImageScorer
@@ -39,13 +40,13 @@ class IdentityProbe:
     steps: int
 
     def score(self, subject: str, changes: Mapping[str, LowRank], vocabulary: Vocabulary) -> float:
-        """Image alignment of drawings of `subject` with `changes` attached."""
+        """Return the image alignment of drawings of `subject` with `changes` attached."""
         return image_alignment(self.scorer.features(self.drawings(subject, changes, vocabulary)), self.references)
 
     def drawings(
         self, subject: str, changes: Mapping[str, LowRank], vocabulary: Vocabulary
     ) -> Float[Tensor, "n 3 h w"]:
-        """One drawing for each scored context."""
+        """Draw `subject` once in each scored context."""
         prompts = [about(context, subject) for context in SCORED] * DRAWINGS_PER_CONTEXT
         with attached(self.base, changes):
             return draw(self.base, prompts, self.seeds, vocabulary=vocabulary, how=Drawing(steps=self.steps))
@@ -59,7 +60,7 @@ def probe_for(
     *,
     steps: int = STEPS,
 ) -> IdentityProbe:
-    """The yardstick of a concept. Seeds come from its content digest: whoever measures it draws the same pictures."""
+    """Return the probe of a concept; its seeds come from the content digest."""
     first = int(content_digest(concept)[:8], 16)
     count = len(SCORED) * DRAWINGS_PER_CONTEXT
     return IdentityProbe(base, scorer, scorer.features(held_back), [first + i for i in range(count)], steps)
@@ -75,7 +76,10 @@ def measure_identity(
     fused_token: str,
     steps: int = STEPS,
 ) -> Identity:
-    """Measure the four numbers of one concept; the fused model calls it `fused_token`, a drawing takes `steps`."""
+    """Measure the four numbers of one concept, with `steps` denoising steps per drawing.
+
+    `fused_token` is the concept's token in the fused model.
+    """
     probe = probe_for(base, concept, held_back, ImageScorer(str(base.device)), steps=steps)
     return Identity(
         class_word=score_class_word(probe, concept),

@@ -30,7 +30,10 @@ class Region:
             )
 
     def cells(self, height: int, width: int) -> Bool[Tensor, "height width"]:
-        """The cells of a feature map whose centres lie in the box; a box smaller than a cell has the cell of its own centre."""
+        """Return the cells of a feature map whose centres lie in the box.
+
+        A box that holds no centre has the cell of its own centre.
+        """
         y = (torch.arange(height) + 0.5) / height
         x = (torch.arange(width) + 0.5) / width
         inside = ((y >= self.top) & (y < self.bottom))[:, None] & ((x >= self.left) & (x < self.right))[None, :]
@@ -40,7 +43,7 @@ class Region:
 
 
 def parse_region(text: str) -> Region:
-    """A region from "PROMPT @ x0,y0,x1,y1".
+    """Parse a region from "PROMPT @ x0,y0,x1,y1".
 
     Raises:
         RequestError: the text has another form.
@@ -59,6 +62,6 @@ def parse_region(text: str) -> Region:
 
 
 def shares(regions: Sequence[Region], height: int, width: int) -> Float[Tensor, "regions cells"]:
-    """How much each region counts in each cell: 1 alone, 1/n where n of them overlap, 0 outside."""
+    """Return the share of each region in each cell: 1 alone, 1/n where n overlap, 0 outside."""
     inside = torch.stack([region.cells(height, width).flatten() for region in regions]).float()
     return inside / inside.sum(dim=0).clamp(min=1)

@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from torch import nn
 
 from mos_common.base_model import Base
-from mos_common.layers import adaptable_layers
 
 KOHYA = {"unet": ("lora_unet",), "text_encoder": ("lora_te", "lora_te1"), "text_encoder_2": ("lora_te2",)}
 WITHIN_RESNETS = {"time_emb_proj": "emb_layers_1", "conv_shortcut": "skip_connection"}
@@ -33,7 +32,7 @@ def spellings(base: Base) -> dict[str, str]:
     """
     blocks = {ours: theirs.replace(".", "_") for ours, theirs in stability_blocks(base)}
     meant: dict[str, set[str]] = {}
-    for layer in adaptable_layers(base):
+    for layer in base.layout.layers:
         part, _, module = layer.name.partition(".")
         for spelling in _of_layer(part, module, blocks):
             meant.setdefault(spelling, set()).add(layer.name)

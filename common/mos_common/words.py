@@ -1,8 +1,9 @@
-"""A concept's words in a prompt, and prompts as the text encoder reads them: once for each cross-attention layer.
+"""A concept's words in a prompt, and prompts encoded once for each cross-attention layer.
 
-Concept V is two words, V_rand and V_class, each with one embedding per cross-attention layer (extended textual inversion, P+).
-So a prompt that names a concept has as many encodings as there are cross-attention layers; layer k reads encoding k. Layers that
-would read the same share one encoding: all of them where a prompt names no concept, or one whose words are the same everywhere.
+Concept V is two words, V_rand and V_class, each with one embedding per cross-attention layer
+(extended textual inversion, P+). So a prompt that names a concept has as many encodings as there
+are cross-attention layers; layer k reads encoding k. Layers that would read the same share one
+encoding: all of them where a prompt names no concept, or one whose words are the same everywhere.
 Of a base with two text encoders a word has both embeddings side by side.
 """
 
@@ -12,15 +13,17 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from mos_common.base_model import Base
 from mos_common.errors import RequestError
-from mos_common.layers import word_layers
+
+if TYPE_CHECKING:
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 TOKEN = re.compile(r"<(?:[a-z0-9][a-z0-9_-]*/)?[a-z0-9][a-z0-9_-]*>")
 
@@ -30,10 +33,10 @@ TextFeatures = Float[Tensor, "prompts layers tokens width"]
 
 @dataclass(frozen=True)
 class TokenIds:
-    """A prompt as token ids of full length.
+    """A prompt as token ids, as many as the text encoder reads.
 
-    `words` says where concept words stand: (position, token, which word); `end` is the position of the first end token, and
-    all after it is padding.
+    `words` says where concept words stand: (position, token, which word); `end` is the position of
+    the first end token, and all after it is padding.
     """
 
     ids: tuple[int, ...]
@@ -42,12 +45,14 @@ class TokenIds:
 
 
 def tokenise(base: Base, prompt: str, vocabulary: Vocabulary) -> TokenIds:
-    """A prompt as the text encoder will see it; a concept's word stands on a place of its own, filled in by `encode_prompts`.
+    """Tokenise a prompt; each word of a concept has a place that `encode_prompts` fills in.
 
-    Text beyond the encoder's length is cut, as everywhere in Stable Diffusion; a concept that would be cut is an error.
+    Text beyond the encoder's length is cut, as everywhere in Stable Diffusion; a concept that would
+    be cut is an error.
 
     Raises:
-        RequestError: the prompt names a concept that is not there, or names one beyond the encoder's length.
+        RequestError: the prompt names a concept that is not there, or names one beyond the
+            encoder's length.
 
     """
     tokenizer = base.tokenizer
@@ -65,7 +70,8 @@ def tokenise(base: Base, prompt: str, vocabulary: Vocabulary) -> TokenIds:
     longest = base.text_length - 1
     if words and words[-1][0] >= longest:
         raise RequestError(
-            f"the prompt is too long: {words[-1][1]} comes after the {longest} tokens this base model reads. Name it earlier"
+            f"the prompt is too long: {words[-1][1]} comes after the {longest} tokens that this base model reads. "
+            "Name it earlier"
         )
     ids = ids[:longest]
     end = len(ids)
@@ -74,7 +80,9 @@ def tokenise(base: Base, prompt: str, vocabulary: Vocabulary) -> TokenIds:
 
 
 def resolve(token: str, vocabulary: Vocabulary) -> str:
-    """The vocabulary's own token for what a prompt says: `<alice/cat>` always, `<cat>` while only one participant has it.
+    """Return the vocabulary's own token for one in a prompt.
+
+    `<alice/cat>` always works, `<cat>` while only one participant has it.
 
     Raises:
         RequestError: no concept of that name, or several; the message lists the candidates.
@@ -86,15 +94,16 @@ def resolve(token: str, vocabulary: Vocabulary) -> str:
     if len(candidates) == 1:
         return candidates[0]
     if candidates:
-        raise RequestError(f"{token} could be any of {', '.join(sorted(candidates))}: write which one")
-    raise RequestError(f"no concept {token} here; there is {', '.join(sorted(vocabulary)) or 'none at all'}")
+        raise RequestError(f"{token} could be any of {', '.join(sorted(candidates))}: write the one you mean")
+    raise RequestError(f"unknown concept {token}; known: {', '.join(sorted(vocabulary)) or 'none'}")
 
 
 @dataclass(frozen=True)
 class TextRows:
-    """What the text encoder is really given: each distinct (prompt, cross-attention layer) once.
+    """The batch of the text encoder: each distinct (prompt, cross-attention layer) once.
 
-    `texts[r]` and `layers[r]` say what row r is; `index[p][k]` is the row that layer k reads of prompt p.
+    `texts[r]` and `layers[r]` say what row r is; `index[p][k]` is the row that layer k reads of
+    prompt p.
     """
 
     texts: tuple[TokenIds, ...]
@@ -102,12 +111,9 @@ class TextRows:
     index: tuple[tuple[int, ...], ...]
 
 
-def text_rows(base: Base, texts: Sequence[TokenIds], vocabulary: Vocabulary, layers: int | None = None) -> TextRows:
-    """The distinct rows of some prompts: one for each group of layers whose words are the same.
-
-    Whoever asks often gives `layers`, the base's `word_layers`: counting them is a walk over all modules of the UNet.
-    """
-    count = word_layers(base) if layers is None else layers
+def text_rows(base: Base, texts: Sequence[TokenIds], vocabulary: Vocabulary) -> TextRows:
+    """Return the distinct rows of some prompts: one per group of layers with the same words."""
+    count = base.layout.word_layers
     alike = {token: _alike(words, count) for token, words in vocabulary.items()}
     rows: dict[tuple[TokenIds, int], int] = {}
     index = []
@@ -121,22 +127,20 @@ def text_rows(base: Base, texts: Sequence[TokenIds], vocabulary: Vocabulary, lay
 
 
 def encode_prompts(base: Base, prompts: Sequence[str], vocabulary: Vocabulary) -> TextFeatures:
-    """Text features of every prompt for every cross-attention layer."""
+    """Encode every prompt for every cross-attention layer."""
     return encode_token_ids(base, [tokenise(base, prompt, vocabulary) for prompt in prompts], vocabulary)
 
 
-def encode_token_ids(
-    base: Base, texts: Sequence[TokenIds], vocabulary: Vocabulary, layers: int | None = None
-) -> TextFeatures:
-    """As `encode_prompts`, from prompts already tokenised; `layers` as for `text_rows`."""
-    rows = text_rows(base, texts, vocabulary, layers)
+def encode_token_ids(base: Base, texts: Sequence[TokenIds], vocabulary: Vocabulary) -> TextFeatures:
+    """Return what `encode_prompts` does, from prompts already tokenised."""
+    rows = text_rows(base, texts, vocabulary)
     index = torch.tensor(rows.index, device=base.token_table.device)
     # Layer by layer in memory, as they are read: the prompts of one layer are one piece.
     return encode_rows(base, rows, vocabulary)[index.T].transpose(0, 1)
 
 
 def encode_rows(base: Base, rows: TextRows, vocabulary: Vocabulary) -> Float[Tensor, "rows tokens width"]:
-    """The text encoder's output for each distinct row: one pass, whatever the number of prompts and layers."""
+    """Return the text encoder's output for each distinct row, in one pass."""
     places, vectors = [], []
     for row, (text, layer) in enumerate(zip(rows.texts, rows.layers, strict=True)):
         for position, token, word in text.words:
@@ -154,7 +158,10 @@ def encode_rows(base: Base, rows: TextRows, vocabulary: Vocabulary) -> Float[Ten
 def encode_pooled(
     base: Base, texts: Sequence[TokenIds], vocabulary: Vocabulary
 ) -> Float[Tensor, "prompts width"] | None:
-    """What the second text encoder of XL says of whole prompts, with the words of the first layer; None for other bases."""
+    """Return what the second text encoder of XL says of whole prompts; None for other bases.
+
+    Of layer-wise words it reads those of the first layer.
+    """
     if len(base.text_encoders) == 1:
         return None
     distinct = list(dict.fromkeys(texts))
@@ -168,7 +175,7 @@ def encode_pooled(
 def _outputs(
     base: Base, texts: Sequence[TokenIds], places: Sequence[tuple[int, int]], vectors: Sequence[Tensor]
 ) -> Iterator[Any]:
-    """What each text encoder gives for some texts, with `vectors` in the place of the tokens at (text, position)."""
+    """Yield the output of each text encoder, with `vectors` for the tokens at (text, position)."""
     widths = [table.shape[1] for table in base.token_tables]
     parts = [torch.split(vector, widths) for vector in vectors]
     for number, (encoder, tokenizer) in enumerate(zip(base.text_encoders, base.tokenizers, strict=True)):
@@ -182,7 +189,10 @@ def _outputs(
 
 
 def _alike(words: Tensor, count: int) -> list[int]:
-    """For each layer the first one that has the same words. While they are tuned, layers are apart even where they start alike."""
+    """Return, for each layer, the first one with the same words.
+
+    While words are tuned, layers are apart even where they start alike.
+    """
     if words.shape[0] == 1:
         return [0] * count
     if words.requires_grad:
@@ -196,12 +206,12 @@ def _plain_ids(base: Base, text: str) -> list[int]:
 
 @contextmanager
 def _replaced_embeddings(
-    encoder: nn.Module, places: Sequence[tuple[int, int]], vectors: Sequence[Tensor]
+    encoder: CLIPTextModel | CLIPTextModelWithProjection, places: Sequence[tuple[int, int]], vectors: Sequence[Tensor]
 ) -> Iterator[None]:
     if not places:
         yield
         return
-    table = encoder.get_input_embeddings()  # type: ignore[operator]
+    table = encoder.get_input_embeddings()
     row, position = torch.tensor(places, device=table.weight.device).T
     stacked = torch.stack(list(vectors)).to(table.weight.device)
 

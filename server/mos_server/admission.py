@@ -12,7 +12,7 @@ from mos_common.concept import Concept, check_fits
 from mos_common.concept_file import concept_from_bytes
 from mos_common.edlora import LowRank
 from mos_common.errors import ConceptError
-from mos_common.layers import Layer, adaptable_layers
+from mos_common.layers import Layer
 from mos_common.words import TOKEN
 
 # Tuned concepts change a layer by a few percent of its norm; a change as large as the layer itself redraws every picture.
@@ -30,7 +30,7 @@ def admit(data: bytes, base: Base) -> Concept:
     """
     concept = concept_from_bytes(data)
     check_fits(concept, base)
-    layers = {layer.name: layer for layer in adaptable_layers(base)}
+    layers = base.layout.by_name
     reasons = [reason for name, pair in concept.pairs.items() if (reason := _too_large(layers[name], pair))]
     reasons += _long_words(concept, base)
     # Class word and trigger become part of prompts; a token in them would name another concept.

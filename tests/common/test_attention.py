@@ -1,24 +1,47 @@
-"""The one cross-attention: a text for each layer, regions, keys and values kept. diffusers' own processor is the other road."""
+"""The one cross-attention: a text for each layer, regions, kept keys and values.
+
+The other road is diffusers' own processor.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import pytest
 import torch
 from diffusers.models.attention_processor import AttnProcessor
 
-from mos_common.attention import LayerwiseCrossAttention, RegionText, TextMemory, feature_map_size, layerwise_attention
-from mos_common.layers import cross_attentions
+from mos_common.attention import (
+    ConditionedUNet,
+    KeyValueCache,
+    LayerwiseCrossAttention,
+    conditioned,
+    feature_map_size,
+)
+from mos_common.conditioning import Conditioning, RegionText
 from mos_common.regions import Region
+
+TIME = torch.tensor([500])
 
 
 def text_features(base, rows: int) -> torch.Tensor:
-    """Random features, another for every row and cross-attention layer."""
-    return torch.randn(rows, len(cross_attentions(base)), base.text_length, base.token_table.shape[1])
+    """Random features, another for every row and word layer."""
+    return torch.randn(rows, base.layout.word_layers, base.text_length, base.token_table.shape[1])
 
 
-def unet_output(base, noisy: torch.Tensor, text: object) -> torch.Tensor:
+def by_diffusers(base, noisy: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
     with torch.no_grad():
-        return base.unet(noisy, torch.tensor([500]), encoder_hidden_states=text).sample
+        return base.unet(noisy, TIME, encoder_hidden_states=text).sample
+
+
+def by_us(base, noisy: torch.Tensor, conditioning: Conditioning, passes: int = 1, **more) -> list[torch.Tensor]:
+    """What the UNet predicts in some passes within one block."""
+    with torch.no_grad(), conditioned(base, conditioning, **more) as unet:
+        return [unet.predict(noisy, TIME) for _ in range(passes)]
+
+
+def processors(base) -> list[object]:
+    return [cross.module.processor for cross in base.layout.cross_attentions]
 
 
 def noise(base, rows: int) -> torch.Tensor:
@@ -28,14 +51,12 @@ def noise(base, rows: int) -> torch.Tensor:
 
 def test_the_same_text_in_every_layer_is_the_plain_unet(base):
     text, noisy = torch.randn(2, base.text_length, base.token_table.shape[1]), noise(base, 2)
-    plain = unet_output(base, noisy, text)
-    with layerwise_attention(base):
-        layerwise = unet_output(base, noisy, TextMemory(text[:, None].expand(-1, len(cross_attentions(base)), -1, -1)))
-    torch.testing.assert_close(layerwise, plain, rtol=1e-4, atol=1e-5)
+    (layerwise,) = by_us(base, noisy, Conditioning(text[:, None].expand(-1, base.layout.word_layers, -1, -1)))
+    torch.testing.assert_close(layerwise, by_diffusers(base, noisy, text), rtol=1e-4, atol=1e-5)
 
 
 def test_layer_k_in_order_of_execution_reads_encoding_k(base):
-    """The other road: diffusers' processors, each call given the next text, counted as the calls come."""
+    """The other road: diffusers' processors, each call given the next text."""
     features, noisy, calls = text_features(base, 2), noise(base, 2), []
 
     class NextText:
@@ -43,47 +64,58 @@ def test_layer_k_in_order_of_execution_reads_encoding_k(base):
             calls.append(attn)
             return AttnProcessor()(attn, hidden_states, features[:, len(calls) - 1])
 
-    modules = [module for _, module in cross_attentions(base)]
-    before = [module.processor for module in modules]
+    modules, before = [cross.module for cross in base.layout.cross_attentions], processors(base)
     for module in modules:
         module.processor = NextText()
     try:
-        expected = unet_output(base, noisy, features[:, 0])
+        expected = by_diffusers(base, noisy, features[:, 0])
     finally:
         for module, processor in zip(modules, before, strict=True):
             module.processor = processor
-    with layerwise_attention(base):
-        found = unet_output(base, noisy, TextMemory(features))
+    (found,) = by_us(base, noisy, Conditioning(features))
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_every_processor_comes_back_also_after_an_error(base):
-    before = [module.processor for _, module in cross_attentions(base)]
-    with pytest.raises(ZeroDivisionError), layerwise_attention(base):
-        assert all(isinstance(m.processor, LayerwiseCrossAttention) for _, m in cross_attentions(base))
+    before = processors(base)
+    with pytest.raises(ZeroDivisionError), conditioned(base, Conditioning(text_features(base, 1))):
+        assert all(isinstance(processor, LayerwiseCrossAttention) for processor in processors(base))
         raise ZeroDivisionError
-    assert all(a is b for a, b in zip(before, (m.processor for _, m in cross_attentions(base)), strict=True))
+    assert all(a is b for a, b in zip(before, processors(base), strict=True))
+
+
+def test_a_unet_predicts_only_within_the_block_that_conditions_it(tiny):
+    """Outside it the text of layer 0 would be read everywhere; inside another block, that one's."""
+    noisy = noise(tiny, 1)
+    with torch.no_grad(), conditioned(tiny, Conditioning(text_features(tiny, 1))) as outer:
+        expected = outer.predict(noisy, TIME)
+        with conditioned(tiny, Conditioning(text_features(tiny, 1))) as inner:
+            assert not torch.equal(inner.predict(noisy, TIME), expected)
+            with pytest.raises(AssertionError, match="conditioned"):
+                outer.predict(noisy, TIME)
+        assert torch.equal(outer.predict(noisy, TIME), expected)
+    with pytest.raises(AssertionError, match="conditioned"):
+        outer.predict(noisy, TIME)
 
 
 @pytest.fixture
 def one(sixteen):
-    """One cross-attention module, its input for an unconditional and a prompted row of 4 x 4 cells, and its texts."""
-    _, module = cross_attentions(sixteen)[0]
-    hidden = torch.randn(2, 16, module.to_q.in_features)
-    return module, hidden, text_features(sixteen, 2), text_features(sixteen, 3)
+    """A base, an input of its first cross-attention (unconditional and prompted row of 4 x 4), texts."""
+    hidden = torch.randn(2, 16, sixteen.layout.cross_attentions[0].module.to_q.in_features)
+    return sixteen, hidden, text_features(sixteen, 2), text_features(sixteen, 3)
 
 
-def attend(one, regions: list[Region], first: int = 1) -> torch.Tensor:
-    module, hidden, features, own = one
-    memory = TextMemory(features, [RegionText(r, own[i]) for i, r in enumerate(regions)], first_regional_row=first)
+def attend(one, regions: list[Region]) -> torch.Tensor:
+    base, hidden, features, own = one
+    told = Conditioning(features, guidance=3.0, regions=tuple(RegionText(r, own[i]) for i, r in enumerate(regions)))
     with torch.no_grad():
-        return LayerwiseCrossAttention(0, 0)(module, hidden, memory)
+        return LayerwiseCrossAttention(0, ConditionedUNet(base, told))(base.layout.cross_attentions[0].module, hidden)
 
 
 def plain(one, text: torch.Tensor) -> torch.Tensor:
-    module, hidden, _, _ = one
+    base, hidden, _, _ = one
     with torch.no_grad():
-        return AttnProcessor()(module, hidden, text.expand(len(hidden), -1, -1))
+        return AttnProcessor()(base.layout.cross_attentions[0].module, hidden, text.expand(len(hidden), -1, -1))
 
 
 def test_inside_a_region_its_prompt_outside_the_picture_s(one):
@@ -121,49 +153,69 @@ def test_overlapping_regions_are_averaged(one):
 
 def test_a_region_everywhere_is_the_prompt_itself(base):
     features, noisy = text_features(base, 3), noise(base, 2)
-    everywhere = [RegionText(Region("a", 0, 0, 1, 1), features[2])]
-    with layerwise_attention(base):
-        regional = unet_output(base, noisy, TextMemory(features[:2], everywhere, first_regional_row=1))
-        direct = unet_output(base, noisy, TextMemory(features[[0, 2]]))
+    everywhere = (RegionText(Region("a", 0, 0, 1, 1), features[2]),)
+    (regional,) = by_us(base, noisy, Conditioning(features[:2], guidance=3.0, regions=everywhere))
+    (direct,) = by_us(base, noisy, Conditioning(features[[0, 2]]))
     torch.testing.assert_close(regional, direct, rtol=1e-4, atol=1e-5)
 
 
-def counted_keys(base, memory: TextMemory, passes: int) -> list[int]:
-    calls = {name: 0 for name, _ in cross_attentions(base)}
-    handles = []
-    for name, module in cross_attentions(base):
+def counted_keys(base, passes: Callable[[], object]) -> set[int]:
+    """How often the cross-attentions compute their keys: the counts that there are."""
+    calls, handles = dict.fromkeys(base.layout.cross_attentions, 0), []
+    for cross in base.layout.cross_attentions:
 
-        def count(_module, _args, name=name):
-            calls[name] += 1
+        def count(_module, _args, cross=cross):
+            calls[cross] += 1
 
-        handles.append(module.to_k.register_forward_pre_hook(count))
+        handles.append(cross.module.to_k.register_forward_pre_hook(count))
     try:
-        with layerwise_attention(base):
-            for _ in range(passes):
-                unet_output(base, noise(base, 2), memory)
+        passes()
     finally:
         for handle in handles:
             handle.remove()
-    return list(calls.values())
+    return set(calls.values())
 
 
-def test_keys_are_computed_once_per_picture_where_they_are_kept(base):
-    regions = [RegionText(Region("a", 0, 0, 1, 1), text_features(base, 1)[0])]
-    memory = TextMemory(text_features(base, 2), regions, first_regional_row=1, keep=True)
-    assert set(counted_keys(base, memory, passes=3)) == {2}, "one for the prompts, one for the region"
+def test_with_a_cache_keys_are_computed_once_for_the_prompts_and_once_for_a_region(base):
+    regions = (RegionText(Region("a", 0, 0, 1, 1), text_features(base, 1)[0]),)
+    told = Conditioning(text_features(base, 2), guidance=3.0, regions=regions)
+    assert counted_keys(base, lambda: by_us(base, noise(base, 2), told, 3, cache=KeyValueCache())) == {2}
 
 
-def test_keys_are_computed_anew_where_weights_may_change(base):
-    assert set(counted_keys(base, TextMemory(text_features(base, 2)), passes=3)) == {3}
+def test_without_a_cache_keys_are_computed_in_every_pass(base):
+    told = Conditioning(text_features(base, 2))
+    assert counted_keys(base, lambda: by_us(base, noise(base, 2), told, 3)) == {3}
 
 
-def test_kept_keys_give_the_same_picture(base):
-    features, noisy = text_features(base, 2), noise(base, 2)
-    kept = TextMemory(features, keep=True)
-    with layerwise_attention(base):
-        fresh = unet_output(base, noisy, TextMemory(features))
-        assert torch.equal(unet_output(base, noisy, kept), fresh)
-        assert torch.equal(unet_output(base, noisy, kept), fresh)
+def test_kept_keys_give_the_same_prediction(base):
+    told, noisy = Conditioning(text_features(base, 2)), noise(base, 2)
+    (fresh,) = by_us(base, noisy, told)
+    assert all(torch.equal(again, fresh) for again in by_us(base, noisy, told, 2, cache=KeyValueCache()))
+
+
+def test_a_cache_refuses_what_is_trained(tiny):
+    told = Conditioning(text_features(tiny, 1).requires_grad_())
+    with conditioned(tiny, told, cache=KeyValueCache()) as unet, pytest.raises(AssertionError, match="trained"):
+        unet.predict(noise(tiny, 1), TIME)
+
+
+def test_a_backward_pass_with_checkpointing_reads_the_same_conditioning(sixteen):
+    """What the UNet forgot is computed again within the block: the gradients are the same."""
+    text, noisy, gradients = text_features(sixteen, 1), noise(sixteen, 1), []
+    for forgets in (False, True):
+        features = text.clone().requires_grad_()
+        if forgets:
+            sixteen.unet.enable_gradient_checkpointing()
+            sixteen.unet.train()
+        try:
+            with conditioned(sixteen, Conditioning(features)) as unet:
+                unet.predict(noisy, TIME).square().mean().backward()
+        finally:
+            sixteen.unet.disable_gradient_checkpointing()
+            sixteen.unet.eval()
+        gradients.append(features.grad)
+    torch.testing.assert_close(gradients[1], gradients[0])
+    assert gradients[0].abs().max() > 0
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,6 @@ import torch
 from mos_common.concept import check_fits
 from mos_common.edlora import LowRank
 from mos_common.errors import ConceptError, RequestError
-from mos_common.layers import concept_layers, cross_attentions
 from mos_common.names import check_concept_name
 
 
@@ -55,7 +54,7 @@ def test_a_concept_may_change_some_layers_only_and_have_no_words(base, make_conc
 
 def test_ranks_may_differ_from_layer_to_layer(base, make_concept):
     concept = make_concept(base)
-    layer = concept_layers(base)[0]
+    layer = base.layout.attention[0]
     pair = LowRank(torch.zeros(7, layer.d_in), torch.zeros(layer.d_out, 7), 7.0)
     check_fits(replace(concept, pairs={**concept.pairs, layer.name: pair}), base)
 
@@ -67,7 +66,7 @@ def test_another_base_is_named_by_both_fingerprints(tiny, sixteen, make_concept)
 
 def test_every_tensor_that_does_not_fit_is_named_with_what_is_needed(sixteen, make_concept):
     concept = make_concept(sixteen)
-    a, b, c = (layer.name for layer in concept_layers(sixteen)[:3])
+    a, b, c = (layer.name for layer in sixteen.layout.attention[:3])
     pairs = dict(concept.pairs)
     pairs[a] = replace(pairs[a], A=torch.zeros(2, 5))
     pairs[b] = replace(pairs[b], B=torch.full_like(pairs[b].B, torch.inf))
@@ -76,11 +75,11 @@ def test_every_tensor_that_does_not_fit_is_named_with_what_is_needed(sixteen, ma
     with pytest.raises(ConceptError) as caught:
         check_fits(replace(concept, pairs=pairs), sixteen)
     text = str(caught.value)
-    d_in = concept_layers(sixteen)[0].d_in
+    d_in = sixteen.layout.attention[0].d_in
     assert f"{a}.lora_A.weight has shape (2, 5), the base needs (2, {d_in})" in text
     assert f"{b}.lora_B.weight holds NaN or infinity" in text
     assert f"{c}.lora_B.weight has shape (5, 2)" in text
-    assert "unet.conv_in is no layer of the base" in text
+    assert "unet.conv_in is not a layer of the base" in text
 
 
 @pytest.mark.parametrize("wrong", ["layers", "width", "flat", "nan", "two encoders"])
@@ -97,4 +96,4 @@ def test_words_must_fit_too(sixteen, make_concept, wrong):
     with pytest.raises(ConceptError, match=r"embeddings") as caught:
         check_fits(replace(concept, words=broken), sixteen)
     if wrong in ("layers", "width", "flat"):
-        assert f"the base needs ({len(cross_attentions(sixteen))}, words, {words.shape[2]})" in str(caught.value)
+        assert f"the base needs ({sixteen.layout.word_layers}, words, {words.shape[2]})" in str(caught.value)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 import diffusers
 import pytest
 import torch
@@ -10,8 +12,8 @@ from mos_common.base_model import Base, load_base
 from mos_common.drawing import Drawing, draw, initial_noise, scheduler_for
 from mos_common.edlora import attached
 from mos_common.errors import RequestError
-from mos_common.layers import cross_attentions
 from mos_common.regions import Region
+from mos_common.settings import describe_settings, parse_settings
 
 CLOSE = {"rtol": 1e-3, "atol": 1e-4}
 
@@ -76,9 +78,26 @@ def test_without_a_word_about_it_the_base_has_its_own_guidance(tiny):
     assert torch.equal(own, draw(tiny, ["a cat"], [0], how=Drawing(steps=2, guidance=tiny.preset.guidance)))
 
 
+def test_a_guidance_of_0_is_a_guidance_and_not_the_base_s_own(tiny):
+    """The prompt then counts for nothing: the picture is that of the negative text."""
+    found = draw(tiny, ["a cat"], [0], how=Drawing(steps=2, guidance=0.0, negative="a red car"))
+    expected = draw(tiny, ["a red car"], [0], how=Drawing(steps=2, guidance=1.0))
+    torch.testing.assert_close(found, expected, **CLOSE)
+
+
+def test_every_setting_says_what_it_means_and_may_be_set_by_name():
+    """Sizes and guidance are None by default, and numbers where they are given."""
+    described = list(describe_settings(Drawing))
+    assert [line.partition("=")[0] for line in described] == [each.name for each in fields(Drawing)]
+    assert "pixels" in described[2]
+    given = parse_settings(Drawing, ["guidance=3.5", "width=96", "scheduler=DDIMScheduler"])
+    assert Drawing(**given) == Drawing(guidance=3.5, width=96, scheduler="DDIMScheduler")
+    assert Drawing().guidance is Drawing().width is Drawing().height is Drawing().scheduler is None
+
+
 def words_of_the_table(base: Base, word: str) -> torch.Tensor:
     ids = base.tokenizer(word, add_special_tokens=False).input_ids
-    return base.token_table[ids].expand(len(cross_attentions(base)), -1, -1)
+    return base.token_table[ids].expand(base.layout.word_layers, -1, -1)
 
 
 def test_a_concept_that_says_cat_in_every_layer_draws_a_cat(base):
@@ -112,8 +131,8 @@ def test_regions_work_without_guidance_and_for_several_pictures(base):
 
 def test_keys_and_values_are_computed_once_per_picture(sixteen):
     calls, handles = [], []
-    for _, module in cross_attentions(sixteen):
-        for linear in (module.to_k, module.to_v):
+    for cross in sixteen.layout.cross_attentions:
+        for linear in (cross.module.to_k, cross.module.to_v):
             handles.append(linear.register_forward_pre_hook(lambda *_: calls.append(1)))
     try:
         draw(sixteen, ["dog"], [0], regions=[Region("cat", 0, 0, 0.5, 1)], how=Drawing(steps=4))
@@ -165,24 +184,24 @@ def test_sizes_the_unet_cannot_halve_are_refused_with_the_unit(tiny, side):
         draw(tiny, ["cat"], [0], how=Drawing(width=side))
 
 
-@pytest.mark.parametrize("wrong", [{"steps": 0}, {"steps": 1001}, {"guidance": -1.0}, {"width": -16}, {"height": -16}])
+@pytest.mark.parametrize("wrong", [{"steps": 0}, {"steps": 1001}, {"guidance": -1.0}, {"width": 0}, {"height": -16}])
 def test_impossible_settings_are_refused(wrong):
     with pytest.raises(RequestError):
         Drawing(**wrong)
 
 
 def test_an_unknown_scheduler_lists_the_known(tiny):
-    with pytest.raises(RequestError, match=r"Nonsense does not go.*DDIMScheduler"):
+    with pytest.raises(RequestError, match=r"unknown scheduler 'Nonsense'.*known: .*DDIMScheduler"):
         draw(tiny, ["cat"], [0], how=Drawing(scheduler="Nonsense"))
 
 
 def test_an_unknown_concept_is_refused_before_anything_is_drawn(tiny):
-    with pytest.raises(RequestError, match="no concept <cat>"):
+    with pytest.raises(RequestError, match="unknown concept <cat>"):
         draw(tiny, ["<cat>"], [0], on_step=lambda *_: pytest.fail("drew"))
 
 
 @pytest.mark.parametrize(
-    "name", ["", "DDIMScheduler", "DDPMScheduler", "EulerDiscreteScheduler", "UniPCMultistepScheduler"]
+    "name", [None, "DDIMScheduler", "DDPMScheduler", "EulerDiscreteScheduler", "UniPCMultistepScheduler"]
 )
 def test_no_scheduler_clips_latents(base, name):
     assert not scheduler_for(base, Drawing(scheduler=name)).config.get("clip_sample", False)

@@ -12,7 +12,6 @@ from torch.nn.functional import linear
 from mos_common.base_model import load_base
 from mos_common.edlora import LowRank, attached
 from mos_common.errors import ConceptError
-from mos_common.layers import adaptable_layers, concept_layers
 
 
 def test_the_change_is_alpha_over_rank_times_b_a():
@@ -24,7 +23,7 @@ def test_the_change_is_alpha_over_rank_times_b_a():
 
 def test_attached_is_the_dense_weight_plus_the_dense_change(base, make_concept):
     concept = make_concept(base)
-    layers = concept_layers(base)
+    layers = base.layout.attention
     rows = {layer.name: torch.randn(3, layer.d_in) for layer in layers}
     expected = {}
     for layer in layers:
@@ -40,7 +39,7 @@ def test_attached_is_the_dense_weight_plus_the_dense_change(base, make_concept):
 
 
 def test_only_the_named_layers_change(sixteen, make_concept):
-    first, *others = concept_layers(sixteen)
+    first, *others = sixteen.layout.attention
     pair = make_concept(sixteen).pairs[first.name]
     before = [layer.module.weight for layer in others]
     with attached(sixteen, {first.name: pair}):
@@ -49,25 +48,25 @@ def test_only_the_named_layers_change(sixteen, make_concept):
 
 @pytest.mark.parametrize("error", [None, ZeroDivisionError, KeyboardInterrupt])
 def test_the_very_same_tensors_come_back(base, make_concept, error):
-    weights = [layer.module.weight for layer in concept_layers(base)]
+    weights = [layer.module.weight for layer in base.layout.attention]
     bits = [weight.clone() for weight in weights]
     if error:
         with pytest.raises(error), attached(base, make_concept(base).pairs):
             raise error
     else:
         with attached(base, make_concept(base).pairs):
-            assert not any(a is layer.module.weight for a, layer in zip(weights, concept_layers(base), strict=True))
-    assert all(a is layer.module.weight for a, layer in zip(weights, concept_layers(base), strict=True))
+            assert not any(a is layer.module.weight for a, layer in zip(weights, base.layout.attention, strict=True))
+    assert all(a is layer.module.weight for a, layer in zip(weights, base.layout.attention, strict=True))
     assert all(torch.equal(a, b) for a, b in zip(weights, bits, strict=True))
 
 
 def test_a_change_of_the_wrong_shape_leaves_the_base_whole(sixteen, make_concept):
     pairs = dict(make_concept(sixteen).pairs)
     pairs[list(pairs)[-1]] = LowRank(torch.zeros(1, 3), torch.zeros(5, 1), 1.0)
-    weights = [layer.module.weight for layer in concept_layers(sixteen)]
+    weights = [layer.module.weight for layer in sixteen.layout.attention]
     with pytest.raises(RuntimeError), attached(sixteen, pairs):
         pytest.fail("attached")
-    assert all(a is layer.module.weight for a, layer in zip(weights, concept_layers(sixteen), strict=True))
+    assert all(a is layer.module.weight for a, layer in zip(weights, sixteen.layout.attention, strict=True))
 
 
 def test_a_layer_the_base_does_not_have_is_an_error_not_a_silence(sixteen):
@@ -79,7 +78,7 @@ def test_a_layer_the_base_does_not_have_is_an_error_not_a_silence(sixteen):
 
 
 def test_attached_models_nest(sixteen, make_concept):
-    layer = concept_layers(sixteen)[0]
+    layer = sixteen.layout.attention[0]
     one, two = (make_concept(sixteen, seed=s).pairs[layer.name] for s in (1, 2))
     before = layer.module.weight
     with attached(sixteen, {layer.name: one}):
@@ -91,7 +90,7 @@ def test_attached_models_nest(sixteen, make_concept):
 
 def test_attached_in_low_precision_adds_before_it_rounds(make_concept):
     coarse = load_base("tiny", device="cpu", dtype="bfloat16")
-    concept, layer = make_concept(coarse), concept_layers(coarse)[0]
+    concept, layer = make_concept(coarse), coarse.layout.attention[0]
     expected = (layer.module.weight.float() + concept.pairs[layer.name].change()).bfloat16()
     with attached(coarse, concept.pairs):
         assert torch.equal(layer.module.weight, expected)
@@ -139,7 +138,7 @@ def test_balanced_factors_lose_least_to_half_precision():
 
 
 def test_a_change_of_a_pointwise_convolution_is_added_to_its_kernel(tiny):
-    layer = next(it for it in adaptable_layers(tiny) if isinstance(it.module, nn.Conv2d))
+    layer = next(it for it in tiny.layout.layers if isinstance(it.module, nn.Conv2d))
     pair = LowRank(torch.randn(2, layer.d_in), torch.randn(layer.d_out, 2), 2.0)
     before, picture = layer.module.weight, torch.randn(1, layer.d_in, 3, 5)
     without = layer.module(picture)

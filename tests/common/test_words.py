@@ -1,4 +1,4 @@
-"""A concept's words: where they stand in a prompt, and what each cross-attention layer reads of them."""
+"""A concept's words: where they stand in a prompt, and what each layer reads of them."""
 
 from __future__ import annotations
 
@@ -6,20 +6,19 @@ import pytest
 import torch
 
 from mos_common.errors import RequestError
-from mos_common.layers import cross_attentions
 from mos_common.words import encode_prompts, encode_rows, resolve, text_rows, tokenise
 
 
 def vocabulary(base, *names: str, words: int = 2, seed: int = 0) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    shape = (len(cross_attentions(base)), words, base.token_table.shape[1])
+    shape = (base.layout.word_layers, words, base.token_table.shape[1])
     return {name: torch.randn(shape, generator=generator) * base.token_table.std() for name in names}
 
 
 def encoded_by_the_table(base, prompt: str, words: torch.Tensor) -> torch.Tensor:
-    """The other road, textual inversion's: write layer k's vectors into the token table, encode, put the table back.
+    """Encode as textual inversion does: layer k's vectors are written into the token table.
 
-    `prompt` says "cat cat" where the concept's two words stand; the first and second "cat" get ids of their own.
+    `prompt` says "cat cat" where the concept's two words stand; each "cat" gets an id of its own.
     """
     ids = base.tokenizer(
         prompt, padding="max_length", truncation=True, max_length=base.text_length, return_tensors="pt"
@@ -61,7 +60,7 @@ def test_a_plain_prompt_has_one_encoding_which_every_layer_reads(base):
             "cat, cat", padding="max_length", max_length=base.text_length, return_tensors="pt"
         ).input_ids
         expected = base.text_encoder(ids).last_hidden_state
-    assert features.shape[:2] == (1, len(cross_attentions(base)))
+    assert features.shape[:2] == (1, base.layout.word_layers)
     for k in range(features.shape[1]):
         torch.testing.assert_close(features[:, k], expected)
 
@@ -77,7 +76,7 @@ def test_layer_k_reads_encoding_k(base, prompt):
 
 
 def test_words_are_replaced_only_where_they_stand(base):
-    """Everything before the concept is what it is without it: CLIP's text encoder looks back only."""
+    """All before the concept is what it is without it: CLIP's text encoder looks back only."""
     known = vocabulary(base, "<cat>")
     with torch.no_grad():
         with_concept = encode_prompts(base, ["a a <cat> a"], known)[0]
@@ -105,7 +104,7 @@ def test_gradients_reach_the_words_and_only_through_their_places(base):
 
 
 def test_equal_rows_are_encoded_once(base):
-    known, layers = vocabulary(base, "<cat>"), len(cross_attentions(base))
+    known, layers = vocabulary(base, "<cat>"), base.layout.word_layers
     texts = [tokenise(base, prompt, known) for prompt in ("a", "<cat>", "a", "<cat>", "")]
     rows = text_rows(base, texts, known)
     assert len(rows.texts) == 2 + layers
@@ -161,11 +160,11 @@ def test_an_ambiguous_name_lists_the_candidates():
 
 
 def test_an_unknown_name_lists_what_there_is():
-    with pytest.raises(RequestError, match=r"no concept <cow> here; there is <alice/cat>"):
+    with pytest.raises(RequestError, match=r"unknown concept <cow>; known: <alice/cat>"):
         resolve("<cow>", {"<alice/cat>": None})
-    with pytest.raises(RequestError, match="none at all"):
+    with pytest.raises(RequestError, match="known: none"):
         resolve("<cow>", {})
-    with pytest.raises(RequestError, match="no concept <cat>"):
+    with pytest.raises(RequestError, match="unknown concept <cat>"):
         resolve("<cat>", {"<alice/bobcat>": None})
 
 

@@ -1,4 +1,4 @@
-"""Bases laid out like Stable Diffusion XL: two text encoders, a pooled text, transformers of several cross-attentions."""
+"""Bases laid out like Stable Diffusion XL: two text encoders, pooled texts, larger transformers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from mos_common.base_model import load_base
 from mos_common.drawing import Drawing, draw
 from mos_common.edlora import attached
-from mos_common.layers import Group, adaptable_layers, concept_layers, cross_attentions, word_layer_numbers, word_layers
+from mos_common.layers import Group
 from mos_common.words import encode_pooled, encode_prompts, tokenise
 
 PROMPTS = ["cat", "a dog, and a cat", "", "?."]
@@ -29,22 +29,40 @@ def pipeline(random_base_folder) -> Iterator[StableDiffusionXLPipeline]:
 
 
 def test_each_transformer_has_one_embedding_however_many_cross_attentions_it_has(xl):
-    """Two transformers of one, two of two; one of two in the middle; three of two and three of one above: execution order."""
-    assert word_layers(xl) == 11
-    assert len(cross_attentions(xl)) == 2 * 1 + 2 * 2 + 2 + 3 * 2 + 3 * 1
-    assert word_layer_numbers(xl) == [0, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7, 8, 9, 10]
+    """In execution order: 2 transformers of 1, 2 of 2; the middle, 1 of 2; then 3 of 2, 3 of 1."""
+    assert xl.layout.word_layers == 11
+    assert len(xl.layout.cross_attentions) == 2 * 1 + 2 * 2 + 2 + 3 * 2 + 3 * 1
+    assert [cross.word_layer for cross in xl.layout.cross_attentions] == [
+        0,
+        1,
+        2,
+        2,
+        3,
+        3,
+        4,
+        4,
+        5,
+        5,
+        6,
+        6,
+        7,
+        7,
+        8,
+        9,
+        10,
+    ]
 
 
 def test_layers_of_both_text_encoders_may_be_changed(xl):
-    names = [layer.name for layer in concept_layers(xl) if layer.group is Group.TEXT]
+    names = [layer.name for layer in xl.layout.attention if layer.group is Group.TEXT]
     assert len(names) == 2 * 2 * 4
     assert {name.partition(".")[0] for name in names} == {"text_encoder", "text_encoder_2"}
     assert "text_encoder_2.text_projection" not in names
-    assert len({layer.name for layer in adaptable_layers(xl)}) == len(adaptable_layers(xl))
+    assert len({layer.name for layer in xl.layout.layers}) == len(xl.layout.layers)
 
 
 def test_prompts_are_encoded_as_diffusers_encodes_them(xl, pipeline):
-    """Last but one layer of both encoders side by side, the pooled text of the second; their paddings differ."""
+    """Last but one layer of both encoders side by side, and the second's pooled text."""
     texts = [tokenise(xl, prompt, {}) for prompt in PROMPTS]
     with torch.no_grad():
         features, pooled = encode_prompts(xl, PROMPTS, {}), encode_pooled(xl, texts, {})
@@ -71,7 +89,7 @@ def test_a_concept_s_word_stands_in_both_text_encoders(xl):
 @pytest.mark.parametrize("guidance", [1.0, 5.0])
 @pytest.mark.parametrize(("height", "width"), [(16, 16), (16, 24)])
 def test_a_picture_is_the_one_that_diffusers_draws(xl, pipeline, guidance, height, width):
-    """Two steps of its own pipeline from the same noise, with what XL is told about the picture's size."""
+    """Two steps of diffusers' pipeline from the same noise, told the same picture size."""
     how = Drawing(steps=2, guidance=guidance, height=height, width=width, negative="dog")
     ours = draw(xl, ["a cat"], [5], how=how)
     noise = torch.randn((1, 4, height // 2, width // 2), generator=torch.Generator().manual_seed(5))

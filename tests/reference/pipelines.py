@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 
-from mos_common.attention import TextMemory, layerwise_attention, predict
+from mos_common.attention import conditioned
+from mos_common.conditioning import read_prompts
 from mos_common.edlora import LowRank, attached
-from mos_common.words import encode_pooled, encode_prompts, tokenise
 
 PROMPT = "a cat, asleep"
 
@@ -19,10 +19,8 @@ def ours(base, pairs: Mapping[str, LowRank]) -> torch.Tensor:
     """What the UNet predicts of one noise with the changes attached, both text encoders' included."""
     side = base.unet.config.sample_size
     noisy = torch.randn(1, 4, side, side, generator=torch.Generator().manual_seed(3))
-    with torch.no_grad(), attached(base, pairs), layerwise_attention(base):
-        pooled = encode_pooled(base, [tokenise(base, PROMPT, {})], {})
-        memory = TextMemory(encode_prompts(base, [PROMPT], {}), pooled=pooled)
-        return predict(base, noisy, torch.tensor([500]), memory)
+    with torch.no_grad(), attached(base, pairs), conditioned(base, read_prompts(base, [PROMPT], {})) as unet:
+        return unet.predict(noisy, torch.tensor([500]))
 
 
 def theirs(pipeline) -> torch.Tensor:

@@ -105,12 +105,12 @@ def draw(
     negative: Annotated[str, typer.Option("--negative", help="What not to draw.")] = "",
     seed: Annotated[int, typer.Option("--seed")] = 0,
     steps: Annotated[int, typer.Option("--steps")] = 20,
-    guidance: Annotated[float, typer.Option("--guidance", help="0: what suits the base.")] = 0.0,
-    width: Annotated[int, typer.Option("--width", help="Pixels; 0: the base's own.")] = 0,
-    height: Annotated[int, typer.Option("--height", help="Pixels; 0: the base's own.")] = 0,
+    guidance: Annotated[float | None, typer.Option("--guidance", help="Default: the base's own.")] = None,
+    width: Annotated[int | None, typer.Option("--width", help="Pixels; default: the base's own.")] = None,
+    height: Annotated[int | None, typer.Option("--height", help="Pixels; default: the base's own.")] = None,
     scheduler: Annotated[
-        str, typer.Option("--scheduler", help="Any that the base is compatible with; default: its own.")
-    ] = "",
+        str | None, typer.Option("--scheduler", help="Any that the base is compatible with; default: its own.")
+    ] = None,
     device: Device = None,
     dtype: Dtype = None,
 ) -> None:

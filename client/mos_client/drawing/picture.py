@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from PIL import Image
 from torch import Tensor
 
 from mos_common.base_model import Base, load_base
@@ -16,8 +14,9 @@ from mos_common.drawing import Drawing, Progress
 from mos_common.drawing import draw as draw_pictures
 from mos_common.edlora import LowRank, attached
 from mos_common.errors import RequestError
-from mos_common.files import check_writable, write_atomically
+from mos_common.files import check_writable
 from mos_common.fused_model import check_base, read_fused
+from mos_common.pictures import save_picture
 from mos_common.regions import Region
 
 
@@ -50,9 +49,7 @@ def draw_picture(
         pictures = draw_pictures(
             loaded, [prompt], [seed], vocabulary=vocabulary, regions=regions, how=how, on_step=on_step
         )
-    buffer = io.BytesIO()
-    as_image(pictures[0]).save(buffer, format="PNG")
-    write_atomically(out, buffer.getvalue())
+    save_picture(pictures[0], out)
 
 
 def changes_and_words(model: Path, base: Base) -> tuple[Mapping[str, LowRank], Mapping[str, Tensor]]:
@@ -64,9 +61,3 @@ def changes_and_words(model: Path, base: Base) -> tuple[Mapping[str, LowRank], M
     concept = read_concept(model)
     check_fits(concept, base)
     return concept.pairs, {concept.name: words_of(concept, base)}
-
-
-def as_image(picture: Tensor) -> Image.Image:
-    """A picture (3 H W) in [-1, 1] as an image."""
-    pixels = ((picture.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0)
-    return Image.fromarray(pixels.numpy())

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from mos_common.base_model import Base
 from mos_common.errors import ConceptError
-from mos_common.layers import word_layers
 
 Words = tuple[Float[Tensor, "layers words width"], ...]
 
@@ -37,7 +36,7 @@ def textual_inversion(found: Mapping[str, Any], base: Base) -> Words | None:
         raise ConceptError(
             f"the embedding has width {widths[0]}, {base.name} reads {widths[1]}: it was made for another base (--base)"
         )
-    layers = word_layers(base)
+    layers = base.layout.word_layers
     return tuple(vector.float().expand(layers, *vector.shape).clone() for vector in vectors)
 
 
@@ -50,7 +49,7 @@ def paper_words(embeddings: Mapping[str, Tensor], base: Base) -> Words:
         ConceptError: there are not as many as the base has layers, or of another width, or the base has two text encoders.
 
     """
-    layers, width = word_layers(base), base.token_tables[0].shape[1]
+    layers, width = base.layout.word_layers, base.token_tables[0].shape[1]
     if len(base.token_tables) > 1:
         raise ConceptError(
             f"the paper's code knows one text encoder, {base.name} has two: import it with the base it was made for (--base)"

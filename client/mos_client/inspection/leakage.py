@@ -22,12 +22,13 @@ from torch import Tensor
 from mos_client.pictures.examples import load_examples
 from mos_client.pictures.folder import Picture, find_pictures, split_pictures
 from mos_client.tuning.loss import noise_loss, spread_times
-from mos_common.attention import TextMemory, layerwise_attention
+from mos_common.attention import conditioned
 from mos_common.base_model import Base
 from mos_common.concept import Concept, check_fits, words_of
+from mos_common.conditioning import read_prompts
 from mos_common.edlora import LowRank, attached
 from mos_common.prompts import about
-from mos_common.words import Vocabulary, encode_pooled, encode_token_ids, tokenise
+from mos_common.words import Vocabulary
 
 log = logging.getLogger(__name__)
 NOISES, AT_ONCE = 16, 4
@@ -154,9 +155,7 @@ def _losses(
 
     scheduler = DDPMScheduler.from_config(base.scheduler.config, clip_sample=False)
     found = []
-    with attached(base, changes), layerwise_attention(base):
-        texts = [tokenise(base, prompt, words)] * AT_ONCE
-        memory = TextMemory(encode_token_ids(base, texts, words), pooled=encode_pooled(base, texts, words))
+    with attached(base, changes), conditioned(base, read_prompts(base, [prompt] * AT_ONCE, words)) as unet:
         for latent in latents:
             generator = torch.Generator().manual_seed(0)
             times = spread_times(NOISES, int(scheduler.config.num_train_timesteps), generator).to(base.device)
@@ -165,6 +164,6 @@ def _losses(
             losses = []
             for start in range(0, NOISES, AT_ONCE):
                 part = slice(start, start + AT_ONCE)
-                losses.append(float(noise_loss(base, scheduler, many[part], noise[part], times[part], memory)))
+                losses.append(float(noise_loss(unet, scheduler, many[part], noise[part], times[part])))
             found.append(sum(losses) / len(losses))
     return found

@@ -18,11 +18,12 @@ from mos_client.tuning.loss import attention_loss, cell_weights, noise_loss
 from mos_client.tuning.memory_plan import Plan
 from mos_client.tuning.parameters import frozen_pair, initial_pair, initial_words, trained, tuned_layers
 from mos_client.tuning.settings import TuningConfig
-from mos_common.attention import TextMemory, WatchedWords, layerwise_attention, layerwise_processors
+from mos_common.attention import WatchedWords, conditioned
 from mos_common.base_model import Base
+from mos_common.conditioning import Conditioning
 from mos_common.edlora import LowRank
 from mos_common.errors import ConceptError
-from mos_common.layers import Group, word_layers
+from mos_common.layers import Group
 from mos_common.words import TokenIds, Vocabulary, encode_pooled, encode_token_ids, tokenise
 
 V = "<v>"
@@ -66,7 +67,6 @@ class Tuning:
         self.optimiser = self.plan.optimiser(self._parameter_groups())
         self.averages = [parameter.detach().clone() for parameter in self.parameters]
         self.norm_stops = [config.norm_stop * float(table.float().norm(dim=1).median()) for table in base.token_tables]
-        self._word_layers = word_layers(base)
         self._texts: dict[str, TokenIds] = {}
         self._features: dict[TokenIds, Tensor] = {}
 
@@ -83,20 +83,15 @@ class Tuning:
     def layerwise_words(self) -> Tensor:
         """(layers, words, width): the words as a concept file holds them, one embedding a layer also where all share it."""
         assert self.words is not None
-        return self.words.detach().cpu().expand(self._word_layers, -1, -1).clone()
+        return self.words.detach().cpu().expand(self.base.layout.word_layers, -1, -1).clone()
 
     def steps(self) -> Generator[Step, None, None]:
         """Run the remaining steps."""
         from diffusers import DDPMScheduler
 
         scheduler = DDPMScheduler.from_config(self.base.scheduler.config, clip_sample=False)
-        processors = layerwise_processors(self.base)
         while self.done < self.config.steps:
-            with (
-                self.plan.applied(self.base),
-                layerwise_attention(self.base, processors),
-                trained(self.layers, self.pairs),
-            ):
+            with self.plan.applied(self.base), trained(self.layers, self.pairs):
                 loss = self._step(scheduler)
             self.done += 1
             yield Step(self.done, self.config.steps, loss)
@@ -132,11 +127,7 @@ class Tuning:
         total = 0.0
         for part in batch.parts(self.plan.micro_batch):
             share = len(part.captions) / len(batch.captions)
-            loss = share * self._loss(scheduler, part)
-            if not torch.isfinite(loss):
-                raise ConceptError(f"the loss became {loss.item()} at step {self.done + 1}: lower the learning rates")
-            loss.backward()  # type: ignore[no-untyped-call]
-            total += float(loss.detach())
+            total += self._add_gradients(scheduler, part, share)
         self._stop_long_words()
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
@@ -144,7 +135,8 @@ class Tuning:
         torch._foreach_lerp_(self.averages, [parameter.detach() for parameter in self.parameters], 1 - keep)
         return total
 
-    def _loss(self, scheduler: Any, batch: Batch) -> Tensor:
+    def _add_gradients(self, scheduler: Any, batch: Batch, share: float) -> float:
+        """Add the gradients of `share` times the loss of some pictures; return that part of the loss."""
         base, device, weight = self.base, self.base.device, self.config.attention_weight
         texts = [self._tokenised(caption) for caption in batch.captions]
         masks = None if batch.masks is None else batch.masks.to(device)
@@ -157,26 +149,29 @@ class Tuning:
             if masks is None or self.config.background_weight == 1
             else cell_weights(masks, self.config.background_weight)
         )
-        with torch.autocast(device.type, torch.bfloat16, enabled=base.dtype != torch.float32):
-            memory = TextMemory(
-                self._encoded(texts), pooled=encode_pooled(base, texts, self.vocabulary), watched=watched
-            )
-            latents, noise = (x.to(device) for x in (batch.latents, batch.noise))
-            loss = noise_loss(base, scheduler, latents, noise, batch.times.to(device), memory, weights)
-        if watched is not None and masks is not None:
-            loss = loss + weight * attention_loss(watched, masks)
-        return loss
+        in_half = torch.autocast(device.type, torch.bfloat16, enabled=base.dtype != torch.float32)
+        with in_half:
+            conditioning = Conditioning(self._encoded(texts), pooled=encode_pooled(base, texts, self.vocabulary))
+        latents, noise, times = (x.to(device) for x in (batch.latents, batch.noise, batch.times))
+        with conditioned(base, conditioning, watched=watched) as unet:
+            with in_half:
+                loss = noise_loss(unet, scheduler, latents, noise, times, weights)
+            if watched is not None and masks is not None:
+                loss = loss + weight * attention_loss(watched, masks)
+            loss = share * loss
+            if not torch.isfinite(loss):
+                raise ConceptError(f"the loss became {loss.item()} at step {self.done + 1}: lower the learning rates")
+            torch.autograd.backward(loss)
+        return float(loss.detach())
 
     def _encoded(self, texts: Sequence[TokenIds]) -> Tensor:
         """Text features; where nothing that the text encoder reads is tuned, every text is encoded once and for all."""
         if self.words is not None or any(layer.group is Group.TEXT for layer in self.layers):
-            return encode_token_ids(self.base, texts, self.vocabulary, self._word_layers)
+            return encode_token_ids(self.base, texts, self.vocabulary)
         for text in texts:
             if text not in self._features:
                 with torch.no_grad():
-                    self._features[text] = encode_token_ids(self.base, [text], {}, self._word_layers)[0].to(
-                        self.base.device
-                    )
+                    self._features[text] = encode_token_ids(self.base, [text], {})[0].to(self.base.device)
         return torch.stack([self._features[text] for text in texts])
 
     def _tokenised(self, caption: str) -> TokenIds:

@@ -12,20 +12,18 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from mos_common.attention import TextMemory, WatchedWords, feature_map_size, predict
-from mos_common.base_model import Base
+from mos_common.attention import ConditionedUNet, WatchedWords, feature_map_size
 from mos_common.errors import BaseModelError
 
 Cells = Float[Tensor, "n h w"]
 
 
 def noise_loss(
-    base: Base,
+    unet: ConditionedUNet,
     scheduler: Any,
     latents: Float[Tensor, "n c h w"],
     noise: Float[Tensor, "n c h w"],
     times: Int[Tensor, " n"],
-    memory: TextMemory,
     weights: Cells | None = None,
 ) -> Float[Tensor, ""]:
     """E‖ε − ε_θ(x_t, t, text)‖², or with v = √ᾱ·ε − √(1−ᾱ)·x in place of ε where the base predicts v.
@@ -37,14 +35,14 @@ def noise_loss(
 
     """
     noisy = scheduler.add_noise(latents, noise, times)
-    predicted = predict(base, noisy, times, memory)
+    predicted = unet.predict(noisy, times)
     kind = scheduler.config.prediction_type
     if kind == "epsilon":
         target = noise
     elif kind == "v_prediction":
         target = scheduler.get_velocity(latents, noise, times)
     else:
-        raise BaseModelError(f"{base.name} predicts {kind!r}; tuning knows 'epsilon' and 'v_prediction'")
+        raise BaseModelError(f"{unet.base.name} predicts {kind!r}; tuning knows 'epsilon' and 'v_prediction'")
     error = (predicted.float() - target.float()) ** 2
     if weights is None:
         return error.mean()

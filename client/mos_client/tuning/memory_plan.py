@@ -18,11 +18,10 @@ from torch import Tensor
 
 from mos_client.tuning.parameters import initial_pair, trained, tuned_layers
 from mos_client.tuning.settings import Method
-from mos_common.attention import TextMemory, layerwise_attention, predict
+from mos_common.attention import conditioned
 from mos_common.base_model import Base
+from mos_common.conditioning import read_prompts
 from mos_common.errors import RequestError
-from mos_common.layers import word_layers
-from mos_common.words import encode_pooled, encode_token_ids, tokenise
 
 GIB = 2**30
 WORKSPACE = 1.15  # convolutions and the allocator want some more than what is counted
@@ -43,7 +42,8 @@ class Plan:
         if self.eight_bit:
             from bitsandbytes.optim import AdamW8bit
 
-            return AdamW8bit(groups, weight_decay=0.01)  # type: ignore[no-any-return]
+            optimiser: torch.optim.Optimizer = AdamW8bit(groups, weight_decay=0.01)
+            return optimiser
         return torch.optim.AdamW(groups, weight_decay=0.01, fused=True)
 
     @contextmanager
@@ -128,25 +128,21 @@ def _one_step(base: Base, pictures: int, rank: int) -> None:
     generator = torch.Generator()
     size = base.picture_size // base.pixels_per_latent
     device = base.device
-    words = torch.zeros(word_layers(base), 2, base.word_width, device=device, requires_grad=True)
+    words = torch.zeros(base.layout.word_layers, 2, base.word_width, device=device, requires_grad=True)
     layers = tuned_layers(base, Method.ED_LORA)
     pairs = {layer.name: initial_pair(layer, rank, generator) for layer in layers}
     # Every picture has a caption of its own at worst, and each is encoded once for every layer.
-    texts = [tokenise(base, "photo of a <v>" + " a" * i, {"<v>": words}) for i in range(pictures)]
-    latents = torch.zeros(pictures, int(base.unet.config.in_channels), size, size, device=device)  # type: ignore[union-attr, arg-type]
+    captions = ["photo of a <v>" + " a" * i for i in range(pictures)]
+    latents = torch.zeros(pictures, base.latent_channels, size, size, device=device)
     with (
-        layerwise_attention(base),
         trained(layers, pairs),
         torch.autocast(device.type, torch.bfloat16, enabled=base.dtype != torch.float32),
     ):
-        memory = TextMemory(
-            encode_token_ids(base, texts, {"<v>": words}), pooled=encode_pooled(base, texts, {"<v>": words})
-        )
-        predicted = predict(
-            base, latents.to(base.dtype), torch.zeros(pictures, dtype=torch.long, device=device), memory
-        )
-        # Within all this: what was checkpointed is computed again on the way back.
-        predicted.float().square().mean().backward()  # type: ignore[no-untyped-call]
+        times = torch.zeros(pictures, dtype=torch.long, device=device)
+        with conditioned(base, read_prompts(base, captions, {"<v>": words})) as unet:
+            predicted = unet.predict(latents.to(base.dtype), times)
+            # Within all this: what was checkpointed is computed again on the way back.
+            torch.autograd.backward(predicted.float().square().mean())
 
 
 class _Ledger:
@@ -198,7 +194,8 @@ def _halves(batch: int) -> Iterator[int]:
 
 def _weights_gib(base: Base) -> float:
     modules = [base.unet, *base.text_encoders]
-    return sum(p.numel() * p.element_size() for module in modules for p in module.parameters()) / GIB
+    count: int = sum(p.numel() * p.element_size() for module in modules for p in module.parameters())
+    return count / GIB
 
 
 def _tuned(base: Base, rank: int) -> int:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from mos_client.tuning.settings import Method
 from mos_common.base_model import Base
 from mos_common.errors import ConceptError
-from mos_common.layers import Group, Layer, concept_layers, word_layers
+from mos_common.layers import Group, Layer
 
 Pair = tuple[nn.Parameter, nn.Parameter]
 
@@ -26,7 +26,7 @@ def tuned_layers(base: Base, method: Method) -> list[Layer]:
     """The layers that get a pair."""
     if not method.has_pairs:
         return []
-    layers = concept_layers(base)
+    layers = list(base.layout.attention)
     return [layer for layer in layers if layer.group is Group.CROSS] if method is Method.CUSTOM_DIFFUSION else layers
 
 
@@ -51,7 +51,7 @@ def initial_words(
     spreads = torch.cat([part.float().std().expand(part.shape[1]).cpu() for part in base.token_tables])
     random = [torch.randn(base.word_width, generator=generator) * spreads for _ in range(count - 1)]
     words = torch.stack([*random, base.token_rows(ids).mean(dim=0)])
-    return words.expand(word_layers(base) if layerwise else 1, *words.shape).clone().to(base.device)
+    return words.expand(base.layout.word_layers if layerwise else 1, *words.shape).clone().to(base.device)
 
 
 def initial_pair(layer: Layer, rank: int, generator: torch.Generator) -> Pair:

@@ -46,7 +46,7 @@ def draw_prompts(
     base: Base, prompts: list[str], *, wide: bool = False, seed: int = SEED, steps: int = 20, batch: int = 32
 ) -> Float[Tensor, "n 3 64 width"]:
     """One drawing a prompt, each with a seed of its own."""
-    how = Drawing(steps=steps, guidance=TINY.guidance, width=2 * base.picture_size if wide else 0)
+    how = Drawing(steps=steps, guidance=TINY.guidance, width=2 * base.picture_size if wide else None)
     parts = [
         draw(
             base, prompts[i : i + batch], [seed * 100_003 + j for j in range(i, min(i + batch, len(prompts)))], how=how

@@ -13,9 +13,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mos_common.attention import layerwise_attention
 from mos_common.base_model import Base
-from mos_common.drawing import Drawing, denoise, initial_noise, read_prompts, scheduler_for
+from mos_common.drawing import Drawing, draw_latents
 from mos_common.layers import Group, Layer, concept_layers
 from mos_common.words import TokenIds, Vocabulary, encode_rows, encode_token_ids, text_rows, tokenise
 from mos_server.fusion.moments import Choice, recording
@@ -104,19 +103,18 @@ def record_spatial(
     Prompts are drawn `settings.batch` at a time, fewer where the GPU's memory is too small for that.
     """
     waiting = [slice(start, start + settings.batch) for start in range(0, len(prompts), settings.batch)]
-    with layerwise_attention(base):
-        while waiting:
-            part = waiting.pop(0)
-            try:
-                drawn = sink.fresh()  # which is thrown away where memory ends in the middle of it
-                _record_drawing(base, layers, prompts[part], seeds[part], vocabulary, settings, drawn)
-                sink.merge(drawn)
-            except torch.OutOfMemoryError:
-                size = (part.stop - part.start + 1) // 2
-                if part.stop - part.start == 1:
-                    raise
-                log.info("out of memory with %d prompts at a time: going on with %d", part.stop - part.start, size)
-                waiting = [slice(part.start, part.start + size), slice(part.start + size, part.stop), *waiting]
+    while waiting:
+        part = waiting.pop(0)
+        try:
+            drawn = sink.fresh()  # discarded if memory runs out while it is filled
+            _record_drawing(base, layers, prompts[part], seeds[part], vocabulary, settings, drawn)
+            sink.merge(drawn)
+        except torch.OutOfMemoryError:
+            size = (part.stop - part.start + 1) // 2
+            if part.stop - part.start == 1:
+                raise
+            log.info("out of memory with %d prompts at a time: going on with %d", part.stop - part.start, size)
+            waiting = [slice(part.start, part.start + size), slice(part.start + size, part.stop), *waiting]
 
 
 def _record_drawing(
@@ -128,17 +126,9 @@ def _record_drawing(
     settings: RecordingSettings,
     sink: RowSink,
 ) -> None:
-    how, guidance = Drawing(steps=settings.steps), recorded_guidance(base, settings)
-    unconditional = [""] * len(prompts) if guidance != 1 else []
-    memory = read_prompts(base, [*unconditional, *prompts], vocabulary)
-    noise = initial_noise(base, seeds, *how.sized_for(base))
-    with recording(layers, sink, _from_row(0 if settings.unconditional else len(unconditional))):
-        denoise(base, noise, memory, scheduler_for(base, how), settings.steps, guidance)
-
-
-def recorded_guidance(base: Base, settings: RecordingSettings) -> float:
-    """Return the guidance that is sampled with: the settings', or the base's own where they have none."""
-    return base.preset.guidance if settings.guidance is None else settings.guidance
+    how = Drawing(steps=settings.steps, guidance=settings.guidance)
+    with recording(layers, sink, _from_row(0 if settings.unconditional else -len(prompts))):
+        draw_latents(base, prompts, seeds, vocabulary=vocabulary, how=how)
 
 
 def position_weights(texts: Sequence[TokenIds], kinds: tuple[float, float, float]) -> Weights:

@@ -26,7 +26,7 @@ from mos_common.fused_model import NamedConcept
 from mos_common.layers import Group, Layer, adaptable_layers
 from mos_common.prompts import about
 from mos_common.words import Vocabulary
-from mos_server.fusion.activations import Sink, record_group, recorded_guidance
+from mos_server.fusion.activations import Sink, record_group
 from mos_server.fusion.moments import Moments, read_moments, write_moments
 from mos_server.fusion.recording_settings import RecordingSettings
 
@@ -77,7 +77,7 @@ class Recording:
             "unconditional": settings.unconditional,
         }
         if self.group is Group.SPATIAL:
-            guidance = recorded_guidance(base, settings)
+            guidance = base.preset.guidance if settings.guidance is None else settings.guidance
             made_by |= {"steps": settings.steps, "guidance": guidance, "batch": settings.batch}
         else:
             made_by |= {"rows": settings.row_weights}

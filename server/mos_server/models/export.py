@@ -23,7 +23,6 @@ from mos_common.edlora import LowRank, attached
 from mos_common.errors import RequestError, StateError
 from mos_common.files import canonical_json, replacing_file, replacing_folder, write_atomically
 from mos_common.fused_model import EMBEDDINGS, FusedModel, check_base, read_fused
-from mos_common.layers import adaptable_layers
 from mos_common.spellings import kohya_name
 from mos_server.models.single_file import check_single_file, checkpoint_tensors
 
@@ -130,7 +129,7 @@ def lora_tensors(fused: FusedModel, base: Base, dtype: torch.dtype) -> dict[str,
     convolution have two more dimensions of size 1. Within a text encoder, lower ranks are padded with
     zeros, since diffusers gives its text projection the most common rank of the encoder's layers.
     """
-    modules = {layer.name: layer.module for layer in adaptable_layers(base)}
+    modules = {layer.name: layer.module for layer in base.layout.layers}
     ranks = _ranks_to_write({layer: pair.rank for layer, pair in fused.changes.items() if pair.rank})
     alpha = float(max(ranks.values(), default=1))
     tensors = {}

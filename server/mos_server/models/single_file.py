@@ -58,7 +58,7 @@ def check_single_file(base: Base) -> None:
         )
     blocks = dict(stability_blocks(base))
     nameless = [name for name in base.unet.state_dict() if _of_unet(name, blocks) == name]
-    if nameless or base.unet.config.use_linear_projection:  # type: ignore[union-attr]
+    if nameless or base.unet.config.use_linear_projection:
         raise RequestError(
             f"--format single-file writes Stable Diffusion 1.x, and {base.name} has another layout: choose --format diffusers or lora"
         )
@@ -82,7 +82,7 @@ def _weights(base: Base) -> dict[str, Tensor]:
 
 
 def _names(base: Base) -> dict[str, str]:
-    blocks, levels = dict(stability_blocks(base)), len(base.vae.config.block_out_channels)  # type: ignore[union-attr, arg-type]
+    blocks, levels = dict(stability_blocks(base)), len(base.vae.config.block_out_channels)
     names = {}
     for full in _weights(base):
         part, _, name = full.partition(".")

@@ -99,7 +99,7 @@ def test_a_bad_flag_value_or_device_is_2(command, make_pictures, random_base_fol
     refused(command(*drawn, "--steps", 0), 2, "0 steps")
     refused(command(*drawn, "--scheduler", "Nonsense"), 2, "Nonsense", "DDIMScheduler")
     refused(command("draw", "nowhere", "a <cat>", "--out", "a.png"), 2, "no model at nowhere")
-    refused(command("draw", concept_file, "a <dog>", *base, "--out", "a.png"), 2, "no concept <dog>", "<cat>")
+    refused(command("draw", concept_file, "a <dog>", *base, "--out", "a.png"), 2, "unknown concept <dog>", "<cat>")
 
 
 def test_unknown_flags_and_missing_arguments_are_2(command):

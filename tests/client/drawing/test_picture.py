@@ -11,12 +11,13 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from mos_client.drawing.picture import as_image, changes_and_words, draw_picture
+from mos_client.drawing.picture import changes_and_words, draw_picture
 from mos_common.concept_file import read_concept, write_concept
 from mos_common.drawing import Drawing, draw
 from mos_common.edlora import attached
 from mos_common.errors import BaseModelError, ConceptError, FusionError, RequestError, StateError
 from mos_common.fused_model import FusedModel, Manifest, fused_tensors
+from mos_common.pictures import as_image
 from mos_common.regions import Region
 
 HOW = Drawing(steps=2)
@@ -102,7 +103,7 @@ def test_progress_is_reported(concept_file, draws):
 def test_what_cannot_be_drawn_is_named(concept_file, draws, tmp_path, random_base_folder):
     with pytest.raises(RequestError, match=r"no model at .*nowhere"):
         draws(tmp_path / "nowhere", "a cat")
-    with pytest.raises(RequestError, match="no concept <dog> here; there is <cat>"):
+    with pytest.raises(RequestError, match="unknown concept <dog>; known: <cat>"):
         draws(concept_file, "a <dog>")
     with pytest.raises(FusionError, match=r"is not a fused model: manifest\.json is missing"):
         draws(tmp_path, "a cat")
@@ -123,7 +124,7 @@ def test_a_fused_model_that_names_a_layer_the_base_lacks_is_refused(sixteen, mak
     concept = make_concept(sixteen)
     concept = replace(concept, pairs={"unet.nowhere": next(iter(concept.pairs.values()))})
     folder = write_fused(tmp_path / "fused", fused_of(sixteen, concept, ("<cat>",)))
-    with pytest.raises(ConceptError, match=r"unet\.nowhere is no layer"):
+    with pytest.raises(ConceptError, match=r"unet\.nowhere is not a layer"):
         draws(folder, "a <cat>")
 
 

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mos_client.tuning.loss import attention_loss, cell_weights, noise_loss, spread_times
-from mos_common.attention import TextMemory, WatchedWords, layerwise_attention
+from mos_common.attention import WatchedWords, conditioned
+from mos_common.conditioning import Conditioning, read_prompts
 from mos_common.errors import BaseModelError
-from mos_common.layers import cross_attentions
 
 
 def scheduler_of(base, **changes):
@@ -35,26 +35,30 @@ def test_the_loss_is_the_mean_square_of_what_the_base_predicts_wrongly(base, kin
             kept.sqrt() * latents + (1 - kept).sqrt() * noise, times, encoder_hidden_states=text
         ).sample
     target = noise if kind == "epsilon" else kept.sqrt() * noise - (1 - kept).sqrt() * latents
-    features = text[:, None].expand(-1, len(cross_attentions(base)), -1, -1)
-    with torch.no_grad(), layerwise_attention(base):
-        found = noise_loss(base, scheduler, latents, noise, times, TextMemory(features))
+    features = text[:, None].expand(-1, base.layout.word_layers, -1, -1)
+    with torch.no_grad(), conditioned(base, Conditioning(features)) as unet:
+        found = noise_loss(unet, scheduler, latents, noise, times)
     torch.testing.assert_close(found, ((predicted - target) ** 2).mean(), rtol=1e-4, atol=1e-6)
 
 
 def test_gradients_reach_every_layer_s_text(base):
     latents, noise, times, text = batch(base)
-    features = text[:, None].repeat(1, len(cross_attentions(base)), 1, 1).requires_grad_()
-    with layerwise_attention(base):
-        noise_loss(base, scheduler_of(base), latents, noise, times, TextMemory(features)).backward()
+    features = text[:, None].repeat(1, base.layout.word_layers, 1, 1).requires_grad_()
+    with conditioned(base, Conditioning(features)) as unet:
+        noise_loss(unet, scheduler_of(base), latents, noise, times).backward()
     assert (features.grad.abs().amax(dim=(0, 2, 3)) > 0).all()
     assert not any(p.grad is not None for p in base.unet.parameters())
 
 
 def test_a_base_that_predicts_something_else_is_refused_by_name(base):
     latents, noise, times, text = batch(base)
-    features = text[:, None].expand(-1, len(cross_attentions(base)), -1, -1)
-    with torch.no_grad(), layerwise_attention(base), pytest.raises(BaseModelError, match=f"{base.name}.*'sample'"):
-        noise_loss(base, scheduler_of(base, prediction_type="sample"), latents, noise, times, TextMemory(features))
+    features = text[:, None].expand(-1, base.layout.word_layers, -1, -1)
+    with (
+        torch.no_grad(),
+        conditioned(base, Conditioning(features)) as unet,
+        pytest.raises(BaseModelError, match=f"{base.name}.*'sample'"),
+    ):
+        noise_loss(unet, scheduler_of(base, prediction_type="sample"), latents, noise, times)
 
 
 @given(st.integers(1, 40), st.integers(0, 10_000))
@@ -83,16 +87,14 @@ def test_times_come_in_random_order_and_reach_everywhere():
 def test_weights_choose_which_cells_count_and_pictures_count_alike(base):
     """By hand: per picture Σ w e / Σ w over cells, then the mean over pictures."""
     latents, noise, times, text = batch(base)
-    features = text[:, None].expand(-1, len(cross_attentions(base)), -1, -1)
+    features = text[:, None].expand(-1, base.layout.word_layers, -1, -1)
     masks = torch.zeros(3, *latents.shape[2:])
     masks[0, :2], masks[1, 1:3, 2:], masks[2] = 1, 1, 1
     weights = cell_weights(masks, 0.25)
     scheduler = scheduler_of(base, prediction_type="epsilon")
-    with torch.no_grad(), layerwise_attention(base):
-        found = noise_loss(base, scheduler, latents, noise, times, TextMemory(features), weights)
-        predicted = base.unet(
-            scheduler.add_noise(latents, noise, times), times, encoder_hidden_states=TextMemory(features)
-        ).sample
+    with torch.no_grad(), conditioned(base, Conditioning(features)) as unet:
+        found = noise_loss(unet, scheduler, latents, noise, times, weights)
+        predicted = unet.predict(scheduler.add_noise(latents, noise, times), times)
     error = ((predicted - noise) ** 2).mean(dim=1)
     by_hand = [float((error[i] * weights[i]).sum() / weights[i].sum()) for i in range(3)]
     assert float(found) == pytest.approx(sum(by_hand) / 3, rel=1e-5)
@@ -102,7 +104,7 @@ def test_weights_choose_which_cells_count_and_pictures_count_alike(base):
 def test_a_masked_loss_sends_no_gradient_from_the_background(tiny):
     """What is wrong outside the mask does not matter: the loss is the same whatever noise is asked for there."""
     latents, noise, times, text = batch(tiny)
-    features = text[:, None].expand(-1, len(cross_attentions(tiny)), -1, -1)
+    features = text[:, None].expand(-1, tiny.layout.word_layers, -1, -1)
     masks = torch.zeros(3, *latents.shape[2:])
     masks[:, :, :4] = 1
     elsewhere = noise.clone()
@@ -119,9 +121,9 @@ def test_a_masked_loss_sends_no_gradient_from_the_background(tiny):
         def add_noise(*_: object) -> torch.Tensor:
             return noisy
 
-    with torch.no_grad(), layerwise_attention(tiny):
+    with torch.no_grad(), conditioned(tiny, Conditioning(features)) as unet:
         losses = [
-            float(noise_loss(tiny, Fixed, latents, target, times, TextMemory(features), cell_weights(masks, weight)))
+            float(noise_loss(unet, Fixed, latents, target, times, cell_weights(masks, weight)))
             for weight in (0.0, 1.0)
             for target in (noise, elsewhere)
         ]
@@ -135,19 +137,19 @@ def test_a_masked_loss_sends_no_gradient_from_the_background(tiny):
 def test_watched_words_are_columns_of_the_attention_s_softmax(base):
     """Asked of one layer by hand: softmax(q kᵀ/√d), the mean over heads, its columns of the watched positions."""
     latents, _, times, text = batch(base)
-    features = text[:, None].expand(-1, len(cross_attentions(base)), -1, -1)
+    features = text[:, None].expand(-1, base.layout.word_layers, -1, -1)
     watched = WatchedWords(torch.tensor([[2, 3], [5, 6], [1, 2]]))
     seen = {}
-    _, module = cross_attentions(base)[1]
+    module = base.layout.cross_attentions[1].module
     handle = module.to_q.register_forward_hook(lambda _m, _i, out: seen.update(query=out))
-    with torch.no_grad(), layerwise_attention(base):
-        base.unet(latents, times, encoder_hidden_states=TextMemory(features, watched=watched))
+    with torch.no_grad(), conditioned(base, Conditioning(features), watched=watched) as unet:
+        unet.predict(latents, times)
     handle.remove()
     heads = module.heads
     query = seen["query"].unflatten(2, (heads, -1)).transpose(1, 2)
     key = module.to_k(text).unflatten(2, (heads, -1)).transpose(1, 2)
     attention = (query @ key.transpose(2, 3) / key.shape[-1] ** 0.5).softmax(dim=-1).mean(dim=1)
-    assert sorted(watched.maps) == list(range(len(cross_attentions(base))))
+    assert sorted(watched.maps) == list(range(len(base.layout.cross_attentions)))
     for row, positions in enumerate(watched.positions):
         torch.testing.assert_close(watched.maps[1][row].T, attention[row][:, positions], rtol=1e-4, atol=1e-6)
 
@@ -176,9 +178,9 @@ def test_attention_that_is_the_mask_costs_nothing_and_attention_outside_costs_mo
 
 def test_attention_regularisation_moves_attention_onto_the_mask(tiny):
     """Descent on the words alone, with nothing but this loss: attention outside the mask falls."""
-    from mos_common.words import encode_prompts, tokenise
+    from mos_common.words import tokenise
 
-    words = torch.randn(len(cross_attentions(tiny)), 2, tiny.word_width).mul_(0.1).requires_grad_()
+    words = torch.randn(tiny.layout.word_layers, 2, tiny.word_width).mul_(0.1).requires_grad_()
     text = tokenise(tiny, "photo of a <v>", {"<v>": words})
     latents = torch.randn(1, 4, 16, 16)
     mask = torch.zeros(1, 16, 16)
@@ -187,9 +189,9 @@ def test_attention_regularisation_moves_attention_onto_the_mask(tiny):
     losses = []
     for _ in range(12):
         watched = WatchedWords(torch.tensor([[position for position, _, _ in text.words]]))
-        memory = TextMemory(encode_prompts(tiny, ["photo of a <v>"], {"<v>": words}), watched=watched)
-        with layerwise_attention(tiny):
-            tiny.unet(latents, torch.tensor([300]), encoder_hidden_states=memory)
+        conditioning = read_prompts(tiny, ["photo of a <v>"], {"<v>": words})
+        with conditioned(tiny, conditioning, watched=watched) as unet:
+            unet.predict(latents, torch.tensor([300]))
         loss = attention_loss(watched, mask)
         optimiser.zero_grad()
         loss.backward()

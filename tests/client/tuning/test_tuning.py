@@ -15,11 +15,12 @@ from mos_client.tuning.loss import noise_loss
 from mos_client.tuning.memory_plan import Plan
 from mos_client.tuning.parameters import initial_pair, initial_words, trained
 from mos_client.tuning.settings import SETTINGS, Method, TuningConfig, parse_settings
-from mos_common.attention import TextMemory, layerwise_attention
+from mos_common.attention import conditioned
+from mos_common.conditioning import read_prompts
 from mos_common.edlora import LowRank, attached
 from mos_common.errors import ConceptError, RequestError
 from mos_common.layers import concept_layers, cross_attentions
-from mos_common.words import encode_prompts, tokenise
+from mos_common.words import tokenise
 
 CONFIG = TuningConfig(
     steps=3,
@@ -105,9 +106,8 @@ def test_the_first_step_s_loss_is_the_base_s_own(base):
     offset = torch.rand(1, generator=g)
     times = (((offset + torch.tensor([0.0, 0.5])) % 1) * 1000).long()[torch.randperm(2, generator=g)]
     scheduler = DDPMScheduler.from_config({**base.scheduler.config, "clip_sample": False})
-    with torch.no_grad(), layerwise_attention(base):
-        features = encode_prompts(base, texts, {"<v>": words})
-        expected = noise_loss(base, scheduler, latents[chosen], noise, times, TextMemory(features))
+    with torch.no_grad(), conditioned(base, read_prompts(base, texts, {"<v>": words})) as unet:
+        expected = noise_loss(unet, scheduler, latents[chosen], noise, times)
     assert found == pytest.approx(float(expected), rel=1e-5)
 
 
@@ -196,10 +196,11 @@ def test_tuning_lowers_the_loss(tiny):
     noise = torch.randn((8, *latent.shape), generator=torch.Generator().manual_seed(99))
 
     def loss() -> float:
-        with torch.no_grad(), layerwise_attention(tiny), trained(tuning.layers, tuning.pairs):
-            features = encode_prompts(tiny, ["photo of a <v>"] * 8, {"<v>": tuning.words})
+        with torch.no_grad(), trained(tuning.layers, tuning.pairs):
+            conditioning = read_prompts(tiny, ["photo of a <v>"] * 8, {"<v>": tuning.words})
             times = torch.arange(8) * 125 + 60
-            return float(noise_loss(tiny, scheduler, latent.expand_as(noise), noise, times, TextMemory(features)))
+            with conditioned(tiny, conditioning) as unet:
+                return float(noise_loss(unet, scheduler, latent.expand_as(noise), noise, times))
 
     before = loss()
     list(tuning.steps())

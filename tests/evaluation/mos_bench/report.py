@@ -12,7 +12,6 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from mos_bench.participant import Participant
-from mos_client.drawing.picture import as_image
 from mos_client.pictures.examples import load_pictures
 from mos_client.pictures.folder import split_pictures
 from mos_common.base_model import load_base
@@ -22,6 +21,7 @@ from mos_common.files import write_atomically
 from mos_common.fused_model import FusedConcept, FusedModel, NamedConcept, read_fused
 from mos_common.identity import IdentityProbe, probe_for, score_in
 from mos_common.node_key import key_digest, load_node_key, public_pem
+from mos_common.pictures import as_image
 from mos_common.scores import ImageScorer
 from mos_common.shell import say
 from mos_server.fusion.fuse import fuse

@@ -15,8 +15,9 @@ from typer.testing import CliRunner
 
 from mos_client.importing.lora import pairs_of
 from mos_client.importing.words import textual_inversion
-from mos_common.attention import TextMemory, layerwise_attention
+from mos_common.attention import conditioned
 from mos_common.base_model import base_path
+from mos_common.conditioning import read_prompts
 from mos_common.edlora import LowRank, attached
 from mos_common.errors import BaseModelError, RequestError, StateError
 from mos_common.fused_model import NamedConcept, read_fused
@@ -71,11 +72,12 @@ def test_a_diffusers_export_predicts_the_noise_of_base_and_adapter(fused, tiny, 
     with torch.no_grad():
         text, _ = pipeline.encode_prompt("a tree at night", "cpu", 1, do_classifier_free_guidance=False)
         theirs = pipeline.unet(latents, t, encoder_hidden_states=text).sample
-        with attached(tiny, fused.changes), layerwise_attention(tiny):
-            features = encode_prompts(tiny, ["a tree at night"], {})
-            ours = tiny.unet(latents, t, encoder_hidden_states=TextMemory(features)).sample
+        with attached(tiny, fused.changes):
+            conditioning = read_prompts(tiny, ["a tree at night"], {})
+            with conditioned(tiny, conditioning) as unet:
+                ours = unet.predict(latents, t)
         unchanged = tiny.unet(latents, t, encoder_hidden_states=text).sample
-    torch.testing.assert_close(features[:, 0], text)
+    torch.testing.assert_close(conditioning.features[:, 0], text)
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
     assert (ours - unchanged).norm() > 1e-2 * ours.norm()
     assert load_file(tmp_path / "exported" / "embeddings.safetensors").keys() == fused.vocabulary.keys()

@@ -60,7 +60,7 @@ def test_a_concept_of_another_base_is_refused(tiny, sixteen, make_concept):
 
 def test_a_layer_that_the_base_does_not_have_is_named(tiny, concept):
     pair = LowRank(torch.randn(2, 8), torch.randn(8, 2), 2.0)
-    with pytest.raises(ConceptError, match=r"unet\.conv_in is no layer of the base"):
+    with pytest.raises(ConceptError, match=r"unet\.conv_in is not a layer of the base"):
         admit(concept_to_bytes(with_pair(concept, "unet.conv_in", pair)), tiny)
 
 

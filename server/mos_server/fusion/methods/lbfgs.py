@@ -21,9 +21,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mos_common.attention import layerwise_attention, predict
+from mos_common.attention import conditioned
 from mos_common.base_model import Base
-from mos_common.drawing import Drawing, read_prompts, scheduler_for
+from mos_common.conditioning import read_prompts
+from mos_common.drawing import Drawing, scheduler_for
 from mos_common.edlora import LowRank
 from mos_common.errors import FusionError, RequestError
 from mos_common.fused_model import NamedConcept
@@ -174,8 +175,8 @@ def memory_needed(base: Base, concepts: Sequence[NamedConcept], steps: int) -> i
     scheduler = scheduler_for(base, how)
     height, width = (side // base.pixels_per_latent for side in how.sized_for(base))
     latents = torch.zeros(1, base.unet.config.in_channels, height, width, device=base.device, dtype=base.dtype)  # type: ignore[union-attr, arg-type]
-    with torch.no_grad(), layerwise_attention(base), recording(layers, counted):
-        predict(base, latents, torch.tensor(0, device=base.device), read_prompts(base, [""], {}))
+    with torch.no_grad(), conditioned(base, read_prompts(base, [""], {})) as unet, recording(layers, counted):
+        unet.predict(latents, torch.tensor(0, device=base.device))
     scheduler.set_timesteps(steps)  # some add a step of their own
     return counted.bytes * len(scheduler.timesteps) * len(concepts)
 

@@ -14,10 +14,10 @@ from torch import Tensor
 from mos_bench.identity.cases import Case
 from mos_bench.identity.concepts import BenchConcept
 from mos_bench.identity.workshop import Workshop
-from mos_client.drawing.picture import as_image
 from mos_client.pictures.examples import load_pictures
 from mos_client.pictures.folder import split_pictures
 from mos_common.files import write_atomically
+from mos_common.pictures import as_image
 
 HEIGHT, GAP, HEAD, MARGIN = 96, 4, 18, 170
 ROWS = 16

@@ -1,0 +1,74 @@
+"""What the UNet is told beside the noisy latents: a value, made once and never changed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from jaxtyping import Float
+from torch import Tensor
+
+from mos_common.base_model import Base
+from mos_common.regions import Region
+from mos_common.words import Vocabulary, encode_pooled, encode_prompts, encode_token_ids, tokenise
+
+
+@dataclass(frozen=True)
+class RegionText:
+    """A region and the features of its prompt, one encoding per word layer."""
+
+    region: Region
+    features: Float[Tensor, "layers tokens width"]
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """What cross-attention reads, and how strongly the prediction follows it.
+
+    `features[b, k]` is read for row b of the batch by every cross-attention whose word layer is k.
+    With a `guidance` other than 1 (classifier-free guidance), the first half of the rows are
+    unconditional texts and the second half the prompts that belong to them; with 1 all rows are
+    prompts. Regions hold for the prompts alone; `aspect` is width/height of the picture that they
+    divide. `pooled` is what Stable Diffusion XL reads of a whole prompt.
+    """
+
+    features: Float[Tensor, "batch layers tokens width"]
+    guidance: float = 1.0
+    regions: tuple[RegionText, ...] = ()
+    aspect: float = 1.0
+    pooled: Float[Tensor, "batch width"] | None = None
+
+    def __post_init__(self) -> None:
+        rows = len(self.features)
+        assert self.guidance == 1 or rows % 2 == 0, f"{rows} rows: guidance needs an unconditional row for each prompt"
+
+    @property
+    def unconditional_rows(self) -> int:
+        """The number of unconditional rows; they come before the prompts."""
+        return 0 if self.guidance == 1 else len(self.features) // 2
+
+
+def read_prompts(
+    base: Base,
+    prompts: Sequence[str],
+    vocabulary: Vocabulary,
+    *,
+    guidance: float = 1.0,
+    negative: str = "",
+    regions: Sequence[Region] = (),
+    aspect: float = 1.0,
+) -> Conditioning:
+    """Encode prompts with their regions, and `negative` for each of them where there is guidance.
+
+    Raises:
+        RequestError: a prompt names a concept that `vocabulary` does not have, or names it too
+            late.
+
+    """
+    unconditional = [] if guidance == 1 else [negative] * len(prompts)
+    texts = [tokenise(base, prompt, vocabulary) for prompt in [*unconditional, *prompts]]
+    features = encode_token_ids(base, texts, vocabulary)
+    pooled = encode_pooled(base, texts, vocabulary)
+    of_regions = encode_prompts(base, [region.prompt for region in regions], vocabulary) if regions else ()
+    told = tuple(RegionText(region, text) for region, text in zip(regions, of_regions, strict=True))
+    return Conditioning(features, guidance, told, aspect, pooled)
