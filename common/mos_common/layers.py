@@ -15,7 +15,8 @@ from enum import StrEnum
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mos_common.base_model import Base, text_module_name
+from mos_common.base_model import Base
+from mos_common.fingerprint import text_module_name
 
 
 class Group(StrEnum):

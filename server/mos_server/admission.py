@@ -27,8 +27,7 @@ def admit(data: bytes, base: Base) -> Concept:
         ConceptError: it may not; the message says every reason, in the operator's and the participant's words.
 
     """
-    concept = concept_from_bytes(data)
-    check_fits(concept, base)
+    concept = check_fits(concept_from_bytes(data), base)
     layers = {layer.name: layer for layer in adaptable_layers(base)}
     reasons = [reason for name, pair in concept.pairs.items() if (reason := _too_large(layers[name], pair))]
     reasons += _long_words(concept, base)

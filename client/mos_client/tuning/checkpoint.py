@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 from collections.abc import Mapping
@@ -19,8 +18,8 @@ from mos_client.tuning.memory_plan import Plan
 from mos_client.tuning.settings import TuningConfig
 from mos_client.tuning.watch import Watch
 from mos_common.base_model import Base
+from mos_common.digests import digest_of_json, digest_of_tensors
 from mos_common.errors import StateError
-from mos_common.files import canonical_json
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +28,7 @@ def run_digest(base: Base, class_word: str, pictures: str, config: TuningConfig,
     """What a checkpoint belongs to: another base, folder, class word, setting or plan starts anew."""
     how = {"micro_batch": plan.micro_batch, "checkpointing": plan.checkpointing, "eight_bit": plan.eight_bit}
     made_by = {"base": base.fingerprint, "class_word": class_word, "pictures": pictures, "config": asdict(config)}
-    return hashlib.sha256(canonical_json(made_by | {"plan": how, "dtype": str(base.dtype)})).hexdigest()
+    return digest_of_json(made_by | {"plan": how, "dtype": str(base.dtype)})
 
 
 def snapshot(tuning: Tuning, watch: Watch | None, run: str) -> bytes:
@@ -69,7 +68,7 @@ def restore(tuning: Tuning, watch: Watch | None, checkpoint: Path, run: str) -> 
     except (SafetensorError, ValueError, KeyError):
         whole = False
     if not whole:
-        log.warning("checkpoint %s is damaged: tuning starts anew", checkpoint)
+        log.warning("checkpoint %s is damaged or from an earlier release: tuning starts anew", checkpoint)
         return False
     if saved_run != run:
         log.warning("checkpoint %s belongs to other pictures or settings: tuning starts anew", checkpoint)
@@ -96,8 +95,4 @@ def _take_over(tuning: Tuning, tensors: Mapping[str, Tensor]) -> None:
 
 def _digest(tensors: Mapping[str, Tensor], run: str, done: int, looks: str) -> str:
     """Sha256 over everything a checkpoint holds: a bit that fell over on the disk is no state to go on from."""
-    digest = hashlib.sha256(f"{run}\0{done}\0{looks}\0".encode())
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name}\0{tuple(tensor.shape)}\0".encode())
-        digest.update(tensor.flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+    return digest_of_tensors(tensors, also=f"{run}\0{done}\0{looks}\0".encode())

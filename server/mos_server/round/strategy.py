@@ -21,8 +21,8 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricReco
 from flwr.serverapp.strategy import Result, Strategy
 
 from mos_common import messages
+from mos_common.digests import digest_of_file
 from mos_common.errors import ConceptError, FusionError, MosError
-from mos_common.files import sha256_of
 from mos_common.node_key import key_digest
 from mos_server.round.candidate import fuse_candidate, is_current, lost_identity, publish, reasons_to_hold_back
 from mos_server.round.exchange import ATTEMPTS, Exchange
@@ -137,7 +137,7 @@ class GradientFusion(Strategy):
             round=self._round.id,
             base=self._base.fingerprint,
             candidate=candidate.name,
-            candidate_digest=sha256_of(candidate / "manifest.json"),
+            candidate_digest=digest_of_file(candidate / "manifest.json"),
         )
         for node, participant in self._online(grid).items():
             if participant.key in unscored:

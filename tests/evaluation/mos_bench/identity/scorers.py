@@ -20,8 +20,8 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from mos_common.digests import digest_of_file
 from mos_common.errors import RequestError
-from mos_common.files import sha256_of
 from mos_common.scores import ImageScorer
 
 PREFIX, WEIGHT = "A photo depicts ", 2.5
@@ -145,7 +145,7 @@ def _weights_digest(folder: Path) -> str:
     files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
     if not files:
         raise RequestError(f"no weights in {folder}: give a folder written by transformers' save_pretrained")
-    return " ".join(sha256_of(file)[:16] for file in files)
+    return " ".join(digest_of_file(file)[:16] for file in files)
 
 
 def _load(kind: Any, folder: Path) -> Any:
