@@ -140,7 +140,7 @@ def read_concept(path: Path) -> Concept:
         raise ConceptError(f"{path} is not a usable concept file: {error}") from error
 
 
-def rekey_concept(path: Path, base: Base) -> None:
+def rekey_concept(path: Path, base: Base, *, mode: int = 0o644) -> None:
     """Put a base's fingerprint of today into a concept file that has the old one; its tensors stay as they are, bit by bit.
 
     Raises:
@@ -155,7 +155,7 @@ def rekey_concept(path: Path, base: Base) -> None:
     old, new = concept.base_fingerprint.encode(), base.fingerprint.encode()
     data = path.read_bytes()
     end = 8 + int.from_bytes(data[:8], "little")
-    write_atomically(path, data[:end].replace(old, new) + data[end:])
+    write_atomically(path, data[:end].replace(old, new) + data[end:], mode=mode)
 
 
 def content_digest(concept: Concept) -> str:

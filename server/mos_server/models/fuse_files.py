@@ -109,12 +109,14 @@ def fuse_state(
     from mos_server.state.concepts import kept_uploads, named_concepts
     from mos_server.state.folder import open_state
     from mos_server.state.journal import Store
+    from mos_server.state.rekey import rekey_state
 
     _check_new(out)
     opened = open_state(state)
     with closing(Store(opened.database)) as store:
         concepts = named_concepts(opened, kept_uploads(store, round_id, only))
     loaded = load_base(opened.config.base, device=device, dtype=dtype)
+    rekey_state(opened, loaded)
     settings = settings or settings_from("gradient", {})
     with _recorder(workers, loaded) as recorder:
         fused = fuse(
