@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from mos_common.digests import digest_of_file
+from mos_common.digests import digest_of_code, digest_of_file
 from mos_common.errors import RequestError
 from mos_common.scores import ImageScorer
 
@@ -28,6 +28,10 @@ PREFIX, WEIGHT = "A photo depicts ", 2.5
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 BATCH = 32
 Pictures = Float[Tensor, "n 3 height width"]
+
+
+# The code that decides what a score is: when it changes, everything is scored anew.
+SCORED_BY = ("mos_bench.identity.scorers", "mos_common.scores")
 
 
 class Scorer(Protocol):
@@ -38,6 +42,11 @@ class Scorer(Protocol):
     def features(self, pictures: Pictures) -> Float[Tensor, "n features"]:
         """One vector a picture."""
         ...
+
+
+def scored_by(scorer: Scorer) -> str:
+    """Return the key of what a scorer says: its name and its code."""
+    return f"{scorer.name} {digest_of_code(SCORED_BY)}"
 
 
 class EfficientNet:
