@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from mos_common.errors import BaseModelError, RequestError
-from mos_common.fingerprint import fingerprints_of
+from mos_common.fingerprint import fingerprint_in_bfloat16, fingerprints_of
 from mos_common.presets import Preset, preset_for
 
 log = logging.getLogger(__name__)
@@ -30,7 +31,7 @@ class Base:
     """A text-to-image latent diffusion model in the layout of Stable Diffusion 1.x or XL, frozen and in eval mode.
 
     `scheduler` is the base's own; whoever denoises makes a copy of it. `fingerprint` says which model this is, whatever
-    precision it was downloaded in, and `legacy_fingerprint` what the first release called it (`fingerprint.py`). `rounded`: its
+    precision it was downloaded in, and `legacy_fingerprint` what earlier releases called it (`fingerprint.py`). `rounded`: its
     weights are a bfloat16 copy's. `text_encoder_2` and `tokenizer_2` are there in XL only; both tokenizers have one vocabulary.
     """
 
@@ -45,6 +46,11 @@ class Base:
     tokenizer_2: Any = None
     legacy_fingerprint: str = ""
     rounded: bool = False
+
+    @cached_property
+    def bfloat16_fingerprint(self) -> str:
+        """What a bfloat16 copy of this base is called: a refusal says that this is the difference."""
+        return fingerprint_in_bfloat16(self)
 
     @property
     def text_encoders(self) -> list[nn.Module]:

@@ -5,7 +5,7 @@ configurations  of UNet, VAE and text encoders as the loaded model has them (`fi
 tokenizers      vocabulary, merges, special tokens, padding, longest text
 noise schedule  as numbers; not the choice of sampler
 
-Fingerprints of the first release covered the weights, the vocabulary, the prediction type and the VAE's scaling factor alone.
+Fingerprints of earlier releases covered the weights, the vocabulary, the prediction type and the VAE's scaling factor alone.
 Those of an open base are recognised (`is_base`), and whoever reads one takes the new one in its place.
 """
 
@@ -59,7 +59,7 @@ def fingerprints_of(parts: Mapping[str, Any]) -> Fingerprints:
 
 
 def legacy_fingerprint(weights: hashlib._Hash, parts: Mapping[str, Any]) -> str:
-    """Return the fingerprint by the rule of the first release; `weights` has read the weights and nothing else."""
+    """Return the fingerprint by the rule of earlier releases; `weights` has read the weights and nothing else."""
     digest = weights.copy()
     for word, index in sorted(parts["tokenizer"].get_vocab().items()):
         digest.update(f"{word}\0{index}\0".encode())
@@ -139,20 +139,26 @@ def why_not(fingerprint: str, base: Base) -> str:
     """Return how the base of another fingerprint differs from `base`, as far as can be told; it begins with "; " or is empty."""
     if base.rounded:
         return (
-            f"; the weights of {base.name} are rounded to bfloat16, which has lost bits and makes it another base model: "
-            "use the float16 or float32 copy"
+            f"; the weights of {base.name} are rounded to bfloat16, and such a copy has lost bits: it is another base model than "
+            "the float16 or float32 copy, so use one of these"
         )
     if is_legacy(fingerprint):
         return (
             f"; {fingerprint[:12]} is a fingerprint by the old rule, and by that rule {base.name} is "
             f"{base.legacy_fingerprint[:12]}: it is another base model under either"
         )
-    if fingerprint == _of_bfloat16_copy(base):
+    if fingerprint == base.bfloat16_fingerprint:
         return (
             f"; {fingerprint[:12]} is a copy of {base.name} whose weights are rounded to bfloat16, which has lost bits and makes "
             "it another base model: the float16 and float32 copies agree"
         )
     return ""
+
+
+def fingerprint_in_bfloat16(base: Base) -> str:
+    """Return the fingerprint that a bfloat16 copy of `base` has; it takes a pass over all weights."""
+    parts = {name: part for name in (*MODELS, *TOKENIZERS, "scheduler") if (part := getattr(base, name)) is not None}
+    return _current(_weights(parts, torch.bfloat16)[0].hexdigest(), parts)
 
 
 def text_module_name(name: str) -> str:
@@ -185,11 +191,6 @@ def _canonical_parameters(parts: Mapping[str, Any]) -> Iterator[tuple[str, Tenso
         if part in parts:
             for name, parameter in parts[part].named_parameters():
                 yield f"{part}.{name if part in ('unet', 'vae') else text_module_name(name)}", parameter
-
-
-def _of_bfloat16_copy(base: Base) -> str:
-    parts = {name: part for name in (*MODELS, *TOKENIZERS, "scheduler") if (part := getattr(base, name)) is not None}
-    return _current(_weights(parts, torch.bfloat16)[0].hexdigest(), parts)
 
 
 def _config(model: Any) -> dict[str, Any]:

@@ -336,7 +336,7 @@ def test_computing_in_bfloat16_makes_no_copy(sixteen, random_base_folder):
     assert not computing.rounded
 
 
-def test_the_old_fingerprint_is_that_of_the_first_release(tiny):
+def test_the_old_fingerprint_is_that_of_earlier_releases(tiny):
     assert tiny.legacy_fingerprint == TINY_BEFORE
     assert is_base(TINY_BEFORE, tiny)
     assert is_legacy(TINY_BEFORE)

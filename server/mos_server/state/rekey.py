@@ -1,4 +1,4 @@
-"""Put today's fingerprint of the base into a state folder of the first release."""
+"""Put today's fingerprint of the base into a state folder of an earlier release."""
 
 from __future__ import annotations
 

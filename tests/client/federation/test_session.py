@@ -156,7 +156,7 @@ def test_another_base_than_the_operators_is_said_before_anything_is_tuned(sessio
 
 @pytest.fixture
 def before(session, sixteen, make_concept) -> Session:
-    """A state folder of the first release, in which the concept has been tuned."""
+    """A state folder of an earlier release, in which the concept has been tuned."""
     old = replace(session, fingerprint=sixteen.legacy_fingerprint)
     write_concept(replace(make_concept(sixteen), base_fingerprint=old.fingerprint), old.cached())
     old.cached().with_suffix(".progress.png").write_bytes(b"drawings")
@@ -167,7 +167,7 @@ def before(session, sixteen, make_concept) -> Session:
     return old
 
 
-def test_a_state_of_the_first_release_is_rekeyed_and_nothing_is_tuned_again(before, sixteen, make_concept, tunings):
+def test_a_state_of_an_earlier_release_is_rekeyed_and_nothing_is_tuned_again(before, sixteen, make_concept, tunings):
     kit = read_kit(before.kit)
     session = Session.load(before.state).current()
     assert session == replace(Session.load(before.state), fingerprint=sixteen.fingerprint)

@@ -1,4 +1,4 @@
-"""A server's state folder of the first release, opened with its base, with another one, and again."""
+"""A server's state folder of an earlier release, opened with its base, with another one, and again."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mos_server.state.rekey import rekey_state
 
 @pytest.fixture
 def before(sixteen, make_concept, tmp_path) -> State:
-    """A state that the first release made, with one admitted concept."""
+    """A state that an earlier release made, with one admitted concept."""
     old = sixteen.legacy_fingerprint
     state = create_state(tmp_path / "state", ServerConfig(base="tiny", base_fingerprint=old, mos_port=1234))
     concept = replace(make_concept(sixteen), base_fingerprint=old)
