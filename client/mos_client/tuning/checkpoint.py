@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 from collections.abc import Mapping
@@ -18,7 +19,7 @@ from mos_client.tuning.memory_plan import Plan
 from mos_client.tuning.settings import TuningConfig
 from mos_client.tuning.watch import Watch
 from mos_common.base_model import Base
-from mos_common.digests import digest_of_json, digest_of_tensors
+from mos_common.digests import bits_of, digest_of_json
 from mos_common.errors import StateError
 
 log = logging.getLogger(__name__)
@@ -47,8 +48,10 @@ def snapshot(tuning: Tuning, watch: Watch | None, run: str) -> bytes:
     return save(tensors, {"run": run, "done": str(tuning.done), "looks": looks, "digest": digest})
 
 
-def restore(tuning: Tuning, watch: Watch | None, checkpoint: Path, run: str) -> bool:
-    """Go back to a saved state of the same run; False where there is none (or it is of another run, or damaged).
+def restore(tuning: Tuning, watch: Watch | None, checkpoint: Path, *runs: str) -> bool:
+    """Go back to a saved state; return False where there is none, or it is of another run, or damaged.
+
+    `runs` are the digests by which this run is known, today's and an earlier release's.
 
     Raises:
         StateError: it is there and cannot be read.
@@ -68,9 +71,9 @@ def restore(tuning: Tuning, watch: Watch | None, checkpoint: Path, run: str) -> 
     except (SafetensorError, ValueError, KeyError):
         whole = False
     if not whole:
-        log.warning("checkpoint %s is damaged or from an earlier release: tuning starts anew", checkpoint)
+        log.warning("checkpoint %s is damaged: tuning starts anew", checkpoint)
         return False
-    if saved_run != run:
+    if saved_run not in runs:
         log.warning("checkpoint %s belongs to other pictures or settings: tuning starts anew", checkpoint)
         return False
     _take_over(tuning, tensors)
@@ -95,4 +98,9 @@ def _take_over(tuning: Tuning, tensors: Mapping[str, Tensor]) -> None:
 
 def _digest(tensors: Mapping[str, Tensor], run: str, done: int, looks: str) -> str:
     """Sha256 over everything a checkpoint holds: a bit that fell over on the disk is no state to go on from."""
-    return digest_of_tensors(tensors, also=f"{run}\0{done}\0{looks}\0".encode())
+    # Not `digest_of_tensors`: checkpoints of earlier releases are gone on from, and these are the bytes of their digests.
+    digest = hashlib.sha256(f"{run}\0{done}\0{looks}\0".encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name}\0{tuple(tensor.shape)}\0".encode())
+        digest.update(bits_of(tensor))
+    return digest.hexdigest()
