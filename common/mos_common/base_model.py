@@ -7,9 +7,7 @@ and Stable Diffusion XL go through the same lines.
 
 from __future__ import annotations
 
-import hashlib
 import logging
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +18,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mos_common.errors import BaseModelError, RequestError
+from mos_common.fingerprint import fingerprint_in_bfloat16, fingerprints_of
 from mos_common.presets import Preset, preset_for
 
 if TYPE_CHECKING:
@@ -39,9 +38,10 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 class Base:
     """A latent diffusion model laid out like Stable Diffusion 1.x or XL, frozen, in eval mode.
 
-    `scheduler` is the base's own; whoever denoises makes a copy of it. `fingerprint` says which
-    model this is, whatever precision it was downloaded in. `text_encoder_2` and `tokenizer_2` are
-    there in XL only; both tokenizers have one vocabulary.
+    `scheduler` is the base's own; copy it to denoise with it. `fingerprint` says which model this
+    is, whatever precision it was downloaded in, and `legacy_fingerprint` is its name in release
+    0.1.0 (`fingerprint.py`). `rounded`: the weights are a bfloat16 copy's. `text_encoder_2` and
+    `tokenizer_2` exist in XL only; both tokenizers have one vocabulary.
     """
 
     name: str
@@ -53,6 +53,8 @@ class Base:
     fingerprint: str
     text_encoder_2: CLIPTextModelWithProjection | None = None
     tokenizer_2: CLIPTokenizer | None = None
+    legacy_fingerprint: str = ""
+    rounded: bool = False
 
     @cached_property
     def layout(self) -> Layout:
@@ -60,6 +62,11 @@ class Base:
         from mos_common.layers import layout_of
 
         return layout_of(self.text_encoders, self.unet)
+
+    @cached_property
+    def bfloat16_fingerprint(self) -> str:
+        """The fingerprint of a bfloat16 copy of this base, so that a refusal can name that difference."""
+        return fingerprint_in_bfloat16(self)
 
     @property
     def text_encoders(self) -> list[CLIPTextModel | CLIPTextModelWithProjection]:
@@ -162,14 +169,7 @@ def load_base(name: str = TINY, *, device: str | None = None, dtype: str | None 
     target_device, target_dtype = choose_device(device), choose_dtype(dtype, choose_device(device))
     folder = base_path(name)
     parts = _load_parts(name, folder)
-    fingerprint = fingerprint_of_parts(
-        parts["tokenizer"],
-        parts["text_encoder"],
-        parts["unet"],
-        parts["vae"],
-        parts["scheduler"],
-        parts.get("text_encoder_2"),
-    )
+    named = fingerprints_of(parts)
     for part in ("text_encoder", "text_encoder_2", "unet", "vae"):
         if part not in parts:
             continue
@@ -180,7 +180,7 @@ def load_base(name: str = TINY, *, device: str | None = None, dtype: str | None 
             module, device=target_device, dtype=torch.float32 if wide else target_dtype
         )  # diffusers' own `to` logs a warning about every cast
     parts["unet"].to(memory_format=torch.channels_last)
-    return Base(name=name, fingerprint=fingerprint, **parts)
+    return Base(name=name, fingerprint=named.current, legacy_fingerprint=named.legacy, rounded=named.rounded, **parts)
 
 
 def base_path(name: str) -> Path:
@@ -242,49 +242,12 @@ def fingerprint_of(name: str) -> str:
     return load_base(name, device="cpu", dtype="float32").fingerprint
 
 
-def fingerprint_of_parts(
-    tokenizer: Any,
-    text_encoder: nn.Module,
-    unet: nn.Module,
-    vae: nn.Module,
-    scheduler: Any,
-    text_encoder_2: nn.Module | None = None,
-) -> str:
-    """Sha256 over the weights in float16 and what gives them meaning (vocabulary, prediction type, scaling factor).
-
-    Rounding to float16 first makes the float16 and float32 downloads of one model the same base.
-    """
-    digest = hashlib.sha256()
-    for name, parameter in sorted(_canonical_parameters(text_encoder, unet, vae, text_encoder_2)):
-        digest.update(f"{name}\0{tuple(parameter.shape)}\0".encode())
-        digest.update(parameter.detach().to("cpu", torch.float16).contiguous().view(torch.uint8).numpy().data)
-    for word, index in sorted(tokenizer.get_vocab().items()):
-        digest.update(f"{word}\0{index}\0".encode())
-    digest.update(f"{scheduler.config.prediction_type}\0{float(vae.config.scaling_factor)}".encode())  # type: ignore[union-attr, arg-type]
-    return digest.hexdigest()
-
-
 def _dtype_of(module: nn.Module) -> torch.dtype:
     return next(module.parameters()).dtype
 
 
 def _device_of(module: nn.Module) -> torch.device:
     return next(module.parameters()).device
-
-
-def text_module_name(name: str) -> str:
-    """A text encoder's module under one name: transformers wrote `text_model.` before it, and some classes still do."""
-    return name if name.startswith("text_model.") else f"text_model.{name}"
-
-
-def _canonical_parameters(
-    text_encoder: nn.Module, unet: nn.Module, vae: nn.Module, text_encoder_2: nn.Module | None
-) -> Iterator[tuple[str, Tensor]]:
-    if text_encoder_2 is not None:
-        yield from ((f"text_encoder_2.{text_module_name(n)}", p) for n, p in text_encoder_2.named_parameters())
-    yield from ((f"text_encoder.{text_module_name(name)}", p) for name, p in text_encoder.named_parameters())
-    yield from ((f"unet.{name}", p) for name, p in unet.named_parameters())
-    yield from ((f"vae.{name}", p) for name, p in vae.named_parameters())
 
 
 def _load_parts(name: str, folder: Path) -> dict[str, Any]:

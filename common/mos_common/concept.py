@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Float
@@ -12,6 +12,7 @@ from torch import Tensor
 from mos_common.base_model import Base
 from mos_common.edlora import LowRank
 from mos_common.errors import ConceptError
+from mos_common.fingerprint import is_base, why_not
 from mos_common.names import check_concept_name
 
 
@@ -57,22 +58,23 @@ def words_of(concept: Concept, base: Base) -> Float[Tensor, "layers words width"
     return base.token_rows(ids)[None]
 
 
-def check_fits(concept: Concept, base: Base) -> None:
-    """Check a concept against the base model it is to be used with.
+def check_fits(concept: Concept, base: Base) -> Concept:
+    """Check a concept against the base model it is to be used with, and return it under the base's fingerprint of today.
 
     Raises:
-        ConceptError: with every tensor that is unknown to the base or has the wrong shape, or is
-            not finite.
+        ConceptError: it belongs to another base, by today's fingerprint or the old one; or with every
+            tensor that is unknown to the base, has the wrong shape, or is not finite.
 
     """
-    if concept.base_fingerprint != base.fingerprint:
+    if not is_base(concept.base_fingerprint, base):
         raise ConceptError(
-            f"concept {concept.name} was tuned on base model {concept.base_fingerprint[:12]}, this is {base.name} ({base.fingerprint[:12]}): "
-            "use the base it was tuned on (--base), or tune it again on this one"
+            f"concept {concept.name} was tuned on base model {concept.base_fingerprint[:12]}, this is {base.name} ({base.fingerprint[:12]})"
+            f"{why_not(concept.base_fingerprint, base)}: use the base it was tuned on (--base), or tune it again on this one"
         )
     problems = [*_pair_problems(concept, base), *_word_problems(concept, base)]
     if problems:
         raise ConceptError(f"concept {concept.name} does not fit {base.name}: " + "; ".join(problems[:8]))
+    return replace(concept, base_fingerprint=base.fingerprint)
 
 
 def _pair_problems(concept: Concept, base: Base) -> list[str]:

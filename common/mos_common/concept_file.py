@@ -8,7 +8,6 @@ should be equal files).
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from pathlib import Path
@@ -20,7 +19,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from mos_common.concept import Concept
+from mos_common.base_model import Base
+from mos_common.concept import Concept, check_fits
+from mos_common.digests import digest_of_tensors
 from mos_common.edlora import LowRank
 from mos_common.errors import ConceptError
 from mos_common.files import canonical_json, write_atomically
@@ -143,19 +144,32 @@ def read_concept(path: Path) -> Concept:
         raise ConceptError(f"{path} is not a usable concept file: {error}") from error
 
 
+def rekey_concept(path: Path, base: Base, *, mode: int = 0o644) -> None:
+    """Put a base's fingerprint of today into a concept file that has the old one; its tensors stay as they are, bit by bit.
+
+    Raises:
+        ConceptError: the file is no concept file, or is of another base. StateError: it cannot be written.
+
+    """
+    concept = read_concept(path)
+    check_fits(concept, base)
+    if concept.base_fingerprint == base.fingerprint:
+        return
+    # Both fingerprints are as long as each other, so nothing in the file moves.
+    old, new = concept.base_fingerprint.encode(), base.fingerprint.encode()
+    data = path.read_bytes()
+    end = 8 + int.from_bytes(data[:8], "little")
+    write_atomically(path, data[:end].replace(old, new) + data[end:], mode=mode)
+
+
 def content_digest(concept: Concept) -> str:
     """Return the sha256 over sorted (name, dtype, shape, bytes) of the tensors, and over their alphas.
 
     The concept must be as read from its file. The digest keys statistics and seeds, so an edited
     licence or author changes nothing else; an edited alpha is another concept.
     """
-    digest = hashlib.sha256()
-    for name, tensor in sorted(concept_tensors(concept).items()):
-        digest.update(f"{name}\0{DTYPES[tensor.dtype]}\0{tuple(tensor.shape)}\0".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
-    for name, pair in sorted(concept.pairs.items()):
-        digest.update(f"{name}\0{pair.alpha}\0".encode())
-    return digest.hexdigest()
+    alphas = [f"{name}\0{pair.alpha}\0".encode() for name, pair in sorted(concept.pairs.items())]
+    return digest_of_tensors(concept_tensors(concept), also=b"".join(alphas))
 
 
 def concept_tensors(concept: Concept) -> dict[str, Tensor]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import os
 import shutil
@@ -13,17 +12,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from mos_common.errors import StateError
-
-_READ_BYTES = 1 << 20
-
-
-def sha256_of(path: Path) -> str:
-    """Return the sha256 of a file as hex; the file is read in pieces."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(_READ_BYTES):
-            digest.update(piece)
-    return digest.hexdigest()
 
 
 def canonical_json(value: object) -> bytes:

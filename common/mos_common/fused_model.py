@@ -23,6 +23,7 @@ from mos_common.base_model import Base
 from mos_common.concept import Concept
 from mos_common.edlora import LowRank
 from mos_common.errors import BaseModelError, ConceptError, FusionError
+from mos_common.fingerprint import is_base, why_not
 from mos_common.identity_scores import Identity
 
 ADAPTER, EMBEDDINGS, MANIFEST = "adapter.safetensors", "embeddings.safetensors", "manifest.json"
@@ -156,8 +157,8 @@ def check_base(model: FusedModel, base: Base) -> None:
         BaseModelError: it was made from another one.
 
     """
-    if model.manifest.base != base.fingerprint:
+    if not is_base(model.manifest.base, base):
         raise BaseModelError(
-            f"this model was fused on {model.manifest.base_name} ({model.manifest.base[:12]}), not on {base.name} ({base.fingerprint[:12]}): "
-            "give that base model with --base"
+            f"this model was fused on {model.manifest.base_name} ({model.manifest.base[:12]}), not on {base.name} ({base.fingerprint[:12]})"
+            f"{why_not(model.manifest.base, base)}: give that base model with --base"
         )

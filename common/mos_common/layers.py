@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mos_common.base_model import text_module_name
+from mos_common.fingerprint import text_module_name
 
 if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel

@@ -12,8 +12,9 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ed25519
 
+from mos_common.digests import digest_of_file
 from mos_common.errors import TrustError
-from mos_common.files import sha256_of, write_atomically
+from mos_common.files import write_atomically
 
 MANIFEST, SIGNATURE = "manifest.json", "manifest.sig"
 PREFIX = b"mos-model-v1\0"
@@ -64,7 +65,7 @@ def check_files(folder: Path, manifest: bytes) -> None:
         path = folder / name
         if Path(name).name != name or not path.is_file():
             raise TrustError(f"{name} of {folder} is missing: download the model again")
-        if path.stat().st_size != size or sha256_of(path) != digest:
+        if path.stat().st_size != size or digest_of_file(path) != digest:
             raise TrustError(f"{name} of {folder} was changed after it was signed: download the model again")
 
 

@@ -28,8 +28,7 @@ def admit(data: bytes, base: Base) -> Concept:
         ConceptError: it may not; the message gives every reason.
 
     """
-    concept = concept_from_bytes(data)
-    check_fits(concept, base)
+    concept = check_fits(concept_from_bytes(data), base)
     layers = base.layout.by_name
     reasons = [reason for name, pair in concept.pairs.items() if (reason := _too_large(layers[name], pair))]
     reasons += _long_words(concept, base)

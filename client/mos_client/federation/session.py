@@ -14,18 +14,21 @@ lock                        held while `join` runs
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import json
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mos_client.pictures.folder import pictures_digest, split_pictures
+from mos_common.digests import digest_of_json
 from mos_common.errors import BaseModelError, StateError
 from mos_common.files import canonical_json, could_not_write, write_atomically
+
+if TYPE_CHECKING:
+    from mos_common.base_model import Base
 
 SETTINGS = "settings.json"
 _TUNING = threading.Lock()
@@ -102,8 +105,55 @@ class Session:
             pictures_digest([*tuned_on, *held_back]),
             dict(self.settings),
         ]
-        digest = hashlib.sha256(canonical_json(made_of)).hexdigest()[:16]
+        digest = digest_of_json(made_of)[:16]
         return self.state / "concepts" / f"{self.concept.strip('<>')}-{digest}.safetensors"
+
+    def current(self) -> Session:
+        """Return the session under today's fingerprint of its base, which is loaded only if the session has an old one.
+
+        Raises:
+            BaseModelError: `base` is not the operator's model.
+
+        """
+        from mos_common.fingerprint import is_legacy
+
+        if not is_legacy(self.fingerprint):
+            return self
+        from mos_common.base_model import load_base
+
+        return self.rekeyed(load_base(self.base, device=self.device, dtype=self.dtype))
+
+    def rekeyed(self, base: Base) -> Session:
+        """Return the session under the fingerprint of `base`, and put that into settings, kit and concept file that have the old one.
+
+        The concept that was tuned is found again under its new name, and its tensors stay as they are.
+
+        Raises:
+            BaseModelError: `base` is not the operator's model.
+
+        """
+        from mos_client.tuning.tune_folder import progress_picture
+        from mos_common.concept_file import rekey_concept
+        from mos_common.fingerprint import is_base, why_not
+        from mos_common.kit import read_kit, write_kit
+
+        if not is_base(self.fingerprint, base):
+            raise BaseModelError(
+                f"{self.base} is base model {base.fingerprint[:12]}, this federation fuses on {self.fingerprint[:12]}"
+                f"{why_not(self.fingerprint, base)}: join with the model that the operator uses (--base)"
+            )
+        session = replace(self, fingerprint=base.fingerprint)
+        kept, path = replace(self, fingerprint=base.legacy_fingerprint).cached(), session.cached()
+        if kept.is_file() and not path.is_file():
+            rekey_concept(kept, base)
+            kept.rename(path)
+            if progress_picture(kept).is_file():
+                progress_picture(kept).rename(progress_picture(path))
+        if (self.state / SETTINGS).is_file() and session != self:
+            session.save()
+        if self.kit.is_file() and (kit := read_kit(self.kit)).base == base.legacy_fingerprint:
+            write_kit(kit.model_copy(update={"base": base.fingerprint}), self.kit)
+        return session
 
     def concept_file(self, on_step: OnStep = lambda step: None, begun: threading.Event | None = None) -> Path:
         """The concept file, tuned now if it has never been. A second caller waits for the first one's.
@@ -124,11 +174,9 @@ class Session:
             from mos_common.base_model import load_base
 
             base = load_base(self.base, device=self.device, dtype=self.dtype)
-            if base.fingerprint != self.fingerprint:
-                raise BaseModelError(
-                    f"{self.base} is base model {base.fingerprint[:12]}, this federation fuses on {self.fingerprint[:12]}: "
-                    "join with the model that the operator uses (--base)"
-                )
+            path = self.rekeyed(base).cached()
+            if path.is_file():
+                return path
             return tune_folder(
                 self.images,
                 concept=self.concept,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,7 +20,8 @@ from mos_client.pictures.folder import Picture, pictures_digest
 from mos_client.pictures.reading import open_picture, read_mask, read_picture
 from mos_client.pictures.views import View, bucket_for, bucket_sizes, mask_cells, views_of
 from mos_common.base_model import Base
-from mos_common.files import canonical_json, write_atomically
+from mos_common.digests import digest_of_json
+from mos_common.files import write_atomically
 
 log = logging.getLogger(__name__)
 LATENTS = "latents.safetensors"
@@ -64,7 +64,7 @@ def load_examples(
 
     """
     made_of = [base.fingerprint, str(base.dtype), pictures_digest(pictures), crops, mirror]
-    wanted = hashlib.sha256(canonical_json(made_of)).hexdigest()
+    wanted = digest_of_json(made_of)
     kept = _read_cache(cache, wanted)
     sizes, examples, fresh = bucket_sizes(base), [], {}
     for i, picture in enumerate(pictures):

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from mos_client.pictures.captions import read_captions
 from mos_client.pictures.reading import SUFFIXES, read_mask, read_picture
+from mos_common.digests import digest_of_file
 from mos_common.errors import PicturesError
 
 log = logging.getLogger(__name__)
@@ -124,10 +125,10 @@ def pictures_digest(pictures: Sequence[Picture]) -> str:
     digest = hashlib.sha256()
     for picture in pictures:
         digest.update(f"{picture.path.name}\0".encode())
-        digest.update(hashlib.sha256(picture.path.read_bytes()).digest())
+        digest.update(bytes.fromhex(digest_of_file(picture.path)))
         digest.update("\n".join(picture.captions).encode())
         if picture.mask_file:
-            digest.update(hashlib.sha256(picture.mask_file.read_bytes()).digest())
+            digest.update(bytes.fromhex(digest_of_file(picture.mask_file)))
     return digest.hexdigest()
 
 

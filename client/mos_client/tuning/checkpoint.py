@@ -19,8 +19,8 @@ from mos_client.tuning.memory_plan import Plan
 from mos_client.tuning.settings import TuningConfig
 from mos_client.tuning.watch import Watch
 from mos_common.base_model import Base
+from mos_common.digests import bits_of, digest_of_json
 from mos_common.errors import StateError
-from mos_common.files import canonical_json
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ def run_digest(base: Base, class_word: str, pictures: str, config: TuningConfig,
     """What a checkpoint belongs to: another base, folder, class word, setting or plan starts anew."""
     how = {"micro_batch": plan.micro_batch, "checkpointing": plan.checkpointing, "eight_bit": plan.eight_bit}
     made_by = {"base": base.fingerprint, "class_word": class_word, "pictures": pictures, "config": asdict(config)}
-    return hashlib.sha256(canonical_json(made_by | {"plan": how, "dtype": str(base.dtype)})).hexdigest()
+    return digest_of_json(made_by | {"plan": how, "dtype": str(base.dtype)})
 
 
 def snapshot(tuning: Tuning, watch: Watch | None, run: str) -> bytes:
@@ -48,8 +48,10 @@ def snapshot(tuning: Tuning, watch: Watch | None, run: str) -> bytes:
     return save(tensors, {"run": run, "done": str(tuning.done), "looks": looks, "digest": digest})
 
 
-def restore(tuning: Tuning, watch: Watch | None, checkpoint: Path, run: str) -> bool:
-    """Go back to a saved state of the same run; False where there is none (or it is of another run, or damaged).
+def restore(tuning: Tuning, watch: Watch | None, checkpoint: Path, *runs: str) -> bool:
+    """Go back to a saved state; return False where there is none, or it is of another run, or damaged.
+
+    `runs` are the digests by which this run is known, today's and an earlier release's.
 
     Raises:
         StateError: it is there and cannot be read.
@@ -71,7 +73,7 @@ def restore(tuning: Tuning, watch: Watch | None, checkpoint: Path, run: str) -> 
     if not whole:
         log.warning("checkpoint %s is damaged: tuning starts anew", checkpoint)
         return False
-    if saved_run != run:
+    if saved_run not in runs:
         log.warning("checkpoint %s belongs to other pictures or settings: tuning starts anew", checkpoint)
         return False
     _take_over(tuning, tensors)
@@ -96,8 +98,9 @@ def _take_over(tuning: Tuning, tensors: Mapping[str, Tensor]) -> None:
 
 def _digest(tensors: Mapping[str, Tensor], run: str, done: int, looks: str) -> str:
     """Sha256 over everything a checkpoint holds: a bit that fell over on the disk is no state to go on from."""
+    # Not `digest_of_tensors`: checkpoints of earlier releases are gone on from, and these are the bytes of their digests.
     digest = hashlib.sha256(f"{run}\0{done}\0{looks}\0".encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name}\0{tuple(tensor.shape)}\0".encode())
-        digest.update(tensor.flatten().view(torch.uint8).numpy().data)
+        digest.update(bits_of(tensor))
     return digest.hexdigest()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from contextlib import closing, suppress
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -77,9 +78,13 @@ def tune_folder(
     if config.watch_every:
         own, held = (load_pictures(pictures, loaded.picture_size) for pictures in (tuned_on, held_back))
         watch = Watch(loaded, class_word, own, held, config.patience)
-    run = run_digest(loaded, class_word, pictures_digest([*tuned_on, *held_back]), config, plan)
+    before = replace(loaded, fingerprint=loaded.legacy_fingerprint)  # what an earlier release called the base
+    run, run_before = (
+        run_digest(base, class_word, pictures_digest([*tuned_on, *held_back]), config, plan)
+        for base in (loaded, before)
+    )
     checkpoint = work / CHECKPOINT
-    if resume and restore(tuning, watch, checkpoint, run):
+    if resume and restore(tuning, watch, checkpoint, run, run_before):
         log.info("going on from step %d of %d", tuning.done, config.steps)
     with tensorboard(logs) as writer, closing(tuning.steps()) as steps_left, resting(loaded, config) as awake:
         for step in steps_left:

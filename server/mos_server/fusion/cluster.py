@@ -17,6 +17,7 @@ import torch
 
 from mos_common.base_model import Base, load_base
 from mos_common.errors import FusionError, RequestError
+from mos_common.fingerprint import why_not
 from mos_server.fusion.moments import Moments
 from mos_server.fusion.statistics import Recorded, Recorder, Recording, UnusableConceptError
 
@@ -31,7 +32,8 @@ class Worker:
         self.base = load_base(base, device=device, dtype=dtype)
         if self.base.fingerprint != fingerprint:
             raise FusionError(
-                f"a worker's base model {base} is {self.base.fingerprint[:12]}, the server's is {fingerprint[:12]}: "
+                f"a worker's base model {base} is {self.base.fingerprint[:12]}, the server's is {fingerprint[:12]}"
+                f"{why_not(fingerprint, self.base)}: "
                 "install the same base on every machine of the cluster"
             )
 

@@ -5,7 +5,6 @@ Memory is that of the Grams, whatever the number of concepts, prompts and steps.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
+from mos_common.digests import digest_of_tensors
 from mos_common.errors import FusionError
 from mos_common.files import write_atomically
 from mos_common.layers import Layer
@@ -108,7 +108,7 @@ def write_moments(moments: Moments, path: Path) -> None:
     """Keep finished moments on disk: the upper half of each symmetric sum, float64, and a digest of all."""
     tensors = {reads: total[_upper(total.shape[0])].contiguous() for reads, total in moments.sums.items()}
     tensors |= {f"{reads}#rows": torch.tensor([count], dtype=torch.float64) for reads, count in moments.rows.items()}
-    write_atomically(path, save(tensors, {_DIGEST: _digest(tensors)}))
+    write_atomically(path, save(tensors, {_DIGEST: digest_of_tensors(tensors)}))
 
 
 def read_moments(path: Path) -> Moments | None:
@@ -119,7 +119,7 @@ def read_moments(path: Path) -> Moments | None:
         tensors = load(path.read_bytes())
     except (OSError, SafetensorError):
         return None
-    if told != _digest(tensors):
+    if told != digest_of_tensors(tensors):
         return None
     moments = Moments()
     for reads in sorted(name for name in tensors if not name.endswith("#rows")):
@@ -130,14 +130,6 @@ def read_moments(path: Path) -> Moments | None:
         moments.sums[reads] = total + total.triu(1).T
         moments.rows[reads] = float(tensors[f"{reads}#rows"])
     return moments
-
-
-def _digest(tensors: dict[str, Tensor]) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
-        digest.update(name.encode())
-        digest.update(tensor.numpy().data)
-    return digest.hexdigest()
 
 
 def _upper(size: int) -> tuple[Tensor, Tensor]:

@@ -7,21 +7,20 @@ change them; in particular, not the other concepts of the round.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from mos_common.base_model import Base
 from mos_common.concept import words_of
 from mos_common.concept_file import content_digest
+from mos_common.digests import digest_of_code, digest_of_json, digest_of_tensors
 from mos_common.edlora import LowRank, attached
 from mos_common.errors import FusionError
 from mos_common.files import canonical_json
+from mos_common.fingerprint import sampler_of
 from mos_common.fused_model import NamedConcept
 from mos_common.layers import Group, Layer, adaptable_layers
 from mos_common.prompts import about
@@ -34,7 +33,28 @@ log = logging.getLogger(__name__)
 Progress = Callable[[str], None]
 Recorded = tuple["Recording", "Moments | UnusableConceptError"]
 Recorder = Callable[[Sequence["Recording"]], Iterator[Recorded]]
-RECORDING = 2  # raise when the recording of activations changes: moments kept from before are then recorded anew
+# The code that decides what is recorded: when it changes, what was kept from before is recorded anew.
+RECORDED_BY = (
+    *(
+        f"mos_common.{name}"
+        for name in [
+            "attention",
+            "base_model",
+            "concept",
+            "conditioning",
+            "drawing",
+            "edlora",
+            "layers",
+            "prompts",
+            "regions",
+            "words",
+        ]
+    ),
+    *(
+        f"mos_server.fusion.{name}"
+        for name in ["activations", "gram", "moments", "recording_settings", "row_sink", "statistics"]
+    ),
+)
 
 
 class UnusableConceptError(FusionError):
@@ -67,7 +87,7 @@ class Recording:
         """Whose it is and everything that makes it what it is; not `reads`, since an input's moments do not depend on others'."""
         settings, concept = self.settings, self.named.concept if self.named else None
         made_by: dict[str, object] = {
-            "recording": RECORDING,
+            "code": digest_of_code(RECORDED_BY),
             "base": base.fingerprint,
             "number format": str(base.dtype),
             "group": self.group.name,
@@ -79,10 +99,11 @@ class Recording:
         if self.group is Group.SPATIAL:
             guidance = base.preset.guidance if settings.guidance is None else settings.guidance
             made_by |= {"steps": settings.steps, "guidance": guidance, "batch": settings.batch}
+            made_by |= {"sampler": sampler_of(base.scheduler), "size": base.picture_size}
         else:
             made_by |= {"rows": settings.row_weights}
         whose = content_digest(concept) if concept else "ordinary"
-        return f"{whose}-{hashlib.sha256(canonical_json(made_by)).hexdigest()}.safetensors"
+        return f"{whose}-{digest_of_json(made_by)}.safetensors"
 
     def prompts(self, base: Base) -> tuple[list[str], Vocabulary]:
         """The prompts, with the concept in the place of V, and its words."""
@@ -181,9 +202,6 @@ def wanted_inputs(layers: Sequence[Layer], base_layers: Sequence[Layer], group: 
 
 
 def _digest(changes: Mapping[str, LowRank]) -> str:
-    digest = hashlib.sha256()
-    for name, pair in sorted(changes.items()):
-        digest.update(f"{name} {pair.scale!r}".encode())
-        for half in (pair.A, pair.B):
-            digest.update(half.detach().to("cpu", torch.float32).contiguous().numpy().data)
-    return digest.hexdigest()
+    halves = {f"{name}.{half}": getattr(pair, half) for name, pair in changes.items() for half in "AB"}
+    scales = {name: pair.scale for name, pair in changes.items()}
+    return digest_of_tensors(halves, also=canonical_json(scales))

@@ -74,6 +74,7 @@ def fuse_state(
     from mos_server.state.concepts import kept_uploads, named_concepts
     from mos_server.state.folder import open_state
     from mos_server.state.journal import Journal
+    from mos_server.state.rekey import rekey_state
 
     _check_new(out)
     settings = settings or kept_settings(state, round_id, only)
@@ -81,6 +82,7 @@ def fuse_state(
     with closing(Journal(opened.database)) as journal:
         concepts = named_concepts(opened, kept_uploads(journal, round_id, only))
     loaded = load_base(opened.config.base, device=device, dtype=dtype)
+    rekey_state(opened, loaded)
     fused = _fused(loaded, concepts, settings, opened.artefacts.moments, progress)
     write_fused(fused, out)
     return fused

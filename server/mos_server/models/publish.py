@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safetensors.torch import save
 
+from mos_common.digests import digest_of_bytes
 from mos_common.errors import StateError, TrustError
 from mos_common.files import canonical_json, replacing_folder, write_atomically
 from mos_common.fused_model import (
@@ -40,7 +40,7 @@ def write_fused(fused: FusedModel, folder: Path, *, round: str | None = None) ->
         )
     words = {token: tensor.contiguous().clone() for token, tensor in fused.vocabulary.items()}
     files = {ADAPTER: save(fused_tensors(fused)), EMBEDDINGS: save(words)}
-    described = {name: File(size=len(data), sha256=hashlib.sha256(data).hexdigest()) for name, data in files.items()}
+    described = {name: File(size=len(data), sha256=digest_of_bytes(data)) for name, data in files.items()}
     manifest = fused.manifest.model_copy(update={"files": described, "round": round})
     with replacing_folder(folder) as beside:
         for name, data in files.items():

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mos_common.base_model import text_module_name
 from mos_common.errors import RequestError
+from mos_common.fingerprint import text_module_name
 from mos_common.spellings import stability_blocks
 
 if TYPE_CHECKING:

@@ -20,8 +20,8 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from mos_common import mos_pb2, mos_pb2_grpc
+from mos_common.digests import digest_of_file
 from mos_common.errors import MosError, NetworkError, StateError, TrustError
-from mos_common.files import sha256_of
 from mos_common.node_key import CallVerifier, check_proof
 from mos_server.state.folder import State
 from mos_server.state.journal import Journal
@@ -160,7 +160,7 @@ def _described_files(folder: Path) -> dict[str, tuple[int, bytes]]:
     for name in (_MANIFEST, _SIGNATURE):
         path = folder / name
         if path.is_file():
-            described[name] = (path.stat().st_size, bytes.fromhex(sha256_of(path)))
+            described[name] = (path.stat().st_size, bytes.fromhex(digest_of_file(path)))
     for name, file in _read_manifest(folder)["files"].items():
         described[name] = (int(file["size"]), bytes.fromhex(file["sha256"]))
     return described

@@ -34,22 +34,15 @@ def run_round(grid: Grid, context: Context) -> None:
         try:
             from mos_common.base_model import load_base
             from mos_server.round.strategy import GradientFusion
+            from mos_server.state.rekey import rekey_state
 
             base = load_base(state.config.base, device=os.environ.get(DEVICE), dtype=os.environ.get(DTYPE))
-            _check_base(base.fingerprint, state.config.base_fingerprint)
+            state = rekey_state(state, base)
             GradientFusion(state, journal, round_id, base).start(grid)
         except MosError as error:
             log.error("%s: %s", round_id, error)
             journal.notes.add(round_id, f"failed: {error}")
             journal.rounds.advance(round_id, FAILED, str(error))
-
-
-def _check_base(found: str, expected: str) -> None:
-    if found != expected:
-        raise MosError(
-            f"the base model is {found[:12]} now and was {expected[:12]} when this server was made: put that one back, or make "
-            "a new server with mos-server init"
-        )
 
 
 def main() -> None:

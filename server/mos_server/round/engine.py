@@ -16,8 +16,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
+from mos_common.digests import digest_of_file
 from mos_common.errors import FusionError, MosError
-from mos_common.files import sha256_of
 from mos_common.identity_scores import Identity
 from mos_common.round_requests import EvaluateRequest, TrainRequest
 from mos_server.round.candidate import fuse_candidate, is_current, lost_identity, publish, reasons_to_hold_back
@@ -191,7 +191,7 @@ class RoundEngine:
             round=self._round.id,
             base=self._base.fingerprint,
             candidate=self._candidate.name,
-            candidate_digest=sha256_of(self._candidate / "manifest.json"),
+            candidate_digest=digest_of_file(self._candidate / "manifest.json"),
         )
         for node, participant in self._online(nodes).items():
             if participant.key in unscored:

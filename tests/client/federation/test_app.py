@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,18 @@ def test_a_request_for_the_concept_is_answered_with_its_file(ask, participant, s
     assert upload.data == participant.cached().read_bytes()
     assert concept_from_bytes(upload.data).base_fingerprint == sixteen.fingerprint
     assert upload.seconds < 5
+
+
+def test_a_state_of_an_earlier_release_answers_under_todays_fingerprint(ask, participant, sixteen, make_concept):
+    """Its settings, and the name and the header of its concept file, have the old fingerprint of the same base."""
+    old = replace(participant, fingerprint=sixteen.legacy_fingerprint)
+    participant.cached().unlink()
+    write_concept(replace(make_concept(sixteen), base_fingerprint=old.fingerprint), old.cached())
+    old.save()
+    upload = messages.read_upload(ask("train", ROUND | {"base": sixteen.fingerprint}).content)
+    assert concept_from_bytes(upload.data).base_fingerprint == sixteen.fingerprint
+    assert upload.data == participant.cached().read_bytes()
+    assert Session.load(old.state) == Session.load(old.state).current()
 
 
 def test_nothing_but_the_file_and_two_numbers_leaves(ask, participant, sixteen):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 import os
 import signal
@@ -18,7 +19,9 @@ import pytest
 
 from mos_client.federation.session import SETTINGS, Session, locked
 from mos_client.tuning import tune_folder as tune_command
+from mos_common.concept_file import read_concept, write_concept
 from mos_common.errors import BaseModelError, PicturesError, StateError
+from mos_common.kit import Kit, read_kit, write_kit
 
 HOLDS = "import sys, time; from pathlib import Path; from mos_client.federation.session import locked\nwith locked(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
 
@@ -151,10 +154,56 @@ def test_another_base_than_the_operators_is_said_before_anything_is_tuned(sessio
     assert tunings == []
 
 
+@pytest.fixture
+def before(session, sixteen, make_concept) -> Session:
+    """A state folder of an earlier release, in which the concept has been tuned."""
+    old = replace(session, fingerprint=sixteen.legacy_fingerprint)
+    write_concept(replace(make_concept(sixteen), base_fingerprint=old.fingerprint), old.cached())
+    old.cached().with_suffix(".progress.png").write_bytes(b"drawings")
+    old.save()
+    kit = {"server_id": "0" * 32, "name": "alice", "fleet": "a:1", "mos": "a:2", "token": "t" * 32, "base_name": "x"}
+    pem = {"ca": "-----BEGIN CERTIFICATE-----", "signing_key": "-----BEGIN PUBLIC KEY-----"}
+    write_kit(Kit(**kit, **pem, base=old.fingerprint, expires=dt.datetime(2026, 1, 1, tzinfo=dt.UTC)), old.kit)
+    return old
+
+
+def test_a_state_of_an_earlier_release_is_rekeyed_and_nothing_is_tuned_again(before, sixteen, make_concept, tunings):
+    kit = read_kit(before.kit)
+    session = Session.load(before.state).current()
+    assert session == replace(Session.load(before.state), fingerprint=sixteen.fingerprint)
+    assert read_kit(before.kit) == kit.model_copy(update={"base": sixteen.fingerprint})
+    (concept, drawings) = sorted(before.cached().parent.iterdir(), reverse=True)
+    assert concept == session.concept_file() == session.cached() != before.cached()
+    assert drawings == concept.with_suffix(".progress.png")
+    assert read_concept(concept).base_fingerprint == sixteen.fingerprint
+    write_concept(make_concept(sixteen), before.state / "fresh.safetensors")
+    assert concept.read_bytes() == (before.state / "fresh.safetensors").read_bytes()
+    assert tunings == []
+
+
+def test_a_new_kit_finds_what_was_tuned_under_the_old_fingerprint(before, sixteen, tunings):
+    again = replace(before, fingerprint=sixteen.fingerprint)
+    assert again.concept_file() == again.cached()
+    assert read_concept(again.cached()).base_fingerprint == sixteen.fingerprint
+    assert tunings == []
+
+
+def test_a_session_of_today_asks_no_base(session):
+    """Where the base lies is not looked at: the fingerprint says that there is nothing to do."""
+    away = replace(session, base="/nowhere/at/all")
+    assert away.current() is away
+
+
+def test_an_old_fingerprint_of_another_base_is_said_and_nothing_is_changed(before, random_base_folder):
+    away = replace(before, base=str(random_base_folder(seed=1)))
+    kept = {file: file.read_bytes() for file in before.state.rglob("*") if file.is_file()}
+    with pytest.raises(BaseModelError, match=rf"{before.fingerprint[:12]} is a fingerprint by the old rule.*--base"):
+        away.current()
+    assert {file: file.read_bytes() for file in before.state.rglob("*") if file.is_file()} == kept
+
+
 def test_a_concept_is_tuned_on_the_operators_base(session, sixteen):
     """With nothing replaced: one step on the random base."""
-    from mos_common.concept_file import read_concept
-
     steps: list[object] = []
     concept = read_concept(session.concept_file(steps.append))
     assert (concept.name, concept.base_fingerprint) == ("<cat>", sixteen.fingerprint)

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -174,6 +175,15 @@ def test_what_was_seen_on_the_way_survives_a_kill_too(tune, random_base_folder, 
     resumed = tune("resumed", work=broken / "work", settings=OFTEN | {"watch_every": "1"})
     assert resumed.read_bytes() == (other / "cat.safetensors").read_bytes()
     assert progress_picture(resumed).read_bytes() == (other / "cat.progress.png").read_bytes()
+
+
+def test_a_run_that_an_earlier_release_began_goes_on(tune, whole, sixteen):
+    """It knew the base by the old fingerprint."""
+    with pytest.raises(KeyboardInterrupt):
+        tune(base=replace(sixteen, fingerprint=sixteen.legacy_fingerprint), on_step=stop_after(3))
+    steps = []
+    assert tune(on_step=lambda step: steps.append(step.number)).read_bytes() == whole
+    assert steps[0] == 3
 
 
 def test_anew_means_from_the_first_step(tune):

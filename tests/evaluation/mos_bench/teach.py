@@ -20,7 +20,9 @@ from mos_client.pictures.folder import split_pictures
 from mos_client.tuning.tune_folder import tune_folder
 from mos_common.base_model import Base, load_base
 from mos_common.concept_file import read_concept
+from mos_common.digests import digest_of_code, digest_of_json, modules_of
 from mos_common.files import write_atomically
+from mos_common.fingerprint import sampler_of
 from mos_common.identity import probe_for, score_ceiling, score_class_word, score_single
 from mos_common.scores import ImageScorer
 from mos_common.shell import say
@@ -28,6 +30,27 @@ from mos_tiny.recipe.compose import Subject, World
 from mos_tiny.recipe.kept import KINDS, kept_subjects
 
 WANTED = 0.8
+# The code that decides how well a concept is tuned and what that scores: when it changes, all is tuned and scored anew.
+TAUGHT_BY = (
+    *(*modules_of("mos_client.tuning"), *modules_of("mos_client.pictures")),
+    *(
+        f"mos_common.{name}"
+        for name in ["attention", "base_model", "concept", "drawing", "edlora", "identity", "layers", "words"]
+    ),
+    *("mos_common.prompts", "mos_common.scores", "mos_bench.pictures", "mos_bench.teach"),
+    *(f"mos_tiny.recipe.{name}" for name in ["art", "compose", "restyle", "scenes", "sprites", "wider", "world"]),
+)
+
+
+def taught_on(base: Base) -> dict[str, object]:
+    """Return what a score depends on besides the identity and the settings: model, sampler, number format and code."""
+    return {
+        "base": base.fingerprint,
+        "sampler": sampler_of(base.scheduler),
+        "preset": asdict(base.preset),
+        "number format": str(base.dtype),
+        "code": digest_of_code(TAUGHT_BY),
+    }
 
 
 @dataclass(frozen=True)
@@ -54,9 +77,10 @@ def teach(out: Path, *, each: int, base_name: str, steps: int | None, part: int,
     """
     base = load_base(base_name)
     folder = out / base.fingerprint[:12] / f"steps-{steps or base.preset.steps}"
+    key = digest_of_json(taught_on(base))[:12]
     world, found = World(), []
     for i, (kind, name, views) in enumerate(chosen(each)):
-        done = folder / f"{name}.json"
+        done = folder / f"{name}-{key}.json"
         if not done.is_file() and i % parts == part:
             taught = _taught(base, folder, kind, name, views, steps, world)
             write_atomically(done, json.dumps(asdict(taught)).encode())

@@ -7,7 +7,6 @@ preset, with its 95 % interval over identities.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import tempfile
 import time
@@ -20,16 +19,17 @@ import torch
 
 from mos_bench.identity.statistics import LEVEL, student_quantile
 from mos_bench.pictures import compose_pictures
-from mos_bench.teach import chosen, class_word_of
+from mos_bench.teach import chosen, class_word_of, taught_on
 from mos_client.pictures.examples import load_pictures
 from mos_client.pictures.folder import split_pictures
 from mos_client.tuning.tune_folder import tune_folder
 from mos_common.base_model import Base, load_base
 from mos_common.concept import words_of
 from mos_common.concept_file import read_concept
+from mos_common.digests import digest_of_code, digest_of_json
 from mos_common.drawing import Drawing, draw
 from mos_common.edlora import LowRank, attached
-from mos_common.files import canonical_json, write_atomically
+from mos_common.files import write_atomically
 from mos_common.prompts import SCORED, about
 from mos_common.scores import ImageScorer, context_alignment, image_alignment
 from mos_common.shell import say
@@ -205,5 +205,6 @@ def _in_steps(changes: Mapping[str, str], steps: int) -> dict[str, str]:
 
 
 def _digest(base: Base, changes: Mapping[str, str]) -> str:
-    made_by = {"changes": dict(changes), "preset": asdict(base.preset), "seeds": SEEDS, "contexts": SCORED}
-    return hashlib.sha256(canonical_json(made_by)).hexdigest()[:12]
+    code = digest_of_code(("mos_bench.tuning",))
+    made_by = {"changes": dict(changes), "on": taught_on(base), "code": code, "seeds": SEEDS, "contexts": SCORED}
+    return digest_of_json(made_by)[:12]

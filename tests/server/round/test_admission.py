@@ -41,6 +41,19 @@ def test_a_sound_concept_is_admitted_as_it_is(base, make_concept):
     assert torch.equal(admitted.words[0], concept.words[0])
 
 
+def test_a_concept_of_an_earlier_release_is_admitted_under_todays_fingerprint(base, make_concept):
+    concept = make_concept(base)
+    admitted = admit(concept_to_bytes(replace(concept, base_fingerprint=base.legacy_fingerprint)), base)
+    assert admitted.base_fingerprint == base.fingerprint
+    assert content_digest(admitted) == content_digest(admit(concept_to_bytes(concept), base))
+
+
+def test_an_old_fingerprint_of_another_base_is_refused_as_such(tiny, sixteen, make_concept):
+    old = replace(make_concept(tiny), base_fingerprint=sixteen.legacy_fingerprint)
+    with pytest.raises(ConceptError, match=f"{sixteen.legacy_fingerprint[:12]} is a fingerprint by the old rule"):
+        admit(concept_to_bytes(old), tiny)
+
+
 def test_a_concept_without_words_or_with_few_layers_is_admitted(tiny, make_concept):
     plain = make_concept(tiny, "<cat>", words=0)
     some = dict(list(plain.pairs.items())[::9])

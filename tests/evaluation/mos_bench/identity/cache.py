@@ -10,7 +10,6 @@ once. The key says everything that made an entry; the value is bytes.
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import sqlite3
@@ -24,8 +23,10 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
+from mos_common.base_model import Base
+from mos_common.digests import digest_of_json
 from mos_common.errors import StateError
-from mos_common.files import canonical_json
+from mos_common.fingerprint import sampler_of
 
 Table = Literal["drawing", "features", "seen"]
 TABLES: tuple[Table, ...] = ("drawing", "features", "seen")
@@ -35,7 +36,12 @@ WAIT_S = 60.0
 
 def key_of(*parts: object) -> str:
     """Sha256 of anything that JSON can say."""
-    return hashlib.sha256(canonical_json(parts)).hexdigest()
+    return digest_of_json(parts)
+
+
+def drawn_on(base: Base) -> str:
+    """Return the digest of what a base brings to a drawing: the model, the sampler and its own guidance."""
+    return key_of(base.fingerprint, sampler_of(base.scheduler), base.preset.guidance)
 
 
 class Cache:

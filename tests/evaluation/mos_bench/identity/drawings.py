@@ -13,12 +13,17 @@ from mos_bench.identity.cache import Cache, key_of, picture_bytes
 from mos_bench.identity.models import Model
 from mos_bench.identity.sharing import Sharing
 from mos_common.base_model import Base
+from mos_common.digests import digest_of_code
 from mos_common.drawing import Drawing, draw
 from mos_common.edlora import attached
 from mos_common.regions import Region
 
 BATCH = 16
-DRAWING = 1  # raise when the denoising loop changes what it draws
+# The code that decides what is drawn: when it changes, everything is drawn anew.
+DRAWN_BY = (
+    *(f"mos_common.{name}" for name in ["attention", "base_model", "drawing", "edlora", "layers", "regions", "words"]),
+    *(f"mos_bench.identity.{name}" for name in ["cache", "drawings", "models"]),
+)
 
 
 @dataclass(frozen=True)
@@ -38,7 +43,7 @@ class Request:
         texts = " ".join([self.prompt, *(region.prompt for region in self.regions)])
         regions = [asdict(region) for region in self.regions]
         made_of = self.model.made_of(texts)
-        return key_of(DRAWING, self.base, made_of, self.prompt, self.seed, asdict(self.how), regions)
+        return key_of(digest_of_code(DRAWN_BY), self.base, made_of, self.prompt, self.seed, asdict(self.how), regions)
 
 
 def draw_all(base: Base, cache: Cache, sharing: Sharing, requests: Sequence[Request], what: str) -> None:

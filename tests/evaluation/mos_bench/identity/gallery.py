@@ -17,7 +17,7 @@ from torch import Tensor
 from mos_bench.identity.cache import Cache, key_of, vector_bytes
 from mos_bench.identity.concepts import BenchConcept
 from mos_bench.identity.recogniser import Recogniser
-from mos_bench.identity.scorers import Scorer, all_pairs
+from mos_bench.identity.scorers import Scorer, all_pairs, scored_by
 from mos_bench.identity.tuning import Studio
 from mos_client.pictures.examples import load_pictures
 from mos_client.pictures.folder import split_pictures
@@ -68,7 +68,8 @@ def _features(
     tuned_on, held_back = split_pictures(studio.pictures(concept))
     count, held = len(tuned_on), len(held_back)
     keys = [
-        key_of("picture", base.fingerprint, studio.digest(concept), scorer.name, i) for i in range(count + 2 * held)
+        key_of("picture", base.fingerprint, studio.digest(concept), scored_by(scorer), i)
+        for i in range(count + 2 * held)
     ]
     if cache.missing("features", keys):
         real = load_pictures([*tuned_on, *held_back], base.picture_size)

@@ -1,36 +1,36 @@
 """What drawings are made with: the base alone, one tuned concept, or concepts fused by some method.
 
 A `Model` knows what it is by digests and loads its weights only when something is really drawn with it. Fused models are kept in
-files named by their recipe: base, concepts, weights and settings, and the source of fusion itself, so that changed code fuses anew.
+files named by their recipe: base, concepts, weights and settings, and the code of fusion itself, so that changed code fuses anew.
 A drawing is keyed by the digest of the tensors that came out: where those are the same, it is not drawn again.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import cache
 from pathlib import Path
 
-import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-import mos_server.fusion
-from mos_bench.identity.cache import key_of
+from mos_bench.identity.cache import drawn_on, key_of
 from mos_common.base_model import Base
 from mos_common.concept import Concept, words_of
 from mos_common.concept_file import content_digest
+from mos_common.digests import digest_of_code, digest_of_tensors, modules_of
 from mos_common.edlora import LowRank
 from mos_common.files import write_atomically
 from mos_common.fused_model import NamedConcept
 from mos_server.fusion.fuse import fuse
 from mos_server.fusion.methods.method import MethodSettings
+from mos_server.fusion.statistics import RECORDED_BY
 
 Changes = Mapping[str, LowRank]
+# The code that decides what a fused model is: when it changes, models are fused anew.
+FUSED_BY = tuple(dict.fromkeys([*modules_of("mos_server.fusion"), *RECORDED_BY]))
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,8 @@ class Recipe:
     def name(self, base: Base) -> str:
         """What makes it what it is."""
         digests = sorted(content_digest(concept) for concept in self.concepts)
-        return key_of(base.fingerprint, digests, self.settings.method, asdict(self.settings), fusion_source())
+        code = digest_of_code(FUSED_BY)
+        return key_of(drawn_on(base), digests, self.settings.method, asdict(self.settings), code)
 
 
 class Kitchen:
@@ -117,7 +118,7 @@ class Kitchen:
             tensors[f"{name}.A"] = pair.A.float().contiguous()
             tensors[f"{name}.B"] = (pair.scale * pair.B).float().contiguous()
         told = {
-            "digest": _digest(tensors),
+            "digest": digest_of_tensors(tensors),
             "method": recipe.settings.method,
             "drift": json.dumps(fused.manifest.drift),
             "excluded": json.dumps([excluded.token for excluded in fused.manifest.excluded]),
@@ -132,15 +133,6 @@ class Kitchen:
         return Model(digest, lambda: _read(path), _words(self.base, recipe.concepts), recipe.scale)
 
 
-@cache
-def fusion_source() -> str:
-    """Sha256 over the source files of fusion."""
-    digest = hashlib.sha256()
-    for file in sorted(Path(mos_server.fusion.__file__).parent.rglob("*.py")):
-        digest.update(file.read_bytes())
-    return digest.hexdigest()
-
-
 def _read(path: Path) -> Changes:
     tensors = load_file(path)
     names = sorted({name[:-2] for name in tensors})
@@ -151,13 +143,5 @@ def _words(base: Base, concepts: Sequence[Concept]) -> dict[str, tuple[str, Tens
     found = {}
     for concept in concepts:
         words = words_of(concept, base)
-        found[concept.name] = (_digest({"words": words}), words)
+        found[concept.name] = (digest_of_tensors({"words": words}), words)
     return found
-
-
-def _digest(tensors: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name}\0{tuple(tensor.shape)}\0".encode())
-        digest.update(tensor.detach().to("cpu", torch.float32).contiguous().numpy().data)
-    return digest.hexdigest()

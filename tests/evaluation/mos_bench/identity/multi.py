@@ -14,14 +14,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from mos_bench.identity.cache import key_of, vector_bytes
+from mos_bench.identity.cache import drawn_on, key_of, vector_bytes
 from mos_bench.identity.cases import Case
 from mos_bench.identity.concepts import BenchConcept
 from mos_bench.identity.curve import choose_scale
 from mos_bench.identity.drawings import Request
 from mos_bench.identity.methods import AVERAGE, GRADIENT, SUM_TUNED
 from mos_bench.identity.models import Model, untouched
-from mos_bench.identity.scorers import all_pairs
+from mos_bench.identity.scorers import all_pairs, scored_by
 from mos_bench.identity.tables import FUSED
 from mos_bench.identity.tuning import ED_LORA
 from mos_bench.identity.workshop import Scores, Workshop
@@ -64,12 +64,12 @@ def request_for(workshop: Workshop, model: Model, group: Group, seed: int, how: 
     classes = [with_article(concept.class_word) for concept in group.concepts]
     if how != REGIONS:
         told = group.told(classes if how == CLASSES else names)
-        return Request(model, told, seed, shape, base=base.fingerprint)
+        return Request(model, told, seed, shape, base=drawn_on(base))
     boxes = []
     for i, name in enumerate(names):
         subjects = [name if i == j else classes[j] for j in range(size)]
         boxes.append(Region(group.told(subjects), i / size, 0, (i + 1) / size, 1))
-    return Request(model, group.told(classes), seed, shape, tuple(boxes), base.fingerprint)
+    return Request(model, group.told(classes), seed, shape, tuple(boxes), drawn_on(base))
 
 
 def measure_multi(workshop: Workshop, half: str, count: int = FUSED, sizes: Sequence[int] = (2, 3)) -> list[Case]:
@@ -118,7 +118,7 @@ def _case(workshop: Workshop, model: Model, groups: Sequence[Group], how: str, n
 
 def _scored(workshop: Workshop, key: str, place: int, size: int, concept: BenchConcept) -> tuple[float, float]:
     """Image alignment of one part of a picture, and whether its concept was recognised in it."""
-    name = key_of(key, [place, size], workshop.scorer.name)
+    name = key_of(key, [place, size], scored_by(workshop.scorer))
     if workshop.cache.missing("features", [name]):
         picture = workshop.cache.picture(key)
         side = picture.shape[2] // size

@@ -20,14 +20,18 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from mos_common.digests import digest_of_code, digest_of_file
 from mos_common.errors import RequestError
-from mos_common.files import sha256_of
 from mos_common.scores import ImageScorer
 
 PREFIX, WEIGHT = "A photo depicts ", 2.5
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 BATCH = 32
 Pictures = Float[Tensor, "n 3 height width"]
+
+
+# The code that decides what a score is: when it changes, everything is scored anew.
+SCORED_BY = ("mos_bench.identity.scorers", "mos_common.scores")
 
 
 class Scorer(Protocol):
@@ -38,6 +42,11 @@ class Scorer(Protocol):
     def features(self, pictures: Pictures) -> Float[Tensor, "n features"]:
         """One vector a picture."""
         ...
+
+
+def scored_by(scorer: Scorer) -> str:
+    """Return the key of what a scorer says: its name and its code."""
+    return f"{scorer.name} {digest_of_code(SCORED_BY)}"
 
 
 class EfficientNet:
@@ -145,7 +154,7 @@ def _weights_digest(folder: Path) -> str:
     files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
     if not files:
         raise RequestError(f"no weights in {folder}: give a folder written by transformers' save_pretrained")
-    return " ".join(sha256_of(file)[:16] for file in files)
+    return " ".join(digest_of_file(file)[:16] for file in files)
 
 
 def _load(kind: Any, folder: Path) -> Any:

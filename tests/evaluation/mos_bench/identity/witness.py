@@ -26,6 +26,7 @@ from mos_bench.identity.concepts import BenchConcept, spare_icons, spare_people
 from mos_bench.identity.protocol import Prompt, Side
 from mos_bench.identity.recogniser import Recogniser
 from mos_common.base_model import Base
+from mos_common.digests import digest_of_code
 from mos_common.files import write_atomically
 from mos_common.scores import ImageScorer
 from mos_tiny.recipe.compose import Subject, World, place
@@ -37,7 +38,13 @@ from mos_tiny.recipe.world import HAIR, HUES, PALETTE, STYLES, nearest
 
 PERSON = "person"
 SQUARE = 64
-VERSION = 1  # raise when a witness learns otherwise: what they said before is then asked again
+# The code that decides what a witness learns and says: when it changes, they learn anew and are asked again.
+WITNESSED_BY = (
+    *(f"mos_bench.identity.{name}" for name in ("concepts", "protocol", "recogniser", "witness")),
+    *(f"mos_tiny.recipe.{name}" for name in ("art", "compose", "pictures", "probes", "restyle", "scenes", "sprites")),
+    *(f"mos_tiny.recipe.{name}" for name in ("trials", "wider", "world")),
+    *("mos_common.base_model", "mos_common.scores"),
+)
 SEED = 4000
 AT_ONCE = 32
 RIDGE = 0.2
@@ -95,7 +102,7 @@ class Witnesses:
     def __init__(self, base: Base, folder: Path | None = None, sizes: Learnt | None = None) -> None:
         self.base, self.sizes = base, sizes or Learnt()
         self.scorer = ImageScorer()
-        self.name = key_of("witnesses", VERSION, base.fingerprint, asdict(self.sizes))
+        self.name = key_of("witnesses", digest_of_code(WITNESSED_BY), base.fingerprint, asdict(self.sizes))
         self._file = None if folder is None else folder / f"witnesses.{self.name[:16]}.safetensors"
         self._probes: dict[str, Recogniser] = {}
 

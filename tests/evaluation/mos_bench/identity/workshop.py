@@ -17,14 +17,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mos_bench.identity.cache import Cache, key_of, vector_bytes
+from mos_bench.identity.cache import Cache, drawn_on, key_of, vector_bytes
 from mos_bench.identity.concepts import BenchConcept, in_fusion_order, split
 from mos_bench.identity.drawings import Request, draw_all
 from mos_bench.identity.gallery import Gallery, gallery_of
 from mos_bench.identity.methods import Method
 from mos_bench.identity.models import Kitchen, Model, Recipe, untouched
 from mos_bench.identity.protocol import Prompt, prompts_for
-from mos_bench.identity.scorers import Clip, Scorer, all_pairs, clip_text_alignment
+from mos_bench.identity.scorers import Clip, Scorer, all_pairs, clip_text_alignment, scored_by
 from mos_bench.identity.sharing import Sharing
 from mos_bench.identity.tuning import Studio, Variant
 from mos_bench.identity.witness import Witnesses, claims_of, part_of
@@ -175,15 +175,13 @@ class Workshop:
             word = concept.class_word
             text = prompt.about_class(word) if of_class else prompt.about(concept.name, class_word=word)
             how = self._how(prompt)
-            found += [
-                Request(model, text, seed, how, base=self.base.fingerprint) for seed in range(self.protocol.seeds)
-            ]
+            found += [Request(model, text, seed, how, base=drawn_on(self.base)) for seed in range(self.protocol.seeds)]
         return found
 
     def unrelated(self, model: Model) -> list[Request]:
         """Drawings of ordinary prompts that fusion did not record."""
         seeds, how = range(self.protocol.seeds), self.protocol.how
-        return [Request(model, p, seed, how, base=self.base.fingerprint) for p in UNRELATED for seed in seeds]
+        return [Request(model, p, seed, how, base=drawn_on(self.base)) for p in UNRELATED for seed in seeds]
 
     def draw(self, requests: Sequence[Request], what: str) -> None:
         """Return when all are drawn."""
@@ -223,7 +221,7 @@ class Workshop:
     def choice_file(self, pairs: Sequence[tuple[Model, BenchConcept]]) -> Path:
         """Where a choice by `image_alignment` is written down: by all drawings and what they are compared with."""
         drawings = [[request.key for request in self.requests(*pair)] for pair in pairs]
-        key = key_of(drawings, [self.studio.digest(concept) for _, concept in pairs], self.scorer.name)
+        key = key_of(drawings, [self.studio.digest(concept) for _, concept in pairs], scored_by(self.scorer))
         return self.kitchen.folder / "choices" / f"{key}.json"
 
     def text_ceiling(self, concept: BenchConcept) -> float:
@@ -251,7 +249,7 @@ class Workshop:
     def features(self, keys: Sequence[str], sides: Sequence[str] = ()) -> Float[Tensor, "n features"]:
         """Features of drawings or their halves, from the cache or now."""
         sides = sides or [""] * len(keys)
-        names = [key_of(key, side, self.scorer.name) for key, side in zip(keys, sides, strict=True)]
+        names = [key_of(key, side, scored_by(self.scorer)) for key, side in zip(keys, sides, strict=True)]
         missing = set(self.cache.missing("features", names))
         new = {name: (key, side) for name, key, side in zip(names, keys, sides, strict=True) if name in missing}
         by_shape: dict[tuple[int, ...], dict[str, Tensor]] = {}

@@ -1,0 +1,48 @@
+"""Put today's fingerprint of the base into a state folder of an earlier release."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from mos_common.errors import BaseModelError, ConceptError
+from mos_common.files import canonical_json, write_atomically
+from mos_server.state.folder import CONFIG, State
+
+if TYPE_CHECKING:
+    from mos_common.base_model import Base
+
+log = logging.getLogger(__name__)
+
+
+def rekey_state(state: State, base: Base) -> State:
+    """Return the state under today's fingerprint of `base`; its config and kept concepts get it where they have the old one.
+
+    Published models keep what they were signed with: the old fingerprint is recognised in them.
+
+    Raises:
+        BaseModelError: `base` is not the base model that the state was made for.
+
+    """
+    from mos_common.concept_file import rekey_concept
+    from mos_common.fingerprint import is_base, why_not
+
+    expected = state.config.base_fingerprint
+    if not is_base(expected, base):
+        raise BaseModelError(
+            f"the base model is {base.fingerprint[:12]} now and was {expected[:12]} when this server was made"
+            f"{why_not(expected, base)}: put that one back, or make a new server with mos-server init"
+        )
+    if expected == base.fingerprint:
+        return state
+    for digest in state.artefacts.concepts():
+        path = state.artefacts.concept_file(digest)
+        try:
+            rekey_concept(path, base, mode=0o600)
+        except ConceptError as error:
+            log.warning("%s keeps its old fingerprint: %s", path, error)
+    # Last: a state that is killed on the way is re-keyed again.
+    config = state.config.model_copy(update={"base_fingerprint": base.fingerprint})
+    write_atomically(state.path / CONFIG, canonical_json(config.model_dump()) + b"\n")
+    return replace(state, config=config)

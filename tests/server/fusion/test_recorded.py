@@ -1,0 +1,131 @@
+"""What kept moments are known by: everything that decides them, and nothing else."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+from dataclasses import replace
+from pathlib import Path
+
+import diffusers
+import pytest
+
+from mos_common.base_model import Base
+from mos_common.digests import digest_of_code
+from mos_common.fused_model import NamedConcept
+from mos_common.layers import Group, adaptable_layers
+from mos_server.fusion import statistics
+from mos_server.fusion.settings import FusionSettings
+from mos_server.fusion.statistics import RECORDED_BY, Recording, Statistics
+
+# Modules that recording imports and that do not decide what is recorded, since the key has what they say.
+DO_NOT_DECIDE = {
+    "mos_common.concept_file",  # content digests: the first half of the file's name
+    "mos_common.digests",
+    "mos_common.errors",
+    "mos_common.files",
+    "mos_common.fingerprint",  # the base's fingerprint
+    "mos_common.fingerprint_keys",
+    "mos_common.fused_model",
+    "mos_common.names",
+    "mos_common.presets",  # guidance
+    "mos_common.settings",
+    "mos_server.fusion.settings",  # the settings themselves
+}
+
+
+@pytest.fixture
+def recording_of(sixteen, make_concept):
+    """A recording of one group: `recording_of(Group.SPATIAL, steps=2)`."""
+
+    def make(group: Group, named: bool = True, **settings: object) -> Recording:
+        concept = NamedConcept("alice", make_concept(sixteen)) if named else None
+        reads = frozenset(layer.reads for layer in adaptable_layers(sixteen) if layer.group is group)
+        short = {"steps": 2, "contexts": ("V",), "ordinary": ("a dog",), **settings}
+        return Recording(group, concept, {}, reads, FusionSettings(**short))
+
+    return make
+
+
+def with_sampler(base: Base, kind: str, **config: object) -> Base:
+    """The base with another sampler or another setting of it: the same fingerprint, other drawings."""
+    return replace(base, scheduler=getattr(diffusers, kind).from_config({**base.scheduler.config, **config}))
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_another_sampler_is_another_recording_of_the_unet(sixteen, recording_of, named):
+    recording = recording_of(Group.SPATIAL, named)
+    names = {
+        recording.file_name(base)
+        for base in (
+            sixteen,
+            with_sampler(sixteen, "EulerDiscreteScheduler"),
+            with_sampler(sixteen, "PNDMScheduler", timestep_spacing="trailing"),
+        )
+    }
+    assert len(names) == 3
+    assert recording.file_name(with_sampler(sixteen, "PNDMScheduler")) in names
+
+
+@pytest.mark.parametrize("group", [Group.TEXT, Group.CROSS])
+def test_recordings_of_texts_know_no_sampler(sixteen, recording_of, group):
+    recording = recording_of(group)
+    assert recording.file_name(with_sampler(sixteen, "EulerDiscreteScheduler")) == recording.file_name(sixteen)
+
+
+def test_the_bases_own_guidance_is_the_number_that_it_stands_for(sixteen, recording_of):
+    own, told = (recording_of(Group.SPATIAL, guidance=g) for g in (0.0, sixteen.preset.guidance))
+    assert own.file_name(sixteen) == told.file_name(sixteen)
+    assert recording_of(Group.SPATIAL, guidance=3.0).file_name(sixteen) != own.file_name(sixteen)
+
+
+def test_another_sampler_records_anew_and_the_same_one_does_not(sixteen, recording_of, tmp_path):
+    recording = recording_of(Group.SPATIAL, named=False)
+    Statistics(sixteen, tmp_path).of(recording)
+    (first,) = tmp_path.iterdir()
+    written = first.stat().st_mtime_ns
+    Statistics(sixteen, tmp_path).of(recording)
+    assert [first.stat().st_mtime_ns, len(list(tmp_path.iterdir()))] == [written, 1]
+    Statistics(with_sampler(sixteen, "EulerDiscreteScheduler"), tmp_path).of(recording)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_comment_or_docstring_keeps_what_was_recorded_and_a_change_of_the_code_does_not(
+    sixteen, recording_of, tmp_path, monkeypatch
+):
+    """A copy of the module that reads prompts stands for it: once as it is, once commented, once changed."""
+    source = source_of("mos_common.words")
+    commented = source.replace('"""', '"""Once more: ', 1) + "\n# Nothing to see here.\n"
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(
+        statistics, "RECORDED_BY", tuple("copied_words" if name == "mos_common.words" else name for name in RECORDED_BY)
+    )
+    names = []
+    for text in (source, commented, source.replace("+ 1", "+ 2", 1)):
+        (tmp_path / "copied_words.py").write_text(text)
+        digest_of_code.cache_clear()
+        names.append(recording_of(Group.TEXT).file_name(sixteen))
+    digest_of_code.cache_clear()
+    assert len({source, commented}) == 2
+    assert names[0] == names[1] != names[2]
+
+
+def test_every_module_that_recording_imports_decides_or_does_not():
+    """A new module below recording belongs into RECORDED_BY, or into the list above with its reason."""
+    reached, waiting = set[str](), ["mos_server.fusion.statistics"]
+    while waiting:
+        name = waiting.pop()
+        if name in reached or name in DO_NOT_DECIDE or importlib.util.find_spec(name) is None:
+            continue
+        reached.add(name)
+        for node in ast.walk(ast.parse(source_of(name))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(("mos_common.", "mos_server.")):
+                waiting.append(str(node.module))
+    assert reached == set(RECORDED_BY)
+
+
+def source_of(name: str) -> str:
+    spec = importlib.util.find_spec(name)
+    assert spec is not None
+    assert spec.origin is not None
+    return Path(spec.origin).read_text(encoding="utf-8")
