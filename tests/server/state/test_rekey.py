@@ -11,7 +11,6 @@ import pytest
 
 from mos_common.concept_file import concept_to_bytes, content_digest, read_concept
 from mos_common.errors import BaseModelError
-from mos_server.state.concepts import spool
 from mos_server.state.folder import CONFIG, ServerConfig, State, create_state, open_state
 from mos_server.state.rekey import rekey_state
 
@@ -24,7 +23,7 @@ def before(sixteen, make_concept, tmp_path) -> State:
     concept = replace(make_concept(sixteen), base_fingerprint=old)
     data = concept_to_bytes(concept)
     (tmp_path / "uploaded").write_bytes(data)
-    spool(state, content_digest(read_concept(tmp_path / "uploaded")), data)
+    state.artefacts.put_concept(content_digest(read_concept(tmp_path / "uploaded")), data)
     return state
 
 
@@ -67,7 +66,7 @@ def test_a_state_of_another_base_is_an_error_that_says_which_and_changes_nothing
 
 
 def test_a_damaged_concept_does_not_keep_the_others_from_their_fingerprint(before, sixteen, caplog):
-    (before.concepts / "damaged.safetensors").write_bytes(b"no concept")
+    (before.path / "concepts" / "damaged.safetensors").write_bytes(b"no concept")
     state = rekey_state(before, sixteen)
     assert "damaged.safetensors keeps its old fingerprint" in caplog.text
     others = [file for file in (state.path / "concepts").iterdir() if file.stem != "damaged"]
