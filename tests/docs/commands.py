@@ -33,7 +33,7 @@ SETTABLE = {
 
 
 def programs() -> dict[str, str]:
-    """The module of each command, as the two distributions install them: {"mos-client": "mos_client.cli.main", ...}."""
+    """Return the module of each command, as the two distributions install them: {"mos-client": "mos_client.cli.main", ...}."""
     found = {}
     for file in DISTRIBUTIONS:
         scripts = tomllib.loads(file.read_text(encoding="utf-8"))["project"]["scripts"]
@@ -43,7 +43,7 @@ def programs() -> dict[str, str]:
 
 @cache
 def click_command(module: str) -> Any:
-    """The click command that a module's typer app becomes."""
+    """Return the click command that a module's typer app becomes."""
     return typer.main.get_command(import_module(module).app)
 
 
@@ -60,7 +60,7 @@ def make_targets() -> frozenset[str]:
 
 @cache
 def all_flags() -> frozenset[str]:
-    """Every flag of every command, those of the recipe of `tiny` too."""
+    """Return every flag of every command, those of the recipe of `tiny` too."""
     found = {"--help"}
     every = [
         command
@@ -76,7 +76,7 @@ def all_flags() -> frozenset[str]:
 
 @cache
 def settings_in(package: str) -> tuple[type, ...]:
-    """The settings dataclasses that a module, or the modules of a package, declare with `setting()`."""
+    """Return the settings dataclasses that a module, or the modules of a package, declare with `setting()`."""
     top = import_module(package)
     inside = [each.name for each in walk_packages(getattr(top, "__path__", []), f"{package}.")]
     declared = {
@@ -96,7 +96,7 @@ def setting_names(kind: type) -> set[str]:
 
 
 def check_settings(texts: list[str], packages: list[str]) -> None:
-    """Each NAME=VALUE is a setting of one of the packages, and its value is of that setting's type."""
+    """Check that each NAME=VALUE is a setting of one of the packages, with a value of its type."""
     for text in texts:
         kinds = [kind for package in packages for kind in settings_in(package)]
         assert any(_takes(kind, text) for kind in kinds), (
@@ -138,13 +138,13 @@ def check_command(words: list[str]) -> None:
 
 
 def set_texts(context: Any) -> list[str]:
-    """What was given to `--set`."""
+    """Return what was given to `--set`."""
     named = [each.name for each in context.command.params if "--set" in each.opts]
     return [text for name in named for text in context.params[name] or ()]
 
 
 def commands_in(words: list[str]) -> Iterator[list[str]]:
-    """The command of ours in a line of shell: by itself, after variables or sudo, or in a container."""
+    """Yield the command of ours in a line of shell: by itself, after variables or sudo, or in a container."""
     while words and re.match(r"[A-Z_]+=", words[0]):
         words = words[1:]
     if words and words[0] == "sudo":
@@ -166,7 +166,7 @@ def commands_in(words: list[str]) -> Iterator[list[str]]:
 
 
 def blocks(text: str) -> Iterator[str]:
-    """The code blocks of a page without their indentation: indented and fenced ones."""
+    """Yield the code blocks of a page without their indentation: indented and fenced ones."""
     for block in re.findall(r"^```[^\n]*\n(.*?)^```$", text, re.M | re.S):
         yield block
     unfenced = re.sub(r"^```.*?^```$", "", text, flags=re.M | re.S)
@@ -179,7 +179,7 @@ def is_python(block: str) -> bool:
 
 
 def shell_lines(page: Path) -> Iterator[list[str]]:
-    """Every line of every block that runs something of ours, as words."""
+    """Yield every line of the shell blocks of a page, as words."""
     for block in blocks(page.read_text(encoding="utf-8")):
         if is_python(block):
             continue
@@ -191,7 +191,7 @@ def shell_lines(page: Path) -> Iterator[list[str]]:
 
 
 def inline_code(page: Path) -> list[str]:
-    """The code within the sentences and tables of a page."""
+    """Return the code within the sentences and tables of a page."""
     text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
     text = re.sub(r"(?:(?<=\n\n)|\A)((?: {4,}\S.*\n)+)", "", text)
     return [re.sub(r"\s+", " ", code) for code in re.findall(r"(?<!`)`([^`]+)`(?!`)", text)]
