@@ -70,9 +70,9 @@ def test_each_step_is_a_command():
     """The art says what is learnt from; every step explains itself."""
     steps = ("art", "compose", "tokenizer", "vae", "latents", "train", "judge", "demonstration")
     for step in steps:
-        command = importlib.import_module(f"mos_tiny.{step}").app
+        command = importlib.import_module(f"mos_tiny.recipe.{step}").app
         told = CliRunner().invoke(command, ["--help"])
-        assert told.exit_code == 0 and f"python -m mos_tiny.{step}" in told.output
+        assert told.exit_code == 0 and f"python -m mos_tiny.recipe.{step}" in told.output
     assert "38 icons of 36 nouns" in CliRunner().invoke(importlib.import_module("mos_tiny.recipe.art").app, []).output
 
 

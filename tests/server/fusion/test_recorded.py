@@ -15,7 +15,7 @@ from mos_common.digests import digest_of_code
 from mos_common.fused_model import NamedConcept
 from mos_common.layers import Group, adaptable_layers
 from mos_server.fusion import statistics
-from mos_server.fusion.settings import FusionSettings
+from mos_server.fusion.recording_settings import RecordingSettings
 from mos_server.fusion.statistics import RECORDED_BY, Recording, Statistics
 
 # Modules that recording imports and that do not decide what is recorded, since the key has what they say.
@@ -42,7 +42,7 @@ def recording_of(sixteen, make_concept):
         concept = NamedConcept("alice", make_concept(sixteen)) if named else None
         reads = frozenset(layer.reads for layer in adaptable_layers(sixteen) if layer.group is group)
         short = {"steps": 2, "contexts": ("V",), "ordinary": ("a dog",), **settings}
-        return Recording(group, concept, {}, reads, FusionSettings(**short))
+        return Recording(group, concept, {}, reads, RecordingSettings(**short))
 
     return make
 
@@ -74,7 +74,7 @@ def test_recordings_of_texts_know_no_sampler(sixteen, recording_of, group):
 
 
 def test_the_bases_own_guidance_is_the_number_that_it_stands_for(sixteen, recording_of):
-    own, told = (recording_of(Group.SPATIAL, guidance=g) for g in (0.0, sixteen.preset.guidance))
+    own, told = (recording_of(Group.SPATIAL, guidance=g) for g in (None, sixteen.preset.guidance))
     assert own.file_name(sixteen) == told.file_name(sixteen)
     assert recording_of(Group.SPATIAL, guidance=3.0).file_name(sixteen) != own.file_name(sixteen)
 

@@ -150,8 +150,8 @@ class Federation:
 
         real_advance, real_note = self.journal.rounds.advance, self.journal.notes.add
         with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
-            patch.setattr(self.journal, "advance", advance)
-            patch.setattr(self.journal, "note", write)
+            patch.setattr(self.journal.rounds, "advance", advance)
+            patch.setattr(self.journal.notes, "add", write)
             yield
 
     def status(self, name: str) -> str:

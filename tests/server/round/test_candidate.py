@@ -38,9 +38,9 @@ def journal(state, tiny, make_concept) -> Iterator[Journal]:
         round_id = opened.rounds.ask(RoundSettings(fusion=FUSION)).id
         for seed, name in enumerate(("alice", "bob")):
             pem = public_pem(create_node_key(state.path / name))
-            token, _ = opened.invite(name, valid_s=60)
-            opened.enrol(token, key_digest(pem), pem)
-            participant = next(each for each in opened.participants() if each.name == name)
+            token, _ = opened.participants.invite(name, valid_s=60)
+            opened.participants.enrol(token, key_digest(pem), pem)
+            participant = next(each for each in opened.participants.all() if each.name == name)
             data = concept_to_bytes(make_concept(tiny, "<cat>", seed=seed, strength=0.02))
             assert take_upload(state, opened, tiny, participant, data, round_id).refused is None
         yield opened
