@@ -14,6 +14,7 @@ from mos_common.attention import RegionText, TextMemory, layerwise_attention, pr
 from mos_common.base_model import Base
 from mos_common.errors import RequestError
 from mos_common.regions import Region
+from mos_common.settings import setting
 from mos_common.words import Vocabulary, encode_pooled, encode_prompts, encode_token_ids, tokenise
 
 Progress = Callable[[int, int], None]
@@ -23,12 +24,12 @@ Progress = Callable[[int, int], None]
 class Drawing:
     """How to draw: sizes in pixels (0: the base's own), `guidance` 0 for the base's own scale, 1 for none."""
 
-    steps: int = 20
-    guidance: float = 0.0
-    height: int = 0
-    width: int = 0
-    negative: str = ""
-    scheduler: str = ""
+    steps: int = setting(20, "denoising steps")
+    guidance: float = setting(0.0, "scale of classifier-free guidance; 1: none, 0: the base's own")
+    height: int = setting(0, "height of the picture; 0: the base's own", unit="pixels")
+    width: int = setting(0, "width of the picture; 0: the base's own", unit="pixels")
+    negative: str = setting("", "what not to draw")
+    scheduler: str = setting("", "a scheduler that the base is compatible with, by its name; default: the base's own")
 
     def __post_init__(self) -> None:
         if not 1 <= self.steps <= 1000:

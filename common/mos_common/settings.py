@@ -27,7 +27,10 @@ SEPARATOR = "|"  # between the texts of one setting, such as prompts, which have
 
 
 def setting(default: Any, meaning: str, *, unit: str = "") -> Any:
-    """Declare one setting of a frozen dataclass: its default, what it means, and the unit that it is given in."""
+    """Declare one setting of a frozen dataclass: its default, what it means, and the unit that it is given in.
+
+    With `dataclasses.MISSING` the setting has no default of its own, as where a base's preset gives it.
+    """
     return field(default=default, metadata={"meaning": meaning, "unit": unit})
 
 
@@ -104,11 +107,11 @@ def differences(settings: Any) -> dict[str, Any]:
 
 
 def describe_settings(kind: type) -> Iterator[str]:
-    """Yield one line for each setting: NAME=DEFAULT, its unit, what it means."""
+    """Yield one line for each setting: NAME=DEFAULT (NAME without one), its unit, what it means."""
     for each in fields(kind):
         if each.metadata:
-            default = "" if each.default is MISSING or each.default is None else _as_text(each.default)
-            yield f"{each.name}={default}: {_about(each)}"
+            default = "" if each.default in (MISSING, None, "") else f"={_as_text(each.default)}"
+            yield f"{each.name}{default}: {_about(each)}"
 
 
 def _declared(kind: Any, name: str) -> Field[Any]:
@@ -132,7 +135,7 @@ def _as_text(value: Any) -> str:
 
 
 def _example(kind: type) -> str:
-    first = next(each for each in fields(kind) if each.metadata)
+    first = next(each for each in fields(kind) if each.metadata and each.default not in (MISSING, None, ""))
     return f"{first.name}={_as_text(first.default)}"
 
 

@@ -1,7 +1,7 @@
 """The ClientApp: a request in, a concept or four numbers out.
 
-What the server sends is data to be checked, never a path or a setting. The participant's own settings come from its state folder,
-whose path the SuperNode's local node configuration tells.
+The server sends data that is checked, never a path or a setting. The participant's own settings come
+from its state folder, whose path is in the SuperNode's local node configuration.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from mos_client.federation.session import Session
+from mos_client.federation.tuned import tuned_file
 from mos_common import messages
 from mos_common.errors import BaseModelError, TrustError
 
@@ -34,10 +35,10 @@ def train(message: Message, context: Context) -> Message:
 
     session, request = _session(context), messages.read_train(message.content)
     started = time.monotonic()
-    path = session.concept_file()
+    path = tuned_file(session)
     _check_base(read_concept(path).base_fingerprint, request.base)
     upload = messages.Upload(path.read_bytes(), time.monotonic() - started)
-    log.info("%s: sending %s, %d bytes", request.round, session.concept, len(upload.data))
+    log.info("%s: sending %s, %d bytes", request.round, session.request.concept, len(upload.data))
     return Message(messages.upload_content(upload), reply_to=message)
 
 
@@ -52,7 +53,7 @@ def evaluate(message: Message, context: Context) -> Message:
     folder = download_model(
         enrolment, request.candidate, session.state / "candidates", manifest_digest=request.candidate_digest
     )
-    scores = score(session, folder, f"<{enrolment.participant}/{session.concept[1:]}", request.base)
+    scores = score(session, folder, session.token(enrolment.participant), request.base)
     log.info(
         "%s: identity %s", request.round, ", ".join(f"{k.replace('_', ' ')} {v:.3f}" for k, v in vars(scores).items())
     )
@@ -71,11 +72,12 @@ def score(session: Session, candidate: Path, token: str, fingerprint: str) -> Id
     from mos_common.fused_model import check_base, read_fused
     from mos_common.identity import measure_identity
 
-    base = load_base(session.base, device=session.device, dtype=session.dtype)
+    request = session.request
+    base = load_base(request.base, device=request.device, dtype=request.dtype)
     _check_base(base.fingerprint, fingerprint)
-    fused, concept = read_fused(candidate), read_concept(session.concept_file())
+    fused, concept = read_fused(candidate), read_concept(tuned_file(session))
     check_base(fused, base)
-    tuned_on, held_back = (load_pictures(paths, base.picture_size) for paths in split_pictures(session.images))
+    tuned_on, held_back = (load_pictures(paths, base.picture_size) for paths in split_pictures(request.images))
     return measure_identity(base, concept, tuned_on, held_back, fused=fused, fused_token=token)
 
 

@@ -27,10 +27,17 @@ LONGEST_PAUSE_S = (
 )
 STABLE_S = 120.0
 _TERM_S = 4.0
-# Run before the SuperNode in its own process: be told to end (15) when the parent is killed (1 = PR_SET_PDEATHSIG).
-_END_WITH_PARENT = (
-    "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 15, 0, 0, 0); os.execv(sys.argv[1], sys.argv[1:])"
-)
+# Run in the SuperNode's process before it: SIGTERM (15) when the parent is killed (1 = PR_SET_PDEATHSIG).
+# Where prctl is missing the SuperNode runs all the same, and a killed parent leaves it running.
+_END_WITH_PARENT = """
+import os, sys
+try:
+    import ctypes
+    ctypes.CDLL(None).prctl(1, 15, 0, 0, 0)
+except (ImportError, OSError, AttributeError, TypeError):
+    pass
+os.execv(sys.argv[1], sys.argv[1:])
+"""
 
 
 def free_port() -> int:
@@ -137,5 +144,6 @@ class SuperNode:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,  # Ctrl-C is ours: we end it in order
+                start_new_session=True,  # Ctrl-C ends this process, which then stops the SuperNode
+                creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),  # the same on Windows
             )

@@ -12,7 +12,7 @@ from torch import Tensor
 from mos_client.pictures.captions import TEMPLATES, movable_parts, shuffled_caption
 from mos_client.pictures.examples import Example
 from mos_client.tuning.loss import spread_times
-from mos_client.tuning.settings import TuningConfig
+from mos_client.tuning.settings import TuningSettings
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Batch:
 
 
 def next_batch(
-    examples: Sequence[Example], config: TuningConfig, total_times: int, generator: torch.Generator
+    examples: Sequence[Example], config: TuningSettings, total_times: int, generator: torch.Generator
 ) -> Batch:
     """The next batch. Shapes come as often as there are pictures of them; within one, whole shuffled rounds."""
     bucket = _bucket(examples, generator)
@@ -78,7 +78,7 @@ def _bucket(examples: Sequence[Example], generator: torch.Generator) -> list[Exa
     return by_shape[one.views[0].latent.shape]
 
 
-def _caption(captions: Sequence[str], config: TuningConfig, generator: torch.Generator) -> str:
+def _caption(captions: Sequence[str], config: TuningSettings, generator: torch.Generator) -> str:
     if config.template_share and float(torch.rand(1, generator=generator)) < config.template_share:
         captions = TEMPLATES
     caption = captions[integer(len(captions), generator)]

@@ -17,7 +17,7 @@ from mos_client.tuning.batches import Batch, next_batch
 from mos_client.tuning.loss import attention_loss, cell_weights, noise_loss
 from mos_client.tuning.memory_plan import Plan
 from mos_client.tuning.parameters import frozen_pair, initial_pair, initial_words, trained, tuned_layers
-from mos_client.tuning.settings import TuningConfig
+from mos_client.tuning.settings import TuningSettings
 from mos_common.attention import TextMemory, WatchedWords, layerwise_attention, layerwise_processors
 from mos_common.base_model import Base
 from mos_common.edlora import LowRank
@@ -48,7 +48,7 @@ class Tuning:
         base: Base,
         class_word: str,
         examples: Sequence[Example],
-        config: TuningConfig,
+        config: TuningSettings,
         plan: Plan | None = None,
     ) -> None:
         self.base, self.class_word, self.examples, self.config, self.done = base, class_word, examples, config, 0

@@ -7,16 +7,17 @@ from typing import Annotated
 
 import typer
 
-from mos_common.shell import run, say
+from mos_common.shell import add_version, run, say
 from mos_server.cli import federation, fuse
 
 app = typer.Typer(
+    name="mos-server",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     help="Run rounds that fuse many people's concepts into one model.",
 )
-
+add_version(app)
 
 fuse.register(app)
 federation.register(app)

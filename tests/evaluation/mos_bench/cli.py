@@ -8,16 +8,16 @@ from typing import Annotated
 import typer
 
 from mos_bench.identity.cli import register
-from mos_common.shell import run
+from mos_common.shell import add_version, run
 
 app = typer.Typer(
-    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="The demo and the measurements."
+    name="mos-bench",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Run the whole product once, or measure it.",
 )
-
-
-@app.callback()
-def bench() -> None:
-    """Run the whole product once, or measure it."""
+add_version(app)
 
 
 @app.command(epilog="Example: mos-bench demo --out build/demo")
