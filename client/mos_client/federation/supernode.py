@@ -29,7 +29,7 @@ STABLE_S = 120.0
 _TERM_S = 4.0
 # Run in the SuperNode's process before it: SIGTERM (15) when the parent is killed (1 = PR_SET_PDEATHSIG).
 # Where prctl is missing the SuperNode runs all the same, and a killed parent leaves it running.
-_END_WITH_PARENT = """
+END_WITH_PARENT = """
 import os, sys
 try:
     import ctypes
@@ -131,7 +131,7 @@ class SuperNode:
     def _spawn(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         write_atomically(self.secret_file, secrets.token_hex(32).encode(), mode=0o600)
-        command = [sys.executable, "-c", _END_WITH_PARENT] if sys.platform == "linux" else []
+        command = [sys.executable, "-c", END_WITH_PARENT] if sys.platform == "linux" else []
         command += [str(Path(sys.executable).parent / "flower-supernode"), "--superlink", self.fleet]
         command += ["--root-certificates", str(self.certificate), "--auth-supernode-private-key", str(self.node_key)]
         command += ["--host", "127.0.0.1", "--port", str(self.port), "--isolation", "process"]

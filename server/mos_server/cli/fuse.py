@@ -18,73 +18,119 @@ def register(app: typer.Typer) -> None:
 
 def fuse(
     out: Annotated[Path, typer.Option("--out", help="The fused model's folder; must not exist.")],
-    concepts: Annotated[list[Path] | None, typer.Argument(help="Concept files; none with --state.")] = None,
-    state: Annotated[Path | None, typer.Option("--state", help="Fuse what this federation keeps.")] = None,
+    concepts: Annotated[
+        list[Path] | None, typer.Argument(help="Concept files; none with --state.", show_default="none")
+    ] = None,
+    state: Annotated[
+        Path | None, typer.Option("--state", help="Fuse what this federation keeps.", show_default="none")
+    ] = None,
     round_id: Annotated[
         str | None,
         typer.Option("--round", help="Of the state: the concepts of this round; default: the newest of all."),
     ] = None,
     only: Annotated[
-        str | None, typer.Option("--only", help="Of the state: these concepts alone, such as alice/cat,dog.")
+        str | None,
+        typer.Option(
+            "--only", help="Of the state: these concepts alone, such as alice/cat,dog.", show_default="all of them"
+        ),
     ] = None,
     base: Annotated[
         str | None,
-        typer.Option("--base", help="`tiny`, a diffusers folder, or a hub id; the state's own with --state."),
+        typer.Option(
+            "--base", help="`tiny`, a diffusers folder, or a hub id; the state's own with --state.", show_default="tiny"
+        ),
     ] = None,
     method: Annotated[
         str, typer.Option("--method", help="gradient, or a rival: average, sum, ties, dare, custom-diffusion, lbfgs.")
     ] = "gradient",
     weight: Annotated[
-        list[str] | None, typer.Option("--weight", help="How much a concept counts: '<alice/cat>=2'. May be repeated.")
+        list[str] | None,
+        typer.Option(
+            "--weight", help="How much a concept counts: '<alice/cat>=2'. May be repeated.", show_default="1 each"
+        ),
     ] = None,
-    ridge: Annotated[float | None, typer.Option("--ridge", help="λ of the equation.")] = None,
+    ridge: Annotated[float | None, typer.Option("--ridge", help="λ of the equation.", show_default="0.03")] = None,
     ridge_kind: Annotated[
-        str | None, typer.Option("--ridge-kind", help="trace: λ of the mean second moment; diagonal: of each input's.")
+        str | None,
+        typer.Option(
+            "--ridge-kind", help="trace: λ of the mean second moment; diagonal: of each input's.", show_default="trace"
+        ),
     ] = None,
     towards: Annotated[
         float | None,
-        typer.Option("--towards", help="The ridge pulls towards so much of the sum of changes; 0: the paper."),
+        typer.Option(
+            "--towards", help="The ridge pulls towards so much of the sum of changes; 0: the paper.", show_default="0.5"
+        ),
     ] = None,
     preserve: Annotated[
         float | None,
         typer.Option(
-            "--preserve", help="μ: how much ordinary prompts on the base count against all concepts; 0 is the paper."
+            "--preserve",
+            help="μ: how much ordinary prompts on the base count against all concepts; 0 is the paper.",
+            show_default="1.0",
         ),
     ] = None,
     rows: Annotated[
         str | None,
-        typer.Option("--rows", help="Text positions that count: words, text, all, graded, or weights 1,1,0.2."),
+        typer.Option(
+            "--rows",
+            help="Text positions that count: words, text, all, graded, or weights 1,1,0.2.",
+            show_default="graded",
+        ),
     ] = None,
     text_inputs: Annotated[
-        str | None, typer.Option("--text-inputs", help="Keys and values read the own or the fused text encoder.")
+        str | None,
+        typer.Option(
+            "--text-inputs", help="Keys and values read the own or the fused text encoder.", show_default="fused"
+        ),
     ] = None,
     unet_inputs: Annotated[
         str | None,
-        typer.Option("--unet-inputs", help="The rest of the UNet is recorded on own or fused text and keys."),
+        typer.Option(
+            "--unet-inputs", help="The rest of the UNet is recorded on own or fused text and keys.", show_default="own"
+        ),
     ] = None,
     unconditional: Annotated[
         bool, typer.Option("--unconditional", help="The empty prompt on each concept's model counts too.")
     ] = False,
-    steps: Annotated[int | None, typer.Option("--steps", help="Sampling steps that are recorded.")] = None,
-    guidance: Annotated[float | None, typer.Option("--guidance", help="Of that sampling; 0: the base's own.")] = None,
-    batch: Annotated[int | None, typer.Option("--batch", help="Prompts sampled together.")] = None,
+    steps: Annotated[
+        int | None, typer.Option("--steps", help="Sampling steps that are recorded.", show_default="20")
+    ] = None,
+    guidance: Annotated[
+        float | None,
+        typer.Option("--guidance", help="Of that sampling; 0: the base's own.", show_default="the base's own"),
+    ] = None,
+    batch: Annotated[int | None, typer.Option("--batch", help="Prompts sampled together.", show_default="16")] = None,
     cap: Annotated[
-        float | None, typer.Option("--cap", help="Energy, in units of the base's, above which a concept counts less.")
+        float | None,
+        typer.Option(
+            "--cap", help="Energy, in units of the base's, above which a concept counts less.", show_default="4.0"
+        ),
     ] = None,
     sum_weight: Annotated[
-        float | None, typer.Option("--sum-weight", help="What sum, ties and dare multiply every change with.")
+        float | None,
+        typer.Option("--sum-weight", help="What sum, ties and dare multiply every change with.", show_default="0.6"),
     ] = None,
     density: Annotated[
-        float | None, typer.Option("--density", help="The share of each change's entries that ties and dare keep.")
+        float | None,
+        typer.Option(
+            "--density", help="The share of each change's entries that ties and dare keep.", show_default="0.2"
+        ),
     ] = None,
     moments: Annotated[
         Path | None,
-        typer.Option("--moments", help="Keep second moments here: an interrupted or a later fusion goes on from them."),
+        typer.Option(
+            "--moments",
+            help="Keep second moments here: an interrupted or a later fusion goes on from them.",
+            show_default="kept nowhere",
+        ),
     ] = None,
     workers: Annotated[
         str | None,
         typer.Option(
-            "--workers", help="Record on: auto (every GPU here), N local workers, or a Ray cluster, ray://host:10001."
+            "--workers",
+            help="Record on: auto (every GPU here), N local workers, or a Ray cluster, ray://host:10001.",
+            show_default="this process",
         ),
     ] = None,
     device: Annotated[str | None, typer.Option("--device", help="cpu, cuda, mps; default: the best there is.")] = None,

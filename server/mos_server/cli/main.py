@@ -30,7 +30,10 @@ def export(
     kind: Annotated[str, typer.Option("--format", help="diffusers, lora or single-file.")] = "diffusers",
     base: Annotated[str, typer.Option("--base", help="`tiny`, a diffusers folder, or a hub id.")] = "tiny",
     dtype: Annotated[
-        str | None, typer.Option("--dtype", help="Of a lora or single-file: float16 (the default) or float32.")
+        str | None,
+        typer.Option(
+            "--dtype", help="Of a lora or single-file: float16 (the default) or float32.", show_default="float16"
+        ),
     ] = None,
 ) -> None:
     """Write a fused model in another format.

@@ -60,7 +60,8 @@ def tuning(
     each: Annotated[int, typer.Option("--each", min=1, help="Identities of each of three kinds.")] = 4,
     base: Annotated[str, typer.Option("--base", help="`tiny`, or a diffusers folder of the same world.")] = "tiny",
     only: Annotated[
-        list[str] | None, typer.Option("--only", help="A change by its name in the table; repeat it.")
+        list[str] | None,
+        typer.Option("--only", help="A change by its name in the table; repeat it.", show_default="all of them"),
     ] = None,
     part: Annotated[int, typer.Option("--part", min=0, help="Which share of the work this process does.")] = 0,
     parts: Annotated[int, typer.Option("--parts", min=1, help="How many processes share it.")] = 1,
