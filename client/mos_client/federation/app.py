@@ -30,7 +30,7 @@ STATE = "state"  # the one key of the node configuration
 
 @app.train()
 def train(message: Message, context: Context) -> Message:
-    """Answer with the concept file: from the cache when it is there, else once it has been tuned."""
+    """Answer with the concept file, tuned first if it is not cached."""
     from mos_common.concept_file import read_concept
 
     session, request = _session(context), messages.read_train(message.content)
@@ -44,7 +44,7 @@ def train(message: Message, context: Context) -> Message:
 
 @app.evaluate()
 def evaluate(message: Message, context: Context) -> Message:
-    """Fetch the candidate, draw this participant's concept with it, and answer with four numbers."""
+    """Fetch the candidate, draw this concept with it, and answer with four numbers."""
     from mos_client.federation.download import download_model
     from mos_client.federation.enrolment import read_enrolment
 
@@ -64,7 +64,7 @@ def evaluate(message: Message, context: Context) -> Message:
 
 
 def score(session: Session, candidate: Path, token: str, fingerprint: str) -> IdentityScores:
-    """How well this participant's concept survived in a candidate, on its own held-back pictures."""
+    """Score how well the concept survived in a candidate, on the pictures held back."""
     from mos_client.pictures.examples import load_pictures
     from mos_client.pictures.folder import split_pictures
     from mos_common.base_model import load_base

@@ -1,4 +1,4 @@
-"""Take part in rounds: enrol, tune at once, answer what the server asks, fetch what it publishes."""
+"""Take part in rounds: enrol, tune, answer the server's requests, fetch what it publishes."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def join(session: Session, kit: Kit, *, rounds: int | None, say: Say, on_step: O
 
 
 def announce(session: Session, concept: Path, say: Say) -> None:
-    """List every tensor that will leave this machine; `what-leaves.txt` has each by its full name."""
+    """List the tensors that will leave this machine; `what-leaves.txt` has their full names."""
     from mos_client.inspection.describe import describe_briefly
     from mos_common.concept_file import read_concept
 
@@ -61,7 +61,7 @@ def announce(session: Session, concept: Path, say: Say) -> None:
 
 
 def announce_news(session: Session, say: Say) -> None:
-    """Announce the concept file again if it was tuned anew since, because the pictures have changed."""
+    """Announce the concept file again if it was tuned anew, because the pictures have changed."""
     concept = session.cached()
     if concept.is_file() and _listing(session).read_bytes() != _described(concept):
         announce(session, concept, say)

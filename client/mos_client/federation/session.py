@@ -1,4 +1,4 @@
-"""What one participant brings to a federation, and the state folder it keeps: key, enrolment, concept, downloads.
+"""A participant's state folder, and the settings it was started with.
 
 node_key, node_key.pub      who this participant is
 kit.json, enrolled.json     which federation, and under what name
@@ -83,7 +83,7 @@ class Session:
             raise StateError(f"{state} is not a participant's state folder: run mos-client join with a kit") from error
 
     def cached(self) -> Path:
-        """Return the path of this session's concept file: one for each pictures, settings and base model."""
+        """Return the path of the concept file, named by pictures, settings and base model."""
         request = self.request
         tuned_on, held_back = split_pictures(request.images)
         made_of = [
@@ -103,7 +103,7 @@ class Session:
 
 @contextmanager
 def locked(state: Path) -> Iterator[None]:
-    """Hold the lock of a state folder, so that one `join` runs on it; the lock ends with the process.
+    """Hold the lock of a state folder, so that one `join` runs on it; it ends with the process.
 
     Raises:
         StateError: another one runs, or the folder cannot be written.

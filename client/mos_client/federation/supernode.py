@@ -1,7 +1,8 @@
-"""The local SuperNode: Flower's own `flower-supernode`, in a mode in which it runs no code, looked after by us.
+"""The local SuperNode: Flower's own `flower-supernode`, in a mode in which it runs no code.
 
-It dials out to the operator and holds messages for the executor; it opens one port on loopback. It ends by itself in several
-harmless cases (its server restarted; it was restarted within a minute under the same key), so it is started again whenever it has ended.
+It dials out to the operator, holds messages for the executor, and opens one port on loopback. It
+exits in several harmless cases (its server restarted; it was restarted within a minute under the
+same key), so it is started again whenever it has exited.
 """
 
 from __future__ import annotations
@@ -41,14 +42,14 @@ os.execv(sys.argv[1], sys.argv[1:])
 
 
 def free_port() -> int:
-    """A port of the loopback interface that nobody uses right now."""
+    """Return a free port of the loopback interface."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         return int(server.getsockname()[1])
 
 
 @dataclass
 class SuperNode:
-    """Starts the SuperNode and keeps it running. `fleet` is the operator's address, `folder` its own place for files."""
+    """Keeps a SuperNode running. `fleet` is the operator's address, `folder` has its own files."""
 
     fleet: str
     certificate: Path
@@ -74,7 +75,9 @@ class SuperNode:
         return self.folder / "secret"
 
     def look_after(self) -> bool:
-        """Start the SuperNode if it is not running and its pause is over; True while it runs. Once stopped, never again.
+        """Start the SuperNode if it is not running and its pause is over; return whether it runs.
+
+        After `stop` it is never started again.
 
         Raises:
             StateError: it cannot be started now; it is tried again after a pause.
@@ -96,7 +99,7 @@ class SuperNode:
             return self._process is not None
 
     def stop(self) -> None:
-        """End it, for sure, and for good: whoever looks after it in another thread starts no other."""
+        """End the SuperNode for good: `look_after` in another thread does not start another."""
         with self._lock:
             self._stopped = True
             self._end()
@@ -119,7 +122,7 @@ class SuperNode:
 
     def _start(self) -> None:
         self._started = time.monotonic()
-        self.port = free_port()  # the one of last time may be somebody else's by now
+        self.port = free_port()  # another process may use the last one by now
         try:
             self._spawn()
         except (OSError, StateError) as error:

@@ -1,4 +1,4 @@
-"""The whole state of a tuning run as one safetensors file: resuming ends in the same concept, to the bit."""
+"""The whole state of a tuning run as one safetensors file; a resumed run ends in the same bits."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ EVALUATIONS = "looks"  # their name in the file since 0.1.0
 
 
 def run_digest(base: Base, class_word: str, pictures: str, settings: TuningSettings, plan: Plan) -> str:
-    """Return the digest of what a checkpoint depends on: base, pictures, class word, settings, plan."""
+    """Return the digest of what a run depends on: base, pictures, class word, settings, plan."""
     steps = {"micro_batch": plan.micro_batch, "checkpointing": plan.checkpointing, "eight_bit": plan.eight_bit}
     made_by = {"base": base.fingerprint, "class_word": class_word, "pictures": pictures, "config": asdict(settings)}
     return hashlib.sha256(canonical_json(made_by | {"plan": steps, "dtype": str(base.dtype)})).hexdigest()
 
 
 def snapshot(tuning: Tuning, watch: Watch | None, run: str) -> bytes:
-    """Return parameters, their average, the optimiser's moments, generator, steps and evaluations."""
+    """Return parameters, averages, the optimiser's moments, generator, steps and evaluations."""
     tensors: dict[str, Tensor] = {"generator": tuning.generator.get_state()}
     for i, (parameter, average) in enumerate(zip(tuning.parameters, tuning.averages, strict=True)):
         tensors[f"{i}.value"], tensors[f"{i}.average"] = parameter.detach(), average

@@ -1,4 +1,4 @@
-"""The settings of tuning, each declared once: `--set`, `--help` and the checkpoint read them here."""
+"""The settings of tuning, each declared once, for `--set`, `--help` and checkpoints."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ _PRESET = MISSING  # no default of its own: `TuningSettings.of` takes the base's
 class Method(StrEnum):
     """What represents a concept: the paper's ED-LoRA, or a method that it is compared with.
 
-    ed-lora            two words, each with one embedding a cross-attention layer, and a pair on every attention linear
+    ed-lora            two words with one embedding per layer, and pairs on all attention linears
     lora               one word with one embedding, and the pairs
     plain-lora         the pairs only: prompts name the concept by its class word
-    custom-diffusion   one word with one embedding, and pairs on keys and values of cross-attention only
-    p-plus             one word with one embedding a layer, no pairs (Voynov et al., arXiv 2303.09522)
+    custom-diffusion   one word with one embedding, pairs on keys and values of cross-attention
+    p-plus             one word with one embedding per layer, no pairs (Voynov et al., arXiv 2303.09522)
     textual-inversion  one word with one embedding, no pairs (Gal et al., arXiv 2208.01618)
     """
 

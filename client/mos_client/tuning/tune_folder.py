@@ -1,4 +1,4 @@
-"""Tune a folder of pictures into a concept file, for `mos-client tune` and for a round of the federation.
+"""Tune a folder of pictures into a concept file, for `mos-client tune` and for rounds.
 
 The run's state lies in `work`, written atomically at regular intervals; an interrupted run resumes
 from it and ends in the same file, to the bit, as one that was never interrupted.
@@ -44,7 +44,7 @@ def tune_folder(
     logs: Path | None = None,
     on_step: OnStep = lambda step: None,
 ) -> Path:
-    """Tune the concept of `request` on its pictures (two are held back) and write its file to `out`.
+    """Tune the concept of `request` on its pictures, less two held back, and write it to `out`.
 
     Beside it goes `NAME.progress.png`, the drawings made on the way. `base` is the request's base
     model where the caller has loaded it already; `logs` is a folder for TensorBoard.

@@ -116,7 +116,7 @@ class Watch:
         return evaluation
 
     def _of_class_word(self) -> Tensor:
-        """Features of the base's drawings of the class word in the same contexts, the mean over seeds."""
+        """Return features of the base's drawings of the class word in each context, mean over seeds."""
         if self._class_features is None:
             drawn = [self._draw(f"a {self.class_word}", {}, seed) for seed in CLASS_SEEDS]
             self._class_features = torch.stack([self.scorer.features(pictures) for pictures in drawn]).mean(dim=0)
