@@ -27,11 +27,11 @@ def write_atomically(path: Path, data: bytes, *, mode: int = 0o644) -> None:
         descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         beside = Path(name)
         with os.fdopen(descriptor, "wb") as file:
-            os.fchmod(file.fileno(), mode)
+            beside.chmod(mode)
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        beside.rename(path)
+        beside.replace(path)
         _sync_folder(path.parent)
     except OSError as error:
         raise could_not_write(path, error) from error
@@ -72,7 +72,7 @@ def replacing_file(path: Path) -> Iterator[Path]:
         yield folder / path.name
         (folder / path.name).chmod(0o644)
         _sync_file(folder / path.name)
-        (folder / path.name).rename(path)
+        (folder / path.name).replace(path)
         _sync_folder(path.parent)
     except OSError as error:
         raise could_not_write(path, error) from error
@@ -130,12 +130,14 @@ def _put_in_place(beside: Path, path: Path) -> None:
 
 
 def _sync_file(path: Path) -> None:
-    with path.open("rb") as file:
+    with path.open("r+b" if os.name == "nt" else "rb") as file:  # Windows syncs only what is open for writing
         os.fsync(file.fileno())
 
 
 def _sync_folder(path: Path) -> None:
-    """Make renames within a folder durable."""
+    """Make renames within a folder durable, where a folder can be opened: not on Windows."""
+    if not hasattr(os, "O_DIRECTORY"):
+        return
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)

@@ -28,7 +28,10 @@ SEPARATOR = "|"  # between the texts of one setting, such as prompts, which have
 
 
 def setting(default: Any, meaning: str, *, unit: str = "") -> Any:
-    """Declare one setting of a frozen dataclass: its default, what it means, and the unit that it is given in."""
+    """Declare one setting of a frozen dataclass: its default, what it means, and the unit that it is given in.
+
+    With `dataclasses.MISSING` the setting has no default of its own, as where a base's preset gives it.
+    """
     return field(default=default, metadata={"meaning": meaning, "unit": unit})
 
 
@@ -109,11 +112,14 @@ def differences(settings: Any) -> dict[str, Any]:
 
 
 def describe_settings(settings: Any) -> Iterator[str]:
-    """Yield one line for each setting: NAME=VALUE, its unit, what it means; of a type, the values are the defaults."""
+    """Yield one line for each setting: NAME=VALUE (NAME without one), its unit, what it means.
+
+    Of a type, the values are the defaults.
+    """
     for each in fields(settings):
         if each.metadata:
             value = getattr(settings, each.name, MISSING)
-            yield f"{each.name}={'' if value is MISSING else _as_text(value)}: {_about(each)}"
+            yield f"{each.name}{'' if value in (MISSING, None, '') else f'={_as_text(value)}'}: {_about(each)}"
 
 
 def _declared(kind: Any, name: str) -> Field[Any]:
@@ -137,7 +143,8 @@ def _as_text(value: Any) -> str:
 
 
 def _example(kind: type) -> str:
-    first = next((each for each in fields(kind) if each.metadata), None)
+    given = (each for each in fields(kind) if each.metadata and each.default not in (MISSING, None, ""))
+    first = next(given, None)
     return f"{first.name}={_as_text(first.default)}" if first else "steps=20"
 
 

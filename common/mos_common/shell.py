@@ -1,4 +1,4 @@
-"""What every command has in common: one line for an error, an exit code, progress that suits a terminal or a log."""
+"""What every command shares: errors on one line, exit codes, progress, `--version`, the list of settings in `--help`."""
 
 from __future__ import annotations
 
@@ -8,12 +8,17 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from typer.core import TyperCommand
 
 from mos_common.errors import MosError
+from mos_common.settings import describe_settings
 
 INTERRUPTED = 130
 PLAIN_EVERY_S = 5.0
@@ -49,6 +54,46 @@ def run(app: typer.Typer) -> None:
         say("interrupted", error=True)
     if code:
         sys.exit(code)
+
+
+def add_version(app: typer.Typer) -> None:
+    """Add `--version` to a command line, which prints its name and version and ends."""
+
+    def root(asked: _Version = False) -> None:
+        """Parse what stands before the command."""
+
+    app.callback()(root)
+
+
+def lists_settings(kind: Callable[[], type]) -> type[TyperCommand]:
+    """Return the class of a command whose `--help` ends with every setting of a dataclass.
+
+    `kind` is called only then, so that it may import something heavy.
+    """
+
+    class WithSettings(TyperCommand):
+        def format_help(self, ctx: Any, formatter: Any) -> None:
+            example = self.epilog
+            lines = ["Settings for --set, with their defaults:", *map(escape, describe_settings(kind()))]
+            self.epilog = "\n\n".join([*lines, "", example or ""])
+            try:
+                super().format_help(ctx, formatter)
+            finally:
+                self.epilog = example
+
+    return WithSettings
+
+
+def _show_version(ctx: typer.Context, asked: bool) -> None:
+    if asked:
+        say(f"{ctx.find_root().command.name} {version('federated-mix-of-show')}")
+        raise typer.Exit
+
+
+_Version = Annotated[
+    bool,
+    typer.Option("--version", help="Show the version and exit.", is_eager=True, callback=_show_version),
+]
 
 
 def say(text: str, *, error: bool = False) -> None:

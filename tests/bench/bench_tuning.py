@@ -22,7 +22,7 @@ import torch
 from contestants import ALL, MANY_STEPS, OURS, SINGLE, STRAIGHTFORWARD, contestant, shown
 from harness import CLOCKS, Bench, alternating, peak_rss
 
-from mos_client.tuning.settings import TuningConfig
+from mos_client.tuning.settings import TuningSettings
 from mos_common.base_model import load_base
 
 STEPS, PICTURES = 10, 8
@@ -38,7 +38,7 @@ def ready(name: str, own_captions: bool, threads: int) -> Callable[[], float]:
     """A contestant on `tiny`, at its preset's settings."""
     torch.set_num_threads(threads)
     base = load_base("tiny", device="cpu")
-    config = TuningConfig.of(base.preset, steps=MANY_STEPS)
+    config = TuningSettings.of(base.preset, steps=MANY_STEPS)
     return contestant(name, base, shown(base, PICTURES, own_captions=own_captions), config)
 
 

@@ -14,7 +14,7 @@ from mos_client.pictures.examples import Encoded, Example
 from mos_client.tuning.batches import next_batch
 from mos_client.tuning.loop import Tuning
 from mos_client.tuning.memory_plan import Plan
-from mos_client.tuning.settings import TuningConfig
+from mos_client.tuning.settings import TuningSettings
 from mos_common.base_model import Base
 
 OURS, STRAIGHTFORWARD, SINGLE = "ours", "straightforward", "single embedding"
@@ -43,7 +43,7 @@ def shown(base: Base, count: int, *, own_captions: bool) -> Shown:
 
 
 def contestant(
-    name: str, base: Base, what: Shown, config: TuningConfig, plan: Plan | None = None
+    name: str, base: Base, what: Shown, config: TuningSettings, plan: Plan | None = None
 ) -> Callable[[], float]:
     """A function that takes the next step and gives its loss. All see the same batches in the same order."""
     tuning = Tuning(base, "cat", what.examples, config, plan)

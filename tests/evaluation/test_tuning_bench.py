@@ -8,7 +8,7 @@ from PIL import Image
 
 from mos_bench.pictures import compose_pictures
 from mos_bench.tuning import PRESET, VARIANTS, Outcome, mean_and_margin, table
-from mos_client.tuning.settings import parse_settings
+from mos_client.tuning.settings import tuning_texts
 from mos_tiny.recipe.compose import World
 from mos_tiny.recipe.kept import kept_subjects
 
@@ -32,7 +32,7 @@ def test_one_identity_has_no_interval():
 def test_every_variant_is_made_of_settings_that_tuning_knows_and_no_two_are_the_same():
     assert VARIANTS[PRESET] == {}
     for changes in VARIANTS.values():
-        parse_settings([f"{name}={value}" for name, value in changes.items() if name != "steps"])
+        tuning_texts([f"{name}={value}" for name, value in changes.items() if name != "steps"])
     made = [tuple(sorted(changes.items())) for changes in VARIANTS.values()]
     assert len(set(made)) == len(made)
 

@@ -1,4 +1,4 @@
-"""The commands around tuning: look at pictures, at a concept file, at what it gives away, and bring in other people's files."""
+"""The commands around tuning: check pictures, inspect and import concept files, measure leakage."""
 
 from __future__ import annotations
 
@@ -7,12 +7,9 @@ from typing import Annotated
 
 import typer
 
+from mos_client.cli.options import Author, Base, ClassWord, Concept, ConceptOut, Device, Images, Licence
 from mos_common.errors import RequestError
 from mos_common.shell import say
-
-Base = Annotated[str, typer.Option("--base", help="`tiny`, a diffusers folder, or a hub id.")]
-Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, mps; default: the best there is.")]
-Images = Annotated[Path, typer.Argument(help="Folder with the pictures of one concept.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -29,15 +26,21 @@ def check(
     out: Annotated[Path, typer.Option("--out", help="The contact sheet, a PNG.")] = Path("check.png"),
     masks_with: Annotated[
         Path | None,
-        typer.Option("--masks-with", help="A CLIPSeg folder: write masks for pictures that have none. Needs --class."),
+        typer.Option(
+            "--masks-with",
+            help="A CLIPSeg folder: write masks for pictures that have none. Needs --class.",
+            show_default="write none",
+        ),
     ] = None,
-    class_word: Annotated[str, typer.Option("--class", help="What the masks are to mark: cat, person, car.")] = "",
+    class_word: Annotated[
+        str, typer.Option("--class", help="What the masks mark: cat, person, car.", show_default="nothing")
+    ] = "",
     device: Device = None,
 ) -> None:
     """Say what a folder of pictures holds and how it would be used, with a contact sheet; nothing is tuned."""
     if masks_with is not None:
         if not class_word:
-            raise RequestError("--masks-with needs --class: what is to be marked")
+            raise RequestError("--masks-with needs --class: say what the masks mark, such as --class cat")
         from mos_client.pictures.segmentation import draw_masks
 
         for mask in draw_masks(images, class_word, masks_with, device or "cpu"):
@@ -62,21 +65,24 @@ def import_(
         list[Path],
         typer.Argument(help="A LoRA (kohya, A1111, diffusers, PEFT), a textual inversion, both, or edlora.pth."),
     ],
-    concept: Annotated[str, typer.Option("--concept", help='Its name in prompts, like "<cat>".')],
-    class_word: Annotated[str, typer.Option("--class", help="What it is a kind of: cat, person, car.")],
+    concept: Concept,
+    class_word: ClassWord,
     trigger: Annotated[
-        str, typer.Option("--trigger", help="The words that the LoRA's prompts need; default: the class.")
+        str, typer.Option("--trigger", help="The words that the LoRA's prompts need.", show_default="the class")
     ] = "",
     base: Base = "tiny",
-    out: Annotated[Path | None, typer.Option("--out", help="The concept file; default: NAME.safetensors here.")] = None,
+    out: ConceptOut = None,
     paper_alpha: Annotated[
         float, typer.Option("--paper-alpha", min=0.01, help="For edlora.pth: the alpha it was sampled with.")
     ] = 1.0,
     rank: Annotated[
-        int | None, typer.Option("--rank", min=1, help="Bring every change to at most this rank: a smaller file.")
+        int | None,
+        typer.Option(
+            "--rank", min=1, help="Reduce every change to at most this rank: a smaller file.", show_default="as it is"
+        ),
     ] = None,
-    author: Annotated[str, typer.Option("--author", help="Written into the file, if you want that.")] = "",
-    licence: Annotated[str, typer.Option("--licence", help="Under which licence you share the concept.")] = "",
+    author: Author = "",
+    licence: Licence = "",
 ) -> None:
     """Make a concept file of what other tools have tuned. Nothing in their files is executed."""
     from mos_client.importing.import_files import import_files
@@ -104,7 +110,11 @@ def leakage(
     images: Annotated[Path, typer.Argument(help="The pictures it was tuned on.")],
     others: Annotated[
         Path | None,
-        typer.Option("--others", help="More pictures of the same thing that it was not tuned on: a surer answer."),
+        typer.Option(
+            "--others",
+            help="More pictures of the same thing that it was not tuned on: a surer answer.",
+            show_default="none",
+        ),
     ] = None,
     base: Base = "tiny",
     device: Device = None,

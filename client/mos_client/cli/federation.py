@@ -7,69 +7,80 @@ from typing import Annotated
 
 import typer
 
+from mos_client.cli.options import (
+    Author,
+    Base,
+    ClassWord,
+    Concept,
+    Device,
+    Dtype,
+    Images,
+    Licence,
+    Seed,
+    Settings,
+    Steps,
+    Vram,
+)
+from mos_client.tuning.settings import TuningSettings, tuning_texts
 from mos_common.errors import RequestError
-from mos_common.shell import counting, say
+from mos_common.shell import counting, lists_settings, say
 
 KitFile = Annotated[Path, typer.Argument(metavar="KIT", help="The file that the operator sent.")]
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands to `mos-client`."""
-    app.command(epilog='Example: mos-client join alice.kit pictures/ --concept "<cat>" --class cat')(join)
+    example = 'Example: mos-client join alice.kit pictures/ --concept "<cat>" --class cat'
+    app.command(cls=lists_settings(lambda: TuningSettings), epilog=example)(join)
     app.command(epilog="Example: mos-client download alice.kit --state mos-state/cat --out model")(download)
 
 
 def join(
     kit: KitFile,
-    images: Annotated[Path, typer.Argument(help="Folder with the pictures of one concept; they stay where they are.")],
-    concept: Annotated[str, typer.Option("--concept", help='Its name in prompts, like "<cat>".')],
-    class_word: Annotated[str, typer.Option("--class", help="What it is a kind of: cat, person, car.")],
-    base: Annotated[str, typer.Option("--base", help="The base model that the operator uses.")] = "tiny",
+    images: Images,
+    concept: Concept,
+    class_word: ClassWord,
+    base: Base = "tiny",
     state: Annotated[
-        Path | None, typer.Option("--state", help="Where everything is kept; default: mos-state/NAME here.")
+        Path | None,
+        typer.Option("--state", help="Folder that everything is kept in.", show_default="mos-state/NAME here"),
     ] = None,
-    rounds: Annotated[int | None, typer.Option("--rounds", min=1, help="End after so many published models.")] = None,
-    steps: Annotated[
-        int | None, typer.Option("--steps", min=1, help="Optimiser steps; default: the base's preset.")
+    rounds: Annotated[
+        int | None,
+        typer.Option("--rounds", min=1, help="End after this many published models.", show_default="go on for ever"),
     ] = None,
-    seed: Annotated[int, typer.Option("--seed")] = 0,
-    author: Annotated[str, typer.Option("--author", help="Written into the file, if you want that.")] = "",
-    licence: Annotated[str, typer.Option("--licence", help="Under which licence you share the concept.")] = "",
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="NAME=VALUE", help="Any setting of tuning: see mos-client tune --help."),
-    ] = None,
-    vram: Annotated[float | None, typer.Option("--vram", min=0.1, help="Gigabytes that tuning may take.")] = None,
-    device: Annotated[str | None, typer.Option("--device", help="cpu, cuda, mps; default: the best there is.")] = None,
-    dtype: Annotated[str | None, typer.Option("--dtype", help="float32, float16, bfloat16.")] = None,
+    steps: Steps = None,
+    seed: Seed = 0,
+    author: Author = "",
+    licence: Licence = "",
+    settings: Settings = None,
+    vram: Vram = None,
+    device: Device = None,
+    dtype: Dtype = None,
 ) -> None:
     """Join a federation: tune the concept, take part in rounds, and fetch every model that is published."""
     from mos_client.federation.session import Session
     from mos_client.pictures.folder import split_pictures
-    from mos_client.tuning.settings import parse_settings
+    from mos_client.tuning.request import TuneRequest
     from mos_common.kit import read_kit
-    from mos_common.names import check_concept_name
 
-    check_concept_name(concept)
-    tuned_on, held_back = split_pictures(images)
-    opened = read_kit(kit)
-    state = state or Path("mos-state") / concept.strip("<>")
-    session = Session(
-        state=state,
+    request = TuneRequest(
         images=images,
         concept=concept,
         class_word=class_word,
         base=base,
-        fingerprint=opened.base,
         steps=steps,
         seed=seed,
         author=author,
         licence=licence,
         device=device,
         dtype=dtype,
-        settings=parse_settings(settings or []),
+        settings=tuning_texts(settings or []),
         vram=vram,
     )
+    tuned_on, held_back = split_pictures(images)
+    opened = read_kit(kit)
+    session = Session(state or Path("mos-state") / concept.strip("<>"), opened.base, request)
     say(
         f"{len(tuned_on)} pictures to tune on, {len(held_back)} held back to score with; none of them leaves this machine"
     )
@@ -87,9 +98,12 @@ def join(
 
 def download(
     kit: KitFile,
-    out: Annotated[Path, typer.Option("--out", help="The model gets a folder of its own in here.")] = Path("models"),
-    state: Annotated[Path | None, typer.Option("--state", help="The state folder of mos-client join.")] = None,
-    model: Annotated[str, typer.Option("--model", help="A round, or the latest.")] = "latest",
+    out: Annotated[Path, typer.Option("--out", help="Folder in which the model gets its own.")] = Path("models"),
+    state: Annotated[
+        Path | None,
+        typer.Option("--state", help="The state folder of mos-client join.", show_default="the only one in mos-state"),
+    ] = None,
+    model: Annotated[str, typer.Option("--model", help="The round that made it, such as round-3.")] = "latest",
 ) -> None:
     """Fetch a published model and check its signature."""
     from mos_client.federation.download import download_model
@@ -106,8 +120,8 @@ def download(
 
 
 def _only_state() -> Path:
-    found = [folder for folder in Path("mos-state").glob("*") if (folder / "enrolled.json").is_file()]
-    if len(found) != 1:
-        listed = ", ".join(map(str, found)) or "there is none in mos-state/"
+    folders = [folder for folder in Path("mos-state").glob("*") if (folder / "enrolled.json").is_file()]
+    if len(folders) != 1:
+        listed = ", ".join(map(str, folders)) or "there is none in mos-state/"
         raise RequestError(f"give the state folder of mos-client join with --state ({listed})")
-    return found[0]
+    return folders[0]

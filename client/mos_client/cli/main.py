@@ -8,91 +8,110 @@ from typing import Annotated
 import typer
 
 from mos_client.cli import concepts, federation
-from mos_client.tuning.settings import SETTINGS, Method, parse_settings
-from mos_common.shell import counting, run, say
+from mos_client.cli.options import (
+    Author,
+    Base,
+    ClassWord,
+    Concept,
+    ConceptOut,
+    Device,
+    Dtype,
+    Images,
+    Licence,
+    Seed,
+    Settings,
+    Steps,
+    Vram,
+)
+from mos_client.tuning.settings import Method, TuningSettings, tuning_texts
+from mos_common.shell import add_version, counting, lists_settings, run, say
 
 app = typer.Typer(
+    name="mos-client",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     help="Tune a concept on your own pictures, take part in rounds, draw. Pictures never leave this machine.",
 )
-Base = Annotated[str, typer.Option("--base", help="`tiny`, a diffusers folder, or a hub id.")]
-Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, mps; default: the best there is.")]
-Dtype = Annotated[
-    str | None, typer.Option("--dtype", help="float32, float16, bfloat16; default: what suits the device.")
-]
+add_version(app)
 
 
-@app.command(epilog='Example: mos-client tune pictures/ --concept "<cat>" --class cat')
+def _drawing() -> type:
+    from mos_common.drawing import Drawing
+
+    return Drawing
+
+
+@app.command(
+    cls=lists_settings(lambda: TuningSettings),
+    epilog='Example: mos-client tune pictures/ --concept "<cat>" --class cat --set rank=8',
+)
 def tune(
-    images: Annotated[
-        Path, typer.Argument(help="Folder with the pictures of one concept; captions in name.txt beside name.png.")
-    ],
-    concept: Annotated[str, typer.Option("--concept", help='Its name in prompts, like "<cat>".')],
-    class_word: Annotated[str, typer.Option("--class", help="What it is a kind of: cat, person, car.")],
+    images: Images,
+    concept: Concept,
+    class_word: ClassWord,
     base: Base = "tiny",
-    out: Annotated[Path | None, typer.Option("--out", help="The concept file; default: NAME.safetensors here.")] = None,
-    steps: Annotated[int | None, typer.Option("--steps", help="Optimiser steps; default: the base's preset.")] = None,
-    seed: Annotated[int, typer.Option("--seed")] = 0,
+    out: ConceptOut = None,
+    steps: Steps = None,
+    seed: Seed = 0,
     method: Annotated[
-        Method, typer.Option("--method", help="The paper's ed-lora, or one of what it is compared with.")
+        Method, typer.Option("--method", help="The paper's ed-lora, or a method that it is compared with.")
     ] = Method.ED_LORA,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="NAME=VALUE", help=f"Any setting of docs/tuning.md: {', '.join(SETTINGS)}."),
+    settings: Settings = None,
+    vram: Vram = None,
+    tensorboard: Annotated[
+        Path | None, typer.Option("--tensorboard", help="A folder for TensorBoard's logs.", show_default="no logs")
     ] = None,
-    vram: Annotated[
-        float | None,
-        typer.Option("--vram", min=0.1, help="Gigabytes that a step may take; default: what the GPU has free."),
-    ] = None,
-    tensorboard: Annotated[Path | None, typer.Option("--tensorboard", help="A folder for TensorBoard's logs.")] = None,
     resume: Annotated[
         bool, typer.Option("--resume/--anew", help="Go on from an interrupted run of the same pictures and settings.")
     ] = True,
-    author: Annotated[str, typer.Option("--author", help="Written into the file, if you want that.")] = "",
-    licence: Annotated[str, typer.Option("--licence", help="Under which licence you share the concept.")] = "",
+    author: Author = "",
+    licence: Licence = "",
     device: Device = None,
     dtype: Dtype = None,
 ) -> None:
     """Tune a concept on a folder of pictures and write its concept file."""
     from mos_client.pictures.folder import split_pictures
-    from mos_common.names import check_concept_name
+    from mos_client.tuning.request import TuneRequest
 
-    check_concept_name(concept)
-    changes = {"method": method.value, **parse_settings(settings or [])}
-    split_pictures(images)
+    request = TuneRequest(
+        images=images,
+        concept=concept,
+        class_word=class_word,
+        base=base,
+        steps=steps,
+        seed=seed,
+        author=author,
+        licence=licence,
+        device=device,
+        dtype=dtype,
+        settings={"method": method.value} | tuning_texts(settings or []),
+        vram=vram,
+    )
+    split_pictures(images)  # says what is wrong with the folder before torch is loaded
     out = out or Path(f"{concept.strip('<>')}.safetensors")
     from mos_client.tuning.tune_folder import progress_picture, tune_folder
 
     with counting(f"tuning {concept}") as count:
         tune_folder(
-            images,
-            concept=concept,
-            class_word=class_word,
-            base=base,
-            out=out,
+            request,
+            out,
             work=out.with_name(f".{out.name}.tuning"),
-            steps=steps,
-            seed=seed,
-            settings=changes,
-            vram=vram,
-            logs=tensorboard,
             resume=resume,
-            author=author,
-            licence=licence,
-            device=device,
-            dtype=dtype,
+            logs=tensorboard,
             on_step=lambda step: count(step.number, step.total, f"loss {step.loss:.4f}"),
         )
     say(
         f"{out} ({out.stat().st_size:,} bytes): draw with it: mos-client draw {out} 'a photo of {concept}' --out picture.png"
     )
     if progress_picture(out).is_file():
-        say(f"what it drew on the way: {progress_picture(out)}")
+        say(f"drawings made on the way: {progress_picture(out)}")
 
 
-@app.command(epilog='Example: mos-client draw fused/ "a meadow" --region "<alice/cat> @ 0,0,0.5,1" --out picture.png')
+@app.command(
+    cls=lists_settings(_drawing),
+    epilog='Example: mos-client draw fused/ "a meadow" --region "<alice/cat> @ 0,0,0.5,1" --out picture.png',
+)
 def draw(
     model: Annotated[Path, typer.Argument(help="A fused model's folder or a concept file.")],
     prompt: Annotated[str, typer.Argument(help='What to draw; concepts by name: "<cat> on the beach".')],
@@ -100,26 +119,40 @@ def draw(
     base: Base = "tiny",
     region: Annotated[
         list[str] | None,
-        typer.Option("--region", help='"PROMPT @ x0,y0,x1,y1" in fractions of the picture; repeat it.'),
+        typer.Option(
+            "--region",
+            help='"PROMPT @ x0,y0,x1,y1" in fractions of the picture; repeat it.',
+            show_default="the prompt alone",
+        ),
     ] = None,
-    negative: Annotated[str, typer.Option("--negative", help="What not to draw.")] = "",
-    seed: Annotated[int, typer.Option("--seed")] = 0,
-    steps: Annotated[int, typer.Option("--steps")] = 20,
-    guidance: Annotated[float | None, typer.Option("--guidance", help="Default: the base's own.")] = None,
-    width: Annotated[int | None, typer.Option("--width", help="Pixels; default: the base's own.")] = None,
-    height: Annotated[int | None, typer.Option("--height", help="Pixels; default: the base's own.")] = None,
-    scheduler: Annotated[
-        str | None, typer.Option("--scheduler", help="Any that the base is compatible with; default: its own.")
+    negative: Annotated[
+        str | None, typer.Option("--negative", help="What not to draw.", show_default="nothing")
     ] = None,
+    seed: Seed = 0,
+    steps: Annotated[int | None, typer.Option("--steps", help="Denoising steps.", show_default="20")] = None,
+    guidance: Annotated[
+        float | None,
+        typer.Option("--guidance", help="Scale of classifier-free guidance; 1: none.", show_default="the base's own"),
+    ] = None,
+    width: Annotated[
+        int | None, typer.Option("--width", help="Width in pixels.", show_default="the base's own")
+    ] = None,
+    height: Annotated[
+        int | None, typer.Option("--height", help="Height in pixels.", show_default="the base's own")
+    ] = None,
+    settings: Settings = None,
     device: Device = None,
     dtype: Dtype = None,
 ) -> None:
     """Draw a picture with a fused model or a single concept."""
     from mos_common.drawing import Drawing
     from mos_common.regions import parse_region
+    from mos_common.settings import parse_settings
 
+    flags = {"steps": steps, "guidance": guidance, "height": height, "width": width, "negative": negative}
+    given = {name: value for name, value in flags.items() if value is not None}
+    drawing = Drawing(**given | parse_settings(Drawing, settings or []))
     regions = [parse_region(text) for text in region or []]
-    how = Drawing(steps=steps, guidance=guidance, height=height, width=width, negative=negative, scheduler=scheduler)
     from mos_client.drawing.picture import draw_picture
 
     with counting("drawing") as count:
@@ -130,10 +163,10 @@ def draw(
             base=base,
             regions=regions,
             seed=seed,
-            how=how,
+            how=drawing,
             device=device,
             dtype=dtype,
-            on_step=lambda a, b: count(a, b, ""),
+            on_step=lambda done, total: count(done, total, ""),
         )
     say(str(out))
 
@@ -143,5 +176,5 @@ federation.register(app)
 
 
 def main() -> None:
-    """The `mos-client` command."""
+    """Run the `mos-client` command."""
     run(app)

@@ -1,7 +1,7 @@
 """The ClientApp: a request in, a concept or four numbers out.
 
-What the server sends is data to be checked, never a path or a setting. The participant's own settings come from its state folder,
-whose path the SuperNode's local node configuration tells.
+The server sends data that is checked, never a path or a setting. The participant's own settings come
+from its state folder, whose path is in the SuperNode's local node configuration.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
+from mos_client.federation.rekey import current_session
 from mos_client.federation.session import Session
+from mos_client.federation.tuned import tuned_file
 from mos_common import messages
 from mos_common.errors import BaseModelError, TrustError
 
@@ -29,21 +31,21 @@ STATE = "state"  # the one key of the node configuration
 
 @app.train()
 def train(message: Message, context: Context) -> Message:
-    """Answer with the concept file: from the cache when it is there, else once it has been tuned."""
+    """Answer with the concept file, tuned first if it is not cached."""
     from mos_common.concept_file import read_concept
 
     session, request = _session(context), messages.read_train(message.content)
     started = time.monotonic()
-    path = session.concept_file()
+    path = tuned_file(session)
     _check_base(read_concept(path).base_fingerprint, request.base)
     upload = messages.Upload(path.read_bytes(), time.monotonic() - started)
-    log.info("%s: sending %s, %d bytes", request.round, session.concept, len(upload.data))
+    log.info("%s: sending %s, %d bytes", request.round, session.request.concept, len(upload.data))
     return Message(messages.upload_content(upload), reply_to=message)
 
 
 @app.evaluate()
 def evaluate(message: Message, context: Context) -> Message:
-    """Fetch the candidate, draw this participant's concept with it, and answer with four numbers."""
+    """Fetch the candidate, draw this concept with it, and answer with four numbers."""
     from mos_client.federation.download import download_model
     from mos_client.federation.enrolment import read_enrolment
 
@@ -52,14 +54,14 @@ def evaluate(message: Message, context: Context) -> Message:
     folder = download_model(
         enrolment, request.candidate, session.state / "candidates", manifest_digest=request.candidate_digest
     )
-    identity = score(session, folder, f"<{enrolment.participant}/{session.concept[1:]}", request.base)
+    identity = score(session, folder, session.token(enrolment.participant), request.base)
     log.info("%s: identity %s", request.round, identity)
     shutil.rmtree(folder, ignore_errors=True)  # what is published is fetched as such
     return Message(messages.identity_content(identity), reply_to=message)
 
 
 def score(session: Session, candidate: Path, token: str, fingerprint: str) -> Identity:
-    """How well this participant's concept survived in a candidate, on its own held-back pictures."""
+    """Score how well the concept survived in a candidate, on the pictures held back."""
     from mos_client.pictures.examples import load_pictures
     from mos_client.pictures.folder import split_pictures
     from mos_common.base_model import load_base
@@ -67,11 +69,12 @@ def score(session: Session, candidate: Path, token: str, fingerprint: str) -> Id
     from mos_common.fused_model import check_base, read_fused
     from mos_common.identity import measure_identity
 
-    base = load_base(session.base, device=session.device, dtype=session.dtype)
+    request = session.request
+    base = load_base(request.base, device=request.device, dtype=request.dtype)
     _check_base(base.fingerprint, fingerprint)
-    fused, concept = read_fused(candidate), read_concept(session.concept_file())
+    fused, concept = read_fused(candidate), read_concept(tuned_file(session))
     check_base(fused, base)
-    tuned_on, held_back = (load_pictures(paths, base.picture_size) for paths in split_pictures(session.images))
+    tuned_on, held_back = (load_pictures(paths, base.picture_size) for paths in split_pictures(request.images))
     return measure_identity(base, concept, tuned_on, held_back, fused=fused, fused_token=token)
 
 
@@ -79,7 +82,7 @@ def _session(context: Any) -> Session:
     state = context.node_config.get(STATE)
     if not isinstance(state, str):
         raise TrustError("this SuperNode was started without its state folder: use mos-client join")
-    return Session.load(Path(state)).current()
+    return current_session(Session.load(Path(state)))
 
 
 def _check_base(ours: str, theirs: str) -> None:

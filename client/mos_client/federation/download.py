@@ -35,10 +35,11 @@ def download_model(
     manifest_digest: str | None = None,
     progress: Progress = lambda done, total: None,
 ) -> Path:
-    """Fetch `model` ("latest", a round, or a candidate) into a folder of its own below `into`; the folder.
+    """Fetch `model` ("latest", a round, or a candidate) into its own folder in `into`; return that.
 
-    A published model must bear the operator's signature; a candidate must have the manifest that the operator announced
-    (`manifest_digest`). A download that was interrupted goes on where it stopped; one that is there is checked and kept.
+    A published model must bear the operator's signature; a candidate must have the manifest that the
+    operator announced (`manifest_digest`). An interrupted download resumes; a complete one is checked
+    and kept.
 
     Raises:
         TrustError: signature or digest do not hold. RequestError: no such model.
@@ -66,7 +67,7 @@ def download_model(
 def wait_for_model(
     enrolment: Enrolment, newer_than: str | None, stop: threading.Event, pause_s: float = 2.0
 ) -> str | None:
-    """The name of the latest published model as soon as it is another one than `newer_than`; None when told to stop."""
+    """Wait for a published model other than `newer_than`; return its name, or None after `stop`."""
     with calling(enrolment.kit) as stub:
         while not stop.is_set():
             try:
@@ -106,7 +107,10 @@ def describe(enrolment: Enrolment, stub: Any, model: str) -> Any:
 
 
 def _part_of(described: Any, into: Path) -> Path:
-    """Where a download is collected. Its name says what of: the parts of another model of that name are dropped, never mixed in."""
+    """Return the folder that collects a download.
+
+    Its name has the model's digest, so that parts of another model of that name are never mixed in.
+    """
     digest = digest_of_bytes(described.SerializeToString(deterministic=True))
     part = into / f".{described.model}.{digest[:16]}.part"
     for stale in into.glob(f".{described.model}.*part"):
@@ -119,8 +123,8 @@ def _other_manifest(folder: Path, described: Any) -> str | None:
     """The digest of a folder's manifest if it is another than the server's."""
     if not (folder / MANIFEST).is_file():
         return None  # damaged: `_check` says so
-    here = digest_of_file(folder / MANIFEST)
-    return None if here in {file.sha256.hex() for file in described.files if file.name == MANIFEST} else here
+    ours = digest_of_file(folder / MANIFEST)
+    return None if ours in {file.sha256.hex() for file in described.files if file.name == MANIFEST} else ours
 
 
 def _fetch_all(enrolment: Enrolment, stub: Any, described: Any, part: Path, progress: Progress) -> None:

@@ -1,4 +1,4 @@
-"""From a kit to membership: make a key of one's own, trade the kit's one-time token for its admission."""
+"""Become a member with a kit: make a key, and trade the kit's one-time token for its admission."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Enrolment:
-    """Membership: the participant's name at the server, its key, and the kit that says where the server is."""
+    """Membership: the participant's name at the server, its key, and the kit with the addresses."""
 
     participant: str
     key: ec.EllipticCurvePrivateKey
@@ -38,11 +38,13 @@ class Enrolment:
 
 
 def enrol(kit: Kit, state: Path, say: Say = log.info, *, patient: bool = True) -> Enrolment:
-    """Become a member, or find that one is already. A server that cannot be reached is waited for, unless not `patient`.
+    """Become a member, or return the membership there is.
+
+    Wait for a server that cannot be reached, unless `patient` is False.
 
     Raises:
         TrustError: the kit is expired, used, or of another server than this state folder's.
-        NetworkError: the server cannot be reached and we are not to wait.
+        NetworkError: the server cannot be reached, and `patient` is False.
 
     """
     if (state / ENROLLED).exists():
@@ -63,10 +65,10 @@ def enrol(kit: Kit, state: Path, say: Say = log.info, *, patient: bool = True) -
 
 
 def read_enrolment(state: Path) -> Enrolment:
-    """The membership that a state folder holds.
+    """Return the membership in a state folder.
 
     Raises:
-        StateError: it holds none.
+        StateError: there is none.
 
     """
     try:
@@ -78,7 +80,7 @@ def read_enrolment(state: Path) -> Enrolment:
 
 @contextmanager
 def calling(kit: Kit) -> Iterator[Any]:
-    """A stub of the server's `mos.v1`, over TLS that trusts the kit's authority alone."""
+    """Yield a stub of the server's `mos.v1`, over TLS that trusts the kit's authority alone."""
     channel = grpc.secure_channel(kit.mos, grpc.ssl_channel_credentials(kit.ca.encode()))
     try:
         yield mos_pb2_grpc.MosStub(channel)  # type: ignore[no-untyped-call]
@@ -87,10 +89,10 @@ def calling(kit: Kit) -> Iterator[Any]:
 
 
 def waiting(call: Callable[[], Any], kit: Kit, say: Say, *, patient: bool = True) -> Any:
-    """The answer of `call`; while the server cannot be reached, try again with growing pauses and say so once.
+    """Return the answer of `call`; retry with growing pauses while the server cannot be reached.
 
     Raises:
-        NetworkError: it cannot be reached and we are not to wait, or it answers something unforeseen.
+        NetworkError: it cannot be reached and `patient` is False, or it answers something else.
         TrustError: it refuses us. RequestError: it has no such thing.
 
     """
@@ -113,7 +115,7 @@ def waiting(call: Callable[[], Any], kit: Kit, say: Say, *, patient: bool = True
 
 
 def explained(error: Any, kit: Kit) -> NetworkError | TrustError | RequestError:
-    """A gRPC error in a person's words."""
+    """Return the error to raise for a gRPC error, in plain words."""
     code, details = error.code(), error.details() or ""
     if code in _UNREACHABLE:
         return NetworkError(

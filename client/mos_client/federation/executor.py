@@ -1,8 +1,9 @@
-"""Takes tasks from the local SuperNode and runs the *installed* ClientApp on them, and nothing else.
+"""Run the *installed* ClientApp, and nothing else, on tasks from the local SuperNode.
 
-Flower's own executor unpacks the bundle that came over the wire and imports from it. Here the bundle is neither written nor
-imported: its digest is compared with that of the installed release, so that releases that do not fit together are found.
-What goes wrong is logged here; the operator is told the kind of error only, never a text with paths in it.
+Flower's own executor unpacks the bundle that came over the wire and imports from it. Here the bundle
+is neither written nor imported: its digest is compared with that of the installed release, so that
+incompatible releases are noticed. Errors are logged here; the operator receives only the kind of
+error, never a text with paths.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ _PAUSE_S = 0.5
 
 
 class Executor:
-    """One participant's executor. `address` tells where the SuperNode is now; `app` is the installed ClientApp."""
+    """A participant's executor: `address` returns the SuperNode's, `app` is the installed ClientApp."""
 
     def __init__(self, address: Callable[[], str], secret_file: Path, app: Callable[..., Any]) -> None:
         silence_flower()
@@ -31,18 +32,18 @@ class Executor:
         self._bundle_digest = build_app()[1]
 
     def run(self, stop: threading.Event, ready: Callable[[], bool]) -> None:
-        """Work until `stop`; `ready` looks after the SuperNode and says whether it is there to be asked."""
+        """Work until `stop`; `ready` keeps the SuperNode running and returns whether it is."""
         while not stop.is_set():
             try:
                 busy = ready() and self._one_task()
-            except Exception as error:  # nobody would see this thread end, and no request be answered ever after
+            except Exception as error:  # else it would end this thread silently
                 log.error("cannot take requests at the moment: %s", error, exc_info=not isinstance(error, MosError))
                 busy = False
             if not busy:
                 stop.wait(_PAUSE_S)
 
     def _one_task(self) -> bool:
-        """Take a task and do it; False if there was none."""
+        """Take a task and run it; return False if there was none."""
         from flwr.proto.runtime_pb2 import AcquireTaskRequest
         from flwr.supercore.auth import load_superexec_auth_secret
         from flwr.supercore.constant import TaskType
@@ -55,7 +56,7 @@ class Executor:
                 task = client.AcquireTask(AcquireTaskRequest(supported_task_types=[TaskType.CLIENT_APP]))
             finally:
                 client.close()
-        except Exception as error:  # the SuperNode is starting or has just ended: the next look will tell
+        except Exception as error:  # the SuperNode is starting or has just ended
             log.debug("no task: %s", type(error).__name__)
             return False
         if not (task.HasField("task") and task.token):
@@ -82,11 +83,11 @@ class Executor:
             heartbeat.stop()
             client.close()
 
-    def _reply(self, message: Any, context: Any, told_digest: str, bundle: bytes) -> tuple[Any, str, str]:
+    def _reply(self, message: Any, context: Any, run_digest: str, bundle: bytes) -> tuple[Any, str, str]:
         from flwr.app import Error, Message
         from flwr.common.constant import ErrorCode, SubStatus
 
-        if not hashlib.sha256(bundle).hexdigest() == told_digest == self._bundle_digest:
+        if not hashlib.sha256(bundle).hexdigest() == run_digest == self._bundle_digest:
             log.error("refused: the operator's app is not that of this installed release; nothing of it was unpacked")
             return (
                 Message(Error(ErrorCode.INVALID_FAB, "not the installed release"), reply_to=message),
@@ -114,10 +115,10 @@ class Executor:
 
 
 def _heartbeat_of(client: Any) -> Callable[[], bool]:
-    """Tell the SuperNode that its task is being worked on; False if it did not take that.
+    """Return a heartbeat for the SuperNode's task, which returns False if it was refused.
 
-    Flower's own function sends this very process a SIGINT when the task was given up, as it is when a machine has slept,
-    and lets its thread die of a refusal.
+    Flower's own sends this process a SIGINT when the task was given up, as after a machine has slept,
+    and its thread dies of a refusal.
     """
     from flwr.proto.runtime_pb2 import SendTaskHeartbeatRequest
 

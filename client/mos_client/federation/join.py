@@ -1,4 +1,4 @@
-"""Take part in rounds: enrol, tune at once, answer what the server asks, fetch what it publishes."""
+"""Take part in rounds: enrol, tune, answer the server's requests, fetch what it publishes."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ from typing import Any
 
 from mos_client.federation.download import download_model, wait_for_model
 from mos_client.federation.enrolment import Enrolment, enrol
-from mos_client.federation.session import OnStep, Session, locked
+from mos_client.federation.rekey import current_session
+from mos_client.federation.session import Session, locked
 from mos_client.federation.supernode import SuperNode
+from mos_client.federation.tuned import OnStep, tuned_file
 from mos_common.errors import NetworkError
 from mos_common.files import write_atomically
 from mos_common.kit import Kit
@@ -30,7 +32,7 @@ RETRY_S = 10.0
 def join(session: Session, kit: Kit, *, rounds: int | None, say: Say, on_step: OnStep) -> None:
     """Serve round after round until interrupted, or until `rounds` models were published and downloaded.
 
-    Everything that can be checked without the network has been checked (`mos_client.cli.federation`).
+    The caller has checked whatever can be checked without the network.
 
     Raises:
         TrustError, NetworkError, BaseModelError, StateError: with what to do.
@@ -39,17 +41,17 @@ def join(session: Session, kit: Kit, *, rounds: int | None, say: Say, on_step: O
     with locked(session.state), _terminated_is_interrupted():
         enrolment = enrol(kit, session.state, say)
         say(f"enrolled as {enrolment.participant}; the key is {session.node_key}")
-        session = session.current()
+        session = current_session(session)
         session.save()
         begun, announced = threading.Event(), threading.Event()
         with _answering(session, enrolment, begun, announced, say):
-            announce(session, session.concept_file(on_step, begun), say)
+            announce(session, tuned_file(session, on_step, begun), say)
             announced.set()
             serve(session, enrolment, rounds, say)
 
 
 def announce(session: Session, concept: Path, say: Say) -> None:
-    """Say what will leave this machine, tensor by tensor with shape and bytes; each by its full name goes to `what-leaves.txt`."""
+    """List the tensors that will leave this machine; `what-leaves.txt` has their full names."""
     from mos_client.inspection.describe import describe_briefly
     from mos_common.concept_file import read_concept
 
@@ -61,7 +63,7 @@ def announce(session: Session, concept: Path, say: Say) -> None:
 
 
 def announce_news(session: Session, say: Say) -> None:
-    """Announce the concept file if it is not the one that was announced: the pictures may have changed since, and it was tuned anew."""
+    """Announce the concept file again if it was tuned anew, because the pictures have changed."""
     concept = session.cached()
     if concept.is_file() and _listing(session).read_bytes() != _described(concept):
         announce(session, concept, say)
@@ -80,10 +82,10 @@ def _described(concept: Path) -> bytes:
 def serve(session: Session, enrolment: Enrolment, rounds: int | None, say: Say) -> None:
     """Wait for published models and fetch each."""
     stop = threading.Event()
-    had, seen = 0, _newest(session)
+    downloaded, newest = 0, _newest(session)
     say("waiting for the server to ask; Ctrl-C ends it, and nothing is lost")
-    while rounds is None or had < rounds:
-        latest = wait_for_model(enrolment, seen, stop)
+    while rounds is None or downloaded < rounds:
+        latest = wait_for_model(enrolment, newest, stop)
         assert latest is not None
         try:
             folder = download_model(enrolment, latest, session.models)
@@ -91,23 +93,23 @@ def serve(session: Session, enrolment: Enrolment, rounds: int | None, say: Say) 
             log.warning("%s is published and cannot be fetched yet: %s", latest, error)
             stop.wait(RETRY_S)
             continue
-        had, seen = had + 1, latest
-        token = f"<{enrolment.participant}/{session.concept[1:]}"
+        downloaded, newest = downloaded + 1, latest
+        token = session.token(enrolment.participant)
         say(f"{latest} is published, downloaded and verified: {folder}")
         if token in _tokens(folder):
             say(
-                f'draw with it: mos-client draw {folder} "{token} on the beach" --base {session.base} --out picture.png'
+                f'draw with it: mos-client draw {folder} "{token} on the beach" --base {session.request.base} --out picture.png'
             )
         else:
             say(f"{token} is not in it: the operator sees in mos-server status why; we answer again in the next round")
 
 
 def withheld_until(
-    announced: threading.Event, stop: threading.Event, app: Callable[..., Any], look: Callable[[], None]
+    announced: threading.Event, stop: threading.Event, app: Callable[..., Any], before_reply: Callable[[], None]
 ) -> Callable[..., Any]:
-    """The app, whose replies are handed over only once it was said what leaves with them: tuning may end at the same moment.
+    """Wrap the app so that no reply is sent before the participant has been shown what it contains.
 
-    `look` is called before every reply.
+    `before_reply` is called before every reply, since a tuning may end at the same moment.
     """
 
     def reply(**request: Any) -> Any:
@@ -115,7 +117,7 @@ def withheld_until(
         while not announced.wait(0.1):
             if stop.is_set():
                 raise NetworkError("interrupted before it was said what leaves this machine: nothing left it")
-        look()
+        before_reply()
         return answer
 
     return reply
@@ -125,7 +127,7 @@ def withheld_until(
 def _answering(
     session: Session, enrolment: Enrolment, begun: threading.Event, announced: threading.Event, say: Say
 ) -> Iterator[None]:
-    """Within: the SuperNode runs and its tasks are executed by a thread of this process."""
+    """Run the SuperNode, and its tasks in a thread of this process, within the block."""
     from mos_client.federation.app import STATE, app
     from mos_client.federation.executor import Executor
 
@@ -136,12 +138,12 @@ def _answering(
     stop = threading.Event()
 
     def ready() -> bool:
-        # Tasks wait until this process tunes under the eyes of the person at the keyboard.
+        # Tasks wait until this process tunes and shows its progress.
         return node.look_after() and begun.is_set()
 
-    told_first = withheld_until(announced, stop, app, lambda: announce_news(session, say))
+    withheld = withheld_until(announced, stop, app, lambda: announce_news(session, say))
     worker = threading.Thread(
-        target=Executor(lambda: node.address, node.secret_file, told_first).run,
+        target=Executor(lambda: node.address, node.secret_file, withheld).run,
         args=(stop, ready),
         name="executor",
         daemon=True,
@@ -164,12 +166,12 @@ def _answering(
 
 
 def _tokens(model: Path) -> set[str]:
-    """The concepts of a model that was verified."""
+    """Return the names of the concepts in a verified model."""
     return {concept["token"] for concept in json.loads((model / "manifest.json").read_bytes())["concepts"]}
 
 
 def _newest(session: Session) -> str | None:
-    """The newest model that was downloaded before, so that it is not fetched again as news."""
+    """Return the newest model that was downloaded before, so that it is not fetched again."""
     names = [folder.name for folder in session.models.glob("round-*") if folder.is_dir() and "." not in folder.name]
     return max(names, key=lambda name: (len(name), name), default=None)
 

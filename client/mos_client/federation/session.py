@@ -1,9 +1,9 @@
-"""What one participant brings to a federation, and the state folder it keeps: key, enrolment, concept, downloads.
+"""A participant's state folder, and the settings it was started with.
 
 node_key, node_key.pub      who this participant is
 kit.json, enrolled.json     which federation, and under what name
-settings.json               what `join` was told
-concepts/                   what was tuned, once and for all
+settings.json               what `join` was asked for
+concepts/                   tuned concept files; none is tuned twice
 what-leaves.txt             every tensor that is sent when the server asks
 tuning/                     checkpoints of a run under way
 models/, candidates/        downloaded models; a candidate while it is scored
@@ -13,49 +13,34 @@ lock                        held while `join` runs
 
 from __future__ import annotations
 
-import fcntl
 import json
-import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock, Timeout
 
 from mos_client.pictures.folder import pictures_digest, split_pictures
+from mos_client.tuning.request import TuneRequest
 from mos_common.digests import digest_of_json
-from mos_common.errors import BaseModelError, StateError
+from mos_common.errors import RequestError, StateError
 from mos_common.files import canonical_json, could_not_write, write_atomically
 
-if TYPE_CHECKING:
-    from mos_common.base_model import Base
-
 SETTINGS = "settings.json"
-_TUNING = threading.Lock()
-OnStep = Callable[[Any], None]
 
 
 @dataclass(frozen=True)
 class Session:
-    """What `join` was told; `state` is the folder that everything of this participant lies in. `settings` are those of tuning by name.
+    """What `join` was asked for, and the folder that everything of this participant lies in.
 
-    `fingerprint` is that of the base model that the operator fuses on; `base` is where this participant has it.
+    `fingerprint` is that of the base model that the operator fuses on; `request.base` is where this
+    participant has it. The settings in `request` are texts, as they were typed.
     """
 
     state: Path
-    images: Path
-    concept: str
-    class_word: str
-    base: str
     fingerprint: str
-    steps: int | None = None
-    seed: int = 0
-    author: str = ""
-    licence: str = ""
-    device: str | None = None
-    dtype: str | None = None
-    settings: Mapping[str, str] = field(default_factory=dict)
-    vram: float | None = None
+    request: TuneRequest
 
     @property
     def node_key(self) -> Path:
@@ -63,23 +48,28 @@ class Session:
         return self.state / "node_key"
 
     @property
-    def kit(self) -> Path:
-        """The kit this participant joined with."""
-        return self.state / "kit.json"
-
-    @property
     def models(self) -> Path:
         """Downloaded models, a folder each."""
         return self.state / "models"
 
+    @property
+    def tuning(self) -> Path:
+        """Checkpoints of a tuning under way."""
+        return self.state / "tuning"
+
+    def token(self, participant: str) -> str:
+        """Return the concept's name in fused models, such as "<alice/cat>"."""
+        return f"<{participant}/{self.request.concept[1:]}"
+
     def save(self) -> None:
         """Write `settings.json`: the ClientApp reads it wherever it runs."""
-        values = {k: str(v.resolve()) if isinstance(v, Path) else v for k, v in asdict(self).items()}
-        write_atomically(self.state / SETTINGS, canonical_json(values) + b"\n")
+        values = asdict(self.request) | {"state": self.state, "fingerprint": self.fingerprint}
+        texts = {name: str(value.resolve()) if isinstance(value, Path) else value for name, value in values.items()}
+        write_atomically(self.state / SETTINGS, canonical_json(texts) + b"\n")
 
     @classmethod
     def load(cls, state: Path) -> Session:
-        """The session of a state folder.
+        """Return the session of a state folder.
 
         Raises:
             StateError: there is none.
@@ -87,132 +77,50 @@ class Session:
         """
         try:
             values = json.loads((state / SETTINGS).read_bytes())
-            return cls(**{**values, "state": Path(values["state"]), "images": Path(values["images"])})
-        except (OSError, ValueError, TypeError, KeyError) as error:
+            folder, fingerprint = Path(values.pop("state")), values.pop("fingerprint")
+            return cls(folder, fingerprint, TuneRequest(**{**values, "images": Path(values["images"])}))
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, RequestError) as error:
             raise StateError(f"{state} is not a participant's state folder: run mos-client join with a kit") from error
 
     def cached(self) -> Path:
-        """Where this session's concept file is kept: another folder of pictures, setting or base model is another file."""
-        tuned_on, held_back = split_pictures(self.images)
+        """Return the path of the concept file, named by pictures, settings and base model."""
+        request = self.request
+        tuned_on, held_back = split_pictures(request.images)
         made_of = [
-            self.concept,
-            self.class_word,
+            request.concept,
+            request.class_word,
             self.fingerprint,
-            self.steps,
-            self.seed,
-            self.author,
-            self.licence,
+            request.steps,
+            request.seed,
+            request.author,
+            request.licence,
             pictures_digest([*tuned_on, *held_back]),
-            dict(self.settings),
+            dict(request.settings),
         ]
-        digest = digest_of_json(made_of)[:16]
-        return self.state / "concepts" / f"{self.concept.strip('<>')}-{digest}.safetensors"
-
-    def current(self) -> Session:
-        """Return the session under today's fingerprint of its base, which is loaded only if the session has an old one.
-
-        Raises:
-            BaseModelError: `base` is not the operator's model.
-
-        """
-        from mos_common.fingerprint import is_legacy
-
-        if not is_legacy(self.fingerprint):
-            return self
-        from mos_common.base_model import load_base
-
-        return self.rekeyed(load_base(self.base, device=self.device, dtype=self.dtype))
-
-    def rekeyed(self, base: Base) -> Session:
-        """Return the session under the fingerprint of `base`, and put that into settings, kit and concept file that have the old one.
-
-        The concept that was tuned is found again under its new name, and its tensors stay as they are.
-
-        Raises:
-            BaseModelError: `base` is not the operator's model.
-
-        """
-        from mos_client.tuning.tune_folder import progress_picture
-        from mos_common.concept_file import rekey_concept
-        from mos_common.fingerprint import is_base, why_not
-        from mos_common.kit import read_kit, write_kit
-
-        if not is_base(self.fingerprint, base):
-            raise BaseModelError(
-                f"{self.base} is base model {base.fingerprint[:12]}, this federation fuses on {self.fingerprint[:12]}"
-                f"{why_not(self.fingerprint, base)}: join with the model that the operator uses (--base)"
-            )
-        session = replace(self, fingerprint=base.fingerprint)
-        kept, path = replace(self, fingerprint=base.legacy_fingerprint).cached(), session.cached()
-        if kept.is_file() and not path.is_file():
-            rekey_concept(kept, base)
-            kept.rename(path)
-            if progress_picture(kept).is_file():
-                progress_picture(kept).rename(progress_picture(path))
-        if (self.state / SETTINGS).is_file() and session != self:
-            session.save()
-        if self.kit.is_file() and (kit := read_kit(self.kit)).base == base.legacy_fingerprint:
-            write_kit(kit.model_copy(update={"base": base.fingerprint}), self.kit)
-        return session
-
-    def concept_file(self, on_step: OnStep = lambda step: None, begun: threading.Event | None = None) -> Path:
-        """The concept file, tuned now if it has never been. A second caller waits for the first one's.
-
-        `begun` is set once this call is the first: whoever shows progress should be it.
-
-        Raises:
-            BaseModelError: `base` is not the operator's model; nothing is tuned on it.
-
-        """
-        with _TUNING:
-            if begun is not None:
-                begun.set()
-            path = self.cached()
-            if path.is_file():
-                return path
-            from mos_client.tuning.tune_folder import tune_folder
-            from mos_common.base_model import load_base
-
-            base = load_base(self.base, device=self.device, dtype=self.dtype)
-            path = self.rekeyed(base).cached()
-            if path.is_file():
-                return path
-            return tune_folder(
-                self.images,
-                concept=self.concept,
-                class_word=self.class_word,
-                base=base,
-                out=path,
-                work=self.state / "tuning",
-                steps=self.steps,
-                seed=self.seed,
-                settings=self.settings,
-                vram=self.vram,
-                author=self.author,
-                licence=self.licence,
-                on_step=on_step,
-            )
+        name = f"{request.concept.strip('<>')}-{digest_of_json(made_of)[:16]}.safetensors"
+        return self.state / "concepts" / name
 
 
 @contextmanager
 def locked(state: Path) -> Iterator[None]:
-    """Be the one `join` of a state folder; the lock is gone with the process, however it ends.
+    """Hold the lock of a state folder, so that one `join` runs on it; it ends with the process.
 
     Raises:
         StateError: another one runs, or the folder cannot be written.
 
     """
+    lock = FileLock(state / "lock", timeout=0)
     try:
         state.mkdir(parents=True, exist_ok=True)
         state.chmod(0o700)
-        file = (state / "lock").open("a")
+        lock.acquire()
+    except Timeout as error:
+        raise StateError(
+            f"another mos-client join is running on {state}: stop it first, or give this one another --state"
+        ) from error
     except OSError as error:
         raise could_not_write(state, error) from error
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise StateError(
-                f"another mos-client join is running on {state}: stop it first, or give this one another --state"
-            ) from error
+    try:
         yield
+    finally:
+        lock.release()

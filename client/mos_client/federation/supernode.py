@@ -1,7 +1,8 @@
-"""The local SuperNode: Flower's own `flower-supernode`, in a mode in which it runs no code, looked after by us.
+"""The local SuperNode: Flower's own `flower-supernode`, in a mode in which it runs no code.
 
-It dials out to the operator and holds messages for the executor; it opens one port on loopback. It ends by itself in several
-harmless cases (its server restarted; it was restarted within a minute under the same key), so it is started again whenever it has ended.
+It dials out to the operator, holds messages for the executor, and opens one port on loopback. It
+exits in several harmless cases (its server restarted; it was restarted within a minute under the
+same key), so it is started again whenever it has exited.
 """
 
 from __future__ import annotations
@@ -28,21 +29,28 @@ LONGEST_PAUSE_S = (
 )
 STABLE_S = 120.0
 _TERM_S = 4.0
-# Run before the SuperNode in its own process: be told to end (15) when the parent is killed (1 = PR_SET_PDEATHSIG).
-_END_WITH_PARENT = (
-    "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 15, 0, 0, 0); os.execv(sys.argv[1], sys.argv[1:])"
-)
+# Run in the SuperNode's process before it: SIGTERM (15) when the parent is killed (1 = PR_SET_PDEATHSIG).
+# Where prctl is missing the SuperNode runs all the same, and a killed parent leaves it running.
+END_WITH_PARENT = """
+import os, sys
+try:
+    import ctypes
+    ctypes.CDLL(None).prctl(1, 15, 0, 0, 0)
+except (ImportError, OSError, AttributeError, TypeError):
+    pass
+os.execv(sys.argv[1], sys.argv[1:])
+"""
 
 
 def free_port() -> int:
-    """A port of the loopback interface that nobody uses right now."""
+    """Return a free port of the loopback interface."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         return int(server.getsockname()[1])
 
 
 @dataclass
 class SuperNode:
-    """Starts the SuperNode and keeps it running. `fleet` is the operator's address, `folder` its own place for files."""
+    """Keeps a SuperNode running. `fleet` is the operator's address, `folder` has its own files."""
 
     fleet: str
     certificate: Path
@@ -68,7 +76,9 @@ class SuperNode:
         return self.folder / "secret"
 
     def look_after(self) -> bool:
-        """Start the SuperNode if it is not running and its pause is over; True while it runs. Once stopped, never again.
+        """Start the SuperNode if it is not running and its pause is over; return whether it runs.
+
+        After `stop` it is never started again.
 
         Raises:
             StateError: it cannot be started now; it is tried again after a pause.
@@ -90,7 +100,7 @@ class SuperNode:
             return self._process is not None
 
     def stop(self) -> None:
-        """End it, for sure, and for good: whoever looks after it in another thread starts no other."""
+        """End the SuperNode for good: `look_after` in another thread does not start another."""
         with self._lock:
             self._stopped = True
             if self._process is not None:
@@ -104,7 +114,7 @@ class SuperNode:
 
     def _start(self) -> None:
         self._started = time.monotonic()
-        self.port = free_port()  # the one of last time may be somebody else's by now
+        self.port = free_port()  # another process may use the last one by now
         try:
             self._spawn()
         except (OSError, StateError) as error:
@@ -116,7 +126,7 @@ class SuperNode:
     def _spawn(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         write_atomically(self.secret_file, secrets.token_hex(32).encode(), mode=0o600)
-        command = [sys.executable, "-c", _END_WITH_PARENT] if sys.platform == "linux" else []
+        command = [sys.executable, "-c", END_WITH_PARENT] if sys.platform == "linux" else []
         command += [str(Path(sys.executable).parent / "flower-supernode"), "--superlink", self.fleet]
         command += ["--root-certificates", str(self.certificate), "--auth-supernode-private-key", str(self.node_key)]
         command += ["--host", "127.0.0.1", "--port", str(self.port), "--isolation", "process"]
@@ -129,5 +139,6 @@ class SuperNode:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,  # Ctrl-C is ours: we end it in order
+                start_new_session=True,  # Ctrl-C ends this process, which then stops the SuperNode
+                creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),  # the same on Windows
             )

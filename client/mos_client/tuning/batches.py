@@ -1,4 +1,4 @@
-"""What is shown at each step, decided by one generator: pictures of one shape, views, captions, noise, times."""
+"""Draw the batch of each step with one generator: pictures of one shape, captions, noise, times."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from torch import Tensor
 from mos_client.pictures.captions import TEMPLATES, movable_parts, shuffled_caption
 from mos_client.pictures.examples import Example
 from mos_client.tuning.loss import spread_times
-from mos_client.tuning.settings import TuningConfig
+from mos_client.tuning.settings import TuningSettings
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Pictures of one shape with all that chance decides about them. `masks` is None where no picture has one."""
+    """Pictures of one shape, and what is random about them. `masks` is None if none has a mask."""
 
     latents: Float[Tensor, "n c h w"]
     masks: Float[Tensor, "n h w"] | None
@@ -26,7 +26,7 @@ class Batch:
     times: Int[Tensor, " n"]
 
     def parts(self, size: int) -> list[Batch]:
-        """The batch in pieces of at most `size` pictures."""
+        """Return the batch in pieces of at most `size` pictures."""
         count = len(self.captions)
         cuts = [slice(start, min(start + size, count)) for start in range(0, count, size)]
         return [
@@ -42,9 +42,9 @@ class Batch:
 
 
 def next_batch(
-    examples: Sequence[Example], config: TuningConfig, total_times: int, generator: torch.Generator
+    examples: Sequence[Example], config: TuningSettings, total_times: int, generator: torch.Generator
 ) -> Batch:
-    """The next batch. Shapes come as often as there are pictures of them; within one, whole shuffled rounds."""
+    """Return the next batch: a shape as often as it has pictures, its pictures in shuffled rounds."""
     bucket = _bucket(examples, generator)
     shown, captions = [], []
     for i in _rounds(len(bucket), config.batch, generator):
@@ -64,7 +64,7 @@ def next_batch(
 
 
 def integer(below: int, generator: torch.Generator) -> int:
-    """A whole number from 0 to below-1."""
+    """Return a random integer from 0 to `below` - 1."""
     return int(torch.randint(below, (1,), generator=generator))
 
 
@@ -74,11 +74,11 @@ def _bucket(examples: Sequence[Example], generator: torch.Generator) -> list[Exa
         by_shape.setdefault(example.views[0].latent.shape, []).append(example)
     if len(by_shape) == 1:
         return list(examples)
-    one = examples[integer(len(examples), generator)]
-    return by_shape[one.views[0].latent.shape]
+    chosen = examples[integer(len(examples), generator)]
+    return by_shape[chosen.views[0].latent.shape]
 
 
-def _caption(captions: Sequence[str], config: TuningConfig, generator: torch.Generator) -> str:
+def _caption(captions: Sequence[str], config: TuningSettings, generator: torch.Generator) -> str:
     if config.template_share and float(torch.rand(1, generator=generator)) < config.template_share:
         captions = TEMPLATES
     caption = captions[integer(len(captions), generator)]
@@ -88,6 +88,6 @@ def _caption(captions: Sequence[str], config: TuningConfig, generator: torch.Gen
 
 
 def _rounds(count: int, batch: int, generator: torch.Generator) -> list[int]:
-    """`batch` picture numbers: whole shuffled rounds, so that no picture is left out for long."""
+    """Return `batch` indices in shuffled rounds, so that no picture is left out for long."""
     rounds = [torch.randperm(count, generator=generator) for _ in range(-(-batch // count))]
     return [int(i) for i in torch.cat(rounds)[:batch]]

@@ -1,4 +1,4 @@
-"""The whole state of a tuning run as one safetensors file: going on from it ends in the same concept, to the bit."""
+"""The whole state of a tuning run as one safetensors file; a resumed run ends in the same bits."""
 
 from __future__ import annotations
 
@@ -16,42 +16,43 @@ from torch import Tensor
 
 from mos_client.tuning.loop import Tuning
 from mos_client.tuning.memory_plan import Plan
-from mos_client.tuning.settings import TuningConfig
+from mos_client.tuning.settings import TuningSettings
 from mos_client.tuning.watch import Watch
 from mos_common.base_model import Base
 from mos_common.digests import bits_of, digest_of_json
 from mos_common.errors import StateError
 
 log = logging.getLogger(__name__)
+EVALUATIONS = "looks"  # their name in the file since 0.1.0
 
 
-def run_digest(base: Base, class_word: str, pictures: str, config: TuningConfig, plan: Plan) -> str:
-    """What a checkpoint belongs to: another base, folder, class word, setting or plan starts anew."""
-    how = {"micro_batch": plan.micro_batch, "checkpointing": plan.checkpointing, "eight_bit": plan.eight_bit}
-    made_by = {"base": base.fingerprint, "class_word": class_word, "pictures": pictures, "config": asdict(config)}
-    return digest_of_json(made_by | {"plan": how, "dtype": str(base.dtype)})
+def run_digest(base: Base, class_word: str, pictures: str, settings: TuningSettings, plan: Plan) -> str:
+    """Return the digest of what a run depends on: base, pictures, class word, settings, plan."""
+    steps = {"micro_batch": plan.micro_batch, "checkpointing": plan.checkpointing, "eight_bit": plan.eight_bit}
+    made_by = {"base": base.fingerprint, "class_word": class_word, "pictures": pictures, "config": asdict(settings)}
+    return digest_of_json(made_by | {"plan": steps, "dtype": str(base.dtype)})
 
 
 def snapshot(tuning: Tuning, watch: Watch | None, run: str) -> bytes:
-    """Parameters, their average, the optimiser's moments, generator, steps done, and what was seen on the way."""
+    """Return parameters, averages, the optimiser's moments, generator, steps and evaluations."""
     tensors: dict[str, Tensor] = {"generator": tuning.generator.get_state()}
     for i, (parameter, average) in enumerate(zip(tuning.parameters, tuning.averages, strict=True)):
         tensors[f"{i}.value"], tensors[f"{i}.average"] = parameter.detach(), average
         for key, value in tuning.optimiser.state.get(parameter, {}).items():
             tensors[f"{i}.state.{key}"] = value
-    looks = "[]"
+    evaluations = "[]"
     if watch is not None:
-        looks, seen = watch.state()
-        tensors |= {f"watch.{name}": tensor for name, tensor in seen.items()}
+        evaluations, drawings = watch.state()
+        tensors |= {f"watch.{name}": tensor for name, tensor in drawings.items()}
     tensors = {name: tensor.cpu().contiguous().clone() for name, tensor in tensors.items()}
-    digest = _digest(tensors, run, tuning.done, looks)
-    return save(tensors, {"run": run, "done": str(tuning.done), "looks": looks, "digest": digest})
+    digest = _digest(tensors, run, tuning.done, evaluations)
+    return save(tensors, {"run": run, "done": str(tuning.done), EVALUATIONS: evaluations, "digest": digest})
 
 
 def restore(tuning: Tuning, watch: Watch | None, checkpoint: Path, *runs: str) -> bool:
-    """Go back to a saved state; return False where there is none, or it is of another run, or damaged.
+    """Return True and go back to a saved state of the same run, or False if there is no usable one.
 
-    `runs` are the digests by which this run is known, today's and an earlier release's.
+    `runs` are the digests by which this run is known: today's and an earlier release's.
 
     Raises:
         StateError: it is there and cannot be read.
@@ -66,8 +67,8 @@ def restore(tuning: Tuning, watch: Watch | None, checkpoint: Path, *runs: str) -
     try:
         tensors = load(data)
         metadata = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
-        saved_run, done, looks = metadata["run"], int(metadata["done"]), metadata["looks"]
-        whole = metadata["digest"] == _digest(tensors, saved_run, done, looks)
+        saved_run, done, evaluations = metadata["run"], int(metadata["done"]), metadata[EVALUATIONS]
+        whole = metadata["digest"] == _digest(tensors, saved_run, done, evaluations)
     except (SafetensorError, ValueError, KeyError):
         whole = False
     if not whole:
@@ -79,7 +80,7 @@ def restore(tuning: Tuning, watch: Watch | None, checkpoint: Path, *runs: str) -
     _take_over(tuning, tensors)
     tuning.done = done
     if watch is not None:
-        watch.restore(looks, {n.removeprefix("watch."): t for n, t in tensors.items() if n.startswith("watch.")})
+        watch.restore(evaluations, {n.removeprefix("watch."): t for n, t in tensors.items() if n.startswith("watch.")})
     return True
 
 
@@ -96,10 +97,10 @@ def _take_over(tuning: Tuning, tensors: Mapping[str, Tensor]) -> None:
                 state[name.removeprefix(prefix)] = value.to(parameter.device)
 
 
-def _digest(tensors: Mapping[str, Tensor], run: str, done: int, looks: str) -> str:
-    """Sha256 over everything a checkpoint holds: a bit that fell over on the disk is no state to go on from."""
-    # Not `digest_of_tensors`: checkpoints of earlier releases are gone on from, and these are the bytes of their digests.
-    digest = hashlib.sha256(f"{run}\0{done}\0{looks}\0".encode())
+def _digest(tensors: Mapping[str, Tensor], run: str, done: int, evaluations: str) -> str:
+    """Sha256 over everything a checkpoint holds: a file with a flipped bit is not resumed."""
+    # Not `digest_of_tensors`: checkpoints of earlier releases are resumed, and their digests are of these bytes.
+    digest = hashlib.sha256(f"{run}\0{done}\0{evaluations}\0".encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name}\0{tuple(tensor.shape)}\0".encode())
         digest.update(bits_of(tensor))

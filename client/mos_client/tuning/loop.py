@@ -1,4 +1,4 @@
-"""The tuning loop (paper section 3.2), as a generator of steps: every yield is a moment at which it can be saved."""
+"""The tuning loop (paper section 3.2) as a generator of steps; it can be saved at every yield."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mos_client.tuning.batches import Batch, next_batch
 from mos_client.tuning.loss import attention_loss, cell_weights, noise_loss
 from mos_client.tuning.memory_plan import Plan
 from mos_client.tuning.parameters import frozen_pair, initial_pair, initial_words, trained, tuned_layers
-from mos_client.tuning.settings import TuningConfig
+from mos_client.tuning.settings import TuningSettings
 from mos_common.attention import WatchedWords, conditioned
 from mos_common.base_model import Base
 from mos_common.conditioning import Conditioning
@@ -31,7 +31,7 @@ V = "<v>"
 
 @dataclass(frozen=True)
 class Step:
-    """One optimiser step done: its number from 1, of how many, and its loss."""
+    """A finished optimiser step: its number from 1, the number of steps in all, and its loss."""
 
     number: int
     total: int
@@ -41,7 +41,8 @@ class Step:
 class Tuning:
     """The state of one tuning run: parameters, their running average, optimiser, generator, steps done.
 
-    Iterate over `steps()` to run it. What comes out is the average (`config.averaging`), which one may look at after any step.
+    Iterate over `steps()` to run it. The result is the average (`config.averaging`), which can be read
+    after any step.
     """
 
     def __init__(
@@ -49,7 +50,7 @@ class Tuning:
         base: Base,
         class_word: str,
         examples: Sequence[Example],
-        config: TuningConfig,
+        config: TuningSettings,
         plan: Plan | None = None,
     ) -> None:
         self.base, self.class_word, self.examples, self.config, self.done = base, class_word, examples, config, 0
@@ -72,16 +73,16 @@ class Tuning:
 
     @property
     def parameters(self) -> list[Tensor]:
-        """All that is tuned, in the order of the optimiser's groups."""
+        """All tuned parameters, in the order of the optimiser's groups."""
         return [parameter for group in self.optimiser.param_groups for parameter in group["params"]]
 
     @property
     def vocabulary(self) -> Vocabulary:
-        """What `<v>` means to the text encoder."""
+        """The embeddings that `<v>` stands for."""
         return {} if self.words is None else {V: self.words}
 
     def layerwise_words(self) -> Tensor:
-        """(layers, words, width): the words as a concept file holds them, one embedding a layer also where all share it."""
+        """Return the words (layers, words, width) as in a concept file, also where layers share one."""
         assert self.words is not None
         return self.words.detach().cpu().expand(self.base.layout.word_layers, -1, -1).clone()
 
@@ -98,7 +99,7 @@ class Tuning:
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """Within: the parameters hold their running average."""
+        """Put the running average into the parameters within the block."""
         own = [parameter.detach().clone() for parameter in self.parameters]
         self.assign(self.averages)
         try:
@@ -108,12 +109,12 @@ class Tuning:
 
     @torch.no_grad()
     def assign(self, values: Sequence[Tensor]) -> None:
-        """Give every parameter a value."""
+        """Set every parameter to a value."""
         for parameter, value in zip(self.parameters, values, strict=True):
             parameter.copy_(value)
 
     def changes(self) -> dict[str, LowRank]:
-        """The pairs as they are now, detached, alpha = rank."""
+        """Return the current pairs, detached, with alpha = rank."""
         alpha = float(self.config.rank)
         return {
             name: LowRank(A.detach().cpu().clone(), B.detach().cpu().clone(), alpha)
@@ -165,7 +166,7 @@ class Tuning:
         return float(loss.detach())
 
     def _encoded(self, texts: Sequence[TokenIds]) -> Tensor:
-        """Text features; where nothing that the text encoder reads is tuned, every text is encoded once and for all."""
+        """Encode texts; each text once only if nothing that the text encoder reads is tuned."""
         if self.words is not None or any(layer.group is Group.TEXT for layer in self.layers):
             return encode_token_ids(self.base, texts, self.vocabulary)
         for text in texts:
@@ -181,7 +182,7 @@ class Tuning:
         return self._texts[caption]
 
     def _stop_long_words(self) -> None:
-        """Words whose norm has reached the stop keep their place: a longer one drowns the rest of the prompt."""
+        """Stop words whose norm has reached the stop: longer ones drown the rest of the prompt."""
         if self.words is None or not self.config.norm_stop:
             return
         assert self.words.grad is not None
@@ -209,7 +210,7 @@ class Tuning:
 
 
 def _of_pictures(examples: Sequence[Example]) -> torch.Generator:
-    """A generator that the pictures decide: two participants with the same seed choose apart."""
+    """Return a generator seeded by the pictures: participants with one seed choose differently."""
     digest = hashlib.sha256()
     for example in examples:
         digest.update(example.views[0].latent.contiguous().numpy().data)

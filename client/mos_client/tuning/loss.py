@@ -26,7 +26,7 @@ def noise_loss(
     times: Int[Tensor, " n"],
     weights: Cells | None = None,
 ) -> Float[Tensor, ""]:
-    """E‖ε − ε_θ(x_t, t, text)‖², or with v = √ᾱ·ε − √(1−ᾱ)·x in place of ε where the base predicts v.
+    """Return E‖ε − ε_θ(x_t, t, text)‖², with v = √ᾱ·ε − √(1−ᾱ)·x for ε if the base predicts v.
 
     With `weights` the mean over the cells of a picture is weighted; pictures still count alike.
 
@@ -51,7 +51,7 @@ def noise_loss(
 
 
 def cell_weights(masks: Cells, background: float) -> Cells:
-    """1 where the concept is, `background` where it is not: 1 is the plain loss, 0 the paper's masked loss."""
+    """Return 1 inside the masks and `background` outside: 1 is the plain loss, 0 the masked loss."""
     return masks + background * (1 - masks)
 
 
@@ -75,7 +75,10 @@ def attention_loss(watched: WatchedWords, masks: Cells) -> Float[Tensor, ""]:
 
 
 def spread_times(count: int, total: int, generator: torch.Generator) -> Int[Tensor, " n"]:
-    """`count` times from 0 to total-1, one in each of `count` equal parts, in random order: less noise than independent draws."""
+    """Return `count` times from 0 to `total` - 1, one in each of `count` equal parts, shuffled.
+
+    They vary less than independent draws.
+    """
     offset = torch.rand(1, generator=generator)
     times = (((offset + torch.arange(count) / count) % 1) * total).long()
     return times[torch.randperm(count, generator=generator)]

@@ -1,7 +1,7 @@
-"""How a tuning step fits into a card: micro-batches, gradient checkpointing, an 8-bit optimiser, and what it will need.
+"""Fit a tuning step into GPU memory: micro-batches, gradient checkpointing, an 8-bit optimiser.
 
-What a step keeps for its backward pass is not guessed: the step is run once on fake tensors, which have shapes and no memory, and
-every tensor that autograd saves is counted while it is alive.
+The memory of the backward pass is not guessed: one step runs on fake tensors, which have shapes and
+no memory, and every tensor that autograd saves is counted while it is alive.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Plan:
 
     @contextmanager
     def applied(self, base: Base) -> Iterator[None]:
-        """Within: the UNet forgets what it can compute again in the backward pass, if the plan says so."""
+        """Checkpoint the UNet's activations within the block, if the plan says so."""
         unet: Any = base.unet
         if self.checkpointing:
             unet.enable_gradient_checkpointing()
@@ -59,7 +59,7 @@ class Plan:
                 unet.disable_gradient_checkpointing()
 
     def __str__(self) -> str:
-        """What is said to the person whose card it is."""
+        """Return the plan in words."""
         parts = [f"{self.micro_batch} picture{'s' if self.micro_batch > 1 else ''} at a time"]
         parts += ["gradient checkpointing"] * self.checkpointing + ["8-bit AdamW"] * self.eight_bit
         needs = "" if self.gib is None else f", about {self.gib:.1f} GB"
@@ -67,7 +67,7 @@ class Plan:
 
 
 def choose_plan(base: Base, batch: int, rank: int, gib: float) -> Plan:
-    """The fastest way to run a batch within `gib` of memory.
+    """Return the fastest plan to run a batch within `gib` of memory.
 
     Smaller micro-batches come before checkpointing, which computes most of the UNet twice.
 
@@ -91,7 +91,7 @@ def choose_plan(base: Base, batch: int, rank: int, gib: float) -> Plan:
 
 
 def plan_for(base: Base, batch: int, rank: int, vram: float | None) -> Plan:
-    """The plan for `vram` gigabytes; without it, for what the GPU has free, and on a CPU the whole batch at once."""
+    """Return the plan for `vram` gigabytes; None: for the GPU's free memory, on a CPU all at once."""
     if vram is None:
         if base.device.type != "cuda":
             return Plan(batch)
@@ -100,14 +100,17 @@ def plan_for(base: Base, batch: int, rank: int, vram: float | None) -> Plan:
 
 
 def step_gib(base: Base, pictures: int, rank: int, checkpointing: bool) -> float:
-    """What one step needs: weights, what autograd keeps, pairs with gradients and AdamW's moments, and the card's own share."""
+    """Return the GiB of a step: weights, saved tensors, pairs with their moments, CUDA's own."""
     context = CONTEXT_GIB if base.device.type == "cuda" else 0.0
     kept = kept_bytes(base, pictures, rank, checkpointing) / GIB
     return context + WORKSPACE * (_weights_gib(base) + kept) + 16 * _tuned(base, rank) / GIB
 
 
 def kept_bytes(base: Base, pictures: int, rank: int, checkpointing: bool, *, fake: bool = True) -> int:
-    """The most bytes that autograd keeps at a time during one step, weights not counted; `fake` runs it on shapes alone."""
+    """Return the peak bytes that autograd keeps in one step, without weights.
+
+    `fake` runs the step on shapes alone.
+    """
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     mode = FakeTensorMode(allow_non_fake_inputs=True)
@@ -124,7 +127,7 @@ def kept_bytes(base: Base, pictures: int, rank: int, checkpointing: bool, *, fak
 
 
 def _one_step(base: Base, pictures: int, rank: int) -> None:
-    """One step with a pair on every layer and layer-wise words, there and back, as the loop takes it."""
+    """Run one step of the loop, forward and backward, with pairs on all layers and layer-wise words."""
     generator = torch.Generator()
     size = base.picture_size // base.pixels_per_latent
     device = base.device
@@ -179,7 +182,7 @@ class _Ledger:
 
 
 class _Kept:
-    """What autograd holds in place of a tensor: when it is let go, the ledger hears of it."""
+    """Autograd holds this in place of a tensor, so that the ledger notices its release."""
 
     def __init__(self, tensor: Tensor) -> None:
         self.tensor = tensor

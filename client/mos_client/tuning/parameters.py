@@ -1,7 +1,8 @@
-"""What a tuning may change: the concept's words and a low-rank pair on every attention linear, as the method asks.
+"""The tuned parameters: the concept's words, and a low-rank pair on attention linears.
 
-Only these are parameters; the base, its token table included, is frozen. V_rand starts as noise with the spread of the base's own
-token table, V_class as the class word. Of each pair, A starts random and B at zero: the first step sees the untouched base.
+The base, its token table included, is frozen. V_rand starts as noise with the spread of the base's
+token table, V_class as the class word. Of each pair, A starts random and B at zero: the first step
+sees the untouched base.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ Pair = tuple[nn.Parameter, nn.Parameter]
 
 
 def tuned_layers(base: Base, method: Method) -> list[Layer]:
-    """The layers that get a pair."""
+    """Return the layers that get a pair."""
     if not method.has_pairs:
         return []
     layers = list(base.layout.attention)
@@ -33,9 +34,10 @@ def tuned_layers(base: Base, method: Method) -> list[Layer]:
 def initial_words(
     base: Base, class_word: str, count: int, generator: torch.Generator, *, layerwise: bool
 ) -> Tensor | None:
-    """(layers, words, width), or (1, words, width) where all layers share one: V_rand as noise, V_class as the class word.
+    """Return V_rand as noise and V_class as the class word: (layers, words, width).
 
-    V_class is the mean of the class word's tokens and comes last. One word is V_class alone; none is None.
+    The first axis is 1 if all layers share one embedding. V_class is the mean of the class word's
+    tokens and comes last; a single word is V_class alone. Without words the result is None.
 
     Raises:
         ConceptError: the class word has no tokens.
@@ -55,14 +57,14 @@ def initial_words(
 
 
 def initial_pair(layer: Layer, rank: int, generator: torch.Generator) -> Pair:
-    """A (rank x d_in) of unit-variance outputs for unit-variance inputs, and B = 0 (d_out x rank)."""
+    """Return A (rank x d_in), which keeps unit variance, and B = 0 (d_out x rank)."""
     device = layer.module.weight.device
     A = torch.randn(rank, layer.d_in, generator=generator) / layer.d_in**0.5
     return nn.Parameter(A.to(device)), nn.Parameter(torch.zeros(layer.d_out, rank, device=device))
 
 
 def frozen_pair(layer: Layer, rank: int, own: torch.Generator) -> Pair:
-    """As `initial_pair`, with an A that stays: rows of an orthogonal matrix that only the layer's name decides, chosen by `own`."""
+    """Return a pair with a frozen A: rows, chosen by `own`, of an orthogonal matrix per layer name."""
     device = layer.module.weight.device
     named = int(hashlib.sha256(layer.name.encode()).hexdigest()[:12], 16)
     square = torch.randn(layer.d_in, layer.d_in, generator=torch.Generator().manual_seed(named))
@@ -76,7 +78,7 @@ def frozen_pair(layer: Layer, rank: int, own: torch.Generator) -> Pair:
 
 @contextmanager
 def trained(layers: Sequence[Layer], pairs: Mapping[str, tuple[Tensor, Tensor]]) -> Iterator[None]:
-    """Within: every layer gives W x + B A x (alpha = rank), differentiable in A and B."""
+    """Make every layer give W x + B A x (alpha = rank) within the block, differentiable in A and B."""
 
     def add(pair: tuple[Tensor, Tensor]) -> Any:
         A, B = pair

@@ -1,23 +1,27 @@
-"""The settings of tuning."""
+"""The settings of tuning, each declared once, for `--set`, `--help` and checkpoints."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Mapping
+from dataclasses import MISSING, dataclass, fields
 from enum import StrEnum
+from typing import Any
 
 from mos_common.errors import RequestError
 from mos_common.presets import Preset
+from mos_common.settings import parse_settings, setting, settings_from_json
+
+_PRESET = MISSING  # no default of its own: `TuningSettings.of` takes the base's
 
 
 class Method(StrEnum):
-    """What stands for a concept: the paper's ED-LoRA, and what it is compared with.
+    """What represents a concept: the paper's ED-LoRA, or a method that it is compared with.
 
-    ed-lora            two words, each with one embedding a cross-attention layer, and a pair on every attention linear
+    ed-lora            two words with one embedding per layer, and pairs on all attention linears
     lora               one word with one embedding, and the pairs
-    plain-lora         the pairs only: the concept is called by its class word
-    custom-diffusion   one word with one embedding, and pairs on keys and values of cross-attention only
-    p-plus             one word with one embedding a layer, no pairs (Voynov et al., arXiv 2303.09522)
+    plain-lora         the pairs only: prompts name the concept by its class word
+    custom-diffusion   one word with one embedding, pairs on keys and values of cross-attention
+    p-plus             one word with one embedding per layer, no pairs (Voynov et al., arXiv 2303.09522)
     textual-inversion  one word with one embedding, no pairs (Gal et al., arXiv 2208.01618)
     """
 
@@ -30,63 +34,81 @@ class Method(StrEnum):
 
     @property
     def words(self) -> int:
-        """How many words are learnt."""
+        """Number of words that are learnt."""
         return {Method.ED_LORA: 2, Method.PLAIN_LORA: 0}.get(self, 1)
 
     @property
     def layerwise(self) -> bool:
-        """Whether every cross-attention layer has embeddings of its own."""
+        """True if every cross-attention layer has its own embeddings."""
         return self in (Method.ED_LORA, Method.P_PLUS)
 
     @property
     def has_pairs(self) -> bool:
-        """Whether weights are changed at all."""
+        """True if the weights of attention layers change."""
         return self not in (Method.P_PLUS, Method.TEXTUAL_INVERSION)
 
 
+_METHODS = f"what represents the concept: {', '.join(Method)}"
+
+
 @dataclass(frozen=True)
-class TuningConfig:
+class TuningSettings:
     """How one concept is tuned; docs/tuning.md measures what each setting does.
 
-    Learning rates are AdamW's at the first step; they fall linearly to `last_rate` times that. A text rate of 0 leaves the text encoder
-    as it is. `rank` is that of every pair, alpha equals it. `seed` decides batches, views, captions, times, noise and initial values.
+    Learning rates are AdamW's at the first step; they fall linearly to `last_rate` times that.
+    With `frozen_directions` only B of every pair is tuned: the rows of A come from one orthogonal
+    matrix per layer, the same for every participant, and the pictures decide which rows, so that
+    changes of different concepts seldom overlap (Orthogonal Adaptation, Po et al., CVPR 2024,
+    arXiv 2312.02432).
 
-    `words` says how many words stand for the concept, 0: as many as the method has. With `frozen_directions` only B of every pair is
-    tuned: A are rows of one orthogonal matrix a layer, the same for everybody, and the pictures decide which. So changes of different concepts
-    hardly meet (Orthogonal Adaptation, Po et al., CVPR 2024, arXiv 2312.02432).
+    Raises:
+        RequestError: a value is outside its range.
 
-    `averaging` is the decay of the running average of the parameters, which is what comes out; 0 gives the last step's.
-    `norm_stop` is the norm at which a word stops growing, in median norms of the base's tokens (1.4 is 0.55 on Stable Diffusion
-    1.5, as in the paper's repository); 0 lets it grow.
-    `background_weight` weighs the loss where a mask says that the concept is not: 1 is the plain loss, 0 the masked loss.
-    `attention_weight` weighs attention regularisation, for pictures with a mask.
-    `template_share` of the captions are replaced by plain templates. `shuffle_captions` reorders comma-separated parts.
-    `crops` and `mirror` show each picture in several ways.
     """
 
-    steps: int
-    batch: int
-    learning_rate_words: float
-    learning_rate_text: float
-    learning_rate_unet: float
-    noise_offset: float
-    method: Method = Method.ED_LORA
-    rank: int = 4
-    words: int = 0
-    frozen_directions: bool = False
-    seed: int = 0
-    last_rate: float = 0.0
-    averaging: float = 0.0
-    norm_stop: float = 1.4
-    background_weight: float = 1.0
-    attention_weight: float = 0.0
-    template_share: float = 0.0
-    shuffle_captions: bool = True
-    crops: int = 1
-    mirror: bool = False
-    checkpoint_every: int = 50
-    watch_every: int = 100
-    patience: int = 3
+    steps: int = setting(_PRESET, "optimiser steps; default: the base's preset")
+    batch: int = setting(_PRESET, "pictures per optimiser step; default: the base's preset")
+    learning_rate_words: float = setting(
+        _PRESET, "learning rate of the concept's words; default: the base's preset", unit="per AdamW step"
+    )
+    learning_rate_text: float = setting(
+        _PRESET,
+        "learning rate of the text encoder's pairs, 0 leaves the text encoder unchanged; default: the base's preset",
+        unit="per AdamW step",
+    )
+    learning_rate_unet: float = setting(
+        _PRESET, "learning rate of the UNet's pairs; default: the base's preset", unit="per AdamW step"
+    )
+    noise_offset: float = setting(
+        _PRESET, "strength of the noise added to a whole channel at once; default: the base's preset"
+    )
+    method: Method = setting(Method.ED_LORA, _METHODS)
+    rank: int = setting(4, "rank of every pair; alpha equals it")
+    words: int = setting(0, "words that represent the concept; 0: as many as the method has")
+    frozen_directions: bool = setting(
+        False, "tune only B of every pair, with A from orthogonal rows, so that concepts collide less"
+    )
+    seed: int = setting(0, "decides batches, views, captions, times, noise and initial values")
+    last_rate: float = setting(0.0, "learning rate after the last step", unit="share of the first")
+    averaging: float = setting(
+        0.0, "decay of the running average of the parameters, which is what comes out; 0: the last step's", unit="share"
+    )
+    norm_stop: float = setting(
+        1.4,
+        "norm at which a word stops growing, 0: never; 1.4 is the paper's 0.55 on Stable Diffusion 1.5",
+        unit="median norms of the base's tokens",
+    )
+    background_weight: float = setting(
+        1.0, "weight of the loss outside a mask; 1: the plain loss, 0: the masked loss", unit="share"
+    )
+    attention_weight: float = setting(0.0, "weight of attention regularisation, for pictures with a mask")
+    template_share: float = setting(0.0, "captions that are replaced by plain templates", unit="share")
+    shuffle_captions: bool = setting(True, "reorder the comma-separated parts of a caption")
+    crops: int = setting(1, "views of each picture: its middle, then random crops")
+    mirror: bool = setting(False, "show mirrored views too")
+    checkpoint_every: int = setting(50, "interval between checkpoints", unit="steps")
+    watch_every: int = setting(100, "interval between evaluations on drawings, 0: never", unit="steps")
+    patience: int = setting(3, "evaluations without improvement before tuning stops")
 
     def __post_init__(self) -> None:
         if not 1 <= self.steps <= 100_000:
@@ -119,60 +141,43 @@ class TuningConfig:
 
     @property
     def word_count(self) -> int:
-        """How many words stand for the concept."""
+        """Number of words that represent the concept."""
         return self.words or self.method.words
 
     def rate_at(self, done: int) -> float:
-        """The share of the full learning rate after so many steps."""
+        """Return the learning rate after `done` steps, as a share of the full one."""
         return 1 - (1 - self.last_rate) * done / self.steps
 
     @classmethod
     def of(
-        cls, preset: Preset, *, steps: int | None = None, seed: int = 0, changes: Mapping[str, str] | None = None
-    ) -> TuningConfig:
-        """The settings of a base's preset; `steps` replaces the preset's, `changes` any setting by name, as text.
+        cls, preset: Preset, *, steps: int | None = None, seed: int = 0, changes: Mapping[str, Any] | None = None
+    ) -> TuningSettings:
+        """Return the settings of a base's preset, with `changes` by name as values or as text.
+
+        `steps` replaces the preset's; a change of the same name wins over `steps` and `seed`.
 
         Raises:
-            RequestError: there is no such setting, or the text is no value for it.
+            RequestError: a name is unknown, or a value is not of its type or range.
 
         """
-        values: dict[str, object] = {
+        values: dict[str, Any] = {
             field.name: getattr(preset, field.name) for field in fields(cls) if hasattr(preset, field.name)
         }
         if steps is not None:
             values["steps"] = steps
-        return cls(**{**values, "seed": seed, **_parsed(changes or {})})  # type: ignore[arg-type]
+        return settings_from_json(cls, {**values, "seed": seed, **(changes or {})})
 
 
-SETTINGS = tuple(field.name for field in fields(TuningConfig) if field.name not in ("steps", "seed", "method"))
+def tuning_texts(texts: Iterable[str]) -> dict[str, str]:
+    """Check the NAME=VALUE texts of `--set` and return each value by name, as it was typed.
 
-
-def parse_settings(texts: list[str]) -> dict[str, str]:
-    """`NAME=VALUE` texts of `--set`, checked.
+    A participant's state folder keeps them so: the name of the tuned file is a digest of them.
 
     Raises:
-        RequestError: one of them is no setting of tuning.
+        RequestError: a name is unknown or given twice, or a value is not of its type.
 
     """
-    pairs = [text.partition("=") for text in texts]
-    if wrong := [text for text, (_, equals, _) in zip(texts, pairs, strict=True) if not equals]:
-        raise RequestError(f"--set {wrong[0]}: expected NAME=VALUE, such as attention_weight=0.01")
-    changes = {name.strip(): value.strip() for name, _, value in pairs}
-    _parsed(changes)
-    return changes
-
-
-def _parsed(changes: Mapping[str, str]) -> dict[str, object]:
-    from pydantic import TypeAdapter, ValidationError
-
-    kinds = {"int": int, "float": float, "bool": bool, "Method": Method}
-    known = {field.name: kinds[str(field.type)] for field in fields(TuningConfig) if field.name != "seed"}
-    values: dict[str, object] = {}
-    for name, text in changes.items():
-        if name not in known:
-            raise RequestError(f"there is no setting {name}: choose one of {', '.join(known)}")
-        try:
-            values[name] = TypeAdapter(known[name]).validate_python(text)
-        except ValidationError as error:
-            raise RequestError(f"--set {name}={text}: {error.errors()[0]['msg']}") from error
-    return values
+    texts = list(texts)
+    parse_settings(TuningSettings, texts)
+    pairs = (text.partition("=") for text in texts)
+    return {name.strip(): value.strip() for name, _, value in pairs}

@@ -1,17 +1,18 @@
-"""Tune a folder of pictures into a concept file: what `mos-client tune` and a round of the federation both do.
+"""Tune a folder of pictures into a concept file, for `mos-client tune` and for rounds.
 
-The run's state lies in `work`, written atomically every so many steps; an interrupted run goes on from there and ends in the same
-file, to the bit, as one that was never interrupted.
+The run's state lies in `work`, written atomically at regular intervals; an interrupted run resumes
+from it and ends in the same file, to the bit, as one that was never interrupted.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import closing, suppress
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -20,14 +21,14 @@ from mos_client.pictures.folder import pictures_digest, split_pictures
 from mos_client.tuning.checkpoint import restore, run_digest, snapshot
 from mos_client.tuning.loop import Step, Tuning
 from mos_client.tuning.memory_plan import plan_for
-from mos_client.tuning.off_card import resting
-from mos_client.tuning.settings import TuningConfig
+from mos_client.tuning.offloading import offloaded
+from mos_client.tuning.request import TuneRequest
+from mos_client.tuning.settings import TuningSettings
 from mos_client.tuning.watch import Watch, tensorboard
 from mos_common.base_model import Base, load_base
 from mos_common.concept import Concept
 from mos_common.concept_file import concept_to_bytes, write_concept
 from mos_common.files import check_writable, write_atomically
-from mos_common.names import check_concept_name
 
 log = logging.getLogger(__name__)
 CHECKPOINT = "checkpoint.safetensors"
@@ -35,73 +36,63 @@ OnStep = Callable[[Step], None]
 
 
 def tune_folder(
-    images: Path,
-    *,
-    concept: str,
-    class_word: str,
+    request: TuneRequest,
     out: Path,
+    *,
     work: Path,
-    base: str | Base = "tiny",
-    steps: int | None = None,
-    seed: int = 0,
-    settings: Mapping[str, str] | None = None,
-    vram: float | None = None,
+    base: Base | None = None,
     resume: bool = True,
-    author: str = "",
-    licence: str = "",
-    device: str | None = None,
-    dtype: str | None = None,
     logs: Path | None = None,
     on_step: OnStep = lambda step: None,
 ) -> Path:
-    """Tune `concept` on the pictures of `images` (two are held back) and write its concept file to `out`.
+    """Tune the concept of `request` on its pictures, less two held back, and write it to `out`.
 
-    Beside it goes `NAME.progress.png`, what was drawn on the way. `settings` are those of `TuningConfig` by name; `vram` in
-    gigabytes is what a step may take; `logs` is a folder for TensorBoard.
+    Beside it goes `NAME.progress.png`, the drawings made on the way. `base` is the request's base
+    model where the caller has loaded it already; `logs` is a folder for TensorBoard.
 
     Raises:
-        PicturesError, BaseModelError, RequestError, ConceptError, StateError: before anything is tuned, as far as can be known.
+        PicturesError, BaseModelError, RequestError, ConceptError, StateError: as far as possible
+            before anything is tuned.
 
     """
-    check_concept_name(concept)
     check_writable(out)
-    tuned_on, held_back = split_pictures(images)
-    loaded = base if isinstance(base, Base) else load_base(base, device=device, dtype=dtype)
-    config = TuningConfig.of(loaded.preset, steps=steps, seed=seed, changes=settings)
-    plan = plan_for(loaded, config.batch, config.rank, vram)
+    tuned_on, held_back = split_pictures(request.images)
+    base = base or load_base(request.base, device=request.device, dtype=request.dtype)
+    settings = TuningSettings.of(base.preset, steps=request.steps, seed=request.seed, changes=request.settings)
+    plan = plan_for(base, settings.batch, settings.rank, request.vram)
     if plan.gib is not None:
         log.info("plan: %s", plan)
-    examples = load_examples(loaded, tuned_on, crops=config.crops, mirror=config.mirror, cache=work)
-    tuning = Tuning(loaded, class_word, examples, config, plan)
-    concept_to_bytes(tuned_concept(tuning, concept, author, licence))  # what cannot be written is said now
+    examples = load_examples(base, tuned_on, crops=settings.crops, mirror=settings.mirror, cache=work)
+    tuning = Tuning(base, request.class_word, examples, settings, plan)
+    concept_to_bytes(_concept(tuning, request))  # raises now if the finished file could not be written
     watch = None
-    if config.watch_every:
-        own, held = (load_pictures(pictures, loaded.picture_size) for pictures in (tuned_on, held_back))
-        watch = Watch(loaded, class_word, own, held, config.patience)
-    before = replace(loaded, fingerprint=loaded.legacy_fingerprint)  # what an earlier release called the base
+    if settings.watch_every:
+        own, held = (load_pictures(pictures, base.picture_size) for pictures in (tuned_on, held_back))
+        watch = Watch(base, request.class_word, own, held, settings.patience)
+    before = replace(base, fingerprint=base.legacy_fingerprint)  # the base as an earlier release knew it
     run, run_before = (
-        run_digest(base, class_word, pictures_digest([*tuned_on, *held_back]), config, plan)
-        for base in (loaded, before)
+        run_digest(each, request.class_word, pictures_digest([*tuned_on, *held_back]), settings, plan)
+        for each in (base, before)
     )
     checkpoint = work / CHECKPOINT
     if resume and restore(tuning, watch, checkpoint, run, run_before):
-        log.info("going on from step %d of %d", tuning.done, config.steps)
-    with tensorboard(logs) as writer, closing(tuning.steps()) as steps_left, resting(loaded, config) as awake:
-        for step in steps_left:
+        log.info("going on from step %d of %d", tuning.done, settings.steps)
+    with tensorboard(logs) as writer, closing(tuning.steps()) as steps, offloaded(base, settings) as on_gpu:
+        for step in steps:
             on_step(step)
             if writer:
                 writer.add_scalar("loss", step.loss, step.number)
             last = step.number == step.total
-            if watch is not None and (last or step.number % config.watch_every == 0):
-                with awake():
-                    _look(watch, tuning, out, writer)
-                if watch.ready:
+            if watch is not None and (last or step.number % settings.watch_every == 0):
+                with on_gpu():
+                    _evaluate(watch, tuning, out, writer)
+                if watch.finished:
                     break
-            if not last and step.number % config.checkpoint_every == 0:
+            if not last and step.number % settings.checkpoint_every == 0:
                 write_atomically(checkpoint, snapshot(tuning, watch, run))
     if watch is not None:
         _choose_best(watch, tuning)
-    write_concept(tuned_concept(tuning, concept, author, licence), out)
+    write_concept(_concept(tuning, request), out)
     for leftover in (checkpoint, work / LATENTS):
         leftover.unlink(missing_ok=True)
     with suppress(OSError):
@@ -109,8 +100,12 @@ def tune_folder(
     return out
 
 
+def _concept(tuning: Tuning, request: TuneRequest) -> Concept:
+    return tuned_concept(tuning, request.concept, request.author, request.licence)
+
+
 def tuned_concept(tuning: Tuning, name: str, author: str = "", licence: str = "") -> Concept:
-    """What has been tuned so far, as a concept."""
+    """Return the concept that has been tuned so far."""
     with tuning.averaged():
         widths = [table.shape[1] for table in tuning.base.token_tables]
         words = () if tuning.words is None else torch.split(tuning.layerwise_words(), widths, dim=2)
@@ -127,35 +122,35 @@ def tuned_concept(tuning: Tuning, name: str, author: str = "", licence: str = ""
 
 
 def progress_picture(out: Path) -> Path:
-    """Where the drawings made while tuning `out` are shown."""
+    """Return the path of the drawings made while tuning `out`."""
     return out.with_suffix(".progress.png")
 
 
-def _look(watch: Watch, tuning: Tuning, out: Path, writer: object) -> None:
-    seen = watch.look(tuning)
+def _evaluate(watch: Watch, tuning: Tuning, out: Path, writer: Any) -> None:
+    evaluation = watch.evaluate(tuning)
     log.info(
-        "step %d: identity %.3f, prompt-following %.3f%s",
-        *(seen.step, seen.identity, seen.following),
-        " (best so far)" if watch.best is seen else "",
+        "step %d: identity %.3f, prompt adherence %.3f%s",
+        *(evaluation.step, evaluation.identity, evaluation.prompt_adherence),
+        " (best so far)" if watch.best is evaluation else "",
     )
     watch.write_grid(progress_picture(out))
     if writer:
-        for name in ("identity", "following", "own"):
-            writer.add_scalar(name, getattr(seen, name), seen.step)  # type: ignore[attr-defined]
+        for name in ("identity", "prompt_adherence", "own"):
+            writer.add_scalar(name, getattr(evaluation, name), evaluation.step)
 
 
 def _choose_best(watch: Watch, tuning: Tuning) -> None:
-    """What comes out is the best that was seen."""
+    """Put the parameters of the best evaluation into the tuning."""
     best = watch.best
     assert best is not None
     tuning.averages = [value.to(tuning.base.device) for value in watch.best_values]
     if watch.over_fitted:
         log.warning(
-            "over-fitted after step %d: the pictures were being learnt by heart, and the state of step %d is kept",
+            "overfitting after step %d: tuning began to memorise the pictures; the state of step %d is kept",
             best.step,
             best.step,
         )
-    elif watch.ready:
-        log.info("ready: no look was better than that at step %d, which is kept", best.step)
+    elif watch.finished:
+        log.info("finished: no evaluation improved on that at step %d, which is kept", best.step)
     elif best.step != tuning.done:
         log.info("the state of step %d was the best and is kept", best.step)

@@ -1,9 +1,10 @@
-"""When a concept is ready: identity and prompt-following of drawings at fixed seeds, looked at while it is tuned.
+"""Evaluate a concept while it is tuned, on drawings at fixed seeds: identity and prompt adherence.
 
-Identity is image alignment with the pictures held back. Prompt-following asks, of each drawing in a context ("V at night"), which
-context it shows: it is compared with what the untouched base draws for the class word in the same contexts, both without what all
-their contexts have in common. So it needs no other model, and falls when the pictures' own backgrounds are learnt by heart. All
-contexts share their noise, and the class word is drawn from several: else its subjects differ more than their surroundings.
+Identity is image alignment with the pictures held back. Prompt adherence asks which context a
+drawing ("V at night") shows: it is compared with what the untouched base draws for the class word
+in the same contexts, both without what all contexts have in common. So it needs no other model, and
+falls when tuning memorises the backgrounds of the pictures. All contexts share their noise, and the
+class word is drawn with several seeds: otherwise its subjects differ more than their surroundings.
 """
 
 from __future__ import annotations
@@ -32,28 +33,29 @@ from mos_common.prompts import WATCHED, about
 from mos_common.scores import ImageScorer, context_alignment, image_alignment
 
 SEED = 7
-USUAL_SEEDS = (7, 8, 9, 10)
+CLASS_SEEDS = (7, 8, 9, 10)
 STEPS = 12
-LEARNT_BY_HEART = 0.1  # so much less prompt-following than at its best, while identity grows no more
+OVERFIT_DROP = 0.1  # of prompt adherence below its best, while identity no longer grows
+_NAMES_OF_0_1_0 = {"following": "prompt_adherence"}
 
 
 @dataclass(frozen=True)
-class Look:
-    """What drawings showed after `step` steps. `own` is identity with the pictures tuned on."""
+class Evaluation:
+    """Scores of the drawings after `step` steps; `own` is identity with the pictures tuned on."""
 
     step: int
     identity: float
-    following: float
+    prompt_adherence: float
     own: float
 
     @property
     def score(self) -> float:
-        """What is maximised: the mean of identity and prompt-following."""
-        return (self.identity + self.following) / 2
+        """The mean of identity and prompt adherence, which is maximised."""
+        return (self.identity + self.prompt_adherence) / 2
 
 
 class Watch:
-    """Looks at a tuning every so often, keeps the best, and says when it gets no better."""
+    """Evaluates a tuning at intervals, keeps the best state, and says when it no longer improves."""
 
     def __init__(
         self,
@@ -66,66 +68,66 @@ class Watch:
         self.base, self.class_word, self.patience = base, class_word, patience
         self.scorer = ImageScorer(str(base.device))
         self._held_back, self._tuned_on = self.scorer.features(held_back), self.scorer.features(tuned_on)
-        self.looks: list[Look] = []
+        self.evaluations: list[Evaluation] = []
         self.best_values: list[Tensor] = []
         self.rows: list[UInt8[Tensor, "contexts 3 h w"]] = []
-        self._usual: Tensor | None = None
+        self._class_features: Tensor | None = None
 
     @property
-    def best(self) -> Look | None:
-        """The look of the highest score, the earliest of equals."""
-        return max(self.looks, key=lambda look: look.score, default=None)
+    def best(self) -> Evaluation | None:
+        """The evaluation with the highest score, the earliest of equals."""
+        return max(self.evaluations, key=lambda evaluation: evaluation.score, default=None)
 
     @property
-    def ready(self) -> bool:
-        """No look since the best one, `patience` of them, was better."""
+    def finished(self) -> bool:
+        """True after `patience` evaluations without improvement."""
         best = self.best
-        return best is not None and len(self.looks) - 1 - self.looks.index(best) >= self.patience
+        return best is not None and len(self.evaluations) - 1 - self.evaluations.index(best) >= self.patience
 
     @property
     def over_fitted(self) -> bool:
-        """Prompt-following has fallen from its best, or its own pictures were still approached while those held back were not."""
-        if len(self.looks) < 2 or (best := self.best) is None:
+        """True if prompt adherence has dropped, or only the pictures tuned on are still approached."""
+        if len(self.evaluations) < 2 or (best := self.best) is None:
             return False
-        last = self.looks[-1]
-        forgot = max(look.following for look in self.looks) - last.following > LEARNT_BY_HEART
-        by_heart = last.own > best.own and last.identity < best.identity - LEARNT_BY_HEART / 2
-        return forgot or by_heart
+        last = self.evaluations[-1]
+        highest = max(evaluation.prompt_adherence for evaluation in self.evaluations)
+        memorised = last.own > best.own and last.identity < best.identity - OVERFIT_DROP / 2
+        return highest - last.prompt_adherence > OVERFIT_DROP or memorised
 
-    def look(self, tuning: Tuning) -> Look:
+    def evaluate(self, tuning: Tuning) -> Evaluation:
         """Draw with what is tuned so far, score it, and keep it if it is the best."""
         with tuning.averaged(), torch.no_grad():
             subject = V if tuning.words is not None else f"a {tuning.class_word}"
             words = {token: tensor.detach() for token, tensor in tuning.vocabulary.items()}
             with attached(self.base, tuning.changes()):
-                drawn = self._draw(subject, words, SEED)
+                drawings = self._draw(subject, words, SEED)
             values = [parameter.detach().clone() for parameter in tuning.parameters]
-        features = self.scorer.features(drawn)
-        found = Look(
+        features = self.scorer.features(drawings)
+        evaluation = Evaluation(
             step=tuning.done,
             identity=image_alignment(features, self._held_back),
-            following=context_alignment(features, self._of_class_word()),
+            prompt_adherence=context_alignment(features, self._of_class_word()),
             own=image_alignment(features, self._tuned_on),
         )
-        self.looks.append(found)
-        self.rows.append(((drawn.clamp(-1, 1) + 1) * 127.5).round().byte())
-        if self.best is found:
+        self.evaluations.append(evaluation)
+        self.rows.append(((drawings.clamp(-1, 1) + 1) * 127.5).round().byte())
+        if self.best is evaluation:
             self.best_values = values
-        return found
+        return evaluation
 
     def _of_class_word(self) -> Tensor:
-        """Features of what the untouched base draws for the class word in the same contexts, the mean over seeds."""
-        if self._usual is None:
-            drawn = [self._draw(f"a {self.class_word}", {}, seed) for seed in USUAL_SEEDS]
-            self._usual = torch.stack([self.scorer.features(pictures) for pictures in drawn]).mean(dim=0)
-        return self._usual
+        """Return features of the base's drawings of the class word in each context, mean over seeds."""
+        if self._class_features is None:
+            drawn = [self._draw(f"a {self.class_word}", {}, seed) for seed in CLASS_SEEDS]
+            self._class_features = torch.stack([self.scorer.features(pictures) for pictures in drawn]).mean(dim=0)
+        return self._class_features
 
     def _draw(self, subject: str, words: Mapping[str, Tensor], seed: int) -> Tensor:
         prompts = [about(context, subject) for context in WATCHED]
         return draw(self.base, prompts, [seed] * len(prompts), vocabulary=words, how=Drawing(steps=STEPS))
 
     def write_grid(self, path: Path) -> None:
-        """One row a look, one column a context: people look rather than read."""
+        """Write the drawings as one PNG: a row for each evaluation, a column for each context."""
         if not self.rows:
             return
         side = self.rows[0].shape[2]
@@ -133,11 +135,12 @@ class Watch:
         cell, margin = side * scale, 150
         sheet = Image.new("RGB", (margin + len(WATCHED) * cell, len(self.rows) * cell), "white")
         pen = ImageDraw.Draw(sheet)
-        for y, (row, look) in enumerate(zip(self.rows, self.looks[-len(self.rows) :], strict=True)):
-            best = "  best" if look is self.best else ""
+        evaluated = self.evaluations[-len(self.rows) :]
+        for y, (row, evaluation) in enumerate(zip(self.rows, evaluated, strict=True)):
+            best = "  best" if evaluation is self.best else ""
             pen.text(
                 (6, y * cell + 6),
-                f"step {look.step}{best}\nidentity {look.identity:.3f}\nfollowing {look.following:.3f}",
+                f"step {evaluation.step}{best}\nidentity {evaluation.identity:.3f}\nadherence {evaluation.prompt_adherence:.3f}",
                 fill="black",
             )
             for x, picture in enumerate(row):
@@ -151,21 +154,24 @@ class Watch:
         write_atomically(path, data.getvalue())
 
     def state(self) -> tuple[str, dict[str, Tensor]]:
-        """What a checkpoint keeps: the looks as JSON, and tensors."""
+        """Return what a checkpoint keeps: the evaluations as JSON, and tensors."""
         tensors = {f"best.{i}": value.cpu().contiguous() for i, value in enumerate(self.best_values)}
         tensors |= {f"row.{i}": row.contiguous() for i, row in enumerate(self.rows)}
-        return json.dumps([asdict(look) for look in self.looks]), tensors
+        return json.dumps([asdict(evaluation) for evaluation in self.evaluations]), tensors
 
-    def restore(self, looks: str, tensors: Mapping[str, Tensor]) -> None:
-        """Go on from what `state` gave."""
-        self.looks = [Look(**look) for look in json.loads(looks)]
+    def restore(self, evaluations: str, tensors: Mapping[str, Tensor]) -> None:
+        """Resume from what `state` returned, in this version or in 0.1.0."""
+        self.evaluations = [
+            Evaluation(**{_NAMES_OF_0_1_0.get(name, name): value for name, value in saved.items()})
+            for saved in json.loads(evaluations)
+        ]
         self.best_values = _numbered(tensors, "best.")
         self.rows = _numbered(tensors, "row.")
 
 
 @contextmanager
 def tensorboard(folder: Path | None) -> Iterator[Any]:
-    """A TensorBoard writer into `folder`, or None without one.
+    """Yield a TensorBoard writer into `folder`, or None without one.
 
     Raises:
         RequestError: TensorBoard is not installed.

@@ -148,7 +148,10 @@ def round_(
     wait: Annotated[int, typer.Option("--wait", help="Wait for so many concepts at least.")] = 1,
     deadline: Annotated[str, typer.Option("--deadline", help="Wait for uploads no longer than this: 30m, 2h.")] = "2h",
     min_identity: Annotated[
-        float | None, typer.Option("--min-identity", help="Hold the model back if a concept's identity is below this.")
+        float | None,
+        typer.Option(
+            "--min-identity", help="Hold the model back if a concept's identity is below this.", show_default="never"
+        ),
     ] = None,
     flag_loss: Annotated[
         float, typer.Option("--flag-loss", help="Flag a concept that loses more identity in fusion than this.")
@@ -240,10 +243,18 @@ def status(state: StateFolder) -> None:
 
 def concepts(
     state: StateFolder,
-    action: Annotated[str | None, typer.Argument(help="`withdraw`, or nothing: list them.")] = None,
-    name: Annotated[str | None, typer.Argument(help='Which: "<alice/cat>", or "<cat>" while only one has it.')] = None,
+    action: Annotated[
+        str | None, typer.Argument(help="`withdraw`, or nothing: list them.", show_default="list them")
+    ] = None,
+    name: Annotated[
+        str | None,
+        typer.Argument(help='Which: "<alice/cat>", or "<cat>" while only one has it.', show_default="all of them"),
+    ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", help="With withdraw: write the model that is fused without it here.")
+        Path | None,
+        typer.Option(
+            "--out", help="With withdraw: write the model that is fused without it here.", show_default="nowhere"
+        ),
     ] = None,
 ) -> None:
     """List the concepts that are kept, or withdraw one: its file and its statistics are erased, and it is in no round to come."""

@@ -28,18 +28,27 @@ def register(app: typer.Typer) -> None:
 
 def fuse(
     out: Annotated[Path, typer.Option("--out", help="The fused model's folder; must not exist.")],
-    concepts: Annotated[list[Path] | None, typer.Argument(help="Concept files; none with --state.")] = None,
-    state: Annotated[Path | None, typer.Option("--state", help="Fuse what this federation keeps.")] = None,
+    concepts: Annotated[
+        list[Path] | None, typer.Argument(help="Concept files; none with --state.", show_default="none")
+    ] = None,
+    state: Annotated[
+        Path | None, typer.Option("--state", help="Fuse what this federation keeps.", show_default="none")
+    ] = None,
     round_id: Annotated[
         str | None,
         typer.Option("--round", help="Of the state: the concepts of this round; default: the newest of all."),
     ] = None,
     only: Annotated[
-        str | None, typer.Option("--only", help="Of the state: these concepts alone, such as alice/cat,dog.")
+        str | None,
+        typer.Option(
+            "--only", help="Of the state: these concepts alone, such as alice/cat,dog.", show_default="all of them"
+        ),
     ] = None,
     base: Annotated[
         str | None,
-        typer.Option("--base", help="`tiny`, a diffusers folder, or a hub id; the state's own with --state."),
+        typer.Option(
+            "--base", help="`tiny`, a diffusers folder, or a hub id; the state's own with --state.", show_default="tiny"
+        ),
     ] = None,
     method: MethodName = None,
     sets: Sets = None,
@@ -48,7 +57,11 @@ def fuse(
     preserve: Preserve = None,
     moments: Annotated[
         Path | None,
-        typer.Option("--moments", help="Keep second moments here: an interrupted or a later fusion goes on from them."),
+        typer.Option(
+            "--moments",
+            help="Keep second moments here: an interrupted or later fusion resumes from them.",
+            show_default="not kept",
+        ),
     ] = None,
     workers: Workers = None,
     device: Annotated[str | None, typer.Option("--device", help="cpu, cuda, mps; default: the best there is.")] = None,

@@ -7,16 +7,17 @@ from typing import Annotated
 
 import typer
 
-from mos_common.shell import run, say
+from mos_common.shell import add_version, run, say
 from mos_server.cli import federation, fuse
 
 app = typer.Typer(
+    name="mos-server",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     help="Run rounds that fuse many people's concepts into one model.",
 )
-
+add_version(app)
 
 fuse.register(app)
 federation.register(app)
@@ -29,7 +30,10 @@ def export(
     kind: Annotated[str, typer.Option("--format", help="diffusers, lora or single-file.")] = "diffusers",
     base: Annotated[str, typer.Option("--base", help="`tiny`, a diffusers folder, or a hub id.")] = "tiny",
     dtype: Annotated[
-        str | None, typer.Option("--dtype", help="Of a lora or single-file: float16 (the default) or float32.")
+        str | None,
+        typer.Option(
+            "--dtype", help="Of a lora or single-file: float16 (the default) or float32.", show_default="float16"
+        ),
     ] = None,
 ) -> None:
     """Write a fused model in another format.

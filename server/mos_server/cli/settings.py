@@ -19,27 +19,43 @@ if TYPE_CHECKING:
 
 _RIVALS = ", ".join(METHODS[1:])
 MethodName = Annotated[
-    str | None, typer.Option("--method", help=f"{METHODS[0]} (the default), or one to compare with: {_RIVALS}.")
+    str | None,
+    typer.Option(
+        "--method",
+        help=f"{METHODS[0]}, or one to compare with: {_RIVALS}.",
+        show_default="the federation's, else gradient",
+    ),
 ]
 Sets = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="NAME=VALUE", help="Set one of the settings listed below. May be repeated."),
+    typer.Option(
+        "--set",
+        metavar="NAME=VALUE",
+        help="Set one of the settings listed below. May be repeated.",
+        show_default="the federation's, else those listed",
+    ),
 ]
 Weights = Annotated[
     list[str] | None,
     typer.Option(
-        "--weight", metavar="TOKEN=NUMBER", help="How much a concept counts, such as '<alice/cat>=2'. May be repeated."
+        "--weight",
+        metavar="TOKEN=NUMBER",
+        help="How much a concept counts, such as '<alice/cat>=2'. May be repeated.",
+        show_default="1 each",
     ),
 ]
 Workers = Annotated[
     str | None,
     typer.Option(
         "--workers",
-        help="Record on: auto (every GPU here), N local workers, a Ray cluster (ray://host:10001), or here (the default).",
+        help="Record on: auto (every GPU here), N local workers, a Ray cluster (ray://host:10001), or here.",
+        show_default="here",
     ),
 ]
-Ridge = Annotated[float | None, typer.Option("--ridge", help="Short for --set ridge=NUMBER.")]
-Preserve = Annotated[float | None, typer.Option("--preserve", help="Short for --set preserve=NUMBER.")]
+Ridge = Annotated[float | None, typer.Option("--ridge", help="Short for --set ridge=NUMBER.", show_default="as --set")]
+Preserve = Annotated[
+    float | None, typer.Option("--preserve", help="Short for --set preserve=NUMBER.", show_default="as --set")
+]
 
 
 class ListsSettings(TyperCommand):

@@ -28,12 +28,12 @@ from harness import CLOCKS, Bench, alternating, seconds
 from random_models import write_random_sd15, write_random_sdxl
 
 from mos_client.tuning.memory_plan import Plan, plan_for
-from mos_client.tuning.off_card import resting
-from mos_client.tuning.settings import TuningConfig
+from mos_client.tuning.offloading import offloaded
+from mos_client.tuning.settings import TuningSettings
 from mos_common.base_model import Base, load_base
 
 
-def bench_speed(bench: Bench, base: Base, config: TuningConfig, times: int, steps: int, clock: str = "wall") -> None:
+def bench_speed(bench: Bench, base: Base, config: TuningSettings, times: int, steps: int, clock: str = "wall") -> None:
     """Steps of all three in turns; every picture has a caption of its own, so that ours has nothing to encode once."""
     what = shown(base, max(2, config.batch), own_captions=True)
     runs = {name: partial(take, steps, contestant(name, base, what, config)) for name in ALL}
@@ -41,10 +41,10 @@ def bench_speed(bench: Bench, base: Base, config: TuningConfig, times: int, step
     report_speed(bench, f"sd 1.5, {base.picture_size} pixels, batch {config.batch}", steps, measured)
 
 
-def bench_memory(bench: Bench, case: str, base: Base, name: str, config: TuningConfig, plan: Plan) -> None:
+def bench_memory(bench: Bench, case: str, base: Base, name: str, config: TuningSettings, plan: Plan) -> None:
     """Three steps of one contestant, alone on the card; seconds of the last two. Who needs no VAE has it off the card."""
     what = shown(base, config.batch, own_captions=True)
-    with resting(base, config) as awake, awake() if name == STRAIGHTFORWARD else nullcontext():
+    with offloaded(base, config) as loaded, loaded() if name == STRAIGHTFORWARD else nullcontext():
         step = contestant(name, base, what, config, plan)
         gc.collect()
         torch.cuda.empty_cache()
@@ -58,7 +58,7 @@ def on_gpu(bench: Bench, scratch: Path, device: str) -> None:
     """Speed and memory of Stable Diffusion 1.5, memory of XL."""
     write_random_sd15(scratch / "sd15")
     base = load_base(str(scratch / "sd15"), device=device, dtype="bfloat16")
-    config = TuningConfig.of(base.preset, steps=MANY_STEPS, changes={"batch": "4"})
+    config = TuningSettings.of(base.preset, steps=MANY_STEPS, changes={"batch": "4"})
     for name in ALL:
         bench_memory(bench, f"sd 1.5, batch 4, {name}", base, name, config, Plan(4))
     plan = plan_for(base, 4, config.rank, 8.0)
@@ -67,7 +67,7 @@ def on_gpu(bench: Bench, scratch: Path, device: str) -> None:
     del base
     write_random_sdxl(scratch / "sdxl")
     base = load_base(str(scratch / "sdxl"), device=device, dtype="bfloat16")
-    config = TuningConfig.of(base.preset, steps=MANY_STEPS, changes={"batch": "1"})
+    config = TuningSettings.of(base.preset, steps=MANY_STEPS, changes={"batch": "1"})
     plan = plan_for(base, 1, config.rank, 12.0)
     bench_memory(bench, f"sdxl, batch 1, within 12 GB ({plan})", base, OURS, config, plan)
 
@@ -87,7 +87,7 @@ def main() -> None:
             torch.set_num_threads(2)
             write_random_sd15(Path(scratch) / "sd15")
             base = load_base(f"{scratch}/sd15", device="cpu", dtype="float32")
-            config = TuningConfig.of(base.preset, steps=MANY_STEPS, changes={"batch": "1"})
+            config = TuningSettings.of(base.preset, steps=MANY_STEPS, changes={"batch": "1"})
             bench_speed(bench, base, config, times=arguments.times, steps=1, clock=arguments.clock)
     bench.write()
 

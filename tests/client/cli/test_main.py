@@ -23,8 +23,8 @@ def concept_file(sixteen, make_concept, tmp_path) -> Path:
 
 def refused(outcome: tuple[int, str, str], code: int, *said: str) -> None:
     """The exit code, and one line that begins with "error:" and says all of `said`."""
-    found, out, err = outcome
-    assert (found, out) == (code, "")
+    exit_code, out, err = outcome
+    assert (exit_code, out) == (code, "")
     (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
     assert "Traceback" not in err
     for text in said:
@@ -59,9 +59,6 @@ def test_tune_inspect_and_draw(command, make_pictures, random_base_folder, tmp_p
         assert (picture.format, picture.size) == ("PNG", (16, 16))
 
 
-# ---- pictures: 3
-
-
 def test_a_missing_folder_of_pictures_is_3(command):
     refused(command("tune", "nowhere", *NAMED), 3, "no folder of pictures at nowhere")
 
@@ -77,9 +74,6 @@ def test_an_unreadable_picture_is_3_and_named(command, make_pictures):
     refused(command("tune", folder, *NAMED), 3, "2 pictures", "02.png cannot be read")
 
 
-# ---- requests: 2
-
-
 @pytest.mark.parametrize("name", ["cat", "<Cat>", "<a/cat>", "<>", "< cat>"])
 def test_a_bad_concept_name_is_2_and_shows_a_good_one(command, make_pictures, name):
     outcome = command("tune", make_pictures(4), "--concept", name, "--class", "cat")
@@ -89,7 +83,8 @@ def test_a_bad_concept_name_is_2_and_shows_a_good_one(command, make_pictures, na
 def test_a_bad_flag_value_or_device_is_2(command, make_pictures, random_base_folder, concept_file):
     base = ("--base", random_base_folder())
     folder = make_pictures(4)
-    refused(command("tune", folder, *NAMED, *base, "--steps", 0), 2, "0 steps")
+    refused(command("tune", folder, *NAMED, *base, "--set", "steps=0"), 2, "0 steps", "1 to 100000")
+    refused(command("tune", folder, *NAMED, *base, "--set", "rang=8"), 2, "'rang'", "did you mean rank?")
     refused(command("tune", folder, *NAMED, *base, "--device", "gpu9"), 2, "--device gpu9", "--device cpu")
     refused(command("tune", folder, *NAMED, *base, "--dtype", "int4"), 2, "--dtype int4", "bfloat16")
     drawn = ("draw", concept_file, "a <cat>", *base, "--out", "a.png")
@@ -97,20 +92,31 @@ def test_a_bad_flag_value_or_device_is_2(command, make_pictures, random_base_fol
     refused(command(*drawn, "--region", "a <cat> @ 0,0,2,1"), 2, "from 0 to 1")
     refused(command(*drawn, "--width", 17), 2, "17 x 16 pixels", "multiples of 16")
     refused(command(*drawn, "--steps", 0), 2, "0 steps")
-    refused(command(*drawn, "--scheduler", "Nonsense"), 2, "Nonsense", "DDIMScheduler")
+    refused(command(*drawn, "--set", "scheduler=Nonsense"), 2, "Nonsense", "DDIMScheduler")
+    refused(command(*drawn, "--set", "step=30"), 2, "'step'", "did you mean steps?")
+    refused(command(*drawn, "--set", "width=17"), 2, "17 x 16 pixels")
     refused(command("draw", "nowhere", "a <cat>", "--out", "a.png"), 2, "no model at nowhere")
     refused(command("draw", concept_file, "a <dog>", *base, "--out", "a.png"), 2, "unknown concept <dog>", "<cat>")
 
 
+def test_a_drawing_is_set_by_flags_and_by_set(command, random_base_folder, concept_file, tmp_path):
+    """The same settings both ways are the same picture; `--set` wins over a flag."""
+    drawn = ("draw", concept_file, "a <cat>", "--base", random_base_folder(), "--device", "cpu")
+    flags = ("--steps", 2, "--guidance", 1, "--width", 32)
+    settings = ("--set", "steps=2", "--set", "guidance=1", "--set", "width=32")
+    for name, words in (("flags", flags), ("set", settings), ("both", ("--steps", 1, *settings))):
+        assert command(*drawn, *words, "--out", f"{name}.png")[0] == 0
+    assert (tmp_path / "flags.png").read_bytes() == (tmp_path / "set.png").read_bytes()
+    assert (tmp_path / "flags.png").read_bytes() == (tmp_path / "both.png").read_bytes()
+
+
 def test_unknown_flags_and_missing_arguments_are_2(command):
-    code, _, err = command("tune", "x", *NAMED, "--nonsense")
-    assert code == 2
-    assert "--nonsense" in err
+    for flags in (("--nonsense",), ("--steps", 0)):
+        code, _, err = command("tune", "x", *NAMED, *flags)
+        assert code == 2
+        assert flags[0] in err
     assert command("tune")[0] == 2
     assert command("nonsense")[0] == 2
-
-
-# ---- base models: 4
 
 
 def test_a_base_that_is_no_diffusion_model_is_4(command, make_pictures, random_base_folder, tmp_path):
@@ -123,17 +129,11 @@ def test_a_base_that_is_no_diffusion_model_is_4(command, make_pictures, random_b
     refused(command("tune", folder, *NAMED, "--base", broken), 4, "has no folder unet")
 
 
-# ---- concepts: 5
-
-
 def test_a_concept_file_that_cannot_be_used_is_5(command, concept_file, random_base_folder, tmp_path):
     refused(command("inspect", "nowhere.safetensors"), 5, "nowhere.safetensors cannot be read")
     (tmp_path / "noise").write_bytes(b"\x80\x04" * 100)
     refused(command("inspect", "noise"), 5, "noise is not a usable concept file")
     refused(command("draw", concept_file, "a <cat>", "--out", "a.png"), 5, "tuned on base model", "--base")
-
-
-# ---- outputs: 9
 
 
 def test_an_output_that_cannot_be_written_is_9_before_any_work(
@@ -154,9 +154,6 @@ def test_a_full_disk_is_9_and_says_so(command, make_pictures, random_base_folder
     monkeypatch.setattr(os, "fsync", full)
     outcome = command("tune", make_pictures(4), *NAMED, "--base", random_base_folder(), "--steps", 1)
     refused(outcome, 9, "cat.safetensors", "the disk is full")
-
-
-# ---- Ctrl-C: 130
 
 
 def test_ctrl_c_is_130_and_leaves_no_half_file(make_pictures, random_base_folder, tmp_path):

@@ -13,8 +13,10 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricR
 from flwr.supercore.task_identity import TaskIdentity
 
 from mos_client.federation import app as client_app
-from mos_client.federation import download, enrolment, session
+from mos_client.federation import download, enrolment, tuned
+from mos_client.federation.rekey import current_session
 from mos_client.federation.session import Session
+from mos_client.tuning.request import TuneRequest
 from mos_common import messages
 from mos_common.concept_file import concept_from_bytes, write_concept
 from mos_common.errors import BaseModelError, MosError, StateError, TrustError
@@ -28,8 +30,9 @@ SCORING = {**ROUND, "candidate": "round-001-candidate", "candidate_digest": "cd"
 @pytest.fixture
 def participant(sixteen, make_concept, random_base_folder, make_pictures, tmp_path) -> Session:
     """A state folder in which the concept has been tuned."""
-    settings = {"base": str(random_base_folder()), "fingerprint": sixteen.fingerprint, "device": "cpu"}
-    joined = Session(tmp_path / "state", make_pictures(4), "<cat>", "cat", steps=1, **settings)
+    base = str(random_base_folder())
+    request = TuneRequest(make_pictures(4), "<cat>", "cat", base=base, steps=1, device="cpu")
+    joined = Session(tmp_path / "state", sixteen.fingerprint, request)
     write_concept(make_concept(sixteen), joined.cached())
     joined.save()
     return joined
@@ -51,9 +54,6 @@ def ask(participant) -> Callable[..., Message]:
     return request
 
 
-# ---- train
-
-
 def test_a_request_for_the_concept_is_answered_with_its_file(ask, participant, sixteen):
     answer = ask("train", ROUND | {"base": sixteen.fingerprint})
     assert not answer.has_error()
@@ -73,12 +73,12 @@ def test_a_state_of_an_earlier_release_answers_under_todays_fingerprint(ask, par
     upload = messages.read_upload(ask("train", ROUND | {"base": sixteen.fingerprint}).content)
     assert concept_from_bytes(upload.data).base_fingerprint == sixteen.fingerprint
     assert upload.data == participant.cached().read_bytes()
-    assert Session.load(old.state) == Session.load(old.state).current()
+    assert Session.load(old.state) == current_session(Session.load(old.state))
 
 
 def test_nothing_but_the_file_and_two_numbers_leaves(ask, participant, sixteen):
     """No picture, caption, name of a file or folder, in no record."""
-    (participant.images / "00.txt").write_text("V in my garden at Elm Street")
+    (participant.request.images / "00.txt").write_text("V in my garden at Elm Street")
     (tuned,) = (participant.state / "concepts").iterdir()
     tuned.rename(participant.cached())  # a caption is another cache file
     content = ask("train", ROUND | {"base": sixteen.fingerprint}).content
@@ -119,7 +119,7 @@ HOSTILE = [
 @pytest.mark.parametrize("kind", ["train", "evaluate"])
 def test_values_that_no_server_of_ours_sends_are_refused(ask, monkeypatch, kind, change):
     monkeypatch.setattr(download, "download_model", lambda *given, **settings: pytest.fail("was fetched"))
-    monkeypatch.setattr(Session, "concept_file", lambda *given: pytest.fail("was looked for"))
+    monkeypatch.setattr(client_app, "tuned_file", lambda *given: pytest.fail("was looked for"))
     with pytest.raises(TrustError, match="the server's request"):
         ask(kind, (ROUND if kind == "train" else SCORING) | change)
 
@@ -179,9 +179,6 @@ def test_a_damaged_cache_is_not_sent(ask, participant, sixteen):
     participant.cached().write_bytes(data)
     with pytest.raises(MosError, match="NaN"):
         ask("train", ROUND | {"base": sixteen.fingerprint})
-
-
-# ---- evaluate
 
 
 @pytest.fixture
@@ -245,7 +242,7 @@ def test_a_request_while_another_tunes_waits_for_it(ask, participant, sixteen):
 
     answers: list[Message] = []
     asking = threading.Thread(target=lambda: answers.append(ask("train", ROUND | {"base": sixteen.fingerprint})))
-    with holding(session._TUNING):
+    with holding(tuned.TUNING):
         asking.start()
         asking.join(0.3)
         assert answers == []

@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 from mos_client.federation.enrolment import Enrolment
 from mos_client.federation.join import announce, announce_news, serve, withheld_until
 from mos_client.federation.session import Session, locked
+from mos_client.tuning.request import TuneRequest
 from mos_common.concept_file import write_concept
 from mos_common.errors import NetworkError
 from mos_common.kit import Kit, write_kit
@@ -157,12 +158,9 @@ def test_it_waits_for_a_server_that_is_not_there_and_an_interruption_is_130(
         assert waiting.stderr.read() == "interrupted\n"
 
 
-# ---- what is said and fetched once enrolled
-
-
 @pytest.fixture
 def session(tmp_path, make_pictures) -> Session:
-    return Session(tmp_path / "state", make_pictures(4), "<cat>", "cat", "tiny", "ab" * 32)
+    return Session(tmp_path / "state", "ab" * 32, TuneRequest(make_pictures(4), "<cat>", "cat"))
 
 
 def test_what_will_leave_is_shown_and_listed_tensor_by_tensor(session, sixteen, make_concept, tmp_path):
@@ -209,7 +207,7 @@ def test_a_concept_that_was_tuned_anew_since_is_announced_anew(session, sixteen,
     first = list(said)
     announce_news(session, said.append)
     assert said == first
-    (session.images / "03.png").unlink()
+    (session.request.images / "03.png").unlink()
     announce_news(session, said.append)
     assert said == first, "not tuned yet"
     write_concept(make_concept(sixteen, seed=1, rank=1), session.cached())

@@ -92,9 +92,6 @@ def assert_changes(pairs: Mapping[str, LowRank], expected: Mapping[str, torch.Te
         assert float((pairs[name].change() - change).norm() / change.norm()) < 2e-3, name  # of half precision
 
 
-# ---- kohya, A1111
-
-
 def test_a_kohya_file_changes_every_layer_by_alpha_over_rank_up_down(sixteen, tmp_path):
     """Linear layers and 1x1 convolutions, text encoder and UNet, random ranks and alphas."""
     changes = kohya_file(sixteen, tmp_path / "lora.safetensors")
@@ -133,9 +130,6 @@ def test_without_an_alpha_it_is_the_rank(sixteen, tmp_path):
         stem = f"lora_{kohya_name(name)}"
         expected = tensors[f"{stem}.lora_up.weight"] @ tensors[f"{stem}.lora_down.weight"]
         torch.testing.assert_close(pair.change(), expected)
-
-
-# ---- diffusers, PEFT
 
 
 def with_adapters(pipeline, **config: object) -> None:
@@ -266,8 +260,6 @@ def test_peft_s_name_of_a_text_encoder_s_layer_is_refused_where_there_are_two(si
         pairs_of(tensors, {}, xl)
 
 
-# ---- what is refused, by name
-
 K = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
 PAIR = {f"{K}.lora_down.weight": torch.ones(2, 32), f"{K}.lora_up.weight": torch.ones(32, 2)}
 CONV = "lora_unet_down_blocks_0_resnets_0_conv1"
@@ -333,9 +325,6 @@ def test_numbers_that_are_none_are_refused(sixteen, tmp_path, half):
     save_file({**PAIR, f"{K}.lora_up.weight": torch.full((32, 2), half)}, tmp_path / "a.safetensors")
     with pytest.raises(ConceptError, match="NaN or infinity"):
         imported(sixteen, tmp_path / "a.safetensors", out=tmp_path / "cat.safetensors")
-
-
-# ---- names, ranks, sizes
 
 
 def test_a_lora_is_called_by_its_trigger_else_by_its_class_word(sixteen, tmp_path):

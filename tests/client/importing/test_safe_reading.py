@@ -48,9 +48,6 @@ def refused(path: Path, said: str) -> None:
         read_tensors(path)
 
 
-# ---- what is read
-
-
 @pytest.mark.parametrize("containers", [dict, collections.OrderedDict])
 def test_tensors_in_plain_containers_are_read(tmp_path, containers):
     held = {"params": containers(TENSORS), "list": [torch.nn.Parameter(torch.ones(3)), 1, "x", None, True, 0.5]}
@@ -68,9 +65,6 @@ def test_safetensors_are_read_with_their_metadata(tmp_path):
     found, metadata = read_tensors(tmp_path / "a.SafeTensors")
     assert torch.equal(found["a"], TENSORS["a"])
     assert metadata == {"ss_network_dim": "4"}
-
-
-# ---- what would run
 
 
 @pytest.mark.parametrize("where", ["alone", "among tensors", "deep", "as a key's tensor"])
@@ -160,9 +154,6 @@ def test_containers_without_names_are_refused(tmp_path, held, said):
     refused(tmp_path / "a.pt", said)
 
 
-# ---- bombs
-
-
 def test_a_zip_bomb_is_refused_unpacked_or_nested(tmp_path):
     bomb = tmp_path / "bomb.pt"
     with zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -220,9 +211,6 @@ def test_a_file_beyond_the_cap_is_refused_unread(tmp_path, monkeypatch):
     monkeypatch.setattr(safe_reading, "MAX_BYTES", 10)
     save_file(TENSORS, tmp_path / "a.safetensors")
     refused(tmp_path / "a.safetensors", "more than 10: that is no LoRA")
-
-
-# ---- damage
 
 
 def test_a_missing_file_is_named(tmp_path):

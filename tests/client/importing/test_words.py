@@ -27,9 +27,6 @@ def imported(base, *files: Path, out: Path, **settings: object):
     return read_concept(out)
 
 
-# ---- textual inversion
-
-
 @pytest.mark.parametrize("count", [1, 3])
 @pytest.mark.parametrize("kind", ["diffusers", "diffusers .bin", "A1111 .pt", "A1111 .safetensors"])
 def test_a_textual_inversion_is_encoded_as_diffusers_encodes_it(sixteen, random_base_folder, tmp_path, kind, count):
@@ -129,9 +126,6 @@ def test_what_holds_neither_is_refused(sixteen, tmp_path):
     torch.save({"epoch": 3, "optimizer": {"lr": 0.1}}, tmp_path / "a.pt")
     with pytest.raises(ConceptError, match=r"a\.pt holds no tensors that are known"):
         imported(sixteen, tmp_path / "a.pt", out=tmp_path / "cat.safetensors")
-
-
-# ---- the paper's checkpoint
 
 
 def paper_checkpoint(base, rank: int = 4) -> tuple[dict, dict[str, torch.Tensor]]:

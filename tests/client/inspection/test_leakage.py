@@ -18,14 +18,12 @@ from mos_client.inspection.leakage import Leakage, auc, measure_leakage, p_value
 from mos_client.pictures.examples import load_examples
 from mos_client.pictures.folder import split_pictures
 from mos_client.tuning.loop import Tuning
-from mos_client.tuning.settings import TuningConfig
+from mos_client.tuning.settings import TuningSettings
 from mos_client.tuning.tune_folder import tuned_concept
 from mos_common.concept import Concept
 from mos_common.errors import ConceptError
 
 GAINS = st.lists(st.integers(-3, 3).map(float), min_size=1, max_size=4)
-
-# ---- the statistic
 
 
 @given(GAINS, GAINS)
@@ -54,9 +52,6 @@ def test_of_very_many_orders_a_sample_that_is_always_the_same_is_enough():
     assert p_value([x + 1 for x in alike[0]], alike[1]) < 0.001
 
 
-# ---- a case whose answer is known
-
-
 def write_pictures(folder: Path, count: int, seed: int) -> Path:
     """Soft coloured patterns that have nothing in common."""
     folder.mkdir()
@@ -72,7 +67,7 @@ def case(tiny, tmp_path_factory) -> tuple[Path, Path, Concept, Concept]:
     """Four pictures to tune on, two held back, four others; a concept as it starts, and one that has learnt four by heart."""
     root = tmp_path_factory.mktemp("leakage")
     images, others = write_pictures(root / "images", 6, 1), write_pictures(root / "others", 4, 2)
-    config = TuningConfig(
+    config = TuningSettings(
         steps=100,
         batch=2,
         learning_rate_words=1e-2,
@@ -131,9 +126,6 @@ def test_others_that_were_tuned_on_are_no_others(tiny, case, caplog, tmp_path):
 def test_a_concept_of_another_base_is_refused(tiny, sixteen, make_concept, case):
     with pytest.raises(ConceptError, match="use the base it was tuned on"):
         measure_leakage(tiny, make_concept(sixteen), case[0])
-
-
-# ---- what it says
 
 
 def told(members: list[float], others: list[float]) -> str:

@@ -45,9 +45,6 @@ def said_of(folder: Path, smallest: int = 16) -> list[tuple[str, str]]:
     return [(picture.path.name, said) for picture, said in remarks(find_pictures(folder), smallest)]
 
 
-# ---- what is the matter with a picture
-
-
 def test_good_pictures_have_no_remarks(folder):
     assert said_of(folder) == []
 
@@ -109,9 +106,6 @@ def test_pictures_are_looked_at_one_after_the_other(folder, monkeypatch):
     assert len(seen) == 4
 
 
-# ---- what is said of a folder
-
-
 def test_everything_that_was_found_is_told(folder, tiny, tmp_path):
     (folder / "00.txt").write_text("V asleep")
     Image.new("L", (96, 96), 255).save(folder / "01.mask.png")
@@ -166,9 +160,6 @@ def test_masks_are_offered_where_a_model_for_them_lies_on_disk(folder, tiny, tmp
     for path in sorted(folder.glob("*.png")):
         Image.new("L", open_picture(path).size, 255).save(path.with_suffix(".mask.png"))
     assert offers(tmp_path / "clipseg") == [], "every picture has one"
-
-
-# ---- the contact sheet
 
 
 def test_the_contact_sheet_shows_every_picture_and_shades_what_its_mask_leaves_out(tiny, tmp_path):

@@ -25,9 +25,6 @@ def halves(mode: str = "RGB") -> Image.Image:
     return picture.convert(mode)
 
 
-# ---- a folder
-
-
 def test_a_missing_folder_is_named(tmp_path):
     with pytest.raises(PicturesError, match=r"no folder of pictures at .*nowhere"):
         find_pictures(tmp_path / "nowhere")
@@ -156,9 +153,6 @@ def test_examples_are_the_latents_of_the_base_and_the_captions(sixteen, make_pic
     assert [e.captions for e in examples] == [TEMPLATES, ("V asleep",), TEMPLATES]
 
 
-# ---- captions
-
-
 @pytest.mark.parametrize(
     ("line", "caption"),
     [
@@ -204,9 +198,6 @@ def test_shuffling_moves_every_part_but_the_first():
     assert movable_parts(caption) == 3
     assert shuffled_caption(caption, [2, 0, 1]) == "V, red cushion, sitting, indoors"
     assert movable_parts("photo of a V") == 0
-
-
-# ---- digest
 
 
 def test_the_digest_is_of_names_bytes_and_captions(make_pictures, tmp_path):

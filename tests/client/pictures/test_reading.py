@@ -176,9 +176,6 @@ def test_heic_is_read_where_its_plug_in_is_installed(tmp_path):
     assert opened.getpixel((4, 16))[0] > 200 > 60 > opened.getpixel((4, 16))[2]
 
 
-# ---- masks
-
-
 def test_a_cut_out_is_a_mask_and_an_opaque_picture_has_none(tmp_path):
     picture = Image.new("RGBA", (8, 4), (255, 0, 0, 255))
     picture.paste((0, 0, 0, 0), (4, 0, 8, 4))

@@ -82,9 +82,6 @@ def test_the_mask_is_cut_and_mirrored_with_its_picture():
     assert turned.tolist() == [[0, 0, 0, 0, 0, 0, 1, 1]] * 8
 
 
-# ---- as examples
-
-
 def test_every_view_is_a_latent_of_the_right_shape_with_its_mask_and_its_captions(tiny, make_pictures):
     folder = make_pictures(3)
     Image.new("RGB", (128, 64), (0, 90, 200)).save(folder / "03.png")

@@ -81,9 +81,6 @@ def test_times_come_in_random_order_and_reach_everywhere():
     assert min(first) < 50
 
 
-# ---- masks
-
-
 def test_weights_choose_which_cells_count_and_pictures_count_alike(base):
     """By hand: per picture Σ w e / Σ w over cells, then the mean over pictures."""
     latents, noise, times, text = batch(base)
@@ -129,9 +126,6 @@ def test_a_masked_loss_sends_no_gradient_from_the_background(tiny):
         ]
     assert losses[0] == losses[1]
     assert losses[3] > losses[2] + 1
-
-
-# ---- attention
 
 
 def test_watched_words_are_columns_of_the_attention_s_softmax(base):

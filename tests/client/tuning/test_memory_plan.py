@@ -10,8 +10,8 @@ import torch
 
 from mos_client.tuning import memory_plan
 from mos_client.tuning.memory_plan import GIB, Plan, choose_plan, kept_bytes, plan_for, step_gib
-from mos_client.tuning.off_card import resting
-from mos_client.tuning.settings import Method, TuningConfig
+from mos_client.tuning.offloading import offloaded
+from mos_client.tuning.settings import Method, TuningSettings
 from mos_common.errors import RequestError
 
 
@@ -95,10 +95,10 @@ def test_parts_that_a_step_does_not_need_wait_off_the_card_and_come_back_to_draw
     moves: list[tuple[str, str]] = []
     base = types.SimpleNamespace(device=torch.device("cuda"), vae=Part("vae"), text_encoders=[Part("text")])
     rates = {"steps": 1, "batch": 1, "learning_rate_words": 0.1, "learning_rate_unet": 0.1, "noise_offset": 0.0}
-    with resting(base, TuningConfig(**rates, learning_rate_text=0.1)) as awake, awake():
+    with offloaded(base, TuningSettings(**rates, learning_rate_text=0.1)) as on_gpu, on_gpu():
         moves.append(("drawing", ""))
     assert moves == [("vae", "cpu"), ("vae", "cuda"), ("drawing", ""), ("vae", "cpu"), ("vae", "cuda")]
     moves.clear()
-    with resting(base, TuningConfig(**rates, learning_rate_text=0.0, method=Method.PLAIN_LORA)):
+    with offloaded(base, TuningSettings(**rates, learning_rate_text=0.0, method=Method.PLAIN_LORA)):
         pass
     assert moves == [("vae", "cpu"), ("text", "cpu"), ("vae", "cuda"), ("text", "cuda")]

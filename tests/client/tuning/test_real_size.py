@@ -18,7 +18,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from mos_client.pictures.examples import Encoded, Example
 from mos_client.tuning.loop import Tuning
-from mos_client.tuning.settings import TuningConfig
+from mos_client.tuning.settings import TuningSettings
 from mos_client.tuning.tune_folder import tuned_concept
 from mos_common.base_model import Base
 from mos_common.concept import check_fits
@@ -99,7 +99,7 @@ def test_two_steps_of_real_size(kind, parameters, attentions, words, megabytes, 
     made = time.monotonic()
     g = torch.Generator().manual_seed(0)
     examples = [Example((Encoded(torch.randn(4, 32, 32, generator=g)),), ("photo of a V", "V")) for _ in range(3)]
-    tuning = Tuning(base, "cat", examples, TuningConfig(2, 1, 1e-3, 1e-5, 1e-4, 0.01))
+    tuning = Tuning(base, "cat", examples, TuningSettings(2, 1, 1e-3, 1e-5, 1e-4, 0.01))
     losses = [step.loss for step in tuning.steps()]
     ended = time.monotonic()
     assert len(losses) == 2

@@ -11,10 +11,10 @@ from bench.straightforward import SingleEmbedding, Straightforward
 from mos_client.pictures.examples import Encoded, Example
 from mos_client.tuning.batches import Batch, next_batch
 from mos_client.tuning.loop import Tuning
-from mos_client.tuning.settings import Method, TuningConfig
+from mos_client.tuning.settings import Method, TuningSettings
 
 RATES = (1e-2, 3e-4, 1e-3)
-CONFIG = TuningConfig(
+CONFIG = TuningSettings(
     steps=3,
     batch=3,
     learning_rate_words=RATES[0],
@@ -32,7 +32,7 @@ def pictures(base) -> torch.Tensor:
     return torch.rand(4, 3, base.picture_size, base.picture_size) * 2 - 1
 
 
-def ours(base, pictures: torch.Tensor, config: TuningConfig = CONFIG) -> tuple[Tuning, list[Batch]]:
+def ours(base, pictures: torch.Tensor, config: TuningSettings = CONFIG) -> tuple[Tuning, list[Batch]]:
     """A tuning of ours, and the batches that it will see."""
     examples = [Example((Encoded(latent),), CAPTIONS) for latent in base.encode_pictures(pictures)]
     tuning = Tuning(base, "cat", examples, config)

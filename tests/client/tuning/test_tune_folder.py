@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +16,7 @@ import torch
 
 from mos_client.pictures.examples import LATENTS
 from mos_client.pictures.folder import find_pictures
+from mos_client.tuning.request import TuneRequest
 from mos_client.tuning.tune_folder import CHECKPOINT, progress_picture, tune_folder
 from mos_common.concept import check_fits
 from mos_common.concept_file import concept_from_bytes, content_digest, read_concept
@@ -38,9 +39,14 @@ def tune(sixteen, pictures, tmp_path):
     """Tune on the random base; the file's path and bytes can be asked of what it returns."""
 
     def run(name: str = "cat", **changes: object) -> Path:
-        settings = {"concept": "<cat>", "class_word": "cat", "steps": STEPS, "base": sixteen, "work": tmp_path / "work"}
-        settings["settings"] = OFTEN
-        return tune_folder(**{"images": pictures, "out": tmp_path / f"{name}.safetensors", **settings, **changes})
+        asked = {field.name for field in fields(TuneRequest)}
+        request = {"images": pictures, "concept": "<cat>", "class_word": "cat", "steps": STEPS, "settings": OFTEN}
+        request |= {key: value for key, value in changes.items() if key in asked}
+        run = {"out": tmp_path / f"{name}.safetensors", "work": tmp_path / "work"}
+        run |= {"base": sixteen} if "base" not in changes else {}
+        run |= {"base": changes["loaded"]} if "loaded" in changes else {}
+        run |= {key: value for key, value in changes.items() if key not in (*asked, "loaded")}
+        return tune_folder(TuneRequest(**request), **run)
 
     return run
 
@@ -73,6 +79,7 @@ def stop_after(step: int):
 ALONE = """
 import os, signal, sys
 from pathlib import Path
+from mos_client.tuning.request import TuneRequest
 from mos_client.tuning.tune_folder import tune_folder
 
 def kill(step):
@@ -80,10 +87,9 @@ def kill(step):
         os.kill(os.getpid(), signal.SIGKILL)
 
 folder, base, pictures = Path(sys.argv[1]), sys.argv[3], Path(sys.argv[4])
-tune_folder(
-    pictures, concept="<cat>", class_word="cat", base=base, out=folder / "cat.safetensors", work=folder / "work", steps=4,
-    device="cpu", on_step=kill, settings={"checkpoint_every": "2", "batch": "1", "watch_every": sys.argv[5]},
-)
+settings = {"checkpoint_every": "2", "batch": "1", "watch_every": sys.argv[5]}
+request = TuneRequest(pictures, "<cat>", "cat", base=base, steps=4, device="cpu", settings=settings)
+tune_folder(request, folder / "cat.safetensors", work=folder / "work", on_step=kill)
 """
 
 
@@ -91,9 +97,6 @@ def alone(folder: Path, killed_after: int, base: str, pictures: Path, watch: int
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
     command = [sys.executable, "-c", ALONE, str(folder), str(killed_after), base, str(pictures), str(watch)]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=False)
-
-
-# ---- what comes out
 
 
 def test_the_file_is_a_concept_that_fits_its_base(sixteen, tune, tmp_path):
@@ -134,9 +137,6 @@ def test_author_and_licence_change_the_file_and_not_the_digest(tune, whole):
     edited = tune(author="Alice", licence="MIT")
     assert edited.read_bytes() != whole
     assert content_digest(read_concept(edited)) == content_digest(concept_from_bytes(whole))
-
-
-# ---- interruptions
 
 
 def test_the_same_file_over_two_processes_and_across_a_kill(tune, whole, random_base_folder, pictures, tmp_path):
@@ -180,7 +180,7 @@ def test_what_was_seen_on_the_way_survives_a_kill_too(tune, random_base_folder, 
 def test_a_run_that_an_earlier_release_began_goes_on(tune, whole, sixteen):
     """It knew the base by the old fingerprint."""
     with pytest.raises(KeyboardInterrupt):
-        tune(base=replace(sixteen, fingerprint=sixteen.legacy_fingerprint), on_step=stop_after(3))
+        tune(loaded=replace(sixteen, fingerprint=sixteen.legacy_fingerprint), on_step=stop_after(3))
     steps = []
     assert tune(on_step=lambda step: steps.append(step.number)).read_bytes() == whole
     assert steps[0] == 3
@@ -244,9 +244,6 @@ def test_a_checkpoint_that_cannot_be_read_is_an_error_not_a_loss(tune, tmp_path)
     (tmp_path / "work" / CHECKPOINT).mkdir(parents=True)
     with pytest.raises(StateError, match=f"{CHECKPOINT} cannot be read"):
         tune()
-
-
-# ---- in the way
 
 
 def never(_step) -> None:

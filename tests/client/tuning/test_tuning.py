@@ -1,4 +1,4 @@
-"""ED-LoRA tuning and its relatives: what they change, what they leave alone, where they start, what each switch does."""
+"""ED-LoRA tuning: what it changes, what it leaves alone, where it starts, what each switch does."""
 
 from __future__ import annotations
 
@@ -9,43 +9,16 @@ import torch
 from diffusers import DDPMScheduler
 
 from mos_client.pictures.examples import Encoded, Example
-from mos_client.tuning.batches import next_batch
 from mos_client.tuning.loop import Tuning
 from mos_client.tuning.loss import noise_loss
 from mos_client.tuning.memory_plan import Plan
-from mos_client.tuning.parameters import initial_pair, initial_words, trained
-from mos_client.tuning.settings import SETTINGS, Method, TuningConfig, parse_settings
+from mos_client.tuning.parameters import initial_pair, trained
 from mos_common.attention import conditioned
 from mos_common.conditioning import read_prompts
 from mos_common.edlora import LowRank, attached
-from mos_common.errors import ConceptError, RequestError
+from mos_common.errors import ConceptError
 from mos_common.layers import concept_layers, cross_attentions
-from mos_common.words import tokenise
-
-CONFIG = TuningConfig(
-    steps=3,
-    batch=2,
-    learning_rate_words=1e-2,
-    learning_rate_text=1e-3,
-    learning_rate_unet=1e-3,
-    noise_offset=0.1,
-    rank=2,
-)
-
-
-def examples(base, count: int = 3) -> list[Example]:
-    size, g = base.unet.config.sample_size, torch.Generator().manual_seed(5)
-    captions = ("photo of a V", "V")
-    return [Example((Encoded(torch.randn(4, size, size, generator=g)),), captions) for _ in range(count)]
-
-
-def tuning_of(base, config: TuningConfig = CONFIG, plan: Plan | None = None) -> Tuning:
-    return Tuning(base, "cat", examples(base), config, plan)
-
-
-def words_at_start(base, class_word: str = "cat", method: Method = Method.ED_LORA, seed: int = 0) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return initial_words(base, class_word, method.words, generator, layerwise=method.layerwise)
+from reference.small_tuning import CONFIG, examples, tuning_of, words_at_start
 
 
 def everything(base) -> dict[str, torch.Tensor]:
@@ -54,9 +27,6 @@ def everything(base) -> dict[str, torch.Tensor]:
         for part in ("text_encoder", "unet", "vae")
         for name, tensor in getattr(base, part).state_dict().items()
     }
-
-
-# ---- where it starts
 
 
 def test_words_start_as_noise_of_the_table_s_spread_and_the_class_word(base):
@@ -109,9 +79,6 @@ def test_the_first_step_s_loss_is_the_base_s_own(base):
     with torch.no_grad(), conditioned(base, read_prompts(base, texts, {"<v>": words})) as unet:
         expected = noise_loss(unet, scheduler, latents[chosen], noise, times)
     assert found == pytest.approx(float(expected), rel=1e-5)
-
-
-# ---- what it changes
 
 
 def test_only_words_and_pairs_receive_gradients_and_the_base_stays_bit_identical(base):
@@ -218,9 +185,6 @@ def test_rates_fall_linearly_from_the_full_rate(sixteen):
     assert seen == pytest.approx([1e-2, 0.75e-2, 0.5e-2, 0.25e-2])
 
 
-# ---- the norm stop
-
-
 def test_words_stop_growing_at_a_multiple_of_the_median_norm_of_the_table(base):
     tuning = tuning_of(base, replace(CONFIG, steps=2))
     norms = sorted(float(row.norm()) for row in base.token_table.float())
@@ -245,132 +209,6 @@ def test_a_loss_that_is_not_finite_is_an_error_that_says_when(sixteen):
     tuning.examples = tuning.examples[:1]
     with pytest.raises(ConceptError, match=r"became nan at step 1: lower the learning rates"):
         list(tuning.steps())
-
-
-@pytest.mark.parametrize("wrong", [{"steps": 0}, {"steps": 100_001}, {"rank": 0}, {"rank": 257}, {"batch": 0}])
-def test_impossible_settings_are_refused(wrong):
-    with pytest.raises(RequestError):
-        replace(CONFIG, **wrong)
-
-
-def test_settings_come_from_the_preset_of_the_base(tiny):
-    config = TuningConfig.of(tiny.preset, seed=3)
-    assert (config.steps, config.batch, config.seed) == (tiny.preset.steps, tiny.preset.batch, 3)
-    assert TuningConfig.of(tiny.preset, steps=7).steps == 7
-    with pytest.raises(RequestError, match="0 steps"):
-        TuningConfig.of(tiny.preset, steps=0)
-
-
-def test_any_setting_can_be_given_as_text_and_wrong_ones_are_refused_by_name(tiny):
-    changes = parse_settings(["attention_weight=0.01", "mirror=true", "rank = 8", "method=p-plus"])
-    config = TuningConfig.of(tiny.preset, changes=changes)
-    assert (config.attention_weight, config.mirror, config.rank, config.method) == (0.01, True, 8, Method.P_PLUS)
-    for wrong, said in (("rank", "expected NAME=VALUE"), ("colour=3", "no setting colour"), ("rank=x", "--set rank=x")):
-        with pytest.raises(RequestError, match=said):
-            parse_settings([wrong])
-    for wrong in ("averaging=1", "template_share=2", "crops=0", "noise_offset=-1", "background_weight=-0.1"):
-        with pytest.raises(RequestError):
-            TuningConfig.of(tiny.preset, changes=parse_settings([wrong]))
-
-
-def test_every_setting_but_seed_and_steps_can_be_given_by_name():
-    assert {"rank", "batch", "learning_rate_words", "mirror", "crops", "norm_stop", "watch_every"} <= set(SETTINGS)
-
-
-# ---- the methods
-
-
-@pytest.mark.parametrize(
-    ("method", "words", "layerwise", "pairs"),
-    [
-        (Method.ED_LORA, 2, True, "all"),
-        (Method.LORA, 1, False, "all"),
-        (Method.PLAIN_LORA, 0, False, "all"),
-        (Method.CUSTOM_DIFFUSION, 1, False, "cross"),
-        (Method.P_PLUS, 1, True, "none"),
-        (Method.TEXTUAL_INVERSION, 1, False, "none"),
-    ],
-)
-def test_what_each_method_tunes(base, method, words, layerwise, pairs):
-    tuning = tuning_of(base, replace(CONFIG, method=method))
-    before = [parameter.detach().clone() for parameter in tuning.parameters]
-    list(tuning.steps())
-    if words:
-        count = len(cross_attentions(base)) if layerwise else 1
-        assert tuning.words.shape == (count, words, base.token_table.shape[1])
-        assert tuning.layerwise_words().shape[0] == len(cross_attentions(base))
-    else:
-        assert tuning.words is None
-    names = {layer.name for layer in concept_layers(base)}
-    cross = {name for name in names if name.endswith(("attn2.to_k", "attn2.to_v"))}
-    assert tuning.pairs.keys() == {"all": names, "cross": cross, "none": set()}[pairs]
-    assert all(not torch.equal(a, b) for a, b in zip(before, tuning.parameters, strict=True)), "all of it was tuned"
-
-
-def test_layerwise_words_go_their_own_ways_and_a_single_one_is_the_same_everywhere(tiny):
-    ed, single = (tuning_of(tiny, replace(CONFIG, method=method)) for method in (Method.ED_LORA, Method.LORA))
-    for tuning in (ed, single):
-        list(tuning.steps())
-    words = ed.layerwise_words()
-    assert len({tuple(row.tolist()) for row in words[:, 0]}) == len(words)
-    assert torch.equal(single.layerwise_words(), single.words.detach().expand(len(words), -1, -1))
-
-
-def test_plain_lora_writes_the_class_word_where_v_stands_and_encodes_a_text_once(tiny, monkeypatch):
-    """Its text encoder is left alone, so nothing it reads is tuned."""
-    seen = []
-    encode = type(tiny.text_encoder).forward
-    monkeypatch.setattr(
-        type(tiny.text_encoder), "forward", lambda self, ids, **k: seen.append(ids.tolist()) or encode(self, ids, **k)
-    )
-    tuning = tuning_of(tiny, replace(CONFIG, method=Method.PLAIN_LORA, learning_rate_text=0.0, steps=8))
-    list(tuning.steps())
-    texts = {tuple(row) for ids in seen for row in ids}
-    wanted = {
-        tuple(tiny.tokenizer(t, padding="max_length", max_length=56).input_ids) for t in ("photo of a cat", "cat")
-    }
-    assert texts <= wanted
-    assert len(seen) <= 2
-    assert not any(name.startswith("text_encoder") for name in tuning.pairs)
-
-
-# ---- the switches
-
-
-def test_noise_offset_shifts_whole_channels(tiny):
-    """Channel means of the noise have deviation √(1/cells + offset²)."""
-    config = replace(CONFIG, noise_offset=0.5, batch=64)
-    batch = next_batch(examples(tiny, 1), config, 1000, torch.Generator().manual_seed(0))
-    cells = batch.noise.shape[2] * batch.noise.shape[3]
-    assert float(batch.noise.mean(dim=(2, 3)).std()) == pytest.approx((1 / cells + 0.25) ** 0.5, rel=0.15)
-    plain = next_batch(examples(tiny, 1), replace(config, noise_offset=0.0), 1000, torch.Generator().manual_seed(0))
-    assert float(plain.noise.mean(dim=(2, 3)).std()) == pytest.approx(cells**-0.5, rel=0.15)
-
-
-def test_templates_replace_their_share_of_the_captions(tiny):
-    one = [Example(examples(tiny, 1)[0].views, ("V asleep",))]
-    for share, expected in ((0.0, 0.0), (0.25, 0.25), (1.0, 1.0)):
-        config = replace(CONFIG, template_share=share, batch=400)
-        captions = next_batch(one, config, 1000, torch.Generator().manual_seed(0)).captions
-        assert sum(caption != "V asleep" for caption in captions) / 400 == pytest.approx(expected, abs=0.06)
-
-
-def test_captions_are_shuffled_part_by_part_unless_that_is_off(tiny):
-    one = [Example(examples(tiny, 1)[0].views, ("V, a, b, c",))]
-    for shuffled in (True, False):
-        config = replace(CONFIG, shuffle_captions=shuffled, batch=200)
-        captions = set(next_batch(one, config, 1000, torch.Generator().manual_seed(0)).captions)
-        assert len(captions) == (6 if shuffled else 1)
-        assert all(caption.startswith("V, ") for caption in captions)
-
-
-def test_a_batch_is_of_one_shape_and_shapes_come_as_often_as_their_pictures(tiny):
-    square, wide = torch.zeros(4, 16, 16), torch.zeros(4, 12, 20)
-    mixed = [Example((Encoded(square),), ("V",))] * 3 + [Example((Encoded(wide),), ("V",))]
-    generator = torch.Generator().manual_seed(0)
-    shapes = [next_batch(mixed, CONFIG, 1000, generator).latents.shape[1:] for _ in range(200)]
-    assert shapes.count(square.shape) == pytest.approx(150, abs=20)
-    assert shapes.count(square.shape) + shapes.count(wide.shape) == 200
 
 
 def test_a_mask_changes_the_loss_only_where_masked_loss_is_on(tiny):
@@ -431,42 +269,3 @@ def test_micro_batches_and_checkpointing_take_the_same_step(base):
             torch.isclose(a, b, rtol=1e-3, atol=1e-5).float().mean() for a, b in zip(values, ends[0][1], strict=True)
         ]
         assert min(map(float, alike)) > 0.9
-
-
-# ---- so that concepts collide less
-
-
-def test_frozen_directions_of_different_pictures_are_rows_of_one_orthogonal_matrix(base):
-    """Every A is orthonormal; rows of two concepts are the same or orthogonal; another seed changes nothing, other pictures do."""
-    frozen = replace(CONFIG, frozen_directions=True, rank=4)
-    others = [Example((Encoded(example.views[0].latent + 1),), example.captions) for example in examples(base)]
-    one, again = tuning_of(base, frozen), tuning_of(base, replace(frozen, seed=5))
-    two = Tuning(base, "cat", others, frozen)
-    apart = 0
-    for name, (A, _) in one.pairs.items():
-        assert torch.equal(A, again.pairs[name][0])
-        torch.testing.assert_close(A @ A.T, torch.eye(4), rtol=0, atol=1e-5)
-        meeting = A @ two.pairs[name][0].T
-        assert ((meeting.abs() < 1e-5) | ((meeting - 1).abs() < 1e-5)).all()
-        apart += int((meeting.abs() < 1e-5).all())
-    assert apart > len(one.pairs) / 3, "most share no direction at all"
-
-
-def test_frozen_directions_stay_while_the_rest_is_tuned(base):
-    tuning = tuning_of(base, replace(CONFIG, frozen_directions=True))
-    before = {name: A.clone() for name, (A, _) in tuning.pairs.items()}
-    list(tuning.steps())
-    assert all(torch.equal(A, before[name]) for name, (A, _) in tuning.pairs.items())
-    assert all(B.abs().sum() > 0 for _, B in tuning.pairs.values())
-    assert len(tuning.parameters) == len(tuning.pairs) + 1
-
-
-def test_more_words_stand_in_prompts_and_in_the_file(base):
-    """Three words: two start as noise, the last as the class word, as with two; each has a place in every prompt."""
-    tuning = tuning_of(base, replace(CONFIG, words=3))
-    assert torch.equal(tuning.words[:, 2], words_at_start(base)[:, 1])
-    assert len(tokenise(base, "photo of a <v>", tuning.vocabulary).words) == 3
-    list(tuning.steps())
-    assert tuning.layerwise_words().shape[1] == 3
-    with pytest.raises(RequestError, match="words 2 with plain-lora"):
-        replace(CONFIG, method=Method.PLAIN_LORA, words=2)

@@ -8,14 +8,14 @@ from mos_client.drawing.picture import changes_and_words
 from mos_client.pictures.examples import load_examples
 from mos_client.pictures.folder import find_pictures
 from mos_client.tuning.loop import Tuning
-from mos_client.tuning.settings import TuningConfig
+from mos_client.tuning.settings import TuningSettings
 from mos_client.tuning.tune_folder import tuned_concept
 from mos_common.concept import check_fits
 from mos_common.concept_file import read_concept, write_concept
 from mos_common.drawing import Drawing, draw
 from mos_common.edlora import attached
 
-CONFIG = TuningConfig(
+CONFIG = TuningSettings(
     steps=2,
     batch=2,
     learning_rate_words=1e-2,

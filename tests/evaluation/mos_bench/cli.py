@@ -8,16 +8,16 @@ from typing import Annotated
 import typer
 
 from mos_bench.identity.cli import register
-from mos_common.shell import run
+from mos_common.shell import add_version, run
 
 app = typer.Typer(
-    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="The demo and the measurements."
+    name="mos-bench",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Run the whole product once, or measure it.",
 )
-
-
-@app.callback()
-def bench() -> None:
-    """Run the whole product once, or measure it."""
+add_version(app)
 
 
 @app.command(epilog="Example: mos-bench demo --out build/demo")
@@ -60,7 +60,8 @@ def tuning(
     each: Annotated[int, typer.Option("--each", min=1, help="Identities of each of three kinds.")] = 4,
     base: Annotated[str, typer.Option("--base", help="`tiny`, or a diffusers folder of the same world.")] = "tiny",
     only: Annotated[
-        list[str] | None, typer.Option("--only", help="A change by its name in the table; repeat it.")
+        list[str] | None,
+        typer.Option("--only", help="A change by its name in the table; repeat it.", show_default="all of them"),
     ] = None,
     part: Annotated[int, typer.Option("--part", min=0, help="Which share of the work this process does.")] = 0,
     parts: Annotated[int, typer.Option("--parts", min=1, help="How many processes share it.")] = 1,

@@ -17,6 +17,7 @@ import torch
 from mos_bench.pictures import compose_pictures
 from mos_client.pictures.examples import load_pictures
 from mos_client.pictures.folder import split_pictures
+from mos_client.tuning.request import TuneRequest
 from mos_client.tuning.tune_folder import tune_folder
 from mos_common.base_model import Base, load_base
 from mos_common.concept_file import read_concept
@@ -112,15 +113,8 @@ def _taught(
     pictures = folder / name
     compose_pictures(pictures, name, views, world)
     class_word = class_word_of(views[0])
-    file = tune_folder(
-        pictures,
-        concept="<taught>",
-        class_word=class_word,
-        out=folder / f"{name}.safetensors",
-        work=folder / f"{name}.work",
-        base=base,
-        steps=steps,
-    )
+    request = TuneRequest(pictures, "<taught>", class_word, steps=steps)
+    file = tune_folder(request, folder / f"{name}.safetensors", work=folder / f"{name}.work", base=base)
     tuned_on, held_back = (load_pictures(chosen, base.picture_size) for chosen in split_pictures(pictures))
     concept = read_concept(file)
     probe = probe_for(base, concept, held_back, ImageScorer(str(base.device)))

@@ -22,6 +22,7 @@ from mos_bench.pictures import compose_pictures
 from mos_bench.teach import chosen, class_word_of, taught_on
 from mos_client.pictures.examples import load_pictures
 from mos_client.pictures.folder import split_pictures
+from mos_client.tuning.request import TuneRequest
 from mos_client.tuning.tune_folder import tune_folder
 from mos_common.base_model import Base, load_base
 from mos_common.concept import words_of
@@ -158,15 +159,9 @@ def _outcome(
     yardstick = _yardstick(base, scorer, pictures, class_word)
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as scratch:
-        file = tune_folder(
-            pictures,
-            concept="<taught>",
-            class_word=class_word,
-            out=Path(scratch) / "taught.safetensors",
-            work=Path(scratch) / "work",
-            base=base,
-            settings={"watch_every": "0", **_in_steps(changes, base.preset.steps)},
-        )
+        settings = {"watch_every": "0", **_in_steps(changes, base.preset.steps)}
+        request = TuneRequest(pictures, "<taught>", class_word, settings=settings)
+        file = tune_folder(request, Path(scratch) / "taught.safetensors", work=Path(scratch) / "work", base=base)
         concept = read_concept(file)
     seconds = time.monotonic() - started
     drawn = _drawn(base, scorer, concept.name, concept.pairs, {concept.name: words_of(concept, base)})

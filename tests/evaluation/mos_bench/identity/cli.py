@@ -21,26 +21,46 @@ Tuned = Annotated[
 Out = Annotated[Path, typer.Option("--out", help="Everything is kept here, and a second run goes on from it.")]
 Base = Annotated[str, typer.Option("--base", help="`tiny`, or a diffusers folder.")]
 Docs = Annotated[
-    Path | None, typer.Option("--docs", help="Also copy the page, its tables (CSV) and its pictures into DOCS.")
+    Path | None,
+    typer.Option(
+        "--docs", help="Also copy the page, its tables (CSV) and its pictures into DOCS.", show_default="not copied"
+    ),
 ]
 Prompts = Annotated[
-    int | None, typer.Option("--prompts", min=1, max=5, help="Prompts of each of the four kinds, 1 to 5.")
+    int | None,
+    typer.Option(
+        "--prompts", min=1, max=5, help="Prompts of each of the four kinds, 1 to 5.", show_default="the protocol's"
+    ),
 ]
-Seeds = Annotated[int | None, typer.Option("--seeds", min=1, help="Drawings of each prompt.")]
+Seeds = Annotated[
+    int | None, typer.Option("--seeds", min=1, help="Drawings of each prompt.", show_default="the protocol's")
+]
 Probed = Annotated[
-    int | None, typer.Option("--probed", min=0, help="Concepts scored at each n; 0: all that are fused.")
+    int | None,
+    typer.Option(
+        "--probed", min=0, help="Concepts scored at each n; 0: all that are fused.", show_default="the protocol's"
+    ),
 ]
 Steps = Annotated[int | None, typer.Option("--steps", min=1, help="Tuning steps; default: the base's preset.")]
-DrawSteps = Annotated[int | None, typer.Option("--draw-steps", min=1, help="Denoising steps of drawings.")]
+DrawSteps = Annotated[
+    int | None, typer.Option("--draw-steps", min=1, help="Denoising steps of drawings.", show_default="the protocol's")
+]
 Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, mps; default: the best there is.")]
 Dtype = Annotated[
     str | None, typer.Option("--dtype", help="float32, float16, bfloat16; default: what suits the device.")
 ]
 Sets = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="NAME=VALUE", help="Set one setting of gradient fusion: see mos-server fuse --help."),
+    typer.Option(
+        "--set",
+        metavar="NAME=VALUE",
+        help="Set one setting of gradient fusion: see mos-server fuse --help.",
+        show_default="the defaults",
+    ),
 ]
-Counts = Annotated[str | None, typer.Option("--n", help="How many concepts are fused, such as 3,8.")]
+Counts = Annotated[
+    str | None, typer.Option("--n", help="How many concepts are fused, such as 3,8.", show_default="the protocol's")
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -54,12 +74,22 @@ def identity(
     quick: Annotated[bool, typer.Option("--quick", help="n = 3 and 8 only: minutes.")] = False,
     full: Annotated[bool, typer.Option("--full", help="The paper's protocol, every concept: days; resumable.")] = False,
     only: Annotated[
-        str | None, typer.Option("--only", help="curve, table1, table2, multi, figure3: what the page is to hold.")
+        str | None,
+        typer.Option(
+            "--only",
+            help="curve, table1, table2, multi, figure3: parts of the page.",
+            show_default="all, or the part of the size",
+        ),
     ] = None,
     split: Annotated[str, typer.Option("--split", help="test, or dev while something is being chosen.")] = "test",
     counts: Counts = None,
-    ranks: Annotated[str | None, typer.Option("--ranks", help="Ranks of the curve: 4,1.")] = None,
-    methods: Annotated[str | None, typer.Option("--methods", help="Of the curve, such as sum-tuned,gradient.")] = None,
+    ranks: Annotated[
+        str | None, typer.Option("--ranks", help="Ranks of the curve: 4,1.", show_default="the protocol's")
+    ] = None,
+    methods: Annotated[
+        str | None,
+        typer.Option("--methods", help="Of the curve, such as sum-tuned,gradient.", show_default="all of them"),
+    ] = None,
     sets: Sets = None,
     prompts: Prompts = None,
     seeds: Seeds = None,
@@ -68,19 +98,30 @@ def identity(
         bool, typer.Option("--disjoint", help="Of the curve: fuse as many sets of n as there are, and pool them.")
     ] = False,
     fused: Annotated[
-        int | None, typer.Option("--fused", min=1, help="Concepts in the tables' models; the paper has 14.")
+        int | None,
+        typer.Option(
+            "--fused", min=1, help="Concepts in the tables' models; the paper has 14.", show_default="the protocol's"
+        ),
     ] = None,
     base: Base = "tiny",
-    concepts: Annotated[Path | None, typer.Option("--concepts", help="For another base: folders of pictures.")] = None,
+    concepts: Annotated[
+        Path | None,
+        typer.Option(
+            "--concepts", help="For another base: folders of pictures.", show_default="the sixty-four of tiny"
+        ),
+    ] = None,
     tuned: Tuned = None,
     steps: Steps = None,
     draw_steps: DrawSteps = None,
     scorer: Annotated[
         str, typer.Option("--scorer", help="efficientnet, or clip: exactly as in the paper.")
     ] = "efficientnet",
-    clip: Annotated[Path | None, typer.Option("--clip", help="The folder of CLIP ViT-B/32.")] = None,
+    clip: Annotated[
+        Path | None, typer.Option("--clip", help="The folder of CLIP ViT-B/32.", show_default="none")
+    ] = None,
     vision: Annotated[
-        Path | None, typer.Option("--vision", help="Judge identity by this vision model: DINO, faces.")
+        Path | None,
+        typer.Option("--vision", help="Judge identity by this vision model: DINO, faces.", show_default="none"),
     ] = None,
     docs: Docs = None,
     device: Device = None,
@@ -131,7 +172,10 @@ def settings(
     seeds: Seeds = None,
     probed: Probed = None,
     only: Annotated[
-        str | None, typer.Option("--only", help="What to try, such as ridge,preserve,rows,groups,tuning.")
+        str | None,
+        typer.Option(
+            "--only", help="What to try, such as ridge,preserve,rows,groups,tuning.", show_default="all of them"
+        ),
     ] = None,
     rank: Annotated[int, typer.Option("--rank", help="Of the tuned concepts: 4 or 1.")] = 4,
     sets: Sets = None,

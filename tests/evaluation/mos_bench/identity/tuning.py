@@ -14,7 +14,8 @@ from mos_bench.identity.cache import key_of
 from mos_bench.identity.concepts import BenchConcept, write_pictures
 from mos_bench.identity.sharing import Sharing
 from mos_client.pictures.folder import find_pictures, pictures_digest
-from mos_client.tuning.settings import TuningConfig
+from mos_client.tuning.request import TuneRequest
+from mos_client.tuning.settings import TuningSettings
 from mos_client.tuning.tune_folder import tune_folder
 from mos_common.base_model import Base
 from mos_common.concept import Concept
@@ -68,7 +69,9 @@ class Studio:
 
     def path(self, concept: BenchConcept, variant: Variant) -> Path:
         """Where its concept file is or will be: the one that comes with the package, if that is what would be made."""
-        config = TuningConfig.of(self.base.preset, steps=self.steps, changes=TO_THE_LAST_STEP | dict(variant.settings))
+        config = TuningSettings.of(
+            self.base.preset, steps=self.steps, changes=TO_THE_LAST_STEP | dict(variant.settings)
+        )
         made_by = key_of(self.base.fingerprint, self.digest(concept), concept.class_word, asdict(config))
         method = variant.title.lower().replace(" ", "-")
         name = f"{concept.slug}.{method}.{made_by[:12]}.safetensors"
@@ -93,13 +96,11 @@ class Studio:
 
     def _tune(self, concept: BenchConcept, variant: Variant) -> None:
         out = self.path(concept, variant)
-        tune_folder(
+        request = TuneRequest(
             self.pictures(concept),
-            concept=concept.name,
-            class_word=concept.class_word,
-            out=out,
-            work=self.folder / "work" / out.stem,
-            base=self.base,
+            concept.name,
+            concept.class_word,
             steps=self.steps,
             settings=TO_THE_LAST_STEP | dict(variant.settings),
         )
+        tune_folder(request, out, work=self.folder / "work" / out.stem, base=self.base)

@@ -1,0 +1,65 @@
+"""Put today's fingerprint of the base into a participant's state folder of an earlier release."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from mos_client.federation.enrolment import KIT
+from mos_client.federation.session import SETTINGS, Session
+from mos_common.errors import BaseModelError
+
+if TYPE_CHECKING:
+    from mos_common.base_model import Base
+
+
+def current_session(session: Session) -> Session:
+    """Return the session under today's fingerprint; its base is loaded only if it has an old one.
+
+    Raises:
+        BaseModelError: the participant's base is not the operator's model.
+
+    """
+    from mos_common.fingerprint import is_legacy
+
+    if not is_legacy(session.fingerprint):
+        return session
+    from mos_common.base_model import load_base
+
+    request = session.request
+    return rekey_session(session, load_base(request.base, device=request.device, dtype=request.dtype))
+
+
+def rekey_session(session: Session, base: Base) -> Session:
+    """Return the session under the fingerprint of `base`; settings, kit and concept file get it too.
+
+    A concept that was tuned is found again under its new name, and its tensors stay as they are.
+
+    Raises:
+        BaseModelError: `base` is not the operator's model.
+
+    """
+    from mos_client.tuning.tune_folder import progress_picture
+    from mos_common.concept_file import rekey_concept
+    from mos_common.fingerprint import is_base, why_not
+    from mos_common.kit import read_kit, write_kit
+
+    if not is_base(session.fingerprint, base):
+        raise BaseModelError(
+            f"{session.request.base} is base model {base.fingerprint[:12]}, "
+            f"this federation fuses on {session.fingerprint[:12]}{why_not(session.fingerprint, base)}: "
+            "join with the model that the operator uses (--base)"
+        )
+    rekeyed = replace(session, fingerprint=base.fingerprint)
+    kept, path = replace(session, fingerprint=base.legacy_fingerprint).cached(), rekeyed.cached()
+    if kept.is_file() and not path.is_file():
+        rekey_concept(kept, base)
+        kept.rename(path)
+        if progress_picture(kept).is_file():
+            progress_picture(kept).rename(progress_picture(path))
+    if (session.state / SETTINGS).is_file() and rekeyed != session:
+        rekeyed.save()
+    kit_file = session.state / KIT
+    if kit_file.is_file() and (kit := read_kit(kit_file)).base == base.legacy_fingerprint:
+        write_kit(kit.model_copy(update={"base": base.fingerprint}), kit_file)
+    return rekeyed

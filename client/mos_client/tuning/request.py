@@ -1,0 +1,44 @@
+"""What one tuning is asked for, as one value: from the flags of a command to the loop."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mos_client.tuning.settings import TuningSettings
+from mos_common.names import check_concept_name
+from mos_common.presets import preset_for
+
+
+@dataclass(frozen=True)
+class TuneRequest:
+    """Which concept to tune, on which pictures and base model, and how.
+
+    `images` is a folder with the pictures of one concept; `class_word` says what it is a kind of.
+    `base` is `tiny`, a diffusers folder or a hub id; without `device` and `dtype` the best there is
+    is taken. Without `steps` the base's preset decides. `settings` are those of `TuningSettings` by
+    name, as values or as text. `vram` is the memory that a step may take, in gigabytes.
+
+    Raises:
+        RequestError: `concept` is not a name like "<cat>", or a setting is unknown or out of range.
+
+    """
+
+    images: Path
+    concept: str
+    class_word: str
+    base: str = "tiny"
+    steps: int | None = None
+    seed: int = 0
+    author: str = ""
+    licence: str = ""
+    device: str | None = None
+    dtype: str | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    vram: float | None = None
+
+    def __post_init__(self) -> None:
+        check_concept_name(self.concept)
+        TuningSettings.of(preset_for(self.base), steps=self.steps, seed=self.seed, changes=self.settings)

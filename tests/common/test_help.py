@@ -1,0 +1,107 @@
+"""`--help` of every command: each argument and option shows its sentence and its default."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import fields
+from importlib.metadata import version
+
+import click
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from mos_bench.cli import app as bench
+from mos_client.cli.main import app as client
+from mos_client.tuning.settings import TuningSettings
+from mos_common.drawing import Drawing
+from mos_server.cli.main import app as server
+
+APPS = {"mos-client": client, "mos-server": server, "mos-bench": bench}
+
+
+def commands(command: click.Command, words: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+    yield words, command
+    if isinstance(command, click.Group):
+        for name, inner in command.commands.items():
+            yield from commands(inner, (*words, name))
+
+
+ALL = [found for name, app in APPS.items() for found in commands(typer.main.get_command(app), (name,))]
+
+
+def rendered(words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> str:
+    """What `--help` prints on a wide terminal without colour, its frames and line breaks taken away."""
+    for name, value in {"COLUMNS": "400", "NO_COLOR": "1", "TERM": "dumb"}.items():
+        monkeypatch.setenv(name, value)
+    shown = CliRunner().invoke(APPS[words[0]], [*words[1:], "--help"])
+    assert shown.exit_code == 0, shown.output
+    return flat(re.sub(r"\x1b\[[0-9;]*m|[│╭╮╰╯─]", " ", shown.output))
+
+
+def flat(text: str) -> str:
+    return re.sub(r"\s+", " ", text)
+
+
+def shown_default(parameter: click.Parameter) -> str:
+    """The text of the default in the help, "" where nothing stands: required, or a flag that is off."""
+    if parameter.required or (
+        isinstance(parameter, click.Option) and parameter.is_flag and not parameter.secondary_opts
+    ):
+        return ""
+    if isinstance(parameter.show_default, str):
+        return f"[default: ({parameter.show_default})]"
+    if isinstance(parameter, click.Option) and parameter.is_flag:
+        chosen = parameter.opts if parameter.default else parameter.secondary_opts
+        return f"[default: {chosen[0].removeprefix('--')}]"
+    default = getattr(parameter.default, "value", parameter.default)
+    return f"[default: {default}]"
+
+
+@pytest.mark.parametrize(("words", "command"), ALL, ids=[" ".join(words) for words, _ in ALL])
+def test_every_argument_and_option_shows_its_sentence_and_default(words, command, monkeypatch):
+    text = rendered(words, monkeypatch)
+    for parameter in command.params:
+        if parameter.name == "help" or getattr(parameter, "hidden", False):
+            continue
+        name = parameter.opts[0]
+        assert getattr(parameter, "help", None), f"{' '.join(words)} {name} has no help"
+        row = text[text.index(flat(parameter.help)) :]
+        default = shown_default(parameter)
+        if default in ("[default: None]", "[default: ]"):
+            assert "default: " in parameter.help, f"{' '.join(words)} {name} does not say its default: use show_default"
+            continue
+        assert row.removeprefix(flat(parameter.help)).lstrip().startswith(flat(default)), (name, row[:300])
+
+
+@pytest.mark.parametrize(("words", "command"), ALL, ids=[" ".join(words) for words, _ in ALL])
+def test_every_command_says_what_it_does_and_shows_an_example(words, command, monkeypatch):
+    text = rendered(words, monkeypatch)
+    sentence = flat((command.help or "").split("\n\n")[0]).strip()
+    assert sentence
+    assert sentence in text
+    if not isinstance(command, click.Group):
+        assert f"Example: {' '.join(words)} " in text
+
+
+@pytest.mark.parametrize(("words", "kind"), [("tune", TuningSettings), ("join", TuningSettings), ("draw", Drawing)])
+def test_every_setting_is_listed_with_default_unit_and_meaning(words, kind, monkeypatch):
+    text = rendered(("mos-client", words), monkeypatch)
+    for field in fields(kind):
+        meaning, unit = field.metadata["meaning"], field.metadata["unit"]
+        assert re.search(rf"\b{field.name}(=\S+)?: {re.escape(meaning)}", text)
+        assert not unit or f"{meaning} ({unit})" in text
+    assert "rank=4: " in text or kind is Drawing
+
+
+def test_the_default_that_a_flag_of_draw_shows_is_that_of_the_settings():
+    (draw,) = [command for words, command in ALL if words == ("mos-client", "draw")]
+    (steps,) = [parameter for parameter in draw.params if parameter.name == "steps"]
+    assert steps.show_default == str(Drawing().steps)
+
+
+@pytest.mark.parametrize("name", APPS)
+def test_version_prints_the_name_and_the_version(name):
+    shown = CliRunner().invoke(APPS[name], ["--version"])
+    assert (shown.exit_code, shown.output) == (0, f"{name} {version('federated-mix-of-show')}\n")
