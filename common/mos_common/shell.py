@@ -1,4 +1,4 @@
-"""What every command shares: errors on one line, exit codes, progress, `--version`, the list of settings in `--help`."""
+"""What every command shares: errors, exit codes, progress, `--version`, settings in `--help`."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ OnCount = Callable[[int, int, str], None]
 
 
 def run(app: typer.Typer) -> None:
-    """Run a command line: exit codes are those of `mos_common.errors`, 130 after Ctrl-C, 2 for unknown flags."""
+    """Run a command line; exit codes: `mos_common.errors`, 130 after Ctrl-C, 2 for bad flags."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("mos_common").setLevel(logging.INFO)
     logging.getLogger("mos_client").setLevel(logging.INFO)
     logging.getLogger("mos_server").setLevel(logging.INFO)
     quiet = {"TRANSFORMERS_VERBOSITY": "error", "DIFFUSERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
-    # Threads that wait for work by spinning make every step tens of times slower on a machine that is shared.
+    # Threads that spin while they wait make every step far slower on a machine that is shared.
     quiet["OMP_WAIT_POLICY"] = "PASSIVE"
     for name, value in {"TOKENIZERS_PARALLELISM": "false", **quiet}.items():
         os.environ.setdefault(name, value)
@@ -97,7 +97,7 @@ _Version = Annotated[
 
 
 def say(text: str, *, error: bool = False) -> None:
-    """One line for the person at the keyboard."""
+    """Print one line, to stderr if it is an error."""
     stream = sys.stderr if error else sys.stdout
     stream.write(text + "\n")
     stream.flush()
@@ -105,7 +105,7 @@ def say(text: str, *, error: bool = False) -> None:
 
 @contextmanager
 def counting(what: str) -> Iterator[OnCount]:
-    """A progress bar on a terminal, a plain line every few seconds otherwise: call it with (done, total, note)."""
+    """Yield a callback (done, total, note): a progress bar on a terminal, else a line at times."""
     console = Console(stderr=True)
     if not console.is_terminal:
         yield _plain_lines(what)

@@ -15,7 +15,7 @@ from mos_bench.identity.witness import WITNESSED_BY
 from mos_bench.teach import TAUGHT_BY, taught_on
 from mos_common.digests import digest_of_code, modules_of
 from mos_common.drawing import Drawing
-from mos_server.fusion.settings import FusionSettings
+from mos_server.fusion.methods.gradient import GradientSettings
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def test_another_sampler_is_another_drawing_fused_model_and_lesson(sixteen, eule
     assert euler.fingerprint == sixteen.fingerprint
     requests = [Request(untouched(), "a cat", 0, Drawing(), base=drawn_on(base)).key for base in (sixteen, euler)]
     assert requests[0] != requests[1]
-    recipe = Recipe((make_concept(sixteen),), FusionSettings())
+    recipe = Recipe((make_concept(sixteen),), GradientSettings())
     assert recipe.name(sixteen) != recipe.name(euler)
     assert taught_on(sixteen) != taught_on(euler)
 

@@ -37,7 +37,7 @@ def check(
     ] = "",
     device: Device = None,
 ) -> None:
-    """Say what a folder of pictures holds and how it would be used, with a contact sheet; nothing is tuned."""
+    """Report what a folder of pictures holds, with a contact sheet; nothing is tuned."""
     if masks_with is not None:
         if not class_word:
             raise RequestError("--masks-with needs --class: say what the masks mark, such as --class cat")
@@ -53,7 +53,7 @@ def check(
 
 
 def inspect(file: Annotated[Path, typer.Argument(help="A concept file.")]) -> None:
-    """Show exactly what a concept file holds: this, and nothing else, is what would leave the machine."""
+    """Show all that a concept file holds: this, and nothing else, would leave the machine."""
     from mos_client.inspection.describe import describe
 
     for line in describe(file):

@@ -58,7 +58,7 @@ def join(
     device: Device = None,
     dtype: Dtype = None,
 ) -> None:
-    """Join a federation: tune the concept, take part in rounds, and fetch every model that is published."""
+    """Join a federation: tune the concept, take part in rounds, fetch every published model."""
     from mos_client.federation.session import Session
     from mos_client.pictures.folder import split_pictures
     from mos_client.tuning.request import TuneRequest

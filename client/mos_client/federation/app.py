@@ -1,7 +1,7 @@
 """The ClientApp: a request in, a concept or four numbers out.
 
-The server sends data that is checked, never a path or a setting. The participant's own settings come
-from its state folder, whose path is in the SuperNode's local node configuration.
+The server sends data that is checked, never a path or a setting. The participant's own settings
+come from its state folder, whose path is in the SuperNode's local node configuration.
 """
 
 from __future__ import annotations

@@ -37,9 +37,9 @@ def download_model(
 ) -> Path:
     """Fetch `model` ("latest", a round, or a candidate) into its own folder in `into`; return that.
 
-    A published model must bear the operator's signature; a candidate must have the manifest that the
-    operator announced (`manifest_digest`). An interrupted download resumes; a complete one is checked
-    and kept.
+    A published model must bear the operator's signature; a candidate must have the manifest that
+    the operator announced (`manifest_digest`). An interrupted download resumes; a complete one is
+    checked and kept.
 
     Raises:
         TrustError: signature or digest do not hold. RequestError: no such model.

@@ -1,9 +1,9 @@
 """Run the *installed* ClientApp, and nothing else, on tasks from the local SuperNode.
 
-Flower's own executor unpacks the bundle that came over the wire and imports from it. Here the bundle
-is neither written nor imported: its digest is compared with that of the installed release, so that
-incompatible releases are noticed. Errors are logged here; the operator receives only the kind of
-error, never a text with paths.
+Flower's own executor unpacks the bundle that came over the wire and imports from it. Here the
+bundle is neither written nor imported: its digest is compared with that of the installed release,
+so that incompatible releases are noticed. Errors are logged here; the operator receives only the
+kind of error, never a text with paths.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _PAUSE_S = 0.5
 
 
 class Executor:
-    """A participant's executor: `address` returns the SuperNode's, `app` is the installed ClientApp."""
+    """A participant's executor; `address` returns the SuperNode's, `app` is the installed app."""
 
     def __init__(self, address: Callable[[], str], secret_file: Path, app: Callable[..., Any]) -> None:
         silence_flower()
@@ -117,8 +117,8 @@ class Executor:
 def _heartbeat_of(client: Any) -> Callable[[], bool]:
     """Return a heartbeat for the SuperNode's task, which returns False if it was refused.
 
-    Flower's own sends this process a SIGINT when the task was given up, as after a machine has slept,
-    and its thread dies of a refusal.
+    Flower's own sends this process a SIGINT when the task was given up, as after a machine has
+    slept, and its thread dies of a refusal.
     """
     from flwr.proto.runtime_pb2 import SendTaskHeartbeatRequest
 

@@ -30,7 +30,7 @@ RETRY_S = 10.0
 
 
 def join(session: Session, kit: Kit, *, rounds: int | None, say: Say, on_step: OnStep) -> None:
-    """Serve round after round until interrupted, or until `rounds` models were published and downloaded.
+    """Serve round after round until interrupted, or until `rounds` models were downloaded.
 
     The caller has checked whatever can be checked without the network.
 

@@ -29,7 +29,7 @@ LONGEST_PAUSE_S = (
 )
 STABLE_S = 120.0
 _TERM_S = 4.0
-# Run in the SuperNode's process before it: SIGTERM (15) when the parent is killed (1 = PR_SET_PDEATHSIG).
+# Run in the SuperNode's process first: SIGTERM (15) when the parent dies (1 = PR_SET_PDEATHSIG).
 # Where prctl is missing the SuperNode runs all the same, and a killed parent leaves it running.
 END_WITH_PARENT = """
 import os, sys

@@ -50,8 +50,8 @@ def describe_briefly(concept: Concept) -> Iterator[str]:
     longest = max(map(len, kinds), default=0)
     for kind, alike in kinds.items():
         shapes = Counter(map(_shape, alike))
-        told = ", ".join(f"{count} of {shape}" if len(alike) > 1 else shape for shape, count in shapes.items())
-        yield f"  {kind:<{longest}}  {told}  {sum(map(_bytes, alike)):,} bytes"
+        listed = ", ".join(f"{count} of {shape}" if len(alike) > 1 else shape for shape, count in shapes.items())
+        yield f"  {kind:<{longest}}  {listed}  {sum(map(_bytes, alike)):,} bytes"
     yield _total(concept)
 
 

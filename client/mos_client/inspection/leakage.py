@@ -117,7 +117,7 @@ def p_value(members: Sequence[float], others: Sequence[float]) -> float:
     else:
         generator, drawn = torch.Generator().manual_seed(0), torch.tensor(ranks, dtype=torch.float64)
         sums = (float(drawn[torch.randperm(len(ranks), generator=generator)[:count]].sum()) for _ in range(5000))
-    as_high = [found >= sum(ranks[:count]) - 1e-6 for found in sums]
+    as_high = [total >= sum(ranks[:count]) - 1e-6 for total in sums]
     return sum(as_high) / len(as_high)
 
 
@@ -154,7 +154,7 @@ def _losses(
     from diffusers import DDPMScheduler
 
     scheduler = DDPMScheduler.from_config(base.scheduler.config, clip_sample=False)
-    found = []
+    means = []
     with attached(base, changes), conditioned(base, read_prompts(base, [prompt] * AT_ONCE, words)) as unet:
         for latent in latents:
             generator = torch.Generator().manual_seed(0)
@@ -165,5 +165,5 @@ def _losses(
             for start in range(0, NOISES, AT_ONCE):
                 part = slice(start, start + AT_ONCE)
                 losses.append(float(noise_loss(unet, scheduler, many[part], noise[part], times[part])))
-            found.append(sum(losses) / len(losses))
-    return found
+            means.append(sum(losses) / len(losses))
+    return means

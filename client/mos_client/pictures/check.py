@@ -52,11 +52,11 @@ def check_folder(images: Path, base: Base, out: Path) -> Iterator[str]:
     yield f"contact sheet: {out}"
 
 
-def _shapes(found: Folder, base: Base) -> Iterator[str]:
+def _shapes(scanned: Folder, base: Base) -> Iterator[str]:
     sizes = bucket_sizes(base)
-    shapes = Counter(bucket_for(read_picture(picture.path).picture.size, sizes) for picture in found.pictures)
-    told = ", ".join(f"{count} at {width} x {height}" for (width, height), count in shapes.most_common())
-    yield f"  shown to {base.name} at its sizes: {told}"
+    shapes = Counter(bucket_for(read_picture(picture.path).picture.size, sizes) for picture in scanned.pictures)
+    listed = ", ".join(f"{count} at {width} x {height}" for (width, height), count in shapes.most_common())
+    yield f"  shown to {base.name} at its sizes: {listed}"
 
 
 def _masked(picture: Picture) -> bool:

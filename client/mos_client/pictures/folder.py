@@ -95,15 +95,15 @@ def find_pictures(folder: Path) -> list[Picture]:
         PicturesError: there is no such folder, or there are too few; what was skipped is named.
 
     """
-    found = scan(folder)
-    for skipped in found.skipped:
+    scanned = scan(folder)
+    for skipped in scanned.skipped:
         log.warning("skipped: %s", skipped.reason)
-    if len(found.pictures) < FEWEST:
-        because = "".join(f"; {skipped.reason}" for skipped in found.skipped[:3])
+    if len(scanned.pictures) < FEWEST:
+        because = "".join(f"; {skipped.reason}" for skipped in scanned.skipped[:3])
         raise PicturesError(
-            f"{len(found.pictures)} pictures in {folder}: at least {FEWEST} are needed ({', '.join(sorted(SUFFIXES))}), ten or so are good{because}"
+            f"{len(scanned.pictures)} pictures in {folder}: at least {FEWEST} are needed ({', '.join(sorted(SUFFIXES))}), ten or so are good{because}"
         )
-    return list(found.pictures)
+    return list(scanned.pictures)
 
 
 def split_pictures(folder: Path) -> tuple[list[Picture], list[Picture]]:
@@ -141,11 +141,11 @@ def _candidates(folder: Path) -> Iterator[Path]:
     ]
     for place in places:
         within = [path for part in place if part.is_dir() for path in part.iterdir()]
-        found = sorted(
+        images = sorted(
             path for path in within if path.suffix.lower() in SUFFIXES and not path.name.endswith(MASK_ENDINGS)
         )
-        if found:
-            yield from found
+        if images:
+            yield from images
             return
 
 

@@ -38,12 +38,12 @@ class View:
 def bucket_sizes(base: Base) -> list[tuple[int, int]]:
     """(width, height) of the shapes that a base draws well: whole cells, about the pixels it was trained on, at most 2 to 1."""
     unit, side = base.size_unit, base.picture_size
-    found = []
+    sizes = []
     for width in range(unit, 2 * side + 1, unit):
         height = int(side * side / width // unit) * unit
         if height and 1 / LONGEST <= width / height <= LONGEST:
-            found.append((width, height))
-    return found
+            sizes.append((width, height))
+    return sizes
 
 
 def bucket_for(picture: tuple[int, int], sizes: list[tuple[int, int]]) -> tuple[int, int]:

@@ -44,7 +44,7 @@ class Batch:
 def next_batch(
     examples: Sequence[Example], config: TuningSettings, total_times: int, generator: torch.Generator
 ) -> Batch:
-    """Return the next batch: a shape as often as it has pictures, its pictures in shuffled rounds."""
+    """Return the next batch: each shape as often as it has pictures, those in shuffled rounds."""
     bucket = _bucket(examples, generator)
     shown, captions = [], []
     for i in _rounds(len(bucket), config.batch, generator):

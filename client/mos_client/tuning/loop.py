@@ -39,10 +39,10 @@ class Step:
 
 
 class Tuning:
-    """The state of one tuning run: parameters, their running average, optimiser, generator, steps done.
+    """The state of one tuning run: parameters, running average, optimiser, generator, steps done.
 
-    Iterate over `steps()` to run it. The result is the average (`config.averaging`), which can be read
-    after any step.
+    Iterate over `steps()` to run it. The result is the average (`config.averaging`), which can be
+    read after any step.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class Tuning:
         return {} if self.words is None else {V: self.words}
 
     def layerwise_words(self) -> Tensor:
-        """Return the words (layers, words, width) as in a concept file, also where layers share one."""
+        """Return the words (layers, words, width) as in a file, also where layers share one."""
         assert self.words is not None
         return self.words.detach().cpu().expand(self.base.layout.word_layers, -1, -1).clone()
 

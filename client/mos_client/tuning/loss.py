@@ -1,6 +1,6 @@
-"""The loss of one batch: the noise that the base predicts wrongly, and where the concept's words attend.
+"""The loss of one batch: errors of the predicted noise, and where the concept's words attend.
 
-Masked loss and attention regularisation are of the paper's repository, not of its text.
+Masked loss and attention regularisation come from the paper's repository, not from its text.
 """
 
 from __future__ import annotations
@@ -51,15 +51,16 @@ def noise_loss(
 
 
 def cell_weights(masks: Cells, background: float) -> Cells:
-    """Return 1 inside the masks and `background` outside: 1 is the plain loss, 0 the masked loss."""
+    """Return 1 inside the masks, `background` outside: 1 is the plain loss, 0 the masked loss."""
     return masks + background * (1 - masks)
 
 
 def attention_loss(watched: WatchedWords, masks: Cells) -> Float[Tensor, ""]:
-    """V_class attends to the concept, all of it: (a − m)²; V_rand to nothing outside it: a²(1 − m). Mean over layers and cells.
+    """Return the mean over layers and cells of (a − m)² for V_class and a²(1 − m) for V_rand.
 
-    a is a word's attention over the cells, as a share of its largest; m the mask at that layer's size. The last watched word is
-    V_class, those before it V_rand.
+    So V_class attends to the whole concept, and V_rand to nothing outside it. a is a word's
+    attention over the cells, as a share of its largest; m is the mask at that layer's size. The
+    last watched word is V_class, those before it are V_rand.
     """
     losses = []
     aspect = masks.shape[2] / masks.shape[1]

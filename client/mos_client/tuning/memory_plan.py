@@ -91,7 +91,7 @@ def choose_plan(base: Base, batch: int, rank: int, gib: float) -> Plan:
 
 
 def plan_for(base: Base, batch: int, rank: int, vram: float | None) -> Plan:
-    """Return the plan for `vram` gigabytes; None: for the GPU's free memory, on a CPU all at once."""
+    """Return the plan for `vram` GB; None: for the GPU's free memory, on a CPU all at once."""
     if vram is None:
         if base.device.type != "cuda":
             return Plan(batch)
@@ -127,7 +127,7 @@ def kept_bytes(base: Base, pictures: int, rank: int, checkpointing: bool, *, fak
 
 
 def _one_step(base: Base, pictures: int, rank: int) -> None:
-    """Run one step of the loop, forward and backward, with pairs on all layers and layer-wise words."""
+    """Run one step, forward and backward, with pairs on all layers and layer-wise words."""
     generator = torch.Generator()
     size = base.picture_size // base.pixels_per_latent
     device = base.device

@@ -18,9 +18,9 @@ OnGpu = Callable[[], AbstractContextManager[None]]
 def offloaded(base: Base, settings: TuningSettings) -> Iterator[OnGpu]:
     """Keep the VAE in host memory within the block; use `with on_gpu():` of what it yields to draw.
 
-    The VAE is not needed since latents are encoded already. The text encoders run at every step and
-    stay on the GPU, unless nothing of them is tuned: then each text is encoded once, in host memory.
-    On a CPU nothing moves.
+    The VAE is not needed since latents are encoded already. The text encoders run at every step
+    and stay on the GPU, unless nothing of them is tuned: then each text is encoded once, in host
+    memory. On a CPU nothing moves.
     """
     parts: list[nn.Module] = [base.vae]
     if not settings.method.words and not settings.learning_rate_text:

@@ -64,7 +64,7 @@ def initial_pair(layer: Layer, rank: int, generator: torch.Generator) -> Pair:
 
 
 def frozen_pair(layer: Layer, rank: int, own: torch.Generator) -> Pair:
-    """Return a pair with a frozen A: rows, chosen by `own`, of an orthogonal matrix per layer name."""
+    """Return a pair with a frozen A: rows, chosen by `own`, of the layer's orthogonal matrix."""
     device = layer.module.weight.device
     named = int(hashlib.sha256(layer.name.encode()).hexdigest()[:12], 16)
     square = torch.randn(layer.d_in, layer.d_in, generator=torch.Generator().manual_seed(named))
@@ -78,7 +78,7 @@ def frozen_pair(layer: Layer, rank: int, own: torch.Generator) -> Pair:
 
 @contextmanager
 def trained(layers: Sequence[Layer], pairs: Mapping[str, tuple[Tensor, Tensor]]) -> Iterator[None]:
-    """Make every layer give W x + B A x (alpha = rank) within the block, differentiable in A and B."""
+    """Add B A x (alpha = rank) to every layer's output within the block, with gradients."""
 
     def add(pair: tuple[Tensor, Tensor]) -> Any:
         A, B = pair

@@ -21,8 +21,8 @@ class Method(StrEnum):
     lora               one word with one embedding, and the pairs
     plain-lora         the pairs only: prompts name the concept by its class word
     custom-diffusion   one word with one embedding, pairs on keys and values of cross-attention
-    p-plus             one word with one embedding per layer, no pairs (Voynov et al., arXiv 2303.09522)
-    textual-inversion  one word with one embedding, no pairs (Gal et al., arXiv 2208.01618)
+    p-plus             one word with one embedding per layer, no pairs (Voynov, arXiv 2303.09522)
+    textual-inversion  one word with one embedding, no pairs (Gal, arXiv 2208.01618)
     """
 
     ED_LORA = "ed-lora"

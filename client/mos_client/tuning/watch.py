@@ -55,7 +55,7 @@ class Evaluation:
 
 
 class Watch:
-    """Evaluates a tuning at intervals, keeps the best state, and says when it no longer improves."""
+    """Evaluates a tuning at intervals, keeps the best state, and tells when to stop."""
 
     def __init__(
         self,
@@ -86,7 +86,7 @@ class Watch:
 
     @property
     def over_fitted(self) -> bool:
-        """True if prompt adherence has dropped, or only the pictures tuned on are still approached."""
+        """True if prompt adherence has dropped, or only identity with its own pictures grows."""
         if len(self.evaluations) < 2 or (best := self.best) is None:
             return False
         last = self.evaluations[-1]
@@ -116,7 +116,7 @@ class Watch:
         return evaluation
 
     def _of_class_word(self) -> Tensor:
-        """Return features of the base's drawings of the class word in each context, mean over seeds."""
+        """Return features of the base's drawings of the class word, mean over seeds."""
         if self._class_features is None:
             drawn = [self._draw(f"a {self.class_word}", {}, seed) for seed in CLASS_SEEDS]
             self._class_features = torch.stack([self.scorer.features(pictures) for pictures in drawn]).mean(dim=0)

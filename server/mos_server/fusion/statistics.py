@@ -50,10 +50,7 @@ RECORDED_BY = (
             "words",
         ]
     ),
-    *(
-        f"mos_server.fusion.{name}"
-        for name in ["activations", "gram", "moments", "recording_settings", "row_sink", "statistics"]
-    ),
+    *(f"mos_server.fusion.{name}" for name in ["activations", "gram", "moments", "row_sink", "statistics"]),
 )
 
 

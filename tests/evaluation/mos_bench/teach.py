@@ -36,7 +36,17 @@ TAUGHT_BY = (
     *(*modules_of("mos_client.tuning"), *modules_of("mos_client.pictures")),
     *(
         f"mos_common.{name}"
-        for name in ["attention", "base_model", "concept", "drawing", "edlora", "identity", "layers", "words"]
+        for name in [
+            "attention",
+            "base_model",
+            "concept",
+            "conditioning",
+            "drawing",
+            "edlora",
+            "identity",
+            "layers",
+            "words",
+        ]
     ),
     *("mos_common.prompts", "mos_common.scores", "mos_bench.pictures", "mos_bench.teach"),
     *(f"mos_tiny.recipe.{name}" for name in ["art", "compose", "restyle", "scenes", "sprites", "wider", "world"]),

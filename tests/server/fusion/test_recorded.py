@@ -30,7 +30,7 @@ DO_NOT_DECIDE = {
     "mos_common.names",
     "mos_common.presets",  # guidance
     "mos_common.settings",
-    "mos_server.fusion.settings",  # the settings themselves
+    "mos_server.fusion.recording_settings",  # the settings themselves
 }
 
 

@@ -21,7 +21,10 @@ from mos_common.regions import Region
 BATCH = 16
 # The code that decides what is drawn: when it changes, everything is drawn anew.
 DRAWN_BY = (
-    *(f"mos_common.{name}" for name in ["attention", "base_model", "drawing", "edlora", "layers", "regions", "words"]),
+    *(
+        f"mos_common.{name}"
+        for name in ["attention", "base_model", "conditioning", "drawing", "edlora", "layers", "regions", "words"]
+    ),
     *(f"mos_bench.identity.{name}" for name in ["cache", "drawings", "models"]),
 )
 
