@@ -147,10 +147,13 @@ def denoise(
 
 
 def initial_noise(base: Base, seeds: Sequence[int], height: int, width: int) -> Float[Tensor, "n c h w"]:
-    """Return standard normal latents, one CPU generator per seed, float32 on the base's device."""
+    """Return standard normal latents, one CPU generator per seed, on the base's device.
+
+    They are float32, or float64 where the base is.
+    """
     shape = (base.latent_channels, height // base.pixels_per_latent, width // base.pixels_per_latent)
     noise = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
-    return torch.stack(noise).to(base.device)
+    return torch.stack(noise).to(base.device, torch.promote_types(base.dtype, torch.float32))
 
 
 def scheduler_for(base: Base, how: Drawing) -> SchedulerMixin:

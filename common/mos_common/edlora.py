@@ -85,5 +85,6 @@ def attached(base: Base, changes: Mapping[str, LowRank]) -> Iterator[None]:
 
 def _changed(layer: Layer, pair: LowRank) -> Tensor:
     weight = layer.module.weight
-    change = LowRank(pair.A.to(weight.device), pair.B.to(weight.device), pair.alpha).change()
-    return (weight.float() + change.view(weight.shape)).to(weight.dtype)
+    wide = torch.promote_types(weight.dtype, torch.float32)
+    change = LowRank(pair.A.to(weight.device), pair.B.to(weight.device), pair.alpha).change(wide)
+    return (weight.to(wide) + change.view(weight.shape)).to(weight.dtype)

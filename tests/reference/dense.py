@@ -35,7 +35,7 @@ def added(base: Base, changes: Mapping[str, Tensor]) -> Iterator[None]:
     before = {name: modules[name].weight.detach().clone() for name in changes}
     try:
         for name, change in changes.items():
-            modules[name].weight.data = (before[name].double() + change).float()
+            modules[name].weight.data = (before[name].double() + change).to(before[name].dtype)
         yield
     finally:
         for name in changes:
@@ -159,7 +159,7 @@ def _drawn(
 
         size = base.unet.config.sample_size
         noise = torch.Generator().manual_seed(first_seed + i)
-        latents = torch.randn(1, base.unet.config.in_channels, size, size, generator=noise)
+        latents = torch.randn(1, base.unet.config.in_channels, size, size, generator=noise).to(base.dtype)
         scheduler = copy.deepcopy(base.scheduler)
         scheduler.set_timesteps(steps)
         latents = latents * scheduler.init_noise_sigma

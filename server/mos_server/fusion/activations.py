@@ -154,4 +154,6 @@ def _weighted(weights: Weights) -> Choice:
     chosen = weights > 0
     roots = weights[chosen].sqrt()[:, None]
     plain = bool((roots == 1).all())
-    return lambda batch: batch[chosen] if plain else batch[chosen].float() * roots
+    return lambda batch: (
+        batch[chosen] if plain else batch[chosen].to(torch.promote_types(batch.dtype, roots.dtype)) * roots
+    )

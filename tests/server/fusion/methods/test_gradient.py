@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from dataclasses import replace
 
@@ -44,6 +45,18 @@ def dense_rows(base, group, named, settings, fused_text) -> dense.Rows:
     )
 
 
+# Of the change, by the number format of the model: activations have the rounding errors of the forward passes that
+# made them, and a published change is float32. Of the survivals, which are differences of nearly equal things.
+CHANGE = {torch.float64: 1e-6, torch.float32: 1e-5}
+SURVIVAL = 1e-4
+
+
+def in_float64(base):
+    """The same base with float64 weights."""
+    parts = {name: copy.deepcopy(getattr(base, name)).double() for name in ("unet", "text_encoder", "vae")}
+    return replace(base, **parts)
+
+
 def compare_with_dense(base, concepts, settings, groups=tuple(Group)) -> None:
     """Every layer of every group is the least-squares solution over stored rows.
 
@@ -69,23 +82,27 @@ def compare_with_dense(base, concepts, settings, groups=tuple(Group)) -> None:
                 preserve=len(concepts) * settings.preserve,
             )
             change = fused.changes[layer.name].change(torch.float64)
-            assert relative(change, expected) < 1e-3, layer.name
+            assert relative(change, expected) < CHANGE[base.dtype], layer.name
             for token, stored in X.items():
                 if layer.name in own[token]:
                     left, whole = (mean_square(stored @ by.T) for by in (change - wanted[token], wanted[token]))
-                    assert told[token][group.name.lower()].residual[layer.name] == pytest.approx(left, rel=1e-2)
+                    assert told[token][group.name.lower()].residual[layer.name] == pytest.approx(
+                        left, rel=SURVIVAL, abs=1e-12 * whole
+                    )
                     rest[token] += left
                     energy[token] += whole
         for token in rest:
             kept = 1 - rest[token] / energy[token]
-            assert told[token][group.name.lower()].energy_kept == pytest.approx(kept, abs=1e-3)
+            assert told[token][group.name.lower()].energy_kept == pytest.approx(kept, abs=SURVIVAL)
 
 
-def test_every_layer_is_the_dense_solution(base, make_concept):
+@pytest.mark.parametrize("dtype", CHANGE, ids=["float64", "float32"])
+def test_every_layer_is_the_dense_solution(base, make_concept, dtype):
     """Text encoder, keys and values, the rest of the UNet, on `tiny` and on a base of 16 layers.
 
     Three concepts of different kinds: one of them has no words and changes only some layers, as an imported LoRA does.
     """
+    base = in_float64(base) if dtype is torch.float64 else base
     plain = make_concept(base, "<hat>", seed=7, words=0, class_word="cat", rank=1)
     some = {layer.name for layer in concept_layers(base)[::3]}
     plain = replace(plain, pairs={name: pair for name, pair in plain.pairs.items() if name in some})
@@ -101,7 +118,7 @@ def test_every_layer_is_the_dense_solution(base, make_concept):
 @pytest.mark.parametrize("text_inputs", ["own", "fused"])
 def test_text_rows_and_text_inputs_are_those_that_were_asked_for(tiny, three, rows, text_inputs):
     settings = replace(SETTINGS, rows=rows, text_inputs=text_inputs, steps=1)
-    compare_with_dense(tiny, three[:2], settings, TEXT_ONLY)
+    compare_with_dense(in_float64(tiny), three[:2], settings, TEXT_ONLY)
 
 
 def test_one_concept_comes_back_unchanged_on_everything_it_reads(tiny, three):
