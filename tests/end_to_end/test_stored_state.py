@@ -8,11 +8,14 @@ from contextlib import closing
 
 import psutil
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from mos_bench.demo import free_ports, join_command
 from mos_bench.participant import Participant
 from mos_bench.processes import Processes
-from mos_common.fused_model import read_fused
+from mos_common.concept_file import content_digest, read_concept
+from mos_common.fused_model import ADAPTER, EMBEDDINGS, read_fused
 from mos_common.kit import read_kit
 from mos_common.signing import verify_model
 from mos_server.state.folder import open_state
@@ -24,14 +27,16 @@ STEPS = 3  # as they joined with: another number would be another concept, tuned
 TOKENS = ["<alice/coral>", "<bob/ginger>"]
 
 
-def tuned(federation: StoredFederation) -> dict[str, tuple[int, bytes]]:
-    """When each participant's concept file was written (ns since the epoch), and its bytes."""
-    files = sorted(federation.folder.glob("participants/*/state/concepts/*.safetensors"))
-    return {str(file.relative_to(federation.folder)): (file.stat().st_mtime_ns, file.read_bytes()) for file in files}
+def tuned(federation: StoredFederation) -> dict[str, str]:
+    """The content digest of each participant's one concept file; its header may change, not its tensors."""
+    files = federation.folder.glob("participants/*/state/concepts/*.safetensors")
+    return {file.parents[2].name: content_digest(read_concept(file)) for file in files}
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[StoredFederation, list[Participant], dict]]:
+def finished(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[tuple[StoredFederation, list[Participant], dict[str, str]]]:
     """The federation with round-002 published and downloaded, and what was tuned before that."""
     federation = unpack_0_1_0(tmp_path_factory.mktemp("stored"))
     federation.move_here(*free_ports(2))
@@ -77,6 +82,18 @@ def test_nobody_tuned_again(finished):
     federation, _, before = finished
     assert len(before) == 2
     assert tuned(federation) == before
+    assert not list(federation.folder.glob("participants/*/state/tuning"))
+
+
+def test_the_same_concepts_give_the_same_model_as_in_that_release(finished):
+    """Round-001 was fused and signed by 0.1.0, round-002 by today's code."""
+    federation, _, _ = finished
+    before, now = (federation.server / "models" / name for name in ("round-001", "round-002"))
+    for name in (ADAPTER, EMBEDDINGS):
+        tensors, expected = load_file(now / name), load_file(before / name)
+        assert tensors.keys() == expected.keys()
+        for key, tensor in tensors.items():
+            torch.testing.assert_close(tensor, expected[key], rtol=1e-3, atol=1e-5)
 
 
 def test_what_alice_had_uploaded_was_not_asked_for_again(finished):
