@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import re
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 

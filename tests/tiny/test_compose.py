@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from random import Random
 
+import numpy as np
 import pytest
 
 from mos_tiny.recipe.art import trained_characters, trained_objects

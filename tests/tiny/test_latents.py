@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import torch
 
 from mos_tiny.recipe.compose import compose, save_pictures

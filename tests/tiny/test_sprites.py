@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from mos_tiny.recipe.sprites import to_hsv, to_rgb
 
 
