@@ -139,7 +139,8 @@ def art(
     people = trained_characters(load_art("characters", folder), load_art("concepts", folder))
     wider = load_art("wider", folder)
     say(
-        f"for training: {len(icons)} icons of {len(NOUNS)} nouns, {len(people)} people, and all {len(wider.labels)} of wider"
+        f"for training: {len(icons)} icons of {len(NOUNS)} nouns, {len(people)} people, "
+        f"and all {len(wider.labels)} of wider"
     )
     say(f"licences and credits: {LICENCES}")
 

@@ -152,7 +152,8 @@ class Judge:
             seed + 3,
         )
         say(
-            f"(the face detector takes {probes.faceless_taken_for_faces:.3f} of faces without eyes or mouth for whole faces)"
+            f"(the face detector takes {probes.faceless_taken_for_faces:.3f} of faces without eyes or mouth "
+            "for whole faces)"
         )
         return self.frechet(caption_trials(60 * each, self.world, random), seed + 4)
 

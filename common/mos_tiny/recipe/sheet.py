@@ -36,7 +36,8 @@ SQUARE = (
 )
 WIDE = (
     "a red car on the left and a dog on the right in a meadow",
-    "a man with short black hair, toon style, on the left and a woman with long blue hair, outline style, on the right on the beach",
+    "a man with short black hair, toon style, on the left "
+    "and a woman with long blue hair, outline style, on the right on the beach",
     "a blue balloon on the left and a pizza on the right on a white background",
     "a woman with long pink hair, outline style, next to a house at night",
 )

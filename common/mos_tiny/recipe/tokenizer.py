@@ -25,12 +25,13 @@ START, END = "<|startoftext|>", "<|endoftext|>"
 WORD_END = "</w>"
 PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"  # how CLIP cuts a text into words
 PLAIN_WORDS = (
-    "photo picture of the my your his her new old toy dog's style drawing painting a an in on at under over with without and or "
-    "next to left right middle front behind top bottom small big tiny large red green blue face head hair eyes smile nose mouth "
-    "ear hand person people boy girl child robot ghost monster dinosaur alien animal food fruit vehicle thing object logo "
-    "character cartoon avatar icon background scene white black light dark color bright day night morning garden street kitchen "
-    "park lake river hill space moon sun sky cloud rain wearing holding sitting standing playing running jumping eating "
-    "rendering close up good nice beautiful cropped depiction the itself one two three"
+    "photo picture of the my your his her new old toy dog's style drawing painting a an in on at under "
+    "over with without and or next to left right middle front behind top bottom small big tiny large red "
+    "green blue face head hair eyes smile nose mouth ear hand person people boy girl child robot ghost "
+    "monster dinosaur alien animal food fruit vehicle thing object logo character cartoon avatar icon "
+    "background scene white black light dark color bright day night morning garden street kitchen park "
+    "lake river hill space moon sun sky cloud rain wearing holding sitting standing playing running "
+    "jumping eating rendering close up good nice beautiful cropped depiction the itself one two three"
 )
 PLAIN_WORDS_COUNT = 200  # enough repetitions to be merged to whole words
 
@@ -115,7 +116,8 @@ def tokenizer_command(
     save_tokenizer(tokenizer, out)
     lengths = sorted(len(tokenizer(caption).input_ids) for caption in captions)
     say(
-        f"{len(tokenizer)} tokens; captions have {lengths[len(lengths) // 2]} (median) to {lengths[-1]} (at most {POSITIONS})"
+        f"{len(tokenizer)} tokens; captions have {lengths[len(lengths) // 2]} (median) to "
+        f"{lengths[-1]} (at most {POSITIONS})"
     )
 
 

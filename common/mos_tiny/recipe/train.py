@@ -94,7 +94,8 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 @app.command(
-    epilog="Example: python -m mos_tiny.recipe.train --data D/latents --tokenizer D/tokenizer --vae D/latents/vae --out RUN"
+    epilog="Example: python -m mos_tiny.recipe.train --data D/latents --tokenizer D/tokenizer "
+    "--vae D/latents/vae --out RUN"
 )
 def train_command(
     data: Annotated[Path, typer.Option("--data", help="The folder that mos_tiny.recipe.latents wrote.")],
