@@ -1,8 +1,8 @@
-"""The embedded base model `tiny`: a real, small text-to-image diffusion model in the Stable Diffusion 1.x layout.
+"""The embedded base model `tiny`: a small, real text-to-image model in Stable Diffusion 1.x layout.
 
-Weights lie in `base/` (a diffusers folder), three demonstration concepts in `concepts/`. The recipe that made them, with the art
-it starts from, is `recipe/`, which is not shipped; `LICENSES.md` has the credits. This file is all that the product needs, and
-it imports nothing.
+The weights are in `base/` (a diffusers folder), the three demonstration concepts in `concepts/`.
+`recipe/` made both from the art in it and is not shipped. `LICENSES.md` has the credits. The
+product needs only this file, which imports nothing.
 """
 
 from __future__ import annotations
@@ -19,5 +19,5 @@ def base_folder() -> Path:
 
 
 def demo_concepts() -> Path:
-    """Return the folder that has one folder of captioned pictures for each demonstration concept."""
+    """Return the folder of the demonstration concepts: one folder of captioned pictures each."""
     return _HERE / "concepts"

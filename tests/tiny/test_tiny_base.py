@@ -1,4 +1,4 @@
-"""The embedded base model and the demonstration concepts: what ships, and that other people's tools can load it."""
+"""The embedded base model and the demonstration concepts, as they are shipped."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_finding_the_base_imports_nothing_heavy():
 
 
 def test_diffusers_own_pipeline_loads_and_draws_it(tiny):
-    """Nothing of ours is needed; and where ours draws without guidance, it draws what the pipeline draws."""
+    """Without guidance, our drawing equals that of the pipeline."""
     from diffusers import StableDiffusionPipeline
 
     pipeline = StableDiffusionPipeline.from_pretrained(base_folder(), dtype=torch.float32, local_files_only=True)
@@ -69,14 +69,14 @@ def test_it_is_stored_in_half_precision_and_small():
 
 
 def test_every_word_of_its_world_is_one_token(tiny):
-    """A class word of one token is what a concept starts from; a caption of short words is what the text encoder learnt."""
+    """A concept starts from a class word of one token."""
     said = [*NOUNS, *HUES, *PALETTE, *HAIR, *SCENES.values(), *STYLES.values(), "man", "woman", "person", "background"]
     words = sorted({word for text in said for word in text.split()})
     assert {word: len(tiny.tokenizer.tokenize(word)) for word in words} == dict.fromkeys(words, 1)
 
 
 def test_it_knows_a_car_from_a_cat_and_red_from_blue(tiny):
-    """Not noise, and not one picture for all: the colour that the prompt names is the colour at the corners."""
+    """The corners of a drawing have the colour that the prompt names."""
     drawn = draw(tiny, [f"a cat on a {colour} background" for colour in ("red", "blue")], [1, 1], how=Drawing(steps=8))
     red, blue = (picture[:, :6, :6].mean(dim=(1, 2)) for picture in drawn)
     assert red[0] > red[2] + 0.5 and blue[2] > blue[0] + 0.5

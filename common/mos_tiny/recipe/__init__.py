@@ -1,4 +1,4 @@
-"""The recipe of `tiny`, one command a step, from art to judgement.
+"""The recipe of `tiny`: one command for each step, from the art to the measured base.
 
 `python -m mos_tiny.recipe.art`, `.compose`, `.tokenizer`, `.vae`, `.latents`, `.train`, `.judge`.
 """

@@ -1,13 +1,15 @@
-"""Captioned pictures of the tiny world: one thing, or two in a wide picture, on a flat colour or in a drawn scene.
+"""Captioned pictures of the tiny world, on a flat colour or in a drawn scene.
 
-Looks are labelled, so captions are true: colours, hair, glasses, clothes, mood, and which side is whose. Only art that the base
-may learn from is used (`mos_tiny.recipe.art`). What is composed to train on is of a widened world: besides its own people and icons, art
-of other styles (`mos_tiny.recipe.wider`) and the same things drawn in other manners (`mos_tiny.recipe.restyle`). The same seed composes the same
-pictures.
+A square picture shows one subject, a wide one two. The art is labelled, so the captions are true:
+colours, hair, glasses, clothes, mood and sides. Only art for training is used
+(`mos_tiny.recipe.art`). Pictures for training come from a wider world: the tiny world's own
+people and icons, art of other styles (`mos_tiny.recipe.wider`), and both drawn in other manners
+(`mos_tiny.recipe.restyle`). The same seed composes the same pictures.
 
     python -m mos_tiny.recipe.compose --out DATA --square 48000 --wide 14000 --seed 1
 
-writes DATA/train_64.npy and train_128.npy (n x 64 x width x 3, uint8) with a JSON list of captions beside each.
+writes DATA/train_64.npy and train_128.npy (n x 64 x width x 3, uint8), each with a JSON list of
+captions beside it.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from mos_common.errors import StateError
 from mos_common.files import write_atomically
 from mos_common.shell import OnCount, counting, run
 from mos_tiny.recipe.art import SETS, SIDE, TRAINED_ICONS, Art, Label, load_art, trained_characters, trained_objects
-from mos_tiny.recipe.restyle import MANNERS, said_in_manner
+from mos_tiny.recipe.restyle import MANNERS, caption_in_manner
 from mos_tiny.recipe.scenes import HEIGHT, Icons, background, scene
 from mos_tiny.recipe.sprites import Sprite, dominant_hue, mirrored, paste, recoloured, resized
 from mos_tiny.recipe.wider import MOODS, described_wider, skin_words
@@ -35,12 +37,12 @@ from mos_tiny.recipe.world import HAIR, HUES, PALETTE, RECOLOURED, SCENES, STYLE
 
 WIDTHS = (64, 128)
 OLD_WORLD, NEW_ART = 0.55, 0.25
-"""How often a subject of the widened world is of the old one as it was, and of the wider art; the rest are drawn in another manner."""
+"""Shares of the wider world: the old world unchanged, and new art. The rest is redrawn."""
 
 
 @dataclass(frozen=True)
 class Subject:
-    """Something to draw, and how a caption calls it."""
+    """A sprite, and the words for it in a caption."""
 
     sprite: Sprite
     caption: str
@@ -50,31 +52,31 @@ class Subject:
 
 @dataclass(frozen=True)
 class World:
-    """The art that the base may learn from, ready to be composed."""
+    """The art for training, ready to be composed."""
 
     objects: Art = field(default_factory=lambda: load_art("objects"))
     characters: Art = field(default_factory=lambda: load_art("characters"))
     concepts: Art = field(default_factory=lambda: load_art("concepts"))
     wider: Art | None = None
-    """The art that widens the world for training; without it the world is what the judge asks about."""
+    """More art, for training only. Without it the world is the one that `judge` measures."""
 
     @cached_property
     def icons(self) -> Icons:
-        """Icons by name, for furnishing scenes."""
+        """The icons by name, to furnish scenes with."""
         style = self.objects.where(style=TRAINED_ICONS)
         return {self.objects.labels[i]["icon"]: self.objects.pictures[i] for i in style}
 
     @cached_property
     def by_noun(self) -> dict[str, list[int]]:
         """The icons that the base learns, by noun."""
-        found: dict[str, list[int]] = {}
+        icons: dict[str, list[int]] = {}
         for i in trained_objects(self.objects):
-            found.setdefault(self.objects.labels[i]["noun"], []).append(i)
-        return found
+            icons.setdefault(self.objects.labels[i]["noun"], []).append(i)
+        return icons
 
     @cached_property
     def hues(self) -> dict[int, float]:
-        """The own hue of each icon that comes in several colours."""
+        """The original hue of each icon that comes in several colours."""
         several = [i for noun, icons in self.by_noun.items() if noun in RECOLOURED for i in icons]
         return {i: hue for i in several if (hue := dominant_hue(self.objects.pictures[i])) is not None}
 
@@ -84,7 +86,7 @@ class World:
         return trained_characters(self.characters, self.concepts)
 
     def thing(self, random: Random) -> Subject:
-        """An object, perhaps in a colour of its own."""
+        """Choose an object, often in another colour."""
         i = random.choice(random.choice(list(self.by_noun.values())))
         label = self.objects.labels[i]
         noun, sprite = label["noun"], self.objects.pictures[i]
@@ -95,30 +97,30 @@ class World:
         return Subject(sprite, with_article(noun), person=False, label=label)
 
     def person(self, random: Random) -> Subject:
-        """A person, described as the labels say."""
+        """Choose a person, and describe them by their labels."""
         i = self.people[random.randrange(len(self.people))]
         label = self.characters.labels[i]
         return Subject(self.characters.pictures[i], describe(label, random), person=True, label=label)
 
     def subject(self, random: Random) -> Subject:
-        """A person or a thing, as often the one as the other; in a widened world sometimes of new art, or in another manner."""
+        """Choose a person or a thing; in a wider world, some are new or redrawn."""
         if self.wider is None:
-            return self._of_old(random)
+            return self._old_subject(random)
         chance = random.random()
         if chance < OLD_WORLD:
-            return self._of_old(random)
+            return self._old_subject(random)
         if chance < OLD_WORLD + NEW_ART:
-            return self._of_wider(self.wider, random)
-        subject = self._of_old(random) if random.random() < 0.6 else self._of_wider(self.wider, random)
+            return self._new_subject(self.wider, random)
+        subject = self._old_subject(random) if random.random() < 0.6 else self._new_subject(self.wider, random)
         manner = random.choice(MANNERS)
-        redrawn, said = manner.redrawn(subject.sprite, random), said_in_manner(subject.caption, manner)
-        return replace(subject, sprite=redrawn, caption=said)
+        sprite = manner.redrawn(subject.sprite, random)
+        return replace(subject, sprite=sprite, caption=caption_in_manner(subject.caption, manner))
 
-    def _of_old(self, random: Random) -> Subject:
+    def _old_subject(self, random: Random) -> Subject:
         return (self.person if random.random() < 0.5 else self.thing)(random)
 
-    def _of_wider(self, wider: Art, random: Random) -> Subject:
-        """New art: each style as often as the square root of how much there is of it."""
+    def _new_subject(self, wider: Art, random: Random) -> Subject:
+        """Choose new art; a style's chance grows with the square root of its number of pictures."""
         members = random.choices(self._wider_members, self._wider_weights)[0]
         i = random.choice(members)
         label = wider.labels[i]
@@ -127,10 +129,10 @@ class World:
 
     @cached_property
     def _wider_members(self) -> list[list[int]]:
-        found: dict[tuple[str, str], list[int]] = {}
+        members: dict[tuple[str, str], list[int]] = {}
         for i, label in enumerate(self.wider.labels if self.wider else []):
-            found.setdefault((label["style"], label["kind"]), []).append(i)
-        return list(found.values())
+            members.setdefault((label["style"], label["kind"]), []).append(i)
+        return list(members.values())
 
     @cached_property
     def _wider_weights(self) -> list[float]:
@@ -138,8 +140,8 @@ class World:
 
 
 def describe(label: Label, random: Random) -> str:
-    """A person in words: some of what the label knows, in the order captions have."""
-    who, parts = _who(label, random), []
+    """Describe a person by some of their labels, in the order of captions."""
+    noun, parts = _noun(label, random), []
     if label.get("hat"):
         parts.append(with_article(f"{nearest(label['hatColor'], HAIR)} {label['hat']}"))
     elif label["hairKind"] == "bald":
@@ -155,16 +157,16 @@ def describe(label: Label, random: Random) -> str:
     skin = skin_words(label) if random.random() < 0.5 else ""
     mood = MOODS.get(label["mouth"], "") if random.random() < 0.4 else ""
     style = f", {STYLES[label['style']]}," if random.random() < 0.8 else ""
-    return with_article(" ".join(word for word in (mood, skin, who) if word)) + " with " + " and ".join(parts) + style
+    return with_article(" ".join(word for word in (mood, skin, noun) if word)) + " with " + " and ".join(parts) + style
 
 
 def hair_words(label: Label) -> str:
-    """`long blue hair`, `short black mohawk`."""
+    """Describe hair, such as `long blue hair` or `short black mohawk`."""
     kind = {None: "hair", "curly": "curly hair", "spiky": "spiky hair"}.get(label["hairKind"], label["hairKind"])
     return f"{label['hair']} {nearest(label['hairColor'], HAIR)} {kind}"
 
 
-def _who(label: Label, random: Random) -> str:
+def _noun(label: Label, random: Random) -> str:
     if label.get("beard"):
         return "man"
     long = label.get("hair") == "long" or label.get("hairKind") in ("pigtails", "bun")
@@ -172,7 +174,7 @@ def _who(label: Label, random: Random) -> str:
 
 
 def place(canvas: np.ndarray, subject: Subject, left: float, slot: float, random: Random) -> None:
-    """Draw a subject into the slot that begins at `left`, in place: sizes, mirrorings and places vary."""
+    """Draw a subject into the slot from `left`, in place, with random size and position."""
     most = int(min(SIDE, slot * 1.05))
     side = random.randint(int(most * 0.82), most)
     sprite = mirrored(subject.sprite) if random.random() < 0.5 else subject.sprite
@@ -197,14 +199,15 @@ def picture(world: World, random: Random, width: int) -> tuple[UInt8[np.ndarray,
         place(canvas, subject, slot * width / count, width / count, random)
     sides = "{} on the left and {} on the right"
     caption = names[0] if count == 1 else random.choice([sides, sides, "{} and {}", "{} next to {}"]).format(*names)
-    said = f"{caption} {where}" if random.random() < 0.92 else caption
-    return _as_bytes(canvas), said.replace(",,", ",")
+    if random.random() < 0.92:
+        caption = f"{caption} {where}"
+    return _as_bytes(canvas), caption.replace(",,", ",")
 
 
 def compose(
     world: World, count: int, width: int, seed: int, on_count: OnCount | None = None
 ) -> tuple[UInt8[np.ndarray, "count 64 width 3"], list[str]]:
-    """`count` pictures and their captions."""
+    """Compose `count` pictures and their captions."""
     random = Random(seed)
     pictures, captions = np.empty((count, HEIGHT, width, 3), np.uint8), []
     for i in range(count):
@@ -225,12 +228,14 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 @app.command(epilog="Example: python -m mos_tiny.recipe.compose --out build/tiny --seed 1")
 def composed(
-    out: Annotated[Path, typer.Option("--out", help="The folder to write to.")],
-    square: Annotated[int, typer.Option("--square", help="Pictures of 64 x 64.")] = 48_000,
-    wide: Annotated[int, typer.Option("--wide", help="Pictures of 64 x 128.")] = 14_000,
-    seed: Annotated[int, typer.Option("--seed", help="Another seed composes other pictures.")] = 1,
-    art: Annotated[Path | None, typer.Option("--art", help="Where the art lies; default: the packaged one.")] = None,
-    narrow: Annotated[bool, typer.Option("--narrow", help="Only what the judge asks about: no wider art.")] = False,
+    out: Annotated[Path, typer.Option("--out", help="The folder to write.")],
+    square: Annotated[int, typer.Option("--square", help="Number of pictures of 64 x 64.")] = 48_000,
+    wide: Annotated[int, typer.Option("--wide", help="Number of pictures of 64 x 128.")] = 14_000,
+    seed: Annotated[int, typer.Option("--seed", help="Random seed.")] = 1,
+    art: Annotated[Path | None, typer.Option("--art", help="Folder of the art; default: the packaged one.")] = None,
+    narrow: Annotated[
+        bool, typer.Option("--narrow", help="Leave the wider art out: only the world that judge measures.")
+    ] = False,
 ) -> None:
     """Compose captioned pictures to train on."""
     sets = {name: load_art(name, art) for name in SETS}
@@ -242,7 +247,7 @@ def composed(
 
 
 def save_pictures(out: Path, width: int, pictures: np.ndarray, captions: list[str]) -> None:
-    """Write the pictures of one width; the captions come last, so that whoever finds them finds both."""
+    """Write the pictures of one width, then their captions, so that captions imply pictures."""
     try:
         out.mkdir(parents=True, exist_ok=True)
         part = out / f"train_{width}.part.npy"

@@ -1,4 +1,4 @@
-"""The learning curve of a training: `curve.json` and `curve.png` beside its weights, longer by one point at a time."""
+"""The learning curve of a training run: `curve.json` and `curve.png` beside its weights."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ COLOURS = ((40, 90, 200), (200, 80, 40), (40, 150, 90), (140, 80, 190))
 
 
 class LearningCurve:
-    """Points that were measured on the way; the first two numbers of a point say when, the rest what."""
+    """Points measured during training: two numbers for progress, then the measurements."""
 
     def __init__(self, folder: Path) -> None:
         self._json, self._png = folder / "curve.json", folder / "curve.png"
@@ -32,7 +32,7 @@ class LearningCurve:
 
 
 def plot(points: list[dict[str, float]]) -> Image.Image:
-    """The curve as a picture: first number across, every number from the third on upwards."""
+    """Plot the measurements (third number onwards) over the first number of each point."""
     across, _, *names = points[-1]
     image = Image.new("RGB", (WIDTH, HEIGHT), "white")
     pen = ImageDraw.Draw(image)

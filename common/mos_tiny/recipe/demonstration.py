@@ -1,8 +1,10 @@
-"""The three demonstration concepts: two faces and an icon that the base never saw, in twelve captioned pictures each.
+"""The three demonstration concepts: two faces and an icon that the base never saw.
+
+Each has twelve captioned pictures.
 
     python -m mos_tiny.recipe.demonstration --out build/concepts
 
-makes again what lies in `concepts/`, pixel for pixel.
+makes the folder `concepts/` again, pixel for pixel.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ CONTEXTS = (
 
 @dataclass(frozen=True)
 class Demonstration:
-    """One concept to show: where its views are in the art, and how it is called."""
+    """A concept to show: its name, its views in the art, and its credit."""
 
     name: str
     class_word: str
@@ -46,7 +48,7 @@ class Demonstration:
 
     @property
     def views(self) -> list[Sprite]:
-        """Its pictures without background; of an icon there is one."""
+        """The pictures without background; an icon has one."""
         art = load_art(self.art_set)
         return [art.pictures[i] for i in art.where(**dict(self.label))]
 
@@ -83,7 +85,7 @@ DEMONSTRATIONS = (
 
 
 def picture_of(sprite: Sprite, context: str, person: bool, random: Random, world: World) -> tuple[np.ndarray, str]:
-    """The sprite on a colour or in a scene, and a caption that calls it V."""
+    """Put the sprite on a colour or in a scene, and return picture and caption (with V for it)."""
     if context in SCENES:
         canvas, where = scene(context, 64, random, world.icons), SCENES[context]
     else:
@@ -98,7 +100,7 @@ def picture_of(sprite: Sprite, context: str, person: bool, random: Random, world
 
 
 def write_concept(shown: Demonstration, folder: Path, world: World) -> None:
-    """The folder that a participant would bring: pictures, captions, and whose art it is."""
+    """Write a folder as a participant would bring it: pictures, captions and credit."""
     random, views = Random(shown.seed), shown.views
     for i, context in enumerate(CONTEXTS):
         person = shown.art_set == "concepts"
@@ -115,7 +117,9 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 @app.command(epilog="Example: python -m mos_tiny.recipe.demonstration --out build/concepts")
-def demonstration(out: Annotated[Path, typer.Option("--out", help="One folder a concept is written here.")]) -> None:
+def demonstration(
+    out: Annotated[Path, typer.Option("--out", help="The folder to write; it gets one folder for each concept.")],
+) -> None:
     """Make the demonstration concepts again."""
     world = World()
     for shown in DEMONSTRATIONS:

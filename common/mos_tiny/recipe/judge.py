@@ -1,11 +1,12 @@
-"""Does the base draw what its prompts say? Measured on drawings that nobody chose.
+"""How often the base draws what its prompts say, measured on all drawings of fixed seeds.
 
     python -m mos_tiny.recipe.judge [BASE] --out build/judge --each 3
 
-BASE is a diffusers folder, by default the embedded one. For each question: how often the drawing is right; the floor, the same
-prompts with an untrained word in place of what is asked; the ceiling, real pictures of the same prompts through the autoencoder;
-and the wanted share. Also the Fréchet distance of drawings from composed pictures in the scorer's features. Writes OUT/judge.json,
-and OUT/judge.png with the first drawings of each question.
+BASE is a diffusers folder, by default the embedded one. Each question gets the share of right
+drawings, a floor (the same prompts with an untrained word in place of the subject), a ceiling
+(real pictures of the prompts through the autoencoder), and the wanted share. The command also
+measures the Fréchet distance of drawings from composed pictures in the scorer's features. It
+writes OUT/judge.json, and OUT/judge.png with the first drawings of each question.
 """
 
 from __future__ import annotations
@@ -26,12 +27,12 @@ import typer
 from mos_common.base_model import TINY, Base, load_base
 from mos_common.files import write_atomically
 from mos_common.shell import run, say
+from mos_tiny.recipe.attribute_probes import Answer, AttributeProbes, learn_probes, pictures_of
 from mos_tiny.recipe.compose import World
 from mos_tiny.recipe.probes import Pictures, frechet_distance
 from mos_tiny.recipe.sheet import as_bytes, draw_prompts, save_sheet, tiled
 from mos_tiny.recipe.trials import COLOURS, DRAWN_SCENES, Trial, caption_trials, noun_trials, pair_trials, person_trials
 from mos_tiny.recipe.vae import reconstructed
-from mos_tiny.recipe.witnesses import Answer, Witnesses, learn, pictures_of
 
 COLUMNS = 16
 REAL_FOR_FRECHET = 1500
@@ -39,7 +40,7 @@ REAL_FOR_FRECHET = 1500
 
 @dataclass(frozen=True)
 class Question:
-    """One thing that is asked of one set of trials."""
+    """A question about an attribute, with the probe that answers it."""
 
     name: str
     asked: str
@@ -47,13 +48,13 @@ class Question:
     answer: Answer
 
     def right(self, trials: Sequence[Trial], pictures: Pictures) -> list[bool]:
-        """Whether each picture shows the truth of its trial."""
-        return [said == trial.truth[self.asked] for said, trial in zip(self.answer(pictures), trials, strict=True)]
+        """Tell for each picture whether it shows the truth of its trial."""
+        return [name == trial.truth[self.asked] for name, trial in zip(self.answer(pictures), trials, strict=True)]
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """Shares of right pictures."""
+    """The shares of right pictures for one question."""
 
     question: str
     drawn: float
@@ -64,7 +65,7 @@ class Verdict:
     missed: dict[str, int]
 
     def __str__(self) -> str:
-        """One row of the table."""
+        """Return the row of the table."""
         reached = "reached" if self.drawn >= self.wanted else "short"
         row = f"{self.drawn:7.3f} {self.floor:7.3f} {self.ceiling:8.3f} {self.wanted:7.2f}  {reached:8}"
         return f"{self.question:34}{row}{self.drawings:5} drawings"
@@ -74,16 +75,16 @@ HEADER = f"{'':34}{'drawn':>7} {'floor':>7} {'ceiling':>8} {'wanted':>7}"
 
 
 class Judge:
-    """A base model, the witnesses, and what was found so far."""
+    """A base model, the probes, and the verdicts so far."""
 
     def __init__(self, base: Base, world: World, steps: int, floor: int) -> None:
         self.base, self.world, self.steps, self.floor = base, world, steps, floor
-        self.witnesses: Witnesses = learn(world, base.vae)
+        self.probes: AttributeProbes = learn_probes(world, base.vae)
         self.verdicts: list[Verdict] = []
         self.blocks: list[np.ndarray] = []
 
     def ask(self, trials: list[Trial], questions: Sequence[Question], seed: int) -> Pictures:
-        """Draw the trials once, and put every question to the drawings."""
+        """Draw the trials once, and ask every question of the drawings."""
         real = pictures_of(trials)
         wide = real.shape[-1] > real.shape[-2]
         drawn = draw_prompts(self.base, [t.prompt for t in trials], wide=wide, seed=seed, steps=self.steps)
@@ -112,68 +113,69 @@ class Judge:
         self.blocks.append(tiled(as_bytes(drawn[: 2 * columns]), columns))
         return drawn
 
-    def everything(self, each: int, seed: int = 7) -> dict[str, float]:
-        """All questions; Fréchet distances by what was compared. `each` sets how many drawings there are."""
-        random, see = Random(seed), self.witnesses
+    def ask_all(self, each: int, seed: int = 7) -> dict[str, float]:
+        """Ask all questions; return Fréchet distances. `each` scales the number of drawings."""
+        random, probes = Random(seed), self.probes
         say(HEADER)
         flat = noun_trials(COLOURS, each, self.world, random)
         self.ask(
             flat,
             [
-                Question("noun, on a flat background", "noun", 0.9, see.noun_on_flat),
-                Question("background colour", "background", 0.95, see.flat),
+                Question("noun, on a flat background", "noun", 0.9, probes.noun_on_flat),
+                Question("background colour", "background", 0.95, probes.flat),
             ],
             seed,
         )
         self.ask(
             noun_trials(DRAWN_SCENES, each, self.world, random),
             [
-                Question("noun, in a scene", "noun", 0.75, see.noun_in_scene),
-                Question("scene", "background", 0.95, see.scene),
+                Question("noun, in a scene", "noun", 0.75, probes.noun_in_scene),
+                Question("scene", "background", 0.95, probes.scene),
             ],
             seed + 1,
         )
         self.ask(
             person_trials(24 * each, self.world, random),
             [
-                Question("person: style", "style", 0.95, see.style),
-                Question("person: hair colour", "hair colour", 0.85, see.hair),
-                Question("person: eyes and mouth visible", "eyes and mouth", 0.9, see.face),
+                Question("person: style", "style", 0.95, probes.style),
+                Question("person: hair colour", "hair colour", 0.85, probes.hair),
+                Question("person: eyes and mouth visible", "eyes and mouth", 0.9, probes.face),
             ],
             seed + 2,
         )
         self.ask(
             pair_trials(16 * each, self.world, random),
             [
-                Question("pair of things: each as it should", "things", 0.6, on_both_sides(see.thing)),
-                Question("pair of people: each as it should", "people", 0.6, on_both_sides(see.person)),
+                Question("pair of things: both right", "things", 0.6, on_both_sides(probes.thing)),
+                Question("pair of people: both right", "people", 0.6, on_both_sides(probes.person)),
             ],
             seed + 3,
         )
         say(
-            f"(the face detector takes {see.faceless_taken_for_faces:.3f} of faces without eyes or mouth for whole ones)"
+            f"(the face detector takes {probes.faceless_taken_for_faces:.3f} of faces without eyes or mouth "
+            "for whole faces)"
         )
         return self.frechet(caption_trials(60 * each, self.world, random), seed + 4)
 
     def frechet(self, trials: list[Trial], seed: int) -> dict[str, float]:
-        """Distances of drawings, of untrained drawings and of rebuilt real pictures from other composed pictures."""
-        features = self.witnesses.scorer.features
+        """Return the Fréchet distances of drawings, floor and ceiling from composed pictures."""
+        features = self.probes.scorer.features
         others = features(pictures_of(caption_trials(REAL_FOR_FRECHET, self.world, Random(seed))))
         drawn = draw_prompts(self.base, [t.prompt for t in trials], seed=seed, steps=self.steps)
         untrained = draw_prompts(self.base, [t.untrained for t in trials[::4]], seed=seed, steps=self.steps)
         rebuilt = reconstructed(self.base.vae, pictures_of(trials))
-        found = {
+        distances = {
             "drawn": frechet_distance(features(drawn), others),
             "floor": frechet_distance(features(untrained), others),
             "ceiling": frechet_distance(features(rebuilt), others),
         }
-        say("Fréchet distance x 1000: " + ", ".join(f"{name} {value:.1f}" for name, value in found.items()))
+        say("Fréchet distance x 1000: " + ", ".join(f"{name} {value:.1f}" for name, value in distances.items()))
         self.blocks.append(tiled(as_bytes(drawn[: 2 * COLUMNS]), COLUMNS))
-        return found
+        return distances
 
 
 def on_both_sides(answer: Callable[[Pictures], list[str]]) -> Answer:
-    """Ask about the left half and about the right half of wide pictures."""
+    """Return an answer about the left and the right half of wide pictures."""
 
     def both(pictures: Pictures) -> list[str]:
         left, right = (answer(half.contiguous()) for half in pictures.chunk(2, dim=3))
@@ -189,31 +191,35 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 def judge(
     base: Annotated[str, typer.Argument(help="A diffusers folder; default: the embedded base.")] = TINY,
     out: Annotated[Path, typer.Option("--out", help="The folder to write.")] = Path("build/judge"),
-    each: Annotated[int, typer.Option("--each", help="Drawings a noun; all other numbers grow with it.")] = 3,
+    each: Annotated[
+        int, typer.Option("--each", help="Drawings of each noun; the other numbers are multiples of it.")
+    ] = 3,
     steps: Annotated[int, typer.Option("--steps", help="Denoising steps.")] = 20,
-    floor: Annotated[int, typer.Option("--floor", help="Drawings for each floor, about.")] = 36,
+    floor: Annotated[int, typer.Option("--floor", help="Approximate number of drawings for each floor.")] = 36,
     threads: Annotated[int, typer.Option("--threads", help="CPU threads.")] = 2,
-    device: Annotated[str | None, typer.Option("--device", help="cpu, cuda, …; default: the best there is.")] = None,
+    device: Annotated[
+        str | None, typer.Option("--device", help="cpu, cuda, …; default: the fastest one available.")
+    ] = None,
 ) -> None:
     """Measure what a base draws, with floor and ceiling."""
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     begun = time.monotonic()
     judged = load_base(base, device=device, dtype="float32")
-    court = Judge(judged, World(), steps, floor)
-    distances = court.everything(each)
+    measured = Judge(judged, World(), steps, floor)
+    distances = measured.ask_all(each)
     seconds = round(time.monotonic() - begun, 1)
     report = {
         "base": judged.fingerprint,
         "each": each,
         "steps": steps,
         "seconds": seconds,
-        "verdicts": [asdict(verdict) for verdict in court.verdicts],
+        "verdicts": [asdict(verdict) for verdict in measured.verdicts],
         "frechet": distances,
-        "faceless_taken_for_faces": court.witnesses.faceless_taken_for_faces,
+        "faceless_taken_for_faces": measured.probes.faceless_taken_for_faces,
     }
     write_atomically(out / "judge.json", (json.dumps(report, indent=2) + "\n").encode())
-    save_sheet(court.blocks, out / "judge.png")
+    save_sheet(measured.blocks, out / "judge.png")
     say(f"{seconds:.0f} s; {out / 'judge.json'}, {out / 'judge.png'}")
 
 

@@ -1,7 +1,7 @@
-"""Pictures of what the base never saw: people of its own styles, whole styles, and icon styles that were kept from it.
+"""Pictures of subjects that the base never saw: people, whole styles of people, and icon styles.
 
-They are composed as its training pictures are, so that nothing but the subject is new. Whoever measures reconstruction or
-teachability measures it on these.
+They are composed like training pictures, so that only the subject is new. Reconstruction and
+teachability are measured on them.
 """
 
 from __future__ import annotations
@@ -18,30 +18,30 @@ from mos_tiny.recipe.scenes import background
 KINDS = ("own styles", "unseen styles", "unseen objects")
 UNSEEN_ICONS = ("fluent", "twemoji")
 SEEN = ("personas", 0)
-"""A kept identity that the first weights have seen after all (see `mos_tiny.recipe.art.trained_characters`): measured no more."""
+"""An identity that the first weights did see (see `art.trained_characters`): left out."""
 
 
 def kept_subjects(kind: str) -> list[list[Subject]]:
-    """All that was kept of one kind: one list of views for each identity (an icon has one view)."""
+    """Return all unseen subjects of a kind: a list of views for each identity (one for an icon)."""
     if kind == "unseen objects":
         objects = load_art("objects")
         icons = [i for i, label in enumerate(objects.labels) if label["style"] in UNSEEN_ICONS]
         return [[Subject(objects.pictures[i], "V", person=False, label=objects.labels[i])] for i in icons]
     concepts = load_art("concepts")
-    found: dict[tuple[str, int], list[Subject]] = {}
+    views: dict[tuple[str, int], list[Subject]] = {}
     for i in concepts.where(unseenStyle=kind == "unseen styles"):
         label = concepts.labels[i]
         if (label["style"], label["id"]) == SEEN:
             continue
         view = Subject(concepts.pictures[i], "V", person=True, label=label)
-        found.setdefault((label["style"], label["id"]), []).append(view)
-    return list(found.values())
+        views.setdefault((label["style"], label["id"]), []).append(view)
+    return list(views.values())
 
 
 def kept_pictures(
     kind: str, each: int = 2, *, seed: int = 0, world: World | None = None
 ) -> UInt8[np.ndarray, "n 64 64 3"]:
-    """`each` pictures of every identity of one kind, on the backgrounds of the tiny world; the same for the same seed."""
+    """Compose `each` pictures of every unseen identity of a kind, on the world's backgrounds."""
     world, random = world or World(), Random(seed)
     pictures = []
     for views in kept_subjects(kind):

@@ -1,4 +1,4 @@
-"""The trained parts as one diffusers folder in half precision: what others load, and what ships."""
+"""The trained parts as one diffusers folder in half precision, as it is shipped."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ SCHEDULE = {
     "timestep_spacing": "trailing",
     "num_train_timesteps": 1000,
 }
-"""Noise as in Stable Diffusion, but none of the picture is left at its end (Lin et al., 2023): flat backgrounds need that."""
+"""Stable Diffusion's noise with zero terminal SNR (Lin et al., 2023), for flat backgrounds."""
 
 
 def pack(folder: Path, *, unet: Any, text_encoder: Any, vae: Any, tokenizer: Any) -> None:
-    """Write a `StableDiffusionPipeline` folder in float16, whole or not at all; the modules stay as they are."""
+    """Write a `StableDiffusionPipeline` folder in float16, atomically; modules stay unchanged."""
     from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
     from transformers.utils import logging as transformers_logging
 
@@ -34,7 +34,7 @@ def pack(folder: Path, *, unet: Any, text_encoder: Any, vae: Any, tokenizer: Any
     pipeline = StableDiffusionPipeline(
         **halves,
         tokenizer=tokenizer,
-        scheduler=DPMSolverMultistepScheduler(**SCHEDULE, steps_offset=1),  # what pipelines of 1.x expect to read
+        scheduler=DPMSolverMultistepScheduler(**SCHEDULE, steps_offset=1),  # pipelines of 1.x expect it
         safety_checker=None,
         feature_extractor=None,
         image_encoder=None,
@@ -48,13 +48,13 @@ def pack(folder: Path, *, unet: Any, text_encoder: Any, vae: Any, tokenizer: Any
 
 
 def _half(module: Any) -> Any:
-    """A copy in float16 on the CPU, its memory in the usual order."""
+    """Return a contiguous copy in float16 on the CPU."""
     copy = torch.nn.Module.to(deepcopy(module), device="cpu", dtype=torch.float16)
     return copy.to(memory_format=torch.contiguous_format)
 
 
 def _forget_origin(file: Path) -> None:
-    """Paths of the machine that trained it are nobody's business."""
+    """Remove the path on the machine that trained the model from a configuration."""
     values = json.loads(file.read_text())
     if isinstance(values, dict) and values.pop("_name_or_path", None) is not None:
         file.write_text(json.dumps(values, indent=2) + "\n")

@@ -1,7 +1,7 @@
-"""Pictures for the autoencoder to reconstruct: more varied than any caption, since it is to draw what nobody has seen yet.
+"""Training pictures for the autoencoder, varied enough for it to draw unseen concepts.
 
-Compositions, sprites of the training art before anything plain, and doodles: strokes and shapes of no meaning, in all colours,
-which teach it edges and lines that the training art happens to lack.
+They are compositions, sprites of the training art on plain backgrounds, and doodles: random
+strokes and shapes in all colours, for edges and lines that the training art lacks.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from mos_tiny.recipe.scenes import background
 from mos_tiny.recipe.sprites import mirrored, paste
 
 SHARES = (0.4, 0.15, 0.2, 0.25)
-"""Of compositions, of sprites on the world's backgrounds, of sprites before gradients, of doodles."""
+"""Shares of compositions, sprites on the world's backgrounds, sprites on gradients, and doodles."""
 
-SWAPPED = 0.25  # pictures whose colour channels change places: colours that no training art has
-FINER = 4  # doodles are drawn this much larger, then made smaller: soft edges, as rendered art has them
+SWAPPED = 0.25  # share with permuted colour channels, for colours that the training art lacks
+FINER = 4  # doodles are drawn this much larger, then reduced, for soft edges like rendered art
 SIDE = 64
 
 
 def as_tensor(pictures: UInt8[np.ndarray, "n height width 3"]) -> Float[Tensor, "n 3 height width"]:
-    """Pictures in [-1, 1]."""
+    """Return the pictures as a tensor in [-1, 1]."""
     return torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def training_picture(world: World, random: Random) -> np.ndarray:
-    """One picture to reconstruct."""
+    """Make one picture to reconstruct."""
     kind = random.choices(range(len(SHARES)), SHARES)[0]
     if kind == 0:
         return picture(world, random, SIDE)[0]
@@ -49,7 +49,7 @@ def training_picture(world: World, random: Random) -> np.ndarray:
 
 
 def doodle(random: Random) -> np.ndarray:
-    """Ellipses, polygons and strokes from hair-thin to broad, one over the other."""
+    """Draw ellipses, polygons and strokes, from thin to broad, on top of each other."""
     image = Image.fromarray(_random_gradient(random).astype(np.uint8)).resize((SIDE * FINER, SIDE * FINER))
     pen = ImageDraw.Draw(image)
     dark = _colour(random, 60)
@@ -86,7 +86,7 @@ def _random_gradient(random: Random) -> np.ndarray:
 
 
 def training_batches(world: World, batch: int, seed: int) -> Iterator[Float[Tensor, "batch 3 64 64"]]:
-    """Batches without end."""
+    """Yield batches without end."""
     random = Random(seed)
     while True:
         pictures = [training_picture(world, random) for _ in range(batch)]

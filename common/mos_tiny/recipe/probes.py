@@ -1,6 +1,7 @@
-"""What looks at a drawing and says what it shows. Everything here learns from composed pictures only, never from drawings.
+"""Probes that name what a picture shows.
 
-How well a probe sees is measured on real pictures through the autoencoder and printed beside every score: the ceiling.
+They learn from composed pictures only, never from drawings. The accuracy of a probe on real
+pictures through the autoencoder, the ceiling, is printed beside every score.
 """
 
 from __future__ import annotations
@@ -25,26 +26,26 @@ Features = Float[Tensor, "n features"]
 
 @dataclass(frozen=True)
 class Centroids:
-    """Names by the nearest mean of real pictures' features."""
+    """A classifier by the nearest mean of real pictures' features."""
 
     names: list[str]
     centres: Features
 
     @classmethod
     def of(cls, features: Features, labels: Sequence[str]) -> Centroids:
-        """One centre a label."""
+        """Compute one centre for each label."""
         names = sorted(set(labels))
         rows = [[i for i, label in enumerate(labels) if label == name] for name in names]
         return cls(names, normalize(torch.stack([features[row].mean(dim=0) for row in rows]), dim=1))
 
     def name(self, features: Features) -> list[str]:
-        """The name of each picture."""
+        """Return the name of each picture."""
         return [self.names[i] for i in (features @ self.centres.T).argmax(dim=1).tolist()]
 
 
 @dataclass(frozen=True)
 class LinearProbe:
-    """Names by ridge regression on one-hot labels."""
+    """A classifier by ridge regression on one-hot labels."""
 
     names: list[str]
     mean: Float[Tensor, " inputs"]
@@ -52,7 +53,7 @@ class LinearProbe:
 
     @classmethod
     def of(cls, inputs: Float[Tensor, "n inputs"], labels: Sequence[str], ridge: float = 1e-3) -> LinearProbe:
-        """Fitted in closed form, in float64; `ridge` is relative to the mean square of the inputs."""
+        """Fit in closed form in float64; `ridge` is relative to the mean square of the inputs."""
         names = sorted(set(labels))
         wanted = one_hot(torch.tensor([names.index(label) for label in labels])).double()
         wanted = wanted / wanted.mean(dim=0)  # a rare name counts as much as a frequent one
@@ -63,18 +64,18 @@ class LinearProbe:
         return cls(names, mean, torch.linalg.solve(damped, rows.T @ (wanted - wanted.mean(dim=0)) / len(rows)))
 
     def name(self, inputs: Float[Tensor, "n inputs"]) -> list[str]:
-        """The name of each picture."""
+        """Return the name of each picture."""
         scores = (inputs.double() - self.mean) @ self.weights
         return [self.names[i] for i in scores.argmax(dim=1).tolist()]
 
 
 def thumbnail(pictures: Pictures, side: int = 16) -> Float[Tensor, "n inputs"]:
-    """Colours and where they are."""
+    """Return the pictures reduced to `side` x `side` pixels, flattened."""
     return adaptive_avg_pool2d(pictures, side).flatten(1)
 
 
 def colour_counts(pictures: Pictures, levels: int = 6) -> Float[Tensor, "n inputs"]:
-    """How much there is of each colour, in the upper part of the picture and in the whole; nearly white is not pure white."""
+    """Return the root of each colour's share, in the upper five eighths and in the whole."""
     counts = []
     for part in (pictures[:, :, : pictures.shape[2] * 5 // 8], pictures):
         level = ((part.clamp(-1, 1) + 1) / 2 * (levels - 1)).round().long()
@@ -86,14 +87,14 @@ def colour_counts(pictures: Pictures, levels: int = 6) -> Float[Tensor, "n input
 
 
 def flat_background(pictures: Pictures) -> list[str]:
-    """The palette's name of what lies in the upper corners."""
+    """Name the palette's colour in the upper corners."""
     corners = torch.cat([pictures[:, :, :6, :6], pictures[:, :, :6, -6:]], dim=3).flatten(2).median(dim=2).values
     colours = torch.tensor(np.stack([flat(name, 1)[0, 0] for name in PALETTE])) / 127.5 - 1
     return [list(PALETTE)[i] for i in torch.cdist(corners, colours).argmin(dim=1).tolist()]
 
 
 def main_hue(picture: Float[Tensor, "3 height width"]) -> str:
-    """The colour of `HUES` that the vivid pixels of a picture have most, or `none`."""
+    """Return the most frequent colour of `HUES` among the vivid pixels, or `none`."""
     hsv = to_hsv(((picture.permute(1, 2, 0).numpy() + 1) / 2).reshape(-1, 3))
     vivid = hsv[(hsv[:, 1] > 0.35) & (hsv[:, 2] > 0.25), 0]
     if len(vivid) < 40:
@@ -103,9 +104,10 @@ def main_hue(picture: Float[Tensor, "3 height width"]) -> str:
 
 
 def frechet_distance(one: Features, other: Features, kept: int = 64) -> float:
-    """|m₁-m₂|² + tr(C₁ + C₂ - 2 (C₁C₂)^½) in the `kept` main directions of `other`, times 1000.
+    """Return 1000 times the Fréchet distance in the `kept` main directions of `other`.
 
-    In all 1280 directions a few hundred pictures would measure their own number.
+    The distance is |m₁-m₂|² + tr(C₁ + C₂ - 2 (C₁C₂)^½). In all 1280 directions, that of a few
+    hundred pictures would depend mostly on their number.
     """
     centre = other.double().mean(dim=0)
     _, _, directions = torch.linalg.svd(other.double() - centre, full_matrices=False)
@@ -119,11 +121,14 @@ def frechet_distance(one: Features, other: Features, kept: int = 64) -> float:
 
 Box = tuple[int, int, int, int]
 FACE: Box = (12, 12, 60, 52)
-"""Where eyes and mouth are when one person is composed into 64 x 64 pixels."""
+"""The region of eyes and mouth when one person is composed into 64 x 64 pixels."""
 
 
 def face_boxes(concepts: Art, style: str) -> tuple[Box, Box]:
-    """(eyes, mouth) as top, left, bottom, right: where views of one person differ, parted at the widest gap."""
+    """Return the boxes (top, left, bottom, right) of eyes and mouth.
+
+    They are where views of one person differ, split at the widest gap between rows.
+    """
     views = [concepts.pictures[concepts.where(style=style, id=i)].astype(np.float32) for i in range(4)]
     moving = np.max([view.std(axis=0).max(axis=-1) for view in views], axis=0) > 12
     rows = np.flatnonzero(moving.any(axis=1))
@@ -137,15 +142,15 @@ def _box(moving: np.ndarray, rows: np.ndarray) -> Box:
 
 
 def without(sprite: Sprite, box: Box, skin: str) -> Sprite:
-    """A face with a part of it gone: skin where the part was."""
-    gone = sprite.copy()
+    """Return the face with a box of it painted in the colour of the skin."""
+    painted = sprite.copy()
     top, left, bottom, right = box
-    gone[top:bottom, left:right, :3] = rgb(skin)
-    return gone
+    painted[top:bottom, left:right, :3] = rgb(skin)
+    return painted
 
 
 class FaceDetector(nn.Module):
-    """Says of a picture of one person whether it has eyes and whether it has a mouth."""
+    """A detector of eyes and of a mouth in a picture of one person."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -157,13 +162,13 @@ class FaceDetector(nn.Module):
         )
 
     def forward(self, pictures: Pictures) -> Float[Tensor, "n 2"]:
-        """Log odds of eyes and of a mouth."""
+        """Return the log odds of eyes and of a mouth."""
         top, left, bottom, right = FACE
-        found: Tensor = self.layers(pictures[:, :, top:bottom, left:right])
-        return found
+        log_odds: Tensor = self.layers(pictures[:, :, top:bottom, left:right])
+        return log_odds
 
     def fit(self, pictures: Pictures, has: Float[Tensor, "n 2"], steps: int = 700, batch: int = 48) -> FaceDetector:
-        """Learn from pictures of `SIDE` that have eyes and a mouth or not."""
+        """Learn from pictures `SIDE` pixels wide; `has` is 1 or 0 for eyes and for a mouth."""
         assert pictures.shape[-1] == SIDE
         generator = torch.Generator().manual_seed(0)
         adam = torch.optim.Adam(self.parameters(), lr=2e-3)
@@ -178,5 +183,5 @@ class FaceDetector(nn.Module):
 
     @torch.no_grad()
     def both(self, pictures: Pictures) -> list[str]:
-        """`yes` for each picture that has eyes and a mouth, else `no`."""
-        return ["yes" if found else "no" for found in (self(pictures) > 0).all(dim=1).tolist()]
+        """Return `yes` for each picture that has eyes and a mouth, else `no`."""
+        return ["yes" if has_both else "no" for has_both in (self(pictures) > 0).all(dim=1).tolist()]

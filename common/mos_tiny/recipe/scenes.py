@@ -1,4 +1,4 @@
-"""Backgrounds of the tiny world: flat colours, and ten drawn scenes that are a little different every time."""
+"""Backgrounds of the tiny world: flat colours, and ten drawn scenes with random details."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ HEIGHT = 64
 LOW_HORIZON = 44
 Icons = Mapping[str, Sprite]
 SCENERY = ("palm-tree", "evergreen-tree", "cactus", "full-moon", "sun")
-"""The icons that scenes are furnished with."""
+"""The icons in scenes."""
 
 
 def flat(colour: str, width: int) -> Canvas:
-    """One even colour: that of the palette, paler, but for black and white."""
+    """Fill a canvas with a paler shade of a palette colour (black and white stay)."""
     value = np.array(PALETTE[colour], np.float64)
     if colour not in ("black", "white"):
         value = value * 0.8 + 45
@@ -26,13 +26,13 @@ def flat(colour: str, width: int) -> Canvas:
 
 
 def scene(name: str, width: int, random: Random, icons: Icons) -> Canvas:
-    """One of `SCENES`. Draws of `random` come in a fixed order: the same seed paints the same scene."""
+    """Paint one of `SCENES`; the same state of `random` paints the same scene."""
     horizon = LOW_HORIZON if name in ("night", "city", "sunset", "room") else random.randint(34, 42)
     return _PAINTERS[name](width, horizon, random, icons)
 
 
 def background(width: int, random: Random, icons: Icons) -> tuple[Canvas, str]:
-    """A flat colour (six times in ten) or a scene, and the words that say where this is."""
+    """Choose a flat colour (six times in ten) or a scene; return it with the words for it."""
     if random.random() < 0.6:
         colour = random.choice(list(PALETTE))
         return flat(colour, width), f"on a {colour} background"

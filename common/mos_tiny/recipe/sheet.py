@@ -1,4 +1,4 @@
-"""A sheet of drawings that nobody chose: the same prompts and seeds each time, so that sheets can be compared."""
+"""A sheet of drawings with fixed prompts and seeds, so that sheets can be compared."""
 
 from __future__ import annotations
 
@@ -36,7 +36,8 @@ SQUARE = (
 )
 WIDE = (
     "a red car on the left and a dog on the right in a meadow",
-    "a man with short black hair, toon style, on the left and a woman with long blue hair, outline style, on the right on the beach",
+    "a man with short black hair, toon style, on the left "
+    "and a woman with long blue hair, outline style, on the right on the beach",
     "a blue balloon on the left and a pizza on the right on a white background",
     "a woman with long pink hair, outline style, next to a house at night",
 )
@@ -45,11 +46,14 @@ WIDE = (
 def draw_prompts(
     base: Base, prompts: list[str], *, wide: bool = False, seed: int = SEED, steps: int = 20, batch: int = 32
 ) -> Float[Tensor, "n 3 64 width"]:
-    """One drawing a prompt, each with a seed of its own."""
-    how = Drawing(steps=steps, guidance=TINY.guidance, width=2 * base.picture_size if wide else None)
+    """Draw each prompt once, each with its own seed."""
+    settings = Drawing(steps=steps, guidance=TINY.guidance, width=2 * base.picture_size if wide else None)
     parts = [
         draw(
-            base, prompts[i : i + batch], [seed * 100_003 + j for j in range(i, min(i + batch, len(prompts)))], how=how
+            base,
+            prompts[i : i + batch],
+            [seed * 100_003 + j for j in range(i, min(i + batch, len(prompts)))],
+            how=settings,
         )
         for i in range(0, len(prompts), batch)
     ]
@@ -57,13 +61,13 @@ def draw_prompts(
 
 
 def as_bytes(pictures: Float[Tensor, "n 3 h w"]) -> UInt8[np.ndarray, "n h w 3"]:
-    """Pictures in [-1, 1] as bytes."""
-    found: UInt8[np.ndarray, "n h w 3"] = ((pictures + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
-    return found
+    """Return pictures in [-1, 1] as bytes."""
+    pixels: UInt8[np.ndarray, "n h w 3"] = ((pictures + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
+    return pixels
 
 
 def tiled(pictures: UInt8[np.ndarray, "n h w 3"], columns: int) -> UInt8[np.ndarray, "height width 3"]:
-    """Pictures in rows of `columns`; the last row is filled up with white."""
+    """Tile the pictures in rows of `columns`; the last row is padded with white."""
     missing = -len(pictures) % columns
     padded = np.concatenate([pictures, np.full((missing, *pictures.shape[1:]), 255, np.uint8)])
     rows = padded.reshape(-1, columns, *pictures.shape[1:])
@@ -71,14 +75,14 @@ def tiled(pictures: UInt8[np.ndarray, "n h w 3"], columns: int) -> UInt8[np.ndar
 
 
 def save_sheet(rows: list[np.ndarray], file: Path) -> None:
-    """Write blocks of equal width below each other, enlarged without smoothing."""
+    """Write blocks of equal width below each other, enlarged by nearest neighbour."""
     file.parent.mkdir(parents=True, exist_ok=True)
     whole = Image.fromarray(np.concatenate(rows))
     whole.resize((whole.width * ENLARGED, whole.height * ENLARGED), Image.Resampling.NEAREST).save(file)
 
 
 def draw_sheet(base_folder: Path, file: Path) -> None:
-    """Draw all prompts with the base in a folder."""
+    """Draw all prompts with the base in a folder, and write the sheet."""
     base = load_base(str(base_folder), device="cpu")
     square = as_bytes(draw_prompts(base, list(SQUARE)))
     wide = as_bytes(draw_prompts(base, list(WIDE), wide=True))

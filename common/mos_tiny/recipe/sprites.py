@@ -1,4 +1,4 @@
-"""Small pictures with transparency: scale, recolour, paste."""
+"""Sprites, small pictures with transparency: resize, recolour, paste."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from mos_tiny.recipe.world import HUES
 
 Sprite = UInt8[np.ndarray, "h w 4"]
 Canvas = Float[np.ndarray, "height width 3"]
-HUE_REACH = 0.09  # a sprite's own colour, as a distance on the colour circle
+HUE_REACH = 0.09  # largest distance of hues that count as one colour; the circle is 1
 
 
 def resized(sprite: Sprite, side: int) -> Sprite:
-    """The sprite as a square of `side` pixels; transparent pixels do not bleed their colour."""
+    """Resize to a square of `side` pixels, without colour from transparent pixels."""
     if side == len(sprite):
         return sprite
     return np.asarray(
@@ -23,12 +23,12 @@ def resized(sprite: Sprite, side: int) -> Sprite:
 
 
 def mirrored(sprite: Sprite) -> Sprite:
-    """The sprite looking the other way."""
+    """Flip the sprite left to right."""
     return np.ascontiguousarray(sprite[:, ::-1])
 
 
 def paste(canvas: Canvas, sprite: Sprite, top: int, left: int) -> None:
-    """Draw the sprite onto the canvas, in place; what lies outside is cut off."""
+    """Draw the sprite onto the canvas, in place; parts outside are cut off."""
     y0, x0 = max(0, top), max(0, left)
     y1, x1 = min(canvas.shape[0], top + sprite.shape[0]), min(canvas.shape[1], left + sprite.shape[1])
     if y1 > y0 and x1 > x0:
@@ -38,7 +38,7 @@ def paste(canvas: Canvas, sprite: Sprite, top: int, left: int) -> None:
 
 
 def to_hsv(colours: Float[np.ndarray, "*n 3"]) -> Float[np.ndarray, "*n 3"]:
-    """Hue, saturation and value, each in [0, 1], of red, green and blue in [0, 1]."""
+    """Convert RGB to hue, saturation and value; all are in [0, 1]."""
     colours = np.asarray(colours, np.float32)
     highest, spread = colours.max(-1), colours.max(-1) - colours.min(-1)
     red, green, blue = np.moveaxis(colours, -1, 0)
@@ -52,7 +52,7 @@ def to_hsv(colours: Float[np.ndarray, "*n 3"]) -> Float[np.ndarray, "*n 3"]:
 
 
 def to_rgb(hsv: Float[np.ndarray, "*n 3"]) -> Float[np.ndarray, "*n 3"]:
-    """The inverse of `to_hsv`."""
+    """Invert `to_hsv`."""
     hue, saturation, value = hsv[..., 0] * 6, hsv[..., 1], hsv[..., 2]
     sector, rest = np.floor(hue).astype(int) % 6, hue - np.floor(hue)
     low, falling = value * (1 - saturation), value * (1 - rest * saturation)
@@ -68,7 +68,7 @@ def to_rgb(hsv: Float[np.ndarray, "*n 3"]) -> Float[np.ndarray, "*n 3"]:
 
 
 def dominant_hue(sprite: Sprite) -> float | None:
-    """The hue that covers most of a sprite, or None if no hue does."""
+    """Return the hue that dominates a sprite, or None if none does."""
     hsv = to_hsv(sprite[sprite[..., 3] > 128][:, :3] / 255.0)
     vivid = (hsv[:, 1] > 0.35) & (hsv[:, 2] > 0.25)
     if vivid.mean() < 0.3:
@@ -80,7 +80,7 @@ def dominant_hue(sprite: Sprite) -> float | None:
 
 
 def recoloured(sprite: Sprite, own_hue: float, colour: str) -> Sprite:
-    """The sprite with everything near its own hue turned to a colour of `HUES`."""
+    """Turn all pixels near the hue `own_hue` to a colour of `HUES`."""
     hsv = to_hsv(sprite[..., :3] / 255.0)
     near = (np.abs((hsv[..., 0] - own_hue + 0.5) % 1 - 0.5) < HUE_REACH) & (hsv[..., 1] > 0.25)
     hsv[..., 0] = np.where(near, (hsv[..., 0] - own_hue + HUES[colour]) % 1, hsv[..., 0])

@@ -1,9 +1,9 @@
-"""What a training needs to go on after it was stopped: one file, whole or not there."""
+"""The state of a training run, in one file that is written atomically."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from pickle import UnpicklingError  # what torch raises for a file that is none of its own
+from pickle import UnpicklingError  # torch raises it for files of another kind
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from mos_common.files import could_not_write
 
 
 def save_state(path: Path, state: Any) -> None:
-    """Write the state beside its place and rename it: a training killed meanwhile goes on from the one before."""
+    """Write the state atomically: a run killed meanwhile continues from the previous one."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(path.name + ".part")
@@ -24,10 +24,10 @@ def save_state(path: Path, state: Any) -> None:
 
 
 def load_state(path: Path, device: str = "cpu") -> Any:
-    """The state to go on from, or None where nothing was trained yet.
+    """Load the state to continue from, or None if there is none yet.
 
     Raises:
-        StateError: the file is no state.
+        StateError: The file cannot be read as a state.
 
     """
     if not path.is_file():
@@ -35,4 +35,6 @@ def load_state(path: Path, device: str = "cpu") -> Any:
     try:
         return torch.load(path, map_location=device, weights_only=True)
     except (OSError, RuntimeError, ValueError, UnpicklingError) as error:
-        raise StateError(f"{path} cannot be read as the state of a training: move it away to start afresh") from error
+        raise StateError(
+            f"{path} cannot be read as the state of a training run: move it away to start from scratch"
+        ) from error

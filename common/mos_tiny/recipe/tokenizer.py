@@ -1,8 +1,8 @@
-"""A CLIP tokenizer whose vocabulary is a byte-level BPE learnt from captions: every word of the tiny world is one token.
+"""A CLIP tokenizer with a byte-level BPE learnt from captions: their words are one token each.
 
     python -m mos_tiny.recipe.tokenizer --data DATA --out RUN/tokenizer
 
-Words beside the captions (`PLAIN_WORDS`) are learnt too, so that ordinary prompts are not spelt letter by letter.
+It also learns `PLAIN_WORDS`, so that ordinary prompts are not spelt letter by letter.
 """
 
 from __future__ import annotations
@@ -19,24 +19,25 @@ from mos_common.files import write_atomically
 from mos_common.shell import run, say
 from mos_tiny.recipe.compose import WIDTHS
 
-POSITIONS = 56  # the longest caption of two people, and some
-MOST_MERGES = 1500
+POSITIONS = 56  # the longest caption of two people, with a margin
+VOCABULARY_SIZE = 1500
 START, END = "<|startoftext|>", "<|endoftext|>"
 WORD_END = "</w>"
 PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"  # how CLIP cuts a text into words
 PLAIN_WORDS = (
-    "photo picture of the my your his her new old toy dog's style drawing painting a an in on at under over with without and or "
-    "next to left right middle front behind top bottom small big tiny large red green blue face head hair eyes smile nose mouth "
-    "ear hand person people boy girl child robot ghost monster dinosaur alien animal food fruit vehicle thing object logo "
-    "character cartoon avatar icon background scene white black light dark color bright day night morning garden street kitchen "
-    "park lake river hill space moon sun sky cloud rain wearing holding sitting standing playing running jumping eating "
-    "rendering close up good nice beautiful cropped depiction the itself one two three"
+    "photo picture of the my your his her new old toy dog's style drawing painting a an in on at under "
+    "over with without and or next to left right middle front behind top bottom small big tiny large red "
+    "green blue face head hair eyes smile nose mouth ear hand person people boy girl child robot ghost "
+    "monster dinosaur alien animal food fruit vehicle thing object logo character cartoon avatar icon "
+    "background scene white black light dark color bright day night morning garden street kitchen park "
+    "lake river hill space moon sun sky cloud rain wearing holding sitting standing playing running "
+    "jumping eating rendering close up good nice beautiful cropped depiction the itself one two three"
 )
-PLAIN_WORDS_COUNT = 200  # often enough to be merged to whole words
+PLAIN_WORDS_COUNT = 200  # enough repetitions to be merged to whole words
 
 
 def learn_merges(captions: Sequence[str]) -> list[tuple[str, str]]:
-    """The merges of byte pairs that the captions ask for, most useful first."""
+    """Learn the byte-pair merges of the captions, most frequent first."""
     from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 
     bpe = Tokenizer(models.BPE(unk_token=END, end_of_word_suffix=WORD_END))
@@ -50,7 +51,7 @@ def learn_merges(captions: Sequence[str]) -> list[tuple[str, str]]:
         ]
     )
     trainer = trainers.BpeTrainer(
-        vocab_size=MOST_MERGES,
+        vocab_size=VOCABULARY_SIZE,
         min_frequency=2,
         special_tokens=[],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
@@ -64,7 +65,7 @@ def learn_merges(captions: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def vocabulary(merges: Sequence[tuple[str, str]]) -> dict[str, int]:
-    """Token ids in the order that CLIP's have: bytes, bytes at the end of a word, merges, start, end."""
+    """Return token ids in CLIP's order: bytes, bytes at a word's end, merges, start, end."""
     from tokenizers import pre_tokenizers
 
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -73,16 +74,16 @@ def vocabulary(merges: Sequence[tuple[str, str]]) -> dict[str, int]:
 
 
 def build_tokenizer(captions: Sequence[str]) -> Any:
-    """The tokenizer for these captions."""
+    """Build the tokenizer for these captions."""
     from transformers import CLIPTokenizer
 
     merges = learn_merges(captions)
-    # transformers 5 takes the tables themselves; files given as vocab_file are ignored without a word
+    # transformers 5 takes the tables themselves; it silently ignores files given as vocab_file
     return CLIPTokenizer(vocab=vocabulary(merges), merges=merges, model_max_length=POSITIONS)
 
 
 def save_tokenizer(tokenizer: Any, out: Path) -> None:
-    """Write the folder, with `vocab.json` and `merges.txt`, which older readers of Stable Diffusion want."""
+    """Write the folder, with the `vocab.json` and `merges.txt` that older readers expect."""
     tokenizer.save_pretrained(out)
     model = json.loads((out / "tokenizer.json").read_text())["model"]
     pairs = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
@@ -92,7 +93,7 @@ def save_tokenizer(tokenizer: Any, out: Path) -> None:
 
 
 def read_captions(data: Path) -> list[str]:
-    """All captions of a folder that `mos_tiny.recipe.compose` wrote."""
+    """Read all captions of a folder that `mos_tiny.recipe.compose` wrote."""
     try:
         return [caption for width in WIDTHS for caption in json.loads((data / f"train_{width}.json").read_text())]
     except OSError as error:
@@ -106,15 +107,18 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 @app.command(epilog="Example: python -m mos_tiny.recipe.tokenizer --data build/tiny --out build/tiny/tokenizer")
 def tokenizer_command(
-    data: Annotated[Path, typer.Option("--data", help="What `mos_tiny.recipe.compose` wrote.")],
+    data: Annotated[Path, typer.Option("--data", help="The folder that mos_tiny.recipe.compose wrote.")],
     out: Annotated[Path, typer.Option("--out", help="The folder to write.")],
 ) -> None:
-    """Learn the vocabulary from captions."""
+    """Learn the vocabulary from the captions."""
     captions = read_captions(data)
     tokenizer = build_tokenizer(captions)
     save_tokenizer(tokenizer, out)
     lengths = sorted(len(tokenizer(caption).input_ids) for caption in captions)
-    say(f"{len(tokenizer)} tokens; captions have {lengths[len(lengths) // 2]} (median) to {lengths[-1]} of {POSITIONS}")
+    say(
+        f"{len(tokenizer)} tokens; captions have {lengths[len(lengths) // 2]} (median) to "
+        f"{lengths[-1]} (at most {POSITIONS})"
+    )
 
 
 if __name__ == "__main__":

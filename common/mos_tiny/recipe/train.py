@@ -1,12 +1,15 @@
-"""The UNet and the text encoder of `tiny`, together, from scratch or from an earlier base.
+r"""The UNet and the text encoder of `tiny`, together, from scratch or from an earlier base.
 
-    python -m mos_tiny.recipe.train --data DATA/latents --tokenizer RUN/tokenizer --vae DATA/latents/vae --out RUN [--init BASE]
+    python -m mos_tiny.recipe.train --data DATA/latents --tokenizer RUN/tokenizer \
+        --vae DATA/latents/vae --out RUN [--init BASE]
 
-DATA/latents is what `mos_tiny.recipe.latents` wrote. Kill it at any time and start the same command again: it continues from
-RUN/state.pt. Every quarter of an hour it writes that, RUN/base (the averaged weights as a diffusers folder in half precision),
-RUN/sheet_NNNNNk.png (the same prompts and seeds each time) and the learning curve.
+`mos_tiny.recipe.latents` wrote DATA/latents. The command can be killed at any time; the same
+command continues from RUN/state.pt. Every 15 minutes it writes that file, RUN/base (the averaged
+weights as a diffusers folder in half precision), RUN/sheet_NNNNNk.png (fixed prompts and seeds)
+and the learning curve.
 
-The objective is Stable Diffusion's with v-prediction and min-SNR weights; captions are dropped now and then, for guidance.
+The objective is Stable Diffusion's with v-prediction and min-SNR weights. Some captions are
+dropped, for guidance.
 """
 
 from __future__ import annotations
@@ -32,7 +35,10 @@ SAY_EVERY = 50
 
 @dataclass(frozen=True)
 class Training:
-    """How long to train, and how fast. `samples` are pictures seen over all continuations; they set the learning rate's decay."""
+    """How long to train, and how fast.
+
+    `samples` counts pictures over all continuations, and sets the decay of the learning rate.
+    """
 
     samples: int = 1_000_000
     batch: int = 64
@@ -43,13 +49,13 @@ class Training:
 
 
 def learning_rate(training: Training, step: int, seen: int) -> float:
-    """A short warm-up, then a cosine over all samples to 3 %."""
+    """Return the learning rate: a short warm-up, then a cosine over all samples down to 3 %."""
     decay = 0.5 * (1 + math.cos(math.pi * min(1.0, seen / training.samples))) * 0.97 + 0.03
     return training.learning_rate * min(1.0, (step + 1) / 60) * decay
 
 
 def train(trainer: Trainer, training: Training, out: Path, vae: Any) -> None:
-    """Train until the samples were seen or the minutes are over; `out` gets state, base, sheet and curve."""
+    """Train for `samples` or `minutes`, and write state, base, sheet and curve to `out`."""
     state = out / "state.pt"
     if trainer.load(state):
         say(f"continues after {trainer.seen} pictures")
@@ -80,7 +86,7 @@ def train(trainer: Trainer, training: Training, out: Path, vae: Any) -> None:
             if time.monotonic() - saved > training.save_every_minutes * 60:
                 save()
                 saved = time.monotonic()
-    finally:  # also after Ctrl-C: nothing that was trained is lost
+    finally:  # also after Ctrl-C, so that no training is lost
         save()
 
 
@@ -88,22 +94,25 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 @app.command(
-    epilog="Example: python -m mos_tiny.recipe.train --data D/latents --tokenizer D/tokenizer --vae D/latents/vae --out RUN"
+    epilog="Example: python -m mos_tiny.recipe.train --data D/latents --tokenizer D/tokenizer "
+    "--vae D/latents/vae --out RUN"
 )
 def train_command(
-    data: Annotated[Path, typer.Option("--data", help="What `mos_tiny.recipe.latents` wrote.")],
-    tokenizer: Annotated[Path, typer.Option("--tokenizer", help="What `mos_tiny.recipe.tokenizer` wrote.")],
-    vae_folder: Annotated[Path, typer.Option("--vae", help="The autoencoder to draw and pack with.")],
+    data: Annotated[Path, typer.Option("--data", help="The folder that mos_tiny.recipe.latents wrote.")],
+    tokenizer: Annotated[Path, typer.Option("--tokenizer", help="The folder that mos_tiny.recipe.tokenizer wrote.")],
+    vae_folder: Annotated[Path, typer.Option("--vae", help="Folder of the autoencoder.")],
     out: Annotated[Path, typer.Option("--out", help="The folder to write, and to continue from.")],
-    init: Annotated[Path | None, typer.Option("--init", help="Start from this base, not from scratch.")] = None,
-    samples: Annotated[int, typer.Option("--samples", help="Pictures to see in all.")] = Training.samples,
-    batch: Annotated[int, typer.Option("--batch", help="Square pictures a step; half as many wide ones.")] = 64,
+    init: Annotated[Path | None, typer.Option("--init", help="The base to start from; default: from scratch.")] = None,
+    samples: Annotated[int, typer.Option("--samples", help="Total number of training pictures.")] = Training.samples,
+    batch: Annotated[int, typer.Option("--batch", help="Square pictures in each step; half as many wide ones.")] = 64,
     rate: Annotated[float, typer.Option("--rate", help="Learning rate.")] = Training.learning_rate,
-    minutes: Annotated[float, typer.Option("--minutes", help="Stop after so long.")] = math.inf,
+    minutes: Annotated[float, typer.Option("--minutes", help="Stop after this many minutes.")] = math.inf,
     every: Annotated[float, typer.Option("--every", help="Minutes between saves.")] = Training.save_every_minutes,
     fine: Annotated[
         float,
-        typer.Option("--fine", min=0, max=1, help="Share of each batch with little noise, for details: to finish."),
+        typer.Option(
+            "--fine", min=0, max=1, help="Share of each batch with little noise, to learn details at the end."
+        ),
     ] = 0.0,
     threads: Annotated[int, typer.Option("--threads", help="CPU threads.")] = 2,
     device: Annotated[str, typer.Option("--device", help="cpu, cuda, …; default: a GPU if there is one.")] = "",

@@ -1,4 +1,4 @@
-"""What a training of UNet and text encoder holds and does: weights, their running average, optimisers, one step."""
+"""The training of UNet and text encoder: weights, their running average, optimisers, one step."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from mos_tiny.recipe.states import load_state, save_state
 from mos_tiny.recipe.tokenizer import POSITIONS
 
 TEXT_WIDTH = 128
-HELD_OUT = 256  # latents at the end of each width that are never trained on
-WIDE_EVERY = 6  # one batch in so many is of wide pictures
-DROPPED = 0.1  # captions left out, for guidance
-SLOWEST = 0.998  # decay of the running average
-MOST_SNR = 5.0
-FINE = 0.3  # of all times: the least noisy part, where the picture is there and its details are decided
+HELD_OUT = 256  # latents at the end of each width that are not for training
+WIDE_EVERY = 6  # every sixth batch is of wide pictures
+DROPPED = 0.1  # share of captions left out, for guidance
+MAX_DECAY = 0.998  # largest decay of the running average
+MAX_SNR = 5.0
+FINE = 0.3  # the share of time steps with the least noise, where details are decided
 
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """Latents and captions by picture width; `empty` is the caption of nothing."""
+    """Latents and captions by picture width; `empty` is the empty caption."""
 
     latents: Mapping[int, Float[Tensor, "n c h w"]]
     captions: Mapping[int, Int[Tensor, "n positions"]]
@@ -40,32 +40,35 @@ class TrainingSet:
 
     @classmethod
     def read(cls, folder: Path, tokenizer: Any) -> TrainingSet:
-        """What `mos_tiny.recipe.latents` wrote.
+        """Read what `mos_tiny.recipe.latents` wrote.
 
         Raises:
-            StateError: there is none.
+            StateError: The folder has no latents.
 
         """
         latents: dict[int, Tensor] = {}
         captions: dict[int, Tensor] = {}
         for width in WIDTHS:
-            found = load_state(folder / f"lat_{width}.pt")
-            if not isinstance(found, Tensor):
+            stored = load_state(folder / f"lat_{width}.pt")
+            if not isinstance(stored, Tensor):
                 raise StateError(f"no latents in {folder}: run `python -m mos_tiny.recipe.latents` first")
-            latents[width] = found
+            latents[width] = stored
             texts = json.loads((folder / f"train_{width}.json").read_text())
-            captions[width] = token_ids(tokenizer, texts[: len(found)])
+            captions[width] = token_ids(tokenizer, texts[: len(stored)])
         return cls(latents, captions, token_ids(tokenizer, [""])[0])
 
 
 def token_ids(tokenizer: Any, captions: Sequence[str]) -> Int[Tensor, "n positions"]:
-    """Token ids of captions, padded to the same length."""
+    """Return the token ids of captions, padded to the same length."""
     ids = tokenizer(list(captions), padding="max_length", max_length=POSITIONS, truncation=True).input_ids
     return torch.tensor(ids)
 
 
 def build_unet() -> Any:
-    """An untrained UNet of Stable Diffusion 1.x's layout: three levels, cross-attention in the two lower ones."""
+    """Build an untrained UNet in Stable Diffusion 1.x layout, with three levels.
+
+    The two lower levels have cross-attention.
+    """
     from diffusers import UNet2DConditionModel
 
     return UNet2DConditionModel(
@@ -81,7 +84,7 @@ def build_unet() -> Any:
 
 
 def build_text_encoder(tokenizer: Any) -> Any:
-    """An untrained CLIP text encoder of two layers."""
+    """Build an untrained CLIP text encoder of two layers."""
     from transformers import CLIPTextConfig, CLIPTextModel
 
     encoder = CLIPTextModel(
@@ -102,12 +105,12 @@ def build_text_encoder(tokenizer: Any) -> Any:
     with torch.no_grad():
         for name, parameter in encoder.named_parameters():
             if "token_embedding" in name or "position_embedding" in name:
-                parameter.normal_(0, 0.1)  # CLIP's 0.02 makes all prompts alike for the first hour
+                parameter.normal_(0, 0.1)  # with CLIP's 0.02 all prompts are alike for the first hour
     return encoder
 
 
 class Trainer:
-    """UNet and text encoder on their way; `seen` pictures and `step` are all that continuing needs beside the weights."""
+    """UNet and text encoder in training, after `step` steps and `seen` pictures."""
 
     def __init__(self, unet: Any, text_encoder: Any, tokenizer: Any, data: TrainingSet, device: str) -> None:
         from diffusers import DDPMScheduler
@@ -125,15 +128,15 @@ class Trainer:
         self.reseed()
 
     def reseed(self) -> None:
-        """Chance that depends on how many pictures were seen: a continuation does not repeat what it saw."""
+        """Seed by the number of pictures seen, so that a continuation does not repeat them."""
         self._chance = np.random.default_rng(self.seen + 1)
         torch.manual_seed(self.seen + 1)
 
     def load(self, path: Path) -> bool:
-        """Take over weights, average and optimisers from a state; False where there is none.
+        """Load weights, average and optimisers from a state; return False if there is none.
 
         Raises:
-            StateError: it is the state of another model.
+            StateError: It is the state of another model.
 
         """
         state = load_state(path, self.device)
@@ -151,14 +154,14 @@ class Trainer:
         return True
 
     def save(self, path: Path) -> None:
-        """Write what `load` needs."""
+        """Write the state that `load` reads."""
         optimisers = {"opt": self._adamw.state_dict(), "muon": self._muon.state_dict()}
         weights = {"params": [p.detach() for p in self._parameters], "ema": self._average}
         save_state(path, {**weights, **optimisers, "seen": self.seen, "step": self.step})
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """Within: the modules hold the running average of their weights, in eval mode."""
+        """Use the running average of the weights, in eval mode, within the context."""
         own = [p.detach().clone() for p in self._parameters]
         torch._foreach_copy_([p.data for p in self._parameters], self._average)
         modules: tuple[nn.Module, ...] = (self.unet, self.text_encoder)
@@ -172,9 +175,10 @@ class Trainer:
                 module.train()
 
     def step_once(self, batch: int, rate: float, fine: float = 0.0) -> float:
-        """One step on `batch` square pictures or half as many wide ones; the unweighted loss before it.
+        """Train one step, and return the unweighted loss before it.
 
-        A share `fine` of the batch is shown with little noise and counts in full: min-SNR weights all but forget the details.
+        A batch is `batch` square pictures or half as many wide ones. A share `fine` of it gets
+        little noise and weight 1, since min-SNR weights nearly ignore details.
         """
         for optimiser in (self._adamw, self._muon):
             unet, text = optimiser.param_groups
@@ -190,8 +194,8 @@ class Trainer:
         latents = self.data.latents[width][which].float()
         error, kept = self._error(latents, captions, t, torch.randn_like(latents))
         snr = kept / (1 - kept).clamp(min=1e-6)
-        # min-SNR for v-prediction; the quarter keeps the noisiest steps, where the layout is decided, from being forgotten
-        weight = (snr.clamp(max=MOST_SNR) + 0.25) / (snr + 1)
+        # min-SNR for v-prediction; 0.25 is for the noisiest steps, where the layout is decided
+        weight = (snr.clamp(max=MAX_SNR) + 0.25) / (snr + 1)
         weight[:finely] = 1
         torch.autograd.backward((error * weight).mean())
         nn.utils.clip_grad_norm_(self._parameters, 1.0, foreach=True)
@@ -200,13 +204,13 @@ class Trainer:
             optimiser.zero_grad(set_to_none=True)
         self.step += 1
         self.seen += count
-        decay = min(SLOWEST, (1 + self.step) / (10 + self.step))
+        decay = min(MAX_DECAY, (1 + self.step) / (10 + self.step))
         torch._foreach_lerp_(self._average, [p.data for p in self._parameters], 1 - decay)
         return float(error.detach().mean())
 
     @torch.no_grad()
     def held_out_loss(self) -> float:
-        """The loss on latents that are never trained on, with the same times and noise each time."""
+        """Return the loss on held-out latents, with the same times and noise in each call."""
         latents = self.data.latents[WIDTHS[0]][-HELD_OUT:].float()
         captions = self.data.captions[WIDTHS[0]][-HELD_OUT:]
         t = (torch.arange(len(latents)) / len(latents) * len(self._kept)).long()
@@ -217,7 +221,7 @@ class Trainer:
     def _error(
         self, latents: Tensor, captions: Tensor, t: Tensor, noise: Tensor
     ) -> tuple[Float[Tensor, "n c h w"], Float[Tensor, "n 1 1 1"]]:
-        """Squared error of the predicted v = √ᾱ·noise - √(1-ᾱ)·latents, and ᾱ, how much of the picture is left at t."""
+        """Return ᾱ at t and, first, the squared error of v = √ᾱ·noise - √(1-ᾱ)·latents."""
         latents, noise = latents.to(self.device), noise.to(self.device)
         kept = self._kept[t][:, None, None, None].to(self.device)
         noisy = kept.sqrt() * latents + (1 - kept).sqrt() * noise

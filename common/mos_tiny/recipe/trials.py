@@ -1,7 +1,8 @@
-"""What the judge asks of a base: prompts, the real pictures they describe, and what must be seen.
+"""Trials of a base: prompts, real pictures that they describe, and the attributes to be recognised.
 
-Each trial knows its prompt, the same prompt with an untrained word in place of what is asked (the floor), a real picture that
-shows what the prompt says (through the autoencoder: the ceiling), and the truth.
+Each trial has its prompt, the prompt with an untrained word in place of the subject (for the
+floor), a real picture of the prompt (for the ceiling, through the autoencoder), and the true
+attributes.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ UNTRAINED = "zqx"
 
 @dataclass(frozen=True)
 class Trial:
-    """One question to the base; `truth` by what is asked."""
+    """A prompt with its real picture; `truth` has the value of each attribute."""
 
     prompt: str
     untrained: str
@@ -41,7 +42,7 @@ class Place:
     flat: bool
 
     def canvas(self, width: int, random: Random, world: World) -> np.ndarray:
-        """A new picture of nothing there."""
+        """Return a new picture of the place with nothing in it."""
         return flat(self.name, width) if self.flat else scene(self.name, width, random, world.icons)
 
 
@@ -51,7 +52,7 @@ PLACES = [*COLOURS, *DRAWN_SCENES]
 
 
 def composed(where: Place, subjects: list[Subject], random: Random, world: World) -> np.ndarray:
-    """Subjects side by side somewhere."""
+    """Compose the subjects side by side in a place."""
     width = 64 * len(subjects)
     canvas = where.canvas(width, random, world)
     for i, subject in enumerate(subjects):
@@ -61,7 +62,7 @@ def composed(where: Place, subjects: list[Subject], random: Random, world: World
 
 
 def noun_trials(places: list[Place], each: int, world: World, random: Random) -> list[Trial]:
-    """Every noun `each` times, on backgrounds that take turns."""
+    """Make `each` trials of every noun, with the places in turn."""
     trials = []
     for number, (noun, turn) in enumerate(product(world.by_noun, range(each))):
         where = places[(number * 7 + turn) % len(places)]
@@ -75,7 +76,7 @@ def noun_trials(places: list[Place], each: int, world: World, random: Random) ->
 
 
 def person_trials(count: int, world: World, random: Random, places: list[Place] | None = None) -> list[Trial]:
-    """People with hair, all styles alike often."""
+    """Make trials of people with visible hair, all styles equally often."""
     trials = []
     for turn in range(count):
         where = random.choice(places or COLOURS)
@@ -86,15 +87,15 @@ def person_trials(count: int, world: World, random: Random, places: list[Place] 
             "eyes and mouth": "yes",
             "background": where.words,
         }
-        nothing = f"a {UNTRAINED} {where.words}"
+        untrained = f"a {UNTRAINED} {where.words}"
         trials.append(
-            Trial(f"{subject.caption} {where.words}", nothing, composed(where, [subject], random, world), truth)
+            Trial(f"{subject.caption} {where.words}", untrained, composed(where, [subject], random, world), truth)
         )
     return trials
 
 
 def pair_trials(count: int, world: World, random: Random) -> list[Trial]:
-    """Two subjects side by side on white, as often two coloured things as two people; the truth is what each side shows."""
+    """Make trials of two subjects on white: two coloured things and two people in turn."""
     trials = []
     for turn in range(count):
         if turn % 2:
@@ -106,14 +107,14 @@ def pair_trials(count: int, world: World, random: Random) -> list[Trial]:
             truth = " | ".join(f"{s.label['colour']} {s.label['noun']}" for s in pair)
         left, right = (subject.caption for subject in pair)
         sides = f"{left} on the left and {right} on the right on a white background".replace(",,", ",")
-        nothing = f"a {UNTRAINED} on the left and a {UNTRAINED} on the right on a white background"
+        untrained = f"a {UNTRAINED} on the left and a {UNTRAINED} on the right on a white background"
         real = composed(COLOURS[-1], pair, random, world)
-        trials.append(Trial(sides, nothing, real, {"people" if turn % 2 else "things": truth}))
+        trials.append(Trial(sides, untrained, real, {"people" if turn % 2 else "things": truth}))
     return trials
 
 
 def caption_trials(count: int, world: World, random: Random) -> list[Trial]:
-    """Captions as the base was trained on, with the pictures they describe."""
+    """Make trials of captions as in training, with the pictures that they describe."""
     trials = []
     for _ in range(count):
         real, caption = picture(world, random, 64)
@@ -122,18 +123,18 @@ def caption_trials(count: int, world: World, random: Random) -> list[Trial]:
 
 
 def _someone(style: str, world: World, random: Random) -> Subject:
-    """A person of a style whose hair can be seen."""
+    """Choose a person of a style with visible hair."""
     fits: Callable[[Label], bool] = lambda label: bool(label["style"] == style and label.get("hair"))  # noqa: E731
     i = random.choice([i for i in world.people if fits(world.characters.labels[i])])
     label = world.characters.labels[i]
-    who = "man" if label.get("beard") else random.choice(["man", "woman"])
+    noun = "man" if label.get("beard") else random.choice(["man", "woman"])
     beard = " and a beard" if label.get("beard") else ""
-    caption = f"a {who} with {hair_words(label)}{beard}, {STYLES[style]},"
+    caption = f"a {noun} with {hair_words(label)}{beard}, {STYLES[style]},"
     return Subject(world.characters.pictures[i], caption, person=True, label=label)
 
 
 def _two_things(world: World, random: Random) -> list[Subject]:
-    """Two different nouns in two different colours."""
+    """Choose two different nouns in two different colours."""
     by_noun = {world.objects.labels[i]["noun"]: i for i in world.hues}
     pair = []
     for noun, colour in zip(random.sample(sorted(by_noun), 2), random.sample(list(HUES), 2), strict=True):

@@ -1,12 +1,14 @@
 """The autoencoder of `tiny`: pictures to latents of a quarter of their side, and back.
 
-    python -m mos_tiny.recipe.vae --out RUN/vae --minutes 60                                   from scratch
-    python -m mos_tiny.recipe.vae --init BASE/vae --out RUN/vae --decoder-only --minutes 40    a better decoder for the same latents
-    python -m mos_tiny.recipe.vae --init BASE/vae --minutes 0                                  only measure
+    python -m mos_tiny.recipe.vae --out RUN/vae --minutes 60                  train from scratch
+    python -m mos_tiny.recipe.vae --init BASE/vae --out RUN/vae --decoder-only --minutes 40
+    python -m mos_tiny.recipe.vae --init BASE/vae --minutes 0                 only measure
 
-Trained on compositions made on the way, bare sprites and doodles (`mos_tiny.recipe.pictures`). With `--decoder-only` the encoder stays as it
-is, so that latents made before, and UNets trained on them, stay valid. RUN/vae/state.pt is written every few minutes: the same
-command continues from it. Prints the reconstruction of pictures that were kept from training, in dB, before and after.
+It learns from compositions, sprites and doodles that are made during training
+(`mos_tiny.recipe.pictures`). `--decoder-only` leaves the encoder unchanged, so that earlier
+latents, and UNets trained on them, stay valid. RUN/vae/state.pt is written every three minutes,
+and the same command continues from it. The reconstruction of unseen pictures, in dB, is printed
+before and after.
 """
 
 from __future__ import annotations
@@ -38,7 +40,7 @@ SAY_EVERY = 50
 
 @dataclass(frozen=True)
 class VaeTraining:
-    """How to train the autoencoder. A batch is of 64 x 64 pictures; `minutes` count over all continuations."""
+    """How to train the autoencoder on 64 x 64 pictures; `minutes` covers all continuations."""
 
     minutes: float = 60.0
     batch: int = 8
@@ -48,7 +50,10 @@ class VaeTraining:
 
 
 def build_vae() -> Any:
-    """An untrained autoencoder that starts near a linear low-pass filter: it learns several times faster than from noise."""
+    """Build an untrained autoencoder that is nearly a linear low-pass filter.
+
+    It learns several times faster than one with random weights.
+    """
     from diffusers import AutoencoderKL
 
     vae = AutoencoderKL(
@@ -83,32 +88,32 @@ def _near_linear(name: str, module: nn.Conv2d) -> None:
 
 @torch.no_grad()
 def reconstructed(vae: Any, pictures: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n 3 h w"]:
-    """Pictures through the autoencoder and back, in batches."""
+    """Encode and decode pictures, in batches."""
     device = next(vae.parameters()).device
-    back = [vae.decode(vae.encode(part.to(device)).latent_dist.mean).sample for part in torch.split(pictures, 50)]
-    return torch.cat(back).clamp(-1, 1).cpu()
+    decoded = [vae.decode(vae.encode(part.to(device)).latent_dist.mean).sample for part in torch.split(pictures, 50)]
+    return torch.cat(decoded).clamp(-1, 1).cpu()
 
 
 def psnr(vae: Any, pictures: Float[Tensor, "n 3 h w"]) -> float:
-    """Mean over pictures of the peak signal-to-noise ratio of their reconstruction, in dB."""
+    """Return the mean peak signal-to-noise ratio of reconstructed pictures, in dB."""
     errors = ((reconstructed(vae, pictures) - pictures) ** 2).mean(dim=(1, 2, 3))
     return float((10 * torch.log10(4 / errors)).mean())
 
 
 def measure(vae: Any) -> dict[str, float]:
-    """Reconstruction of every kind of kept pictures, in dB."""
+    """Measure the reconstruction of every kind of unseen pictures, in dB."""
     return {kind: round(psnr(vae, as_tensor(kept_pictures(kind))), 2) for kind in KINDS}
 
 
 def reconstruction_loss(rebuilt: Float[Tensor, "n 3 h w"], pictures: Float[Tensor, "n 3 h w"]) -> Float[Tensor, ""]:
-    """Squared and absolute error, and the absolute error of edges, which eyes and mouths are made of."""
+    """Return squared error plus absolute errors of pixels and of edges (eyes and mouths)."""
     error = rebuilt - pictures
     edges = (error[..., 1:] - error[..., :-1]).abs().mean() + (error[..., 1:, :] - error[..., :-1, :]).abs().mean()
     return 10 * (error**2).mean() + error.abs().mean() + 0.5 * edges
 
 
 def train(vae: Any, training: VaeTraining, out: Path) -> None:
-    """Train in place until the minutes are over; `out` gets the weights, the state and the learning curve."""
+    """Train in place for `minutes`, and write weights, state and learning curve to `out`."""
     vae.train()
     vae.encoder.requires_grad_(not training.decoder_only)
     vae.quant_conv.requires_grad_(not training.decoder_only)
@@ -149,7 +154,7 @@ def _optimisers(vae: Any, training: VaeTraining) -> list[torch.optim.Optimizer]:
 
 
 def _set_rates(optimisers: list[torch.optim.Optimizer], rate: float, step: int, progress: float) -> None:
-    """A short warm-up, then a cosine to one hundredth."""
+    """Set the learning rate: a short warm-up, then a cosine down to one hundredth."""
     now = rate * min(1.0, (step + 1) / 30) * (0.5 * (1 + math.cos(math.pi * progress)) * 0.99 + 0.01)
     for optimiser in optimisers:
         for group in optimiser.param_groups:
@@ -157,7 +162,7 @@ def _set_rates(optimisers: list[torch.optim.Optimizer], rate: float, step: int, 
 
 
 def _step(vae: Any, pictures: Tensor, decoder_only: bool, optimisers: list[torch.optim.Optimizer]) -> float:
-    """One step; the mean squared error before it."""
+    """Train one step, and return the mean squared error before it."""
     if decoder_only:
         with torch.no_grad():
             latents = vae.encode(pictures).latent_dist.mean
@@ -191,15 +196,17 @@ def vae_command(
     out: Annotated[
         Path | None, typer.Option("--out", help="The folder to write; needed unless --minutes is 0.")
     ] = None,
-    init: Annotated[Path | None, typer.Option("--init", help="Start from this autoencoder, not from scratch.")] = None,
-    minutes: Annotated[float, typer.Option("--minutes", help="How long to train, continuations included.")] = 60.0,
-    decoder_only: Annotated[bool, typer.Option("--decoder-only", help="Leave the encoder as it is.")] = False,
-    batch: Annotated[int, typer.Option("--batch", help="Pictures a step.")] = 8,
+    init: Annotated[
+        Path | None, typer.Option("--init", help="The autoencoder to start from; default: from scratch.")
+    ] = None,
+    minutes: Annotated[float, typer.Option("--minutes", help="Minutes to train, over all continuations.")] = 60.0,
+    decoder_only: Annotated[bool, typer.Option("--decoder-only", help="Leave the encoder unchanged.")] = False,
+    batch: Annotated[int, typer.Option("--batch", help="Pictures in each step.")] = 8,
     rate: Annotated[float, typer.Option("--rate", help="Learning rate.")] = 2e-3,
     threads: Annotated[int, typer.Option("--threads", help="CPU threads.")] = 2,
     device: Annotated[str, typer.Option("--device", help="cpu, cuda, …")] = "cpu",
 ) -> None:
-    """Train the autoencoder, or only its decoder, and measure it on pictures that were kept from training."""
+    """Train the autoencoder, or only its decoder, and measure it on unseen pictures."""
     if minutes and out is None:
         raise typer.BadParameter("--out is needed to train")
     torch.set_num_threads(threads)

@@ -1,7 +1,7 @@
-"""The art that widens the tiny world, in words: icons of five sets, and people of styles that the base never had to draw before.
+"""Captions for the art of the wider world: icons of five sets, and people in more styles.
 
-It teaches the base that there are many ways to draw. Nothing that is kept from the base is in it (`mos_tiny.recipe.art`): no kept identity,
-style, icon style or noun.
+This art teaches the base that there are many ways to draw. It has no identity, style, icon style
+or noun that is kept from the base (`mos_tiny.recipe.art`).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ ICON_STYLES = {
     "fxemoji": "paper style",
     "streamline": "inked style",
 }
-"""What captions call a set of icons; the world's own icons have no word."""
+"""The words for a set of icons in captions; the tiny world's own set has none."""
 
 PERSON_STYLES = STYLES | {
     "dylan": "bold style",
@@ -43,23 +43,23 @@ MORE_MOODS = MOODS | {"angry": "angry"}
 
 
 def described_wider(label: Label, random: Random) -> str:
-    """A sprite of the set `wider` in words; most captions name its style."""
+    """Describe a sprite of the set `wider`; most captions name its style."""
     if label["kind"] != "avatar":
         tone = f"{label['tone']} " if "tone" in label and random.random() < 0.7 else ""
         style = ICON_STYLES[label["style"]]
         return with_article(tone + label["noun"]) + (f" in {style}" if style and random.random() < 0.85 else "")
     looks = _looks(label, random)
     style = f", {PERSON_STYLES[label['style']]}," if random.random() < 0.85 else ""
-    return _who(label, random) + (" with " + " and ".join(looks) if looks else "") + style
+    return _noun(label, random) + (" with " + " and ".join(looks) if looks else "") + style
 
 
 def skin_words(label: Label) -> str:
-    """`light-skinned`, `dark-skinned`, or nothing in between."""
+    """Return `light-skinned`, `dark-skinned`, or nothing for skin in between."""
     brightness = sum(rgb(label["skin"]))
     return "light-skinned" if brightness > 520 else "dark-skinned" if brightness < 330 else ""
 
 
-def _who(label: Label, random: Random) -> str:
+def _noun(label: Label, random: Random) -> str:
     mood = MORE_MOODS.get(label.get("mouth") or "", "") if random.random() < 0.6 else ""
     skin = skin_words(label) if "skin" in label and random.random() < 0.5 else ""
     colour = nearest(label["colour"], PALETTE) if "colour" in label else ""

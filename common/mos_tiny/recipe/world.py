@@ -1,7 +1,8 @@
-"""The words of the tiny world: what the embedded base model can be asked for.
+"""The words of the tiny world, which the embedded base model can draw.
 
-A caption names one thing or two ("a red car", "a smiling woman with long blue hair, outline style,") and where they are ("on a
-green background", "on the beach"). Every word here is one token of the base's tokenizer; any other word is spelt.
+A caption names one or two subjects ("a red car", "a smiling woman with long blue hair, outline
+style,") and a place ("on a green background", "on the beach"). Every word here is one token of
+the base's tokenizer; other words are several tokens.
 """
 
 from __future__ import annotations
@@ -64,20 +65,20 @@ SCENES = {
     "room": "in a room",
 }
 STYLES = {"toonHead": "toon style", "micah": "outline style", "personas": "flat style"}
-"""The styles of people that the base learns, as the art and as captions call them."""
+"""The styles of people in training: their names in the art and in captions."""
 
 
 def rgb(code: str) -> Colour:
-    """The colour of six hexadecimal digits."""
+    """Return the colour that six hexadecimal digits give."""
     return int(code[0:2], 16), int(code[2:4], 16), int(code[4:6], 16)
 
 
 def nearest(code: str, names: Mapping[str, Colour]) -> str:
-    """The name of the colour that is nearest to six hexadecimal digits."""
+    """Return the name of the colour nearest to six hexadecimal digits."""
     colour = rgb(code)
     return min(names, key=lambda name: sum((a - b) ** 2 for a, b in zip(names[name], colour, strict=True)))
 
 
 def with_article(noun: str) -> str:
-    """`a cat`, `an apple`."""
+    """Put the indefinite article before a noun: `a cat`, `an apple`."""
     return ("an " if noun[0] in "aeiou" else "a ") + noun

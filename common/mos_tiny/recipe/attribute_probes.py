@@ -1,4 +1,7 @@
-"""The judge's witnesses: probes that learnt from composed pictures what a noun, a place, a style, hair and a face look like."""
+"""One probe for each attribute of a trial: noun, place, style, hair, face, coloured thing.
+
+They learn from composed pictures only.
+"""
 
 from __future__ import annotations
 
@@ -39,8 +42,8 @@ Answer = Callable[[Pictures], list[str]]
 
 
 @dataclass(frozen=True)
-class Witnesses:
-    """One way of seeing for each thing that is asked."""
+class AttributeProbes:
+    """One function for each attribute, which names it in every picture."""
 
     scorer: ImageScorer
     noun_on_flat: Answer
@@ -51,42 +54,42 @@ class Witnesses:
     hair: Answer
     face: Answer
     thing: Answer
-    """A coloured thing on white, by colour and noun."""
+    """Names a coloured thing on white by colour and noun."""
     faceless_taken_for_faces: float
-    """How often the face detector is fooled by people whose eyes or mouth were taken away."""
+    """Share of people without eyes or mouth whose face the detector takes for a whole one."""
 
     def person(self, pictures: Pictures) -> list[str]:
-        """A person's style and hair colour."""
+        """Name the style and the hair colour of each person."""
         return [f"{style}, {hair}" for style, hair in zip(self.style(pictures), self.hair(pictures), strict=True)]
 
 
 def pictures_of(trials: list[Trial]) -> Pictures:
-    """The real pictures of trials, in [-1, 1]."""
+    """Return the real pictures of trials, in [-1, 1]."""
     return as_tensor(np.stack([trial.real for trial in trials]))
 
 
-def learn(world: World, vae: Any, *, each: int = 12, people: int = 1500, seed: int = 1000) -> Witnesses:
-    """Let the witnesses learn: `each` pictures a noun and kind of place, and `people` persons."""
+def learn_probes(world: World, vae: Any, *, each: int = 12, people: int = 1500, seed: int = 1000) -> AttributeProbes:
+    """Train the probes on `each` pictures of every noun, flat and in scenes, and on `people`."""
     random, scorer = Random(seed), ImageScorer()
 
     def nouns(trials: list[Trial]) -> Answer:
-        known = Centroids.of(scorer.features(pictures_of(trials)), [trial.truth["noun"] for trial in trials])
-        return lambda pictures: known.name(scorer.features(pictures))
+        centroids = Centroids.of(scorer.features(pictures_of(trials)), [trial.truth["noun"] for trial in trials])
+        return lambda pictures: centroids.name(scorer.features(pictures))
 
     flat, scenes = (noun_trials(places, each, world, random) for places in (COLOURS, DRAWN_SCENES))
     persons = person_trials(people, world, random, PLACES)
-    twice = [*persons, *persons]  # as they are, and through the autoencoder: drawings are never sharper than that
-    seen = pictures_of(persons)
-    seen = torch.cat([seen, reconstructed(vae, seen)])
-    style = LinearProbe.of(scorer.features(seen), [trial.truth["style"] for trial in twice])
-    hair = LinearProbe.of(_colours(seen), [trial.truth["hair colour"] for trial in twice])
+    twice = [*persons, *persons]  # unchanged, and through the autoencoder: drawings are no sharper
+    portraits = pictures_of(persons)
+    portraits = torch.cat([portraits, reconstructed(vae, portraits)])
+    style = LinearProbe.of(scorer.features(portraits), [trial.truth["style"] for trial in twice])
+    hair = LinearProbe.of(_colours(portraits), [trial.truth["hair colour"] for trial in twice])
     words = set(SCENES.values())
     placed = [trial for trial in (*scenes, *persons) if trial.truth["background"] in words]
     scene = LinearProbe.of(thumbnail(pictures_of(placed)), [trial.truth["background"] for trial in placed])
     faces = FaceDetector().fit(*faces_with_truth(world, vae, 2 * people, random))
     tested, has = faces_with_truth(world, vae, people // 3, random)
     faceless = ~has.bool().all(dim=1)
-    return Witnesses(
+    return AttributeProbes(
         scorer=scorer,
         noun_on_flat=nouns(flat),
         noun_in_scene=nouns(scenes),
@@ -105,7 +108,7 @@ def _colours(pictures: Pictures) -> torch.Tensor:
 
 
 def _coloured_things(world: World, scorer: ImageScorer, random: Random) -> Answer:
-    """Nouns by centroids of all their colours, the colour by the hue of vivid pixels."""
+    """Name nouns by centroids over all their colours, and colours by the hue of vivid pixels."""
     pictures, nouns = [], []
     for (i, hue), colour, _ in product(world.hues.items(), HUES, range(3)):
         label = world.objects.labels[i]
@@ -113,19 +116,20 @@ def _coloured_things(world: World, scorer: ImageScorer, random: Random) -> Answe
         subject = Subject(sprite, with_article(label["noun"]), person=False, label=label)
         pictures.append(composed(COLOURS[-1], [subject], random, world))
         nouns.append(label["noun"])
-    known = Centroids.of(scorer.features(as_tensor(np.stack(pictures))), nouns)
+    centroids = Centroids.of(scorer.features(as_tensor(np.stack(pictures))), nouns)
 
-    def answer(seen: Pictures) -> list[str]:
-        names = known.name(scorer.features(seen))
-        return [f"{main_hue(picture)} {noun}" for picture, noun in zip(seen, names, strict=True)]
+    def answer(shown: Pictures) -> list[str]:
+        names = centroids.name(scorer.features(shown))
+        return [f"{main_hue(picture)} {noun}" for picture, noun in zip(shown, names, strict=True)]
 
     return answer
 
 
 def faces_with_truth(world: World, vae: Any, count: int, random: Random) -> tuple[Pictures, Float[Tensor, "n 2"]]:
-    """Pictures of people and whether they have (eyes, a mouth): whole faces, faces without, and faces too blurred to tell.
+    """Compose people with and without eyes and mouth, and return the pictures with the truth.
 
-    Half of all went through the autoencoder.
+    Truth is (1 or 0 for eyes, 1 or 0 for a mouth); both are 0 for faces that are blurred beyond
+    recognition. Every second picture goes through the autoencoder.
     """
     concepts: Art = load_art("concepts")
     boxes = {style: face_boxes(concepts, style) for style in STYLES}
@@ -134,8 +138,8 @@ def faces_with_truth(world: World, vae: Any, count: int, random: Random) -> tupl
         i = random.choice(world.people)
         label, sprite = world.characters.labels[i], world.characters.pictures[i]
         truth = random.choice([(1.0, 1.0), (1.0, 1.0), (1.0, 1.0), (0.0, 1.0), (1.0, 0.0), (0.0, 0.0)])
-        for there, box in zip(truth, boxes[label["style"]], strict=True):
-            sprite = sprite if there else without(sprite, box, label["skin"])
+        for visible, box in zip(truth, boxes[label["style"]], strict=True):
+            sprite = sprite if visible else without(sprite, box, label["skin"])
         subject = Subject(sprite, "", person=True, label=label)
         picture = composed(random.choice(PLACES), [subject], random, world)
         if truth == (1.0, 1.0) and random.random() < 0.15:
@@ -143,7 +147,7 @@ def faces_with_truth(world: World, vae: Any, count: int, random: Random) -> tupl
             picture, truth = np.asarray(blurred), (0.0, 0.0)
         pictures.append(picture)
         has.append(truth)
-    seen = as_tensor(np.stack(pictures))
-    half = torch.arange(len(seen)) % 2 == 0
-    seen[half] = reconstructed(vae, seen[half])
-    return seen, torch.tensor(has)
+    composed_people = as_tensor(np.stack(pictures))
+    half = torch.arange(len(composed_people)) % 2 == 0
+    composed_people[half] = reconstructed(vae, composed_people[half])
+    return composed_people, torch.tensor(has)
