@@ -1,8 +1,7 @@
-"""Regenerate the inputs of layers. No pictures are needed: a concept's own model produces its
-activations from its prompts.
+"""Regenerate the inputs of layers, without any pictures.
 
-Every function runs the model as the caller has set it up (own or fused changes attached) and records
-into a sink.
+A concept's own model produces its activations from its prompts. Every function runs the model as
+the caller has set it up (own or fused changes attached) and records into a sink.
 """
 
 from __future__ import annotations
@@ -141,8 +140,8 @@ def position_weights(texts: Sequence[TokenIds], kinds: tuple[float, float, float
     """Return the weight of each token position.
 
     `kinds` has the weights of concept words with the first end-of-text token, of other text up to
-    it, and of padding after it. In a text without a concept all positions up to the end-of-text token
-    count as concept words do, or as other text if the weight of words is 0.
+    it, and of padding after it. In a text without a concept all positions up to the end-of-text
+    token count as concept words do, or as other text if the weight of words is 0.
     """
     of_words, of_text, of_padding = kinds
     weights = torch.full((len(texts), len(texts[0].ids)), of_padding)

@@ -4,9 +4,9 @@ A float32 product loses everything 1e-7 below the largest second moment: a small
 solve for rounding errors. A CPU multiplies in float64 at half the speed of float32. A consumer GPU
 does so at 1/32 or 1/64; there X is cut into three slices of 8 bits (after Ozaki et al. 2012, doi
 10.1007/s11075-011-9478-1). Products of slices are whole numbers, so a float32 sum of up to 256 of
-them is exact, even on tensor cores in TF32, which hold 11 bits of each factor. The result is the Gram
-of X rounded 2^-25 below the largest element of each column. It is positive semidefinite, as a Gram
-must be.
+them is exact, even on tensor cores in TF32, which hold 11 bits of each factor. The result is the
+Gram of X rounded 2^-25 below the largest element of each column. It is positive semidefinite, as a
+Gram must be.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ from mos_common.layers import Layer
 from mos_server.fusion.gram import gram
 from mos_server.fusion.row_sink import RowSink
 
-# Choose the rows of a batch that count, from (batch, rows, d_in): each times the root of its weight.
+# Choose the rows of a batch (batch, rows, d_in) that count, each times the root of its weight.
 Choice = Callable[[Float[Tensor, "batch rows d_in"]], Float[Tensor, "chosen d_in"]]
 _DIGEST = "sha256"
 

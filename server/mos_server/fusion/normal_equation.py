@@ -45,8 +45,8 @@ class NormalEquations:
     def add(self, concept: Concept, moments: Moments, weight: float = 1.0) -> None:
         """Add wi (Gi + μ G0) to S and wi si Ai Gi to the right-hand sides.
 
-        wi is `weight`, or less if the concept's energy is out of bounds. Since μ counts once for every
-        concept, ordinary prompts weigh as much against thirty concepts as against three.
+        wi is `weight`, or less if the concept's energy is out of bounds. Since μ counts once for
+        every concept, ordinary prompts weigh as much against thirty concepts as against three.
         """
         for reads in self._S:
             G = moments.mean(reads)

@@ -3,8 +3,8 @@
 Flower serves three APIs from one application: the Fleet API for participants, and two more with
 which anybody could start runs and take over the server's own tasks. It also reads every body into
 memory before it checks who sent it. The gate passes on only Fleet calls, from keys that the
-operator admitted, with bodies of bounded size. Flower then verifies the signature, which proves that the
-key's owner made the call.
+operator admitted, with bodies of bounded size. Flower then verifies the signature, which proves
+that the key's owner made the call.
 """
 
 from __future__ import annotations

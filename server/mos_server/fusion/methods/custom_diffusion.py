@@ -34,8 +34,8 @@ from mos_server.fusion.recording_settings import PAPER_PROMPTS, ROWS
 from mos_server.fusion.solve import refactored
 from mos_server.fusion.statistics import Statistics
 
-# As a share of the mean second moment of ordinary text: some hundred rows do not span the width of a
-# text encoder.
+# As a share of the mean second moment of ordinary text: some hundred rows do not span the width of
+# a text encoder.
 DAMPING = 1e-4
 
 
