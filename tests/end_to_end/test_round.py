@@ -96,7 +96,7 @@ def test_a_picture_with_both_concepts_is_drawn(published):
 
 
 def test_the_gate_lets_strangers_reach_nothing(published):
-    """From outside, Flower's control and runtime APIs, pages and unsigned fleet calls are closed."""
+    """Outsiders reach no control or runtime API, no page, and no unsigned fleet call."""
     _, participants, _ = published
     host, port = read_kit(participants[0].kit).fleet.split(":")
     context = ssl.create_default_context(cadata=read_kit(participants[0].kit).ca)

@@ -88,7 +88,7 @@ class Dense:
     ids=["towards no change", "towards the sum", "small ridge", "tiny ridge", "tiny ridge, few rows"],
 )
 def test_every_published_layer_is_at_the_optimum(base, make_concept, stored, ridge, rows, preserve, towards):
-    """Three groups of layers on real activations. "words" has fewer rows than inputs: S is singular."""
+    """Three groups of layers on real activations; with "words" S alone is singular."""
     concepts = [
         NamedConcept(who, make_concept(base, name, seed=seed, rank=seed + 1))
         for seed, (who, name) in enumerate((("alice", "<cat>"), ("bob", "<dog>"), ("carol", "<tree>")))

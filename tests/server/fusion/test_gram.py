@@ -48,7 +48,7 @@ def test_blocks_are_the_whole_gram(count, width):
 
 
 def test_whole_numbers_are_exact():
-    """For rows that three slices hold without rounding, the bits are those of integer arithmetic."""
+    """If three slices hold the rows without rounding, the result is that of integers."""
     X = torch.randint(-(2**11), 2**11, (700, 8), generator=torch.Generator().manual_seed(0))
     assert torch.equal(sliced_gram(X.float()), (X.T @ X).double())
 

@@ -81,7 +81,7 @@ def test_a_diffusers_export_predicts_the_noise_of_base_and_adapter(fused, tiny, 
 
 
 def test_an_export_leaves_the_base_as_it_was_and_is_a_base_itself(fused, tiny, tmp_path):
-    """An exported folder loads as a base model, and its fingerprint shows that it is another one."""
+    """An exported folder loads as a base model with a fingerprint of its own."""
     from mos_common.base_model import load_base
 
     before = tiny.unet.state_dict()["mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight"].clone()

@@ -107,7 +107,7 @@ class Federation:
     make_concept: Callable[..., Concept]
 
     def machine(self, name: str, *concepts: Reply, scores: list[Reply] | None = None, **fields: int) -> Machine:
-        """Enrol a participant who answers with a concept and good scores, unless specified otherwise."""
+        """Enrol a participant, who answers with a concept and good scores by default."""
         machine = self.stranger(name, *concepts, scores=scores, **fields)
         token, _ = self.journal.participants.invite(name, valid_s=60)
         self.journal.participants.enrol(token, machine.key, machine.pem)
