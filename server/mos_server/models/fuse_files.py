@@ -125,7 +125,7 @@ def _fused(
 def _check_new(out: Path) -> None:
     if out.exists():
         raise StateError(
-            f"{out} is there already and a fused model is never changed: choose another --out, or remove it"
+            f"{out} already exists and a fused model is never changed: choose another --out, or remove it"
         )
 
 
