@@ -1,8 +1,8 @@
 """Admit an upload or refuse it, with every reason.
 
-Nothing in it is trusted before it is checked: the file's form (`mos_common.concept_file`), its fit
-to the round's base, and bounds on how far it changes any layer, so that no upload can drown the
-others.
+Nothing in an upload is trusted before it is checked. The checks are the file's format
+(`mos_common.concept_file`), its fit to the round's base, and bounds on how much it changes any
+layer, so that no upload can drown the others.
 """
 
 from __future__ import annotations
@@ -15,9 +15,11 @@ from mos_common.errors import ConceptError
 from mos_common.layers import Layer
 from mos_common.words import TOKEN
 
-# Tuned concepts change a layer by a few percent of its norm; a change as large as the layer itself redraws every picture.
+# Tuned concepts change a layer by a few percent of its norm; a change as large as the layer itself
+# redraws every picture.
 MOST_RELATIVE_CHANGE = 1.0
-# Tuning stops words at 1.4 times the median; other tools let them grow, but one of ten times the norm drowns its prompt.
+# Tuning stops words at 1.4 times the median norm. Other tools let them grow, but a word of ten
+# times that norm drowns its prompt.
 MOST_RELATIVE_WORD = 10.0
 
 
@@ -25,20 +27,20 @@ def admit(data: bytes, base: Base) -> Concept:
     """Return the concept in an upload if it may be fused on `base`.
 
     Raises:
-        ConceptError: it may not; the message gives every reason.
+        ConceptError: the concept may not be fused; the message gives every reason.
 
     """
     concept = check_fits(concept_from_bytes(data), base)
     layers = base.layout.by_name
     reasons = [reason for name, pair in concept.pairs.items() if (reason := _too_large(layers[name], pair))]
     reasons += _long_words(concept, base)
-    # Class word and trigger become part of prompts; a token in them would name another concept.
+    # Class word and trigger become part of prompts: a token there would name another concept.
     if not concept.class_word.strip() or TOKEN.search(concept.class_word):
         reasons.append(f"its class word is {concept.class_word!r}; expected a word such as 'cat'")
     if TOKEN.search(concept.trigger):
         reasons.append(f"its trigger is {concept.trigger!r}; expected ordinary words")
     if not concept.pairs and not concept.words:
-        reasons.append("it is empty: neither words nor changes")
+        reasons.append("it is empty: it has neither words nor changes")
     if reasons:
         raise ConceptError(f"concept {concept.name} is not admitted: " + "; ".join(reasons[:8]))
     return concept
@@ -51,7 +53,7 @@ def _too_large(layer: Layer, pair: LowRank) -> str | None:
 
 
 def _norm(pair: LowRank) -> float:
-    """‖s·B·A‖ without forming it: ‖BA‖² = ⟨BᵀB, AAᵀ⟩."""
+    """Return ‖s·B·A‖ without forming the product: ‖BA‖² = ⟨BᵀB, AAᵀ⟩."""
     A, B = pair.A.double(), pair.B.double()
     return abs(pair.scale) * float(((B.T @ B) * (A @ A.T)).sum().clamp(min=0).sqrt())
 

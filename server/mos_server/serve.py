@@ -1,4 +1,4 @@
-"""`mos-server serve`: serve both ports and run rounds, until told to stop."""
+"""`mos-server serve`: serve both ports and run rounds until the process is told to stop."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ _SERVICE_GRACE_S = 1.0
 def serve(state: State, listening: Callable[[], None], *, device: str | None = None, dtype: str | None = None) -> None:
     """Serve a state folder until SIGTERM or SIGINT, and leave no process behind.
 
-    `listening` is called once both ports answer. A running round goes on at the next start.
+    `listening` is called once both ports answer. A round that is running resumes at the next start.
 
     Raises:
-        StateError: another server runs on the folder.
+        StateError: another server is running on the folder.
         NetworkError: a port is in use.
 
     """
@@ -53,14 +53,14 @@ def serve(state: State, listening: Callable[[], None], *, device: str | None = N
 
 
 class Seen:
-    """Journals when each participant was last here, but not each of Flower's many requests."""
+    """Record when each participant was last seen, without a write for every Flower request."""
 
     def __init__(self, journal: Journal) -> None:
         self._journal = journal
         self._last: dict[str, float] = {}
 
     def __call__(self, key: str) -> None:
-        """Record that the participant with this key is here."""
+        """Record that the participant with this key has just been seen."""
         now = time.monotonic()
         if now - self._last.get(key, -_SEEN_EVERY_S) >= _SEEN_EVERY_S:
             self._last[key] = now
@@ -71,7 +71,7 @@ class Seen:
 
 
 def log_to_file(state: State) -> None:
-    """Write the log to the state folder too.
+    """Write the log to the state folder as well.
 
     Raises:
         StateError: the log cannot be written.
@@ -98,7 +98,7 @@ async def _serve(superlink: SuperLink, rounds: RoundRunner, listening: Callable[
                 log.error("%s", error)  # a full disk may have room at the next step
             await _wait(asked_to_stop, _LOOK_EVERY_S)
     finally:
-        # The process of a round says goodbye through the private port: close that last.
+        # The process of a round reports its end through the private port: close that port last.
         await asyncio.to_thread(rounds.stop)
         ports_may_close.set()
         await serving

@@ -1,4 +1,6 @@
-"""A round in which everything dies once and somebody cheats, with real processes: it is published all the same, in one piece.
+"""A round with real processes in which everything dies once and one participant cheats.
+
+It is published all the same.
 
 One federation for all facts, since every process loads a base model:
 
@@ -30,7 +32,7 @@ from mos_server.state.journal import Journal
 from mos_server.state.records import PUBLISHED, Round, Upload
 
 STEPS = 2
-# What leaves a participant whose client was tampered with: the last thing before the wire is spoiled.
+# A client that was tampered with: the upload is spoiled just before it is sent.
 MODIFIED = """
 import json, torch
 from safetensors.torch import load, save
@@ -168,7 +170,7 @@ def test_a_spoiled_upload_is_refused_with_its_reason(federation):
     assert len(list((federation.server / "concepts").glob("*.safetensors"))) == 2
 
 
-def test_whoever_has_uploaded_is_not_asked_again_after_the_server_was_killed(federation):
+def test_a_participant_who_has_uploaded_is_not_asked_again_after_the_server_was_killed(federation):
     notes = federation.notes()
     assert notes.count("asked alice") == 2, notes  # the second time for her scores
     assert notes.count("asked carol") == 1, notes

@@ -1,4 +1,4 @@
-"""A round of whatever people have: an ED-LoRA that was tuned here, a kohya LoRA with a trigger, one without, a textual inversion."""
+"""A mixed round: an ED-LoRA, kohya LoRAs with and without a trigger, a textual inversion."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SETTINGS = FusionSettings(
 
 @pytest.fixture
 def kohya(sixteen, tmp_path):
-    """Import a random kohya LoRA on the UNet's transformers, feed-forwards and convolutions too, as a concept."""
+    """Import a random kohya LoRA on transformers, feed-forwards and convolutions of the UNet."""
 
     def made(name: str, seed: int, **settings: object):
         g, tensors = torch.Generator().manual_seed(seed), {}

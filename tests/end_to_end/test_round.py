@@ -1,4 +1,4 @@
-"""One round with real processes: a server, two participants, TLS and keys on loopback, and people who should not be there."""
+"""One round with real processes: a server, two participants and intruders, on loopback."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ BIN = Path(sys.executable).parent
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, list[Participant], Processes]]:
-    """A federation in which one round has been published and both participants have their model; the server still runs."""
+    """A federation with one published round; both participants have the model, the server runs."""
     out = tmp_path_factory.mktemp("federation")
     participants = prepare(out)[:2]
     state = out / "server"
@@ -96,7 +96,7 @@ def test_a_picture_with_both_concepts_is_drawn(published):
 
 
 def test_the_gate_lets_strangers_reach_nothing(published):
-    """Flower's control and runtime interfaces, its pages and unsigned fleet calls are all closed to who comes from outside."""
+    """Outsiders reach no control or runtime API, no page, and no unsigned fleet call."""
     _, participants, _ = published
     host, port = read_kit(participants[0].kit).fleet.split(":")
     context = ssl.create_default_context(cadata=read_kit(participants[0].kit).ca)
@@ -148,7 +148,7 @@ def test_a_second_server_on_the_same_state_is_refused(published):
     assert "served already" in second.stderr
 
 
-def test_a_port_in_use_is_said(published, tmp_path):
+def test_a_port_in_use_is_reported(published, tmp_path):
     _, participants, _ = published
     taken = read_kit(participants[0].kit).fleet.split(":")[1]
     (free,) = free_ports(1)

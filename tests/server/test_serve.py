@@ -1,4 +1,4 @@
-"""`mos-server serve` as a process, and the operator's commands: what they refuse, and what they leave behind."""
+"""`mos-server serve` as a process, and the operator's commands."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_a_kit_says_how_to_reach_and_trust_the_server(state: State, tmp_path: Pa
     assert kit.base == state.config.base_fingerprint
     assert kit.ca == state.pki.authority_pem()
     assert 7000 < kit.expires.timestamp() - time.time() < 7200
-    with pytest.raises(RequestError, match="is there already"):
+    with pytest.raises(RequestError, match="already exists"):
         commands.invite(state.path, "alice", tmp_path / "alice.kit", valid="2h")
 
 

@@ -1,4 +1,4 @@
-"""The operator's commands of the federation: init, invite, serve, round, status, concepts."""
+"""The operator's commands for a federation: init, invite, serve, round, status, concepts, bar."""
 
 from __future__ import annotations
 
@@ -48,17 +48,22 @@ def init(
     state: StateFolder,
     base: Annotated[str, typer.Option("--base", help="`tiny`, a diffusers folder, or a hub id.")] = "tiny",
     host: Annotated[
-        str, typer.Option("--host", help="Name or address under which participants reach this machine.")
+        str, typer.Option("--host", help="Name or address at which participants reach this machine.")
     ] = "127.0.0.1",
-    fleet_port: Annotated[int, typer.Option("--fleet-port", min=1, max=65535, help="For the rounds (Flower).")] = 9092,
-    mos_port: Annotated[int, typer.Option("--mos-port", min=1, max=65535, help="For enrolment and downloads.")] = 9093,
+    fleet_port: Annotated[
+        int, typer.Option("--fleet-port", min=1, max=65535, help="Port for the rounds (Flower).")
+    ] = 9092,
+    mos_port: Annotated[
+        int, typer.Option("--mos-port", min=1, max=65535, help="Port for enrolment and downloads.")
+    ] = 9093,
     method: MethodName = None,
     sets: Sets = None,
     workers: Workers = None,
 ) -> None:
-    """Make a federation: keys, certificates, an empty journal.
+    """Create a federation: keys, certificates, an empty journal.
 
-    --method, --set and --workers say how its rounds are fused; `mos-server settings` lists and changes that later.
+    --method, --set and --workers say how its rounds are fused. `mos-server settings` lists these
+    settings and changes them later.
     """
     from mos_common.base_model import TINY, fingerprint_of
     from mos_server.state.folder import ServerConfig, check_can_create, create_state
@@ -77,28 +82,28 @@ def init(
     )
     create_state(state, config)
     say(f"{state}: a federation on {base} ({config.base_fingerprint[:12]})")
-    say(f"participants reach it at {host}, ports {fleet_port} and {mos_port}: open both to them, and no other")
+    say(f"participants reach it at {host}, ports {fleet_port} and {mos_port}: open these two to them, and no others")
     say(f"next: mos-server invite {state} NAME --out NAME.kit, and mos-server serve {state}")
 
 
 def invite(
     state: StateFolder,
-    name: Annotated[str, typer.Argument(help="The participant; part of the concept's token: <NAME/cat>.")],
+    name: Annotated[str, typer.Argument(help="The participant's name; part of their concepts' tokens: <NAME/cat>.")],
     out: Annotated[
         Path, typer.Option("--out", help="The kit file to send to the participant, over a channel you trust.")
     ],
-    valid: Annotated[str, typer.Option("--valid", help="How long it may be used: 12h, 7d.")] = "7d",
+    valid: Annotated[str, typer.Option("--valid", help="How long the kit may be used: 12h, 7d.")] = "7d",
 ) -> None:
-    """Make a kit with which one participant can join, once."""
+    """Create a kit with which one participant can join, once."""
     from mos_common.kit import Kit, write_kit
     from mos_server.state.folder import open_state
     from mos_server.state.journal import Journal
 
     if not _PARTICIPANT.fullmatch(name):
-        raise RequestError(f"participant name {name!r}: use lower case letters, digits, - and _, at most 32 of them")
+        raise RequestError(f"participant name {name!r}: use at most 32 characters: lower-case letters, digits, - and _")
     opened, valid_s = open_state(state), duration_s(valid, "--valid")
     if out.exists():
-        raise RequestError(f"{out} is there already: choose another --out")
+        raise RequestError(f"{out} already exists: choose another --out")
     config = opened.config
     with closing(Journal(opened.database)) as journal:
         token, expires = journal.participants.invite(name, valid_s=valid_s)
@@ -112,7 +117,7 @@ def invite(
         token=token,
         expires=dt.datetime.fromtimestamp(int(expires), dt.UTC),
         base=config.base_fingerprint,
-        # A folder of the operator's is the operator's business: only its name is told.
+        # The path of a local folder is the operator's business: kits carry only its name.
         base_name=Path(config.base).name,
         signing_key=opened.pki.signing_key_pem(),
     )
@@ -129,7 +134,10 @@ def serve(
         str | None, typer.Option("--dtype", help="float32, float16, bfloat16; default: what suits the device.")
     ] = None,
 ) -> None:
-    """Serve participants and run rounds, until Ctrl-C or SIGTERM. A round that was interrupted goes on at the next start."""
+    """Serve participants and run rounds until Ctrl-C or SIGTERM.
+
+    A round that was interrupted resumes at the next start.
+    """
     from mos_server.serve import serve as serve_state
     from mos_server.state.folder import open_state
 
@@ -145,12 +153,14 @@ def serve(
 
 def round_(
     state: StateFolder,
-    wait: Annotated[int, typer.Option("--wait", help="Wait for so many concepts at least.")] = 1,
-    deadline: Annotated[str, typer.Option("--deadline", help="Wait for uploads no longer than this: 30m, 2h.")] = "2h",
+    wait: Annotated[int, typer.Option("--wait", help="Wait for at least this many concepts.")] = 1,
+    deadline: Annotated[
+        str, typer.Option("--deadline", help="Stop waiting for uploads after this long: 30m, 2h.")
+    ] = "2h",
     min_identity: Annotated[
         float | None,
         typer.Option(
-            "--min-identity", help="Hold the model back if a concept's identity is below this.", show_default="never"
+            "--min-identity", help="Hold the model back if any concept's identity is below this.", show_default="never"
         ),
     ] = None,
     flag_loss: Annotated[
@@ -166,9 +176,11 @@ def round_(
 ) -> None:
     """Run a round and follow it: collect concepts, fuse them, have them scored, publish.
 
-    It is fused as `mos-server settings` lists, with this command's flags put over that.
+    The round is fused with the settings that `mos-server settings` lists; flags of this command
+    override them.
 
-    Ctrl-C leaves this command, not the round: the server goes on with it, and the same command follows it again.
+    Ctrl-C ends this command, not the round: the server goes on with it. The same command follows it
+    again.
     """
     from mos_server.round.follow import describe_round, follow_round
     from mos_server.state.folder import open_state
@@ -200,7 +212,7 @@ def round_(
             say(f"{running.id}: cancelled; what was uploaded is kept")
             return
         if running is not None:
-            say(f"{running.id} is running already, with its own settings: following it")
+            say(f"{running.id} is already running, with its own settings: following it")
         followed = running or journal.rounds.ask(asked)
         say(f"{followed.id}: Ctrl-C leaves it running")
         try:
@@ -216,7 +228,7 @@ def round_(
 
 
 def status(state: StateFolder) -> None:
-    """Who takes part, and where the rounds stand."""
+    """Show the participants and the state of the rounds."""
     from mos_server.round.follow import describe_people, describe_round
     from mos_server.state.folder import is_served, open_state
     from mos_server.state.journal import Journal
@@ -233,7 +245,7 @@ def status(state: StateFolder) -> None:
             say(line)
         rounds = journal.rounds.all()
         if not rounds:
-            say(f"rounds: none yet (begin one: mos-server round {state})")
+            say(f"rounds: none yet (start one: mos-server round {state})")
         for each in rounds:
             for line in describe_round(journal, each):
                 say(line)
@@ -244,20 +256,25 @@ def status(state: StateFolder) -> None:
 def concepts(
     state: StateFolder,
     action: Annotated[
-        str | None, typer.Argument(help="`withdraw`, or nothing: list them.", show_default="list them")
+        str | None, typer.Argument(help="`withdraw`; leave it out to list the concepts.", show_default="list them")
     ] = None,
     name: Annotated[
         str | None,
-        typer.Argument(help='Which: "<alice/cat>", or "<cat>" while only one has it.', show_default="all of them"),
+        typer.Argument(
+            help='The concept: "<alice/cat>", or "<cat>" if only one participant has it.', show_default="all of them"
+        ),
     ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
-            "--out", help="With withdraw: write the model that is fused without it here.", show_default="nowhere"
+            "--out", help="With withdraw: fuse the model without the concept and write it here.", show_default="nowhere"
         ),
     ] = None,
 ) -> None:
-    """List the concepts that are kept, or withdraw one: its file and its statistics are erased, and it is in no round to come."""
+    """List the concepts that are kept, or withdraw one.
+
+    Withdrawing erases a concept's file and its statistics, and keeps it out of future rounds.
+    """
     from mos_server.state.concepts import withdraw
     from mos_server.state.folder import open_state
     from mos_server.state.journal import Journal
@@ -266,7 +283,7 @@ def concepts(
     if action not in (None, "withdraw") or (action == "withdraw") != (name is not None):
         raise RequestError('expected: mos-server concepts STATE, or: mos-server concepts STATE withdraw "<alice/cat>"')
     if out is not None and (name is None or out.exists()):
-        raise RequestError(f"--out {out}: it goes with withdraw, and must not exist")
+        raise RequestError(f"--out {out}: it goes with withdraw, and must not exist yet")
     opened = open_state(state)
     with closing(Journal(opened.database)) as journal:
         if name is None:
@@ -279,7 +296,7 @@ def concepts(
                 say("no concepts are kept here")
             return
         withdrawn = withdraw(opened, journal, name)
-        say(f"{withdrawn[0].token}: erased here, and in no round to come")
+        say(f"{withdrawn[0].token}: erased here, and left out of future rounds")
         published = [each.id for each in journal.rounds.all() if each.status == PUBLISHED]
         inside = sorted({upload.round for upload in withdrawn if upload.round in published})
         if inside:
@@ -297,7 +314,7 @@ def concepts(
 def bar(
     state: StateFolder, name: Annotated[str, typer.Argument(help="The participant, as in mos-server status.")]
 ) -> None:
-    """Let a participant in no more, at once. What they brought stays until it is withdrawn."""
+    """Revoke a participant's access at once. Their concepts stay until they are withdrawn."""
     from mos_server.state.folder import open_state
     from mos_server.state.journal import Journal
 
@@ -306,17 +323,17 @@ def bar(
         kept = sorted({upload.token for upload in journal.uploads.kept() if upload.participant == name})
     say(f"{name}: barred, {keys} key{'s' if keys > 1 else ''}; unused kits of that name are void")
     for token in kept:
-        say(f'{token} is still kept: mos-server concepts {state} withdraw "{token}" takes it out of rounds to come')
+        say(f'{token} is still kept: mos-server concepts {state} withdraw "{token}" keeps it out of future rounds')
 
 
 def duration_s(text: str, flag: str) -> float:
-    """Seconds of a duration like 45s, 30m, 2h or 7d.
+    """Return the seconds of a duration such as 45s, 30m, 2h or 7d.
 
     Raises:
-        RequestError: it is not written like that.
+        RequestError: the text is not written like that.
 
     """
     parts = _DURATION.fullmatch(text)
     if parts is None or float(parts[1]) == 0:
-        raise RequestError(f"{flag} {text!r}: expected a number and a unit, like 45s, 30m, 2h or 7d")
+        raise RequestError(f"{flag} {text!r}: expected a number and a unit, such as 45s, 30m, 2h or 7d")
     return float(parts[1]) * _SECONDS[parts[2]]

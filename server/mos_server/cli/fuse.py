@@ -1,9 +1,9 @@
-"""`mos-server fuse`: fuse concept files, or what a federation keeps, outside of any round."""
+"""`mos-server fuse`: fuse concept files, or the concepts of a federation, outside any round."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -20,6 +20,43 @@ from mos_server.cli.settings import (
     flag_texts,
 )
 
+if TYPE_CHECKING:
+    from mos_common.fused_model import FusedModel
+
+Out = Annotated[Path, typer.Option("--out", help="The fused model's folder; must not exist yet.")]
+ConceptFiles = Annotated[
+    list[Path] | None, typer.Argument(help="Concept files; none with --state.", show_default="none")
+]
+StateFolder = Annotated[
+    Path | None, typer.Option("--state", help="Fuse the concepts of this federation.", show_default="none")
+]
+RoundId = Annotated[
+    str | None,
+    typer.Option("--round", help="With --state: the concepts of this round; default: the newest of all."),
+]
+Only = Annotated[
+    str | None,
+    typer.Option("--only", help="With --state: only these concepts, such as alice/cat,dog.", show_default="all"),
+]
+BaseName = Annotated[
+    str | None,
+    typer.Option(
+        "--base", help="`tiny`, a diffusers folder, or a hub id; the state's own with --state.", show_default="tiny"
+    ),
+]
+MomentsFolder = Annotated[
+    Path | None,
+    typer.Option(
+        "--moments",
+        help="Keep second moments here: an interrupted or later fusion resumes from them.",
+        show_default="not kept",
+    ),
+]
+Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, mps; default: the best available.")]
+Dtype = Annotated[
+    str | None, typer.Option("--dtype", help="float32, float16, bfloat16; default: whatever suits the device.")
+]
+
 
 def register(app: typer.Typer) -> None:
     """Add the command to `mos-server`."""
@@ -27,52 +64,26 @@ def register(app: typer.Typer) -> None:
 
 
 def fuse(
-    out: Annotated[Path, typer.Option("--out", help="The fused model's folder; must not exist.")],
-    concepts: Annotated[
-        list[Path] | None, typer.Argument(help="Concept files; none with --state.", show_default="none")
-    ] = None,
-    state: Annotated[
-        Path | None, typer.Option("--state", help="Fuse what this federation keeps.", show_default="none")
-    ] = None,
-    round_id: Annotated[
-        str | None,
-        typer.Option("--round", help="Of the state: the concepts of this round; default: the newest of all."),
-    ] = None,
-    only: Annotated[
-        str | None,
-        typer.Option(
-            "--only", help="Of the state: these concepts alone, such as alice/cat,dog.", show_default="all of them"
-        ),
-    ] = None,
-    base: Annotated[
-        str | None,
-        typer.Option(
-            "--base", help="`tiny`, a diffusers folder, or a hub id; the state's own with --state.", show_default="tiny"
-        ),
-    ] = None,
+    out: Out,
+    concepts: ConceptFiles = None,
+    state: StateFolder = None,
+    round_id: RoundId = None,
+    only: Only = None,
+    base: BaseName = None,
     method: MethodName = None,
     sets: Sets = None,
     weight: Weights = None,
     ridge: Ridge = None,
     preserve: Preserve = None,
-    moments: Annotated[
-        Path | None,
-        typer.Option(
-            "--moments",
-            help="Keep second moments here: an interrupted or later fusion resumes from them.",
-            show_default="not kept",
-        ),
-    ] = None,
+    moments: MomentsFolder = None,
     workers: Workers = None,
-    device: Annotated[str | None, typer.Option("--device", help="cpu, cuda, mps; default: the best there is.")] = None,
-    dtype: Annotated[
-        str | None, typer.Option("--dtype", help="float32, float16, bfloat16; default: what suits the device.")
-    ] = None,
+    device: Device = None,
+    dtype: Dtype = None,
 ) -> None:
-    """Fuse concepts into one model, outside of any round.
+    """Fuse concepts into one model, outside any round.
 
-    With --state it is fused as the federation's rounds are (with --round: as that round was), with this command's flags put
-    over that.
+    With --state the settings are those of the federation (with --round: of that round); flags of
+    this command override them.
     """
     from mos_server.fusion.settings import FusionSettings
     from mos_server.models.fuse_files import fuse_files, fuse_state, kept_settings
@@ -116,7 +127,11 @@ def fuse(
             progress=progress,
         )
     else:
-        raise RequestError("nothing to fuse: give concept files, or --state with or without --round and --only")
+        raise RequestError("nothing to fuse: give concept files, or --state (with --round or --only, if you like)")
+    _report(fused, out)
+
+
+def _report(fused: FusedModel, out: Path) -> None:
     for concept in fused.manifest.concepts:
         kept = ", ".join(f"{group} {survival.energy_kept:.3f}" for group, survival in concept.survival.items())
         say(f"{concept.token}  energy kept: {kept}" if kept else concept.token)
@@ -124,5 +139,7 @@ def fuse(
         say(f"{excluded.token}  left out: {excluded.reason}")
     if fused.manifest.drift:
         drift = ", ".join(f"{group} {share:.4f}" for group, share in fused.manifest.drift.items())
-        say(f"drift of ordinary prompts, as a share of what the layers write: {drift}")
-    say(f"{out}: draw with it: mos-client draw {out} 'a photo of {fused.manifest.concepts[0].token}' --out picture.png")
+        say(f"drift of ordinary prompts, as a share of the layers' outputs: {drift}")
+    say(
+        f"{out}: to draw with it: mos-client draw {out} 'a photo of {fused.manifest.concepts[0].token}' --out picture.png"
+    )

@@ -26,13 +26,13 @@ federation.register(app)
 @app.command(epilog="Example: mos-server export fused --format lora --out fused.safetensors")
 def export(
     model: Annotated[Path, typer.Argument(help="A fused model's folder.")],
-    out: Annotated[Path, typer.Option("--out", help="Where to write; must not exist.")],
+    out: Annotated[Path, typer.Option("--out", help="Where to write; must not exist yet.")],
     kind: Annotated[str, typer.Option("--format", help="diffusers, lora or single-file.")] = "diffusers",
     base: Annotated[str, typer.Option("--base", help="`tiny`, a diffusers folder, or a hub id.")] = "tiny",
     dtype: Annotated[
         str | None,
         typer.Option(
-            "--dtype", help="Of a lora or single-file: float16 (the default) or float32.", show_default="float16"
+            "--dtype", help="Number format of lora and single-file: float16 or float32.", show_default="float16"
         ),
     ] = None,
 ) -> None:
@@ -40,12 +40,13 @@ def export(
 
     diffusers: a folder that StableDiffusionPipeline.from_pretrained loads.
 
-    lora: the changes alone, as one NAME.safetensors for diffusers, A1111, ComfyUI and kohya's scripts.
+    lora: the changes alone, as one NAME.safetensors for diffusers, A1111, ComfyUI and kohya's
+    scripts.
 
     single-file: a whole checkpoint of Stable Diffusion 1.x.
 
-    Beside the last two, NAME.words has the words as textual inversions, with one embedding for all layers: concepts are drawn less well
-    there than by mos-client.
+    Next to the last two, NAME.words holds the words as textual inversions, with one embedding for
+    all layers. Other tools therefore draw the concepts less well than mos-client does.
     """
     from mos_common.base_model import load_base
     from mos_server.models.export import export as write_export
@@ -55,5 +56,5 @@ def export(
 
 
 def main() -> None:
-    """The `mos-server` command."""
+    """Run the `mos-server` command."""
     run(app)

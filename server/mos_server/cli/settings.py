@@ -1,4 +1,4 @@
-"""Declare the flags that set fusion, the same on every command, and `mos-server settings`."""
+"""The flags that set fusion, the same on every command, and `mos-server settings`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MethodName = Annotated[
     str | None,
     typer.Option(
         "--method",
-        help=f"{METHODS[0]}, or one to compare with: {_RIVALS}.",
+        help=f"How to merge: {METHODS[0]}, or one to compare with: {_RIVALS}.",
         show_default="the federation's, else gradient",
     ),
 ]
@@ -62,7 +62,7 @@ class ListsSettings(TyperCommand):
     """A command whose `--help` ends with every setting of every method."""
 
     def format_help(self, ctx: Context, formatter: HelpFormatter) -> None:
-        """Write the help; settings are imported only now, since that takes a second."""
+        """Write the help. The settings are imported only now, since that takes a second."""
         self.epilog = "\n\n".join([*describe_methods(), *([self.epilog] if self.epilog else [])])
         super().format_help(ctx, formatter)
 
@@ -89,9 +89,9 @@ def changed_fusion(
     ridge: float | None = None,
     preserve: float | None = None,
 ) -> dict[str, Any]:
-    """Return kept settings of fusion with a command line's put over them, both as JSON.
+    """Return kept fusion settings, overridden by those of a command line; both are JSON.
 
-    Without flags they stay as they are.
+    Without flags the kept settings are returned unchanged.
 
     Raises:
         RequestError: as for `FusionSettings.changed`.
@@ -107,7 +107,7 @@ def changed_fusion(
 
 
 def flag_texts(sets: Sequence[str] | None, **flags: float | None) -> list[str]:
-    """Return the texts of `--set`, and flags that are short for one as such texts too."""
+    """Return the texts of `--set`, with the flags that abbreviate one written as such texts."""
     return [*(sets or ()), *(f"{name}={value!r}" for name, value in flags.items() if value is not None)]
 
 
@@ -118,9 +118,9 @@ def settings(
     weight: Weights = None,
     workers: Workers = None,
 ) -> None:
-    """List how this federation's rounds are fused, or change it for rounds to come.
+    """List how this federation's rounds are fused, or change it for future rounds.
 
-    A setting that is set to its default, and a weight of 1, are no longer kept; another --method
+    Setting a value to its default, or a weight to 1, removes it from what is kept. A new --method
     starts from its own defaults.
     """
     from mos_server.fusion.settings import FusionSettings

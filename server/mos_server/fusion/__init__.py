@@ -1,1 +1,1 @@
-"""Gradient fusion: second moments in, one low-rank change per layer out."""
+"""Fusion: gradient fusion from second moments, and the other merge methods."""

@@ -1,6 +1,7 @@
-"""Regenerate what the layers read: nobody's pictures are needed, a concept's own model produces its activations from its prompts.
+"""Regenerate the inputs of layers, without any pictures.
 
-Every function here runs the model as the caller has set it up (own or fused changes attached) and returns second moments.
+A concept's own model produces its activations from its prompts. Every function runs the model as
+the caller has set it up (own or fused changes attached) and records into a sink.
 """
 
 from __future__ import annotations
@@ -36,9 +37,9 @@ def record_group(
     settings: RecordingSettings,
     sink: Sink,
 ) -> Sink:
-    """Record everything that the layers of one group read under `prompts` (and, for the UNet, `seeds`) into `sink`.
+    """Record all inputs of the layers of one group into `sink`, and return it finished.
 
-    The sink comes back finished.
+    The model runs under `prompts` and, for the UNet, `seeds`.
 
     Raises:
         FusionError: an activation was not finite; the message names the input.
@@ -63,7 +64,7 @@ def record_text(
     kinds: tuple[float, float, float],
     sink: RowSink,
 ) -> None:
-    """What the text encoder reads, over the encodings of every prompt for every cross-attention layer."""
+    """Record the text encoder's inputs, for every prompt and every cross-attention layer."""
     rows = text_rows(base, texts, vocabulary)
     weights = position_weights(rows.texts, kinds).to(base.device)
     with recording(layers, sink, _weighted(weights), float(weights.sum())):
@@ -78,7 +79,10 @@ def record_cross(
     kinds: tuple[float, float, float],
     sink: RowSink,
 ) -> None:
-    """What keys and values read: the transformers of the UNet read an encoding each, so each has moments of its own."""
+    """Record the inputs of keys and values.
+
+    Each transformer of the UNet reads an encoding of its own, so each has its own moments.
+    """
     features = encode_token_ids(base, texts, vocabulary)
     weights = position_weights(texts, kinds).to(features.device)
     cross = dict.fromkeys(layer.reads for layer in concept_layers(base) if layer.group is Group.CROSS)
@@ -98,9 +102,10 @@ def record_spatial(
     settings: RecordingSettings,
     sink: RowSink,
 ) -> None:
-    """What the rest of the UNet reads while the prompts are drawn; the unconditional half counts only if settings say so.
+    """Record the inputs of the rest of the UNet while the prompts are drawn.
 
-    Prompts are drawn `settings.batch` at a time, fewer where the GPU's memory is too small for that.
+    The unconditional half counts only if `settings.unconditional` is set. `settings.batch` prompts
+    are drawn at a time, or fewer if the GPU's memory is too small.
     """
     waiting = [slice(start, start + settings.batch) for start in range(0, len(prompts), settings.batch)]
     while waiting:
@@ -132,9 +137,11 @@ def _record_drawing(
 
 
 def position_weights(texts: Sequence[TokenIds], kinds: tuple[float, float, float]) -> Weights:
-    """How much each token position counts: concept words and the first end, other text up to it, padding after it.
+    """Return the weight of each token position.
 
-    A text that names no concept has no words; all up to its end counts as they do, or as text where words do not count.
+    `kinds` has the weights of concept words with the first end-of-text token, of other text up to
+    it, and of padding after it. In a text without a concept all positions up to the end-of-text
+    token count as concept words do, or as other text if the weight of words is 0.
     """
     of_words, of_text, of_padding = kinds
     weights = torch.full((len(texts), len(texts[0].ids)), of_padding)
@@ -150,7 +157,7 @@ def _from_row(first: int) -> Choice:
 
 
 def _weighted(weights: Weights) -> Choice:
-    """Rows of positive weight, each times the root of it: XᵀX of them is Σ w x xᵀ."""
+    """Choose rows of positive weight, each times its root: their XᵀX is Σ w x xᵀ."""
     chosen = weights > 0
     roots = weights[chosen].sqrt()[:, None]
     plain = bool((roots == 1).all())

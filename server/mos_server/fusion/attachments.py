@@ -1,4 +1,4 @@
-"""Choose the changes that are on the base while one group of layers is recorded for one concept."""
+"""Choose the changes attached to the base while a group of layers is recorded for a concept."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ def attached_changes(
 ) -> Changes:
     """Return the changes to attach, by layer.
 
-    `solved` are the fused changes of the groups before this one. Keys and values read the
-    features of the concept's own or of the fused text encoder; the rest of the UNet reads what the
-    concept's own model makes, or what the fused text encoder, keys and values make with the
-    concept's own remaining changes.
+    `solved` are the fused changes of the groups before this one. Keys and values read the features
+    of the concept's own or of the fused text encoder. The rest of the UNet reads activations of the
+    concept's own model, or of the fused text encoder, keys and values with the concept's own
+    remaining changes.
     """
     own = concept.pairs
     group_of = {layer.name: layer.group for layer in adaptable_layers(base)}

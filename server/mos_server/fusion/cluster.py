@@ -1,8 +1,9 @@
-"""Record concepts on several GPUs or machines at once, with Ray: moments are independent of each other and simply come back.
+"""Record concepts on several GPUs or machines at once, with Ray.
 
-A worker is a process with the base model loaded. One that dies is started again, and what it was recording is recorded again. Each
-computes with as many threads, on the same kind of device and in the same number format as it would be done here, so moments are
-the same bits.
+Moments do not depend on each other, so workers only have to return them. A worker is a process with
+the base model loaded. If it dies it is restarted, and its recording is repeated. Each worker uses
+the same number of threads, kind of device and number format as this process, so that moments agree
+to the bit.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ CLIENT = "ray://"
 
 
 class Worker:
-    """What a worker process does. Errors travel as values: only what cannot be expected may end a worker."""
+    """A worker process. Expected errors travel as values; only unexpected ones end a worker."""
 
     def __init__(self, base: str, fingerprint: str, device: str, dtype: str, threads: int) -> None:
         torch.set_num_threads(threads)
@@ -38,7 +39,7 @@ class Worker:
             )
 
     def record(self, recording: Recording) -> Moments | tuple[str, str]:
-        """The moments, or whose concept is unusable and why."""
+        """Return the moments, or the token of an unusable concept and the reason."""
         try:
             return recording.record(self.base, Moments())
         except UnusableConceptError as error:
@@ -47,7 +48,7 @@ class Worker:
 
 @contextmanager
 def recorder_for(workers: str | None, base: Base) -> Iterator[Recorder | None]:
-    """A recorder as `recorder_on` has it, or None where there are no workers: record here."""
+    """Yield the recorder of `recorder_on`, or None without workers: record in this process."""
     if workers is None:
         yield None
         return
@@ -57,7 +58,10 @@ def recorder_for(workers: str | None, base: Base) -> Iterator[Recorder | None]:
 
 @contextmanager
 def recorder_on(workers: str, base: Base) -> Iterator[Recorder]:
-    """A recorder that spreads its work: over N local workers, over the GPUs of this machine ("auto"), or over a cluster (ray://…).
+    """Yield a recorder that distributes its work.
+
+    `workers` is a number of local workers, "auto" for the GPUs of this machine, or the address of a
+    cluster (ray://…).
 
     Raises:
         RequestError: `workers` is none of these, or Ray is not installed.
@@ -65,7 +69,7 @@ def recorder_on(workers: str, base: Base) -> Iterator[Recorder]:
 
     """
     check_workers(workers)
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # nobody is told that this federation exists
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # send no statistics to Ray's authors
     ray = _ray()
     on_gpu = base.device.type == "cuda"
     local = None if workers.startswith(CLIENT) else _count(workers, on_gpu)
@@ -95,7 +99,7 @@ def recorder_on(workers: str, base: Base) -> Iterator[Recorder]:
 
 
 def _spread(ray: Any, pool: Sequence[Any], recordings: Sequence[Recording]) -> Iterator[Recorded]:
-    """Every worker has one recording at a time; results come as they are done."""
+    """Give each worker one recording at a time, and yield results as they complete."""
     waiting, running = list(recordings), dict[Any, tuple[Recording, Any]]()
     idle = list(pool)
     while waiting or running:

@@ -1,7 +1,7 @@
-"""Fuse concepts into one model, by any of the methods, and say in its manifest what went in.
+"""Fuse concepts into one model by any method, and record in its manifest what it is made of.
 
-Everything is summed in the order of the content digests: any subset of concepts gives the same
-model, to the bit, whenever and in whatever order its members came.
+Everything is summed in the order of the content digests: a set of concepts gives the same model, to
+the bit, whenever and in whatever order its members arrived.
 """
 
 from __future__ import annotations
@@ -38,19 +38,19 @@ def fuse(
     recorder: Recorder | None = None,
     progress: Progress = log.info,
 ) -> FusedModel:
-    """Fuse concepts into one model that draws every one of them.
+    """Fuse concepts into one model that draws all of them.
 
     The type of `settings` chooses the method (`methods/`); without settings it is gradient fusion
     with its defaults. `weights` by token say how much a concept counts (wi, default 1). Second
-    moments are kept in `moments_dir` by content digest, base and settings, and found there by a
-    later fusion: a concept that joins is the only one to be recorded, and a fusion that was
-    interrupted goes on. Without it they live as long as the call. `recorder` runs the models
-    elsewhere (`cluster.py`). A concept whose forward pass is not finite is left out, and the
+    moments are kept in `moments_dir` by content digest, base and settings, where later fusions find
+    them: only a concept that joins is recorded, and an interrupted fusion resumes. Without
+    `moments_dir` they last as long as the call. `recorder` runs the models elsewhere
+    (`cluster.py`). A concept whose forward pass is not finite is left out, and the
     manifest says why.
 
     Raises:
         FusionError: there is nothing to fuse, two concepts would share a token, or a weight is for
-            nobody or not positive.
+            an unknown token or not positive.
         ConceptError: a concept does not fit the base.
 
     """
@@ -91,19 +91,20 @@ def check_concepts(concepts: Sequence[NamedConcept], base: Base) -> None:
     if len(set(tokens)) < len(tokens):
         twice = sorted({token for token in tokens if tokens.count(token) > 1})
         raise FusionError(
-            f"two concepts are called {', '.join(twice)}: a prompt could not tell them apart. Rename one, or leave it out"
+            f"two concepts are called {', '.join(twice)}: a prompt could not tell them apart. "
+            "Rename one, or leave it out"
         )
     for named in concepts:
         check_fits(named.concept, base)
 
 
 def _in_canonical_order(concepts: Sequence[NamedConcept]) -> list[NamedConcept]:
-    """Sort by contents, so that a sum is the same to the bit in whatever order its members came."""
+    """Sort by content digest, so that sums are the same to the bit in any order of arrival."""
     return sorted(concepts, key=lambda named: (content_digest(named.concept), named.token))
 
 
 def _report_shared_triggers(concepts: Sequence[NamedConcept]) -> None:
-    """Warn of concepts without words of their own that prompts could not tell apart."""
+    """Warn about concepts without words of their own that prompts could not tell apart."""
     called: dict[str, list[str]] = {}
     for named in concepts:
         if not named.concept.words:

@@ -1,10 +1,12 @@
-"""XᵀX of one batch, so exact that a ridge of 1e-9 still means something.
+"""XᵀX of one batch, exact enough for a ridge of 1e-9.
 
-A float32 product loses what lies 1e-7 below the largest second moment: a small ridge would then solve for rounding errors. A CPU
-multiplies in float64 at half the speed of float32. A consumer GPU does so at a 32nd or 64th; there X is cut into three slices of
-8 bits (after Ozaki et al. 2012, doi 10.1007/s11075-011-9478-1). Products of slices are whole numbers, so a float32 sum of up to 256
-of them is exact, even on tensor cores in TF32, which hold 11 bits of each factor. What comes out is the Gram of X rounded 2^-25
-below the largest element of each column: positive semidefinite, as a Gram must be.
+A float32 product loses everything 1e-7 below the largest second moment: a small ridge would then
+solve for rounding errors. A CPU multiplies in float64 at half the speed of float32. A consumer GPU
+does so at 1/32 or 1/64; there X is cut into three slices of 8 bits (after Ozaki et al. 2012, doi
+10.1007/s11075-011-9478-1). Products of slices are whole numbers, so a float32 sum of up to 256 of
+them is exact, even on tensor cores in TF32, which hold 11 bits of each factor. The result is the
+Gram of X rounded 2^-25 below the largest element of each column. It is positive semidefinite, as a
+Gram must be.
 """
 
 from __future__ import annotations
@@ -23,12 +25,12 @@ MOST_PARTIAL = 2**25  # float32 numbers of partial sums at a time: 128 MiB
 
 
 def gram(X: Float[Tensor, "rows d"]) -> Float[Tensor, "d d"]:
-    """XᵀX in float64, on the CPU or on the GPU that X is on."""
+    """Return XᵀX in float64, on the device of X."""
     return wide_gram(X) if X.device.type == "cpu" else sliced_gram(X)
 
 
 def wide_gram(X: Float[Tensor, "rows d"]) -> Float[Tensor, "d d"]:
-    """XᵀX from float64 products: of the upper blocks, since the lower ones are their mirror."""
+    """Return XᵀX from float64 products of the upper blocks; the lower ones mirror them."""
     width = X.shape[1]
     side = max(MOST_NARROW, -(-width // BLOCKS))
     if len(X) < width or side >= width:  # too little work to be worth the bookkeeping
@@ -44,7 +46,7 @@ def wide_gram(X: Float[Tensor, "rows d"]) -> Float[Tensor, "d d"]:
 
 
 def sliced_gram(X: Float[Tensor, "rows d"]) -> Float[Tensor, "d d"]:
-    """XᵀX from float32 products alone."""
+    """Return XᵀX from float32 products alone."""
     largest = X.abs().amax(dim=0).float()
     scale = torch.exp2(torch.ceil(torch.log2(torch.where(largest > 0, largest, 1.0))))
     group = ROWS * max(1, MOST_PARTIAL // X.shape[1] ** 2)
@@ -54,7 +56,10 @@ def sliced_gram(X: Float[Tensor, "rows d"]) -> Float[Tensor, "d d"]:
 
 
 def _slices_gram(X: Float[Tensor, "rows d"]) -> Float[Tensor, "d d"]:
-    """256² XᵀX of rows within [-1, 1]: (H + M/256 + L/256²)ᵀ (H + M/256 + L/256²) with whole H, M and L."""
+    """Return 256² XᵀX of rows in [-1, 1].
+
+    It is (H + M/256 + L/256²)ᵀ (H + M/256 + L/256²) with whole H, M and L.
+    """
     padding = -len(X) % ROWS
     blocks = torch.nn.functional.pad(X, (0, 0, 0, padding)).view(-1, ROWS, X.shape[1])
     H, rest = _slice(blocks)
@@ -67,7 +72,7 @@ def _slices_gram(X: Float[Tensor, "rows d"]) -> Float[Tensor, "d d"]:
 
 
 def _slice(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Whole numbers h with values ≈ h/256, and what is left of values·256 - h."""
+    """Return whole numbers h with values ≈ h/256, and the remainder values·256 - h."""
     scaled = values * STEP
     whole = scaled.round()
     return whole, scaled - whole
@@ -84,7 +89,10 @@ def _float64(values: Tensor) -> Tensor:
 
 @contextmanager
 def _exact_products(device_type: str) -> Iterator[None]:
-    """Products in float32 or TF32, whatever was asked of torch elsewhere: both are exact here, half precision is not."""
+    """Within: products are in float32 or TF32, whatever torch's settings are elsewhere.
+
+    Both are exact here; half precision is not.
+    """
     before = torch.backends.cuda.matmul.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = True
     try:

@@ -1,4 +1,4 @@
-"""Merge changes layer by layer, as they are: no activations are looked at."""
+"""Merge changes layer by layer, without looking at activations."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ def weighted_sum(base: Base, concepts: Sequence[NamedConcept], weights: Mapping[
     """Return Σi wi ΔWi for every layer: FedAvg with wi = 1/n, the scaled sum with anything else."""
     changes = {}
     for layer in adaptable_layers(base):
-        given = [(weights[named.token], pair) for named in concepts if (pair := named.concept.pairs.get(layer.name))]
-        if given:
-            right = torch.cat([weight * pair.scale * pair.A.double() for weight, pair in given])
-            changes[layer.name] = refactored(stacked_left([pair for _, pair in given]), right)
+        weighted = [(weights[named.token], pair) for named in concepts if (pair := named.concept.pairs.get(layer.name))]
+        if weighted:
+            right = torch.cat([weight * pair.scale * pair.A.double() for weight, pair in weighted])
+            changes[layer.name] = refactored(stacked_left([pair for _, pair in weighted]), right)
     return changes
 
 
@@ -37,17 +37,17 @@ def dense_merge(
     weights: Mapping[str, float],
     merge: Callable[[str, list[Tensor], Tensor], Tensor],
 ) -> dict[str, LowRank]:
-    """Merge the dense ΔWi of one layer after the other.
+    """Merge the dense ΔWi of one layer after another.
 
-    What comes out has any rank and is factored exactly. `merge` takes the layer's name, every
+    The result may have any rank and is factored exactly. `merge` takes the layer's name, every
     ΔWi (d_out x d_in, zero where a concept leaves the layer alone) and the weights.
     """
-    of = torch.tensor([weights[named.token] for named in concepts])
+    weight_values = torch.tensor([weights[named.token] for named in concepts])
     changes = {}
     for layer in adaptable_layers(base):
         pairs = [named.concept.pairs.get(layer.name) for named in concepts]
         if any(pairs):
-            dense = merge(layer.name, dense_changes(pairs, layer), of)
+            dense = merge(layer.name, dense_changes(pairs, layer), weight_values)
             changes[layer.name] = refactored(dense.double(), torch.eye(layer.d_in, dtype=torch.float64))
     return changes
 

@@ -1,6 +1,6 @@
 """Second moments: every batch that a layer reads is folded into G = Xᵀ X / m and dropped.
 
-Memory is that of the Grams, whatever the number of concepts, prompts and steps.
+Memory holds the Grams alone, whatever the number of concepts, prompts and steps.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from mos_common.layers import Layer
 from mos_server.fusion.gram import gram
 from mos_server.fusion.row_sink import RowSink
 
-# Which rows of a batch count, and how much: (batch, rows, d_in) to the rows, each times the root of its weight.
+# Choose the rows of a batch (batch, rows, d_in) that count, each times the root of its weight.
 Choice = Callable[[Float[Tensor, "batch rows d_in"]], Float[Tensor, "chosen d_in"]]
 _DIGEST = "sha256"
 
 
 @dataclass
 class Moments:
-    """Σ XᵀX and the number of rows (their weights' sum), for each distinct input (`Layer.reads`)."""
+    """Σ XᵀX and the number of rows (or sum of weights) of each distinct input (`Layer.reads`)."""
 
     sums: dict[str, Float[Tensor, "d_in d_in"]] = field(default_factory=dict)
     rows: dict[str, float] = field(default_factory=dict)
@@ -41,18 +41,18 @@ class Moments:
         return Moments()
 
     def add(self, reads: str, rows: Float[Tensor, "rows d_in"], count: float | None = None) -> None:
-        """Fold rows into the sum of one input; `count` is their number, or the sum of their weights."""
+        """Fold rows into the sum of one input; `count` is their number or sum of weights."""
         if rows.shape[0] == 0:
             return
         self._fold(reads, gram(rows), float(rows.shape[0]) if count is None else count)
 
     def merge(self, other: Moments) -> None:
-        """Add the sums of other rows."""
+        """Add the sums of other moments."""
         for reads, total in other.sums.items():
             self._fold(reads, total, other.rows[reads])
 
     def _fold(self, reads: str, product: Float[Tensor, "d_in d_in"], count: float) -> None:
-        """In place: thousands of batches must not leave as many holes in memory."""
+        """Add a product in place, so that thousands of batches do not fragment memory."""
         if reads in self.sums:
             self.sums[reads] += product
         else:
@@ -60,11 +60,11 @@ class Moments:
         self.rows[reads] = self.rows.get(reads, 0.0) + count
 
     def mean(self, reads: str) -> Float[Tensor, "d_in d_in"]:
-        """G = Σ XᵀX / m of one input, float64."""
+        """Return G = Σ XᵀX / m of one input, in float64."""
         return self.sums[reads] / self.rows[reads]
 
     def finished(self) -> Moments:
-        """The same on the CPU, each sum exactly symmetric.
+        """Return the moments on the CPU, each sum exactly symmetric.
 
         Raises:
             FusionError: an input was not finite; the message names the first.
@@ -83,9 +83,10 @@ class Moments:
 def recording(
     layers: Sequence[Layer], sink: RowSink, choice: Choice | None = None, count: float | None = None
 ) -> Iterator[None]:
-    """Within: what each distinct input of `layers` reads goes into `sink`.
+    """Within: the rows of each distinct input of `layers` go into `sink`.
 
-    `choice` takes the rows that count out of a batch (default: all), `count` is the sum of their weights in one batch.
+    `choice` selects the rows of a batch that count (default: all). `count` is the sum of their
+    weights in one batch.
     """
 
     def fold(layer: Layer) -> Any:
@@ -105,21 +106,24 @@ def recording(
 
 
 def write_moments(moments: Moments, path: Path) -> None:
-    """Keep finished moments on disk: the upper half of each symmetric sum, float64, and a digest of all."""
+    """Write finished moments: the upper half of each symmetric sum in float64, and a digest."""
     tensors = {reads: total[_upper(total.shape[0])].contiguous() for reads, total in moments.sums.items()}
     tensors |= {f"{reads}#rows": torch.tensor([count], dtype=torch.float64) for reads, count in moments.rows.items()}
     write_atomically(path, save(tensors, {_DIGEST: digest_of_tensors(tensors)}))
 
 
 def read_moments(path: Path) -> Moments | None:
-    """Moments kept on disk, or None where there are none or the file is damaged (they are then recorded again)."""
+    """Return the moments of a file, or None if it is missing or damaged.
+
+    The caller then records them again.
+    """
     try:
         with safe_open(path, framework="pt") as file:
-            told = (file.metadata() or {}).get(_DIGEST)
+            expected = (file.metadata() or {}).get(_DIGEST)
         tensors = load(path.read_bytes())
     except (OSError, SafetensorError):
         return None
-    if told != digest_of_tensors(tensors):
+    if expected != digest_of_tensors(tensors):
         return None
     moments = Moments()
     for reads in sorted(name for name in tensors if not name.endswith("#rows")):

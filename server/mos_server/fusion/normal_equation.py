@@ -1,6 +1,6 @@
-"""The normal equations of one group of layers: concepts are added one after the other, then every layer is solved.
+"""The normal equations of one group of layers: add concepts one by one, then solve every layer.
 
-Memory holds S of every distinct input and Σ ri rows for every layer, never anything of one concept's activations.
+Memory holds S of every distinct input and Σ ri rows for every layer, but no activations.
 """
 
 from __future__ import annotations
@@ -19,7 +19,10 @@ from mos_server.fusion.solve import Inverse, damped_inverse, damping, energy_of,
 
 
 class NormalEquations:
-    """S and the right-hand side of every layer of a group, with the base's energies on ordinary prompts as the measure of all."""
+    """S and the right-hand side of every layer of a group.
+
+    Energies are measured against those of the base on ordinary prompts.
+    """
 
     def __init__(
         self,
@@ -42,8 +45,8 @@ class NormalEquations:
     def add(self, concept: Concept, moments: Moments, weight: float = 1.0) -> None:
         """Add wi (Gi + μ G0) to S and wi si Ai Gi to the right-hand sides.
 
-        wi is `weight`, less where the concept's energy is out of bounds. With μ counted for every concept, ordinary prompts
-        weigh as much against thirty concepts as against three.
+        wi is `weight`, or less if the concept's energy is out of bounds. Since μ counts once for
+        every concept, ordinary prompts weigh as much against thirty concepts as against three.
         """
         for reads in self._S:
             G = moments.mean(reads)
@@ -61,7 +64,7 @@ class NormalEquations:
                 self._weights[layer.name].append(w)
 
     def solve(self) -> dict[str, LowRank]:
-        """Δ* of every layer that a concept changes."""
+        """Return Δ* of every layer that a concept changes."""
         inverses: dict[str, Inverse] = {}
         changes = {}
         for layer in self.layers:
@@ -74,29 +77,35 @@ class NormalEquations:
         return changes
 
     def _pull(self, layer: Layer) -> Tensor | float:
-        """What the ridge adds to the right-hand side where it pulls towards the scaled sum: c R times wi si Ai."""
+        """Return c R times wi si Ai, which the ridge adds to the right-hand side if c is not 0."""
         if not self.towards:
             return 0.0
         R = damping(self._S[layer.reads], self.ridge, self.ridge_kind)
-        given = zip(self._weights[layer.name], self._left[layer.name], strict=True)
-        return self.towards * torch.cat([w * pair.scale * pair.A.double() for w, pair in given]) * R
+        weighted = zip(self._weights[layer.name], self._left[layer.name], strict=True)
+        return self.towards * torch.cat([w * pair.scale * pair.A.double() for w, pair in weighted]) * R
 
     def drift(self, changes: Mapping[str, LowRank]) -> float:
-        """Σ ‖X0 Δᵀ‖² / Σ ‖X0 W0ᵀ‖² over the changed layers: what fusion does to ordinary prompts, as a share of what layers write."""
+        """Return Σ ‖X0 Δᵀ‖² / Σ ‖X0 W0ᵀ‖² over the changed layers.
+
+        It is the effect of fusion on ordinary prompts, as a share of the layers' outputs.
+        """
         changed = [layer for layer in self.layers if layer.name in changes]
         moved = sum(energy_of(changes[layer.name], self._ordinary.mean(layer.reads)) for layer in changed)
         whole = sum(self._written[layer.name] for layer in changed)
         return moved / whole if whole else 0.0
 
     def _bounded(self, reads: str, G: Tensor, pairs: Mapping[Layer, LowRank]) -> float:
-        """The factor that brings a concept's inputs, and its effect on any layer that reads them, within `cap` times the base's."""
+        """Return the factor that brings a concept within `cap` times the base's energies.
+
+        It bounds the concept's inputs, and its effect on every layer that reads them.
+        """
         ratios = [_ratio(float(G.trace()), float(self._ordinary.mean(reads).trace()))]
         ratios += [_ratio(energy_of(pair, G), self._written[layer.name]) for layer, pair in pairs.items()]
         return min(1.0, *(self.cap / ratio for ratio in ratios if ratio > 0))
 
     @cached_property
     def _written(self) -> dict[str, float]:
-        """‖X0 W0ᵀ‖²/m0 of every layer: the energy of what the base writes there on ordinary prompts."""
+        """‖X0 W0ᵀ‖²/m0 of every layer: the energy of the base's output on ordinary prompts."""
         energies = {}
         for layer in self.layers:
             W0 = layer.module.weight.detach().flatten(1).float().cpu()

@@ -1,4 +1,4 @@
-"""Borrow TIES and DARE from peft, whose authors' code they are."""
+"""Get TIES and DARE from peft, whose code was written by their authors."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def peft_merges() -> Any:
 
 @contextmanager
 def any_density() -> Iterator[None]:
-    """Within: peft does not warn of a density of 1, which is a wish here and not a mistake."""
+    """Within: peft does not warn about a density of 1, which is deliberate here."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The density")
         yield

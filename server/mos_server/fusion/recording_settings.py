@@ -1,4 +1,4 @@
-"""Which prompts are recorded, how they are sampled, and which text positions count."""
+"""The settings of a recording: prompts, sampling, and the text positions that count."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Everything that a person can choose about a fusion, in one value."""
+"""All settings of a fusion in one value."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ HERE = "here"  # as --workers: on this machine, in this process
 
 @dataclass(frozen=True)
 class FusionSettings:
-    """A method with its settings, how much concepts count, and where they are recorded.
+    """A method with its settings, the weights of concepts, and where they are recorded.
 
-    `weights` are by token; a concept without one counts 1. `workers` is as `cluster.recorder_for`
-    takes it, None: here. It is kept as JSON (config.json, the journal): what differs from the
-    defaults, so that {} is all defaults.
+    `weights` are by token; a concept without a weight counts 1. `workers` is that of
+    `cluster.recorder_for`; None: in this process. The value is kept as JSON (config.json, the
+    journal) with only what differs from the defaults, so that {} is all defaults.
     """
 
     of_method: MethodSettings = field(default_factory=GradientSettings)
@@ -45,10 +45,10 @@ class FusionSettings:
         weights: Iterable[str] = (),
         workers: str | None = None,
     ) -> FusionSettings:
-        """Return these settings with a command line's put over them.
+        """Return these settings, overridden by those of a command line.
 
-        Another method starts from its own defaults. `texts` are those of `--set`, `weights`
-        those of `--weight`.
+        Another method starts from its own defaults. `texts` are those of `--set`, `weights` those
+        of `--weight`.
 
         Raises:
             RequestError: the method is unknown or has no such setting (the message names the
@@ -71,11 +71,11 @@ class FusionSettings:
         )
 
     def for_tokens(self, tokens: Collection[str]) -> FusionSettings:
-        """Return the same, without weights for concepts that are not among `tokens`."""
+        """Return the same settings, without weights for concepts that are not among `tokens`."""
         return replace(self, weights={token: weight for token, weight in self.weights.items() if token in tokens})
 
     def to_json(self) -> dict[str, Any]:
-        """Return what differs from the defaults, as JSON has it."""
+        """Return the values that differ from the defaults, as JSON."""
         values: dict[str, Any] = {"settings": differences(self.of_method), "weights": dict(self.weights)}
         if self.of_method.method != DEFAULT:
             values["method"] = self.of_method.method
@@ -84,7 +84,7 @@ class FusionSettings:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> FusionSettings:
-        """Read what `to_json` wrote.
+        """Read the JSON of `to_json`.
 
         Raises:
             RequestError: the method or a setting is unknown to this version, or a value is out of
@@ -104,7 +104,7 @@ def parse_weights(texts: Iterable[str]) -> dict[str, float]:
     """Parse `<alice/cat>=2` and the like, by token.
 
     Raises:
-        RequestError: a text is not written like that.
+        RequestError: a text is not TOKEN=NUMBER.
 
     """
     weights = {}

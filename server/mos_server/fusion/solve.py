@@ -1,18 +1,21 @@
 """The equation of gradient fusion, and nothing else.
 
-Concept i changed a layer by ΔWi = si·Bi·Ai, and its own prompts feed that layer the rows Xi (mi x d_in). We want the one change
-Δ that acts on every concept's rows as that concept's own change did, and on ordinary rows X0 not at all:
+Concept i changed a layer by ΔWi = si·Bi·Ai, and its own prompts feed that layer the rows Xi
+(mi x d_in). We want the one change Δ that acts on every concept's rows as that concept's own change
+did, and on ordinary rows X0 not at all:
 
-    Δ* = argmin_Δ  Σi wi (‖Xi (Δ - ΔWi)ᵀ‖²/mi + μ ‖X0 Δᵀ‖²/m0)  +  λ·(tr S/d_in)·‖Δ - c Σi wi ΔWi‖²
+    Δ* = argmin_Δ  Σi wi (‖Xi (Δ - ΔWi)ᵀ‖²/mi + μ ‖X0 Δᵀ‖²/m0)
+                   +  λ·(tr S/d_in)·‖Δ - c Σi wi ΔWi‖²
 
-With the second moments Gi = Xiᵀ Xi / mi, S = Σi wi (Gi + μ G0) and R = λ·(tr S/d_in)·I its normal equation is
-Δ* (S + R) = Σi wi ΔWi (Gi + c R), so
+With the second moments Gi = Xiᵀ Xi / mi, S = Σi wi (Gi + μ G0) and R = λ·(tr S/d_in)·I its normal
+equation is Δ* (S + R) = Σi wi ΔWi (Gi + c R), so
 
     Δ* = [B1 … Bn] · M,    M = [w1 s1 A1 (G1 + c R); …; wn sn An (Gn + c R)] (S + R)⁻¹
 
-which is itself of rank Σ ri at most: nothing of size d_out x d_in is ever formed. (Paper section 3.3, equation 4, which stops
-L-BFGS before its optimum; λ → 0, μ = 0 and c = 0 is its objective.) Where no prompt was recorded, the rows say nothing and the ridge
-decides: towards no change at all (c = 0), or towards a scaled sum of the concepts' own changes, which is what is left of Δ* as λ → ∞.
+whose rank is at most Σ ri: nothing of size d_out x d_in is ever formed. (Paper section 3.3,
+equation 4, which stops L-BFGS before its optimum; λ → 0, μ = 0 and c = 0 is its objective.) In
+directions that no recorded row has, the ridge decides: towards no change at all (c = 0), or towards
+a scaled sum of the concepts' own changes, which is the limit of Δ* as λ → ∞.
 """
 
 from __future__ import annotations
@@ -37,17 +40,20 @@ def solve_change(
     ridge: float,
     ridge_kind: str = "trace",
 ) -> LowRank:
-    """Δ* of the equation above, in float64, from S, left = [B1 … Bn] and right = [w1 s1 A1 G1; …]. `ridge` is λ."""
+    """Return Δ* of the equation above, computed in float64.
+
+    `left` is [B1 … Bn], `right` is [w1 s1 A1 G1; …], and `ridge` is λ.
+    """
     return refactored(left, damped_inverse(S, ridge, ridge_kind)(right))
 
 
 def damped_inverse(S: Float[Tensor, "d_in d_in"], ridge: float, ridge_kind: str = "trace") -> Inverse:
-    """Multiplication with (S + λ·(tr S/d_in)·I)⁻¹ from the right; factored once for all layers that read one input.
+    """Return a function that multiplies by (S + λ·(tr S/d_in)·I)⁻¹ from the right.
 
-    `ridge_kind` "diagonal" weighs every input by its own second moment (λ·diag S) in place of their mean (λ·tr S/d_in).
-
-    With "diagonal" it is solved for inputs of unit size, D S D with D = (diag S)^-½. Where S + λ… is not positive definite in float64
-    (λ below the rounding of S), what is left of λ → 0 is the pseudo-inverse.
+    It is factored once for all layers that read one input. `ridge_kind` "diagonal" weighs every
+    input by its own second moment (λ·diag S) in place of their mean (λ·tr S/d_in); it is solved for
+    inputs of unit size, D S D with D = (diag S)^-½. If S + λ… is not positive definite in float64
+    (λ below the rounding of S), the limit of λ → 0 is used: the pseudo-inverse.
     """
     S, D, shift = S.double(), torch.ones((), dtype=torch.float64), float(damping(S, ridge)[0])
     damped = S.clone()
@@ -65,15 +71,17 @@ def damped_inverse(S: Float[Tensor, "d_in d_in"], ridge: float, ridge_kind: str 
 
 
 def damping(S: Float[Tensor, "d_in d_in"], ridge: float, ridge_kind: str = "trace") -> Float[Tensor, " d_in"]:
-    """R of the equation above, which is diagonal."""
+    """Return the diagonal of R of the equation above."""
     own = S.diagonal().double()
     return ridge * (own.mean().expand(len(own)) if ridge_kind == "trace" else own)
 
 
 def refactored(left: Float[Tensor, "d_out ranks"], right: Float[Tensor, "ranks d_in"]) -> LowRank:
-    """left·right as a balanced pair cut at its numerical rank: QR of both sides, then an SVD of the small core, in float64.
+    """Return left·right as a balanced pair, cut at its numerical rank.
 
-    [B1 … Bn] itself would cancel badly in low precision, could be wider than the layer, and would hand everybody's B to everybody.
+    It takes QR of both sides, then an SVD of the small core, in float64. [B1 … Bn] itself would
+    cancel badly in low precision, could be wider than the layer, and would hand every participant's
+    B to all others.
     """
     Ql, Rl = torch.linalg.qr(left.double())
     Qr, Rr = torch.linalg.qr(right.double().T)
@@ -86,9 +94,10 @@ def refactored(left: Float[Tensor, "d_out ranks"], right: Float[Tensor, "ranks d
 
 
 def residual(G: Float[Tensor, "d_in d_in"], fused: LowRank, own: LowRank) -> tuple[float, float]:
-    """(‖X (Δ - ΔW)ᵀ‖²/m, ‖X ΔWᵀ‖²/m) from the second moment G = Xᵀ X / m alone: tr(D G Dᵀ) with D = Δ - ΔW.
+    """Return (‖X (Δ - ΔW)ᵀ‖²/m, ‖X ΔWᵀ‖²/m) from the second moment G = Xᵀ X / m alone.
 
-    D stays factored, D = [BΔ  -s·BW]·[AΔ; AW], so that tr(D G Dᵀ) = ⟨LᵀL, R G Rᵀ⟩ costs no product of layer size.
+    The first is tr(D G Dᵀ) with D = Δ - ΔW. D stays factored, D = [BΔ  -s·BW]·[AΔ; AW], so that
+    tr(D G Dᵀ) = ⟨LᵀL, R G Rᵀ⟩ costs no product of layer size.
     """
     L = torch.cat([fused.scale * fused.B.double(), -own.scale * own.B.double()], dim=1)
     R = torch.cat([fused.A.double(), own.A.double()])
@@ -97,11 +106,11 @@ def residual(G: Float[Tensor, "d_in d_in"], fused: LowRank, own: LowRank) -> tup
 
 
 def energy_of(pair: LowRank, G: Float[Tensor, "d_in d_in"]) -> float:
-    """‖X ΔWᵀ‖²/m = tr(ΔW G ΔWᵀ) = ⟨BᵀB, A G Aᵀ⟩."""
+    """Return ‖X ΔWᵀ‖²/m = tr(ΔW G ΔWᵀ) = ⟨BᵀB, A G Aᵀ⟩."""
     B, A = pair.scale * pair.B.double(), pair.A.double()
     return max(float(((B.T @ B) * (A @ G @ A.T)).sum()), 0.0)
 
 
 def stacked_left(pairs: Sequence[LowRank]) -> Float[Tensor, "d_out ranks"]:
-    """[B1 … Bn]."""
+    """Return [B1 … Bn]."""
     return torch.cat([pair.B.double() for pair in pairs], dim=1)

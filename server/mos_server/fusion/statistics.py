@@ -1,8 +1,9 @@
-"""The second moments of every concept, recorded once and kept: what makes a concept that joins or leaves cheap.
+"""The second moments of every concept, recorded once and kept, so that joins and leaves are cheap.
 
-They are kept in one folder, in files named by the concept's content digest (`concepts withdraw` erases by it) and by a key that
-says what else made them: base, number format, prompts, sampling, what was attached. Whatever that key does not name must not
-change them; in particular, not the other concepts of the round.
+They are kept in one folder. A file is named by the concept's content digest, by which `concepts
+withdraw` erases it, and by a key of everything else that they depend on: base, number format,
+prompts, sampling, attached changes. Nothing that the key leaves out may change them, in particular
+not the other concepts of the round.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ log = logging.getLogger(__name__)
 Progress = Callable[[str], None]
 Recorded = tuple["Recording", "Moments | UnusableConceptError"]
 Recorder = Callable[[Sequence["Recording"]], Iterator[Recorded]]
-# The code that decides what is recorded: when it changes, what was kept from before is recorded anew.
+# The code that decides what is recorded: when it changes, kept moments are recorded again.
 RECORDED_BY = (
     *(
         f"mos_common.{name}"
@@ -55,7 +56,7 @@ RECORDED_BY = (
 
 
 class UnusableConceptError(FusionError):
-    """A concept whose forward pass breaks down: it cannot be fused, the others can."""
+    """A concept whose forward pass is not finite: it cannot be fused, the others can."""
 
     def __init__(self, token: str, reason: str) -> None:
         super().__init__(f"concept {token}: {reason}")
@@ -64,9 +65,10 @@ class UnusableConceptError(FusionError):
 
 @dataclass(frozen=True)
 class Recording:
-    """One recording: a concept (None: ordinary prompts on the base), one group of layers, and what is put onto the base for it.
+    """One recording: a concept, one group of layers, and the changes attached to the base for it.
 
-    `reads` are the inputs that are wanted; a recording of more inputs will do as well.
+    Without a concept (None) it is of ordinary prompts on the base. `reads` are the inputs needed; a
+    recording of more inputs serves too.
     """
 
     group: Group
@@ -77,11 +79,14 @@ class Recording:
 
     @property
     def token(self) -> str:
-        """Whose it is, for messages."""
+        """The concept's token, for messages."""
         return self.named.token if self.named else "ordinary prompts"
 
     def file_name(self, base: Base) -> str:
-        """Whose it is and everything that makes it what it is; not `reads`, since an input's moments do not depend on others'."""
+        """Return a name made of the concept and everything that its moments depend on.
+
+        `reads` is left out, since the moments of one input do not depend on other inputs.
+        """
         settings, concept = self.settings, self.named.concept if self.named else None
         made_by: dict[str, object] = {
             "code": digest_of_code(RECORDED_BY),
@@ -103,7 +108,7 @@ class Recording:
         return f"{whose}-{digest_of_json(made_by)}.safetensors"
 
     def prompts(self, base: Base) -> tuple[list[str], Vocabulary]:
-        """The prompts, with the concept in the place of V, and its words."""
+        """Return the prompts, with the concept in place of V, and its words."""
         if self.named is None:
             return list(self.settings.ordinary), {}
         concept = self.named.concept
@@ -111,7 +116,7 @@ class Recording:
         return prompts, {concept.name: words_of(concept, base)}
 
     def record(self, base: Base, sink: Sink) -> Sink:
-        """Run the model; the rows go into `sink`, which comes back finished.
+        """Run the model, record the rows into `sink`, and return it finished.
 
         Raises:
             UnusableConceptError: a forward pass is not finite; the message names concept and layer.
@@ -129,7 +134,7 @@ class Recording:
 
 
 def recorder_here(base: Base) -> Recorder:
-    """Records on this machine, one after the other."""
+    """Return a recorder that records in this process, one after another."""
 
     def record(recordings: Sequence[Recording]) -> Iterator[Recorded]:
         for recording in recordings:
@@ -143,7 +148,7 @@ def recorder_here(base: Base) -> Recorder:
 
 @dataclass
 class Statistics:
-    """Moments by recording: those that are kept are read, the others are recorded (by `recorder`, else here) and kept."""
+    """Moments by recording: read if kept, otherwise recorded (by `recorder`, or here) and kept."""
 
     base: Base
     folder: Path
@@ -154,7 +159,7 @@ class Statistics:
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def of(self, recording: Recording) -> Moments:
-        """The moments, now recorded if they are not there (or damaged, or of fewer inputs).
+        """Return the moments; record them if they are missing, damaged or of fewer inputs.
 
         Raises:
             UnusableConceptError: a forward pass is not finite.
@@ -166,10 +171,10 @@ class Statistics:
         return self._keep(recording, recording.record(self.base, Moments()))
 
     def gather(self, recordings: Sequence[Recording]) -> None:
-        """Record what is missing, and say how long the rest will take.
+        """Record all missing moments, and report how long the rest will take.
 
         Raises:
-            UnusableConceptError: a forward pass is not finite; what was recorded until then is kept.
+            UnusableConceptError: a forward pass is not finite; earlier recordings are kept.
 
         """
         missing = [recording for recording in recordings if not self._path(recording).is_file()]
@@ -194,7 +199,10 @@ class Statistics:
 
 
 def wanted_inputs(layers: Sequence[Layer], base_layers: Sequence[Layer], group: Group) -> frozenset[str]:
-    """What a recording of a group covers: every input of the attention, and those that any concept changes besides."""
+    """Return the inputs to record for a group.
+
+    These are all inputs of the attention layers, and those of other layers that a concept changes.
+    """
     return frozenset(layer.reads for layer in [*base_layers, *layers] if layer.group is group)
 
 

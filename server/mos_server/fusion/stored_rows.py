@@ -1,4 +1,4 @@
-"""Store every row that layers read: what a solver needs that works on activations."""
+"""Store every row that layers read, for solvers that work on activations."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class StoredRows:
 
     @property
     def bytes(self) -> int:
-        """Memory that the rows take."""
+        """The memory that the rows take, in bytes."""
         return sum(part.numel() * part.element_size() for rows in self.stored.values() for part in rows)
 
     def fresh(self) -> StoredRows:
@@ -28,16 +28,16 @@ class StoredRows:
         return StoredRows()
 
     def add(self, reads: str, rows: Float[Tensor, "rows d_in"], count: float | None = None) -> None:
-        """Keep a copy of rows: they may be a view of something larger, or be written to later."""
+        """Keep a copy of rows, which may be a view of a larger tensor or be overwritten later."""
         self.stored[reads].append(rows.to("cpu", torch.float32, copy=True))
 
     def merge(self, other: StoredRows) -> None:
-        """Keep another's rows too."""
+        """Keep the rows of another store too."""
         for reads, rows in other.stored.items():
             self.stored[reads] += rows
 
     def finished(self) -> StoredRows:
-        """Return the same, once every row is known to be finite.
+        """Check that every row is finite and return the store.
 
         Raises:
             FusionError: an input was not finite; the message names the first.

@@ -1,1 +1,1 @@
-"""Fused models on disk: written, published, exported to other formats."""
+"""Fused models on disk: write, publish and export them."""

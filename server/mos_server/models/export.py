@@ -4,7 +4,7 @@ diffusers   a whole folder: the base with every change added into its weights
 lora        the changes alone, as one file in kohya's spelling
 single-file the base with every change added, as one checkpoint of Stable Diffusion 1.x
 
-Beside the last two lie each concept's words as a textual inversion.
+Next to the last two, each concept's words are written as a textual inversion.
 """
 
 from __future__ import annotations
@@ -40,18 +40,21 @@ ONE_EMBEDDING = (
 
 
 def export(folder: Path, base: Base, kind: str, out: Path, dtype: str | None = None) -> list[str]:
-    """Write a fused model in another format; return one line for each thing written.
+    """Write a fused model in another format; return one line for each output.
 
     Raises:
-        RequestError: no such format, or it has no such dtype. StateError: `out` exists already, or cannot be written.
-        FusionError, BaseModelError: the folder is not a fused model, or one of another base.
+        RequestError: the format is unknown, or does not support this dtype.
+        StateError: `out` already exists, or cannot be written.
+        FusionError, BaseModelError: the folder is not a fused model, or is one of another base.
 
     """
     if kind not in FORMATS:
         raise RequestError(f"--format {kind} is not known: choose one of {', '.join(FORMATS)}")
     if kind == "diffusers":
         if dtype is not None:
-            raise RequestError(f"--dtype {dtype}: it goes with --format lora or single-file; a folder is in float32")
+            raise RequestError(
+                f"--dtype {dtype}: it goes with --format lora or single-file; a folder is always float32"
+            )
         export_diffusers(folder, base, out)
         return [str(out)]
     write = export_lora if kind == "lora" else export_single_file
@@ -67,7 +70,8 @@ def export_diffusers(folder: Path, base: Base, out: Path) -> None:
     `embeddings.safetensors`, where mos-client reads them.
 
     Raises:
-        StateError: `out` exists already. BaseModelError: the model belongs to another base.
+        StateError: `out` already exists.
+        BaseModelError: the model belongs to another base.
 
     """
     from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
@@ -88,11 +92,14 @@ def export_diffusers(folder: Path, base: Base, out: Path) -> None:
 
 
 def export_lora(folder: Path, base: Base, out: Path, dtype: str = "float16") -> Path:
-    """Write the changes as one LoRA file in kohya's spelling; return the folder with the words beside it.
+    """Write the changes as one LoRA file in kohya's spelling.
+
+    Returns the folder with the words, which is next to it.
 
     Raises:
-        RequestError: `out` has another ending, or there is no such dtype.
-        StateError: one of the two exists already. BaseModelError: the model belongs to another base.
+        RequestError: `out` has another suffix, or the dtype is not supported.
+        StateError: the file or the folder already exists.
+        BaseModelError: the model belongs to another base.
 
     """
     fused = _read_for_file(folder, base, out, dtype)
@@ -103,16 +110,20 @@ def export_lora(folder: Path, base: Base, out: Path, dtype: str = "float16") -> 
 
 
 def export_single_file(folder: Path, base: Base, out: Path, dtype: str = "float16") -> Path:
-    """Write a Stable Diffusion 1.x checkpoint with every change added; return the folder with the words beside it.
+    """Write a Stable Diffusion 1.x checkpoint with every change added.
+
+    Returns the folder with the words, which is next to it.
 
     Raises:
-        RequestError: the base is not laid out like that, `out` has another ending, or there is no such dtype.
-        StateError: one of the two exists already. BaseModelError: the model belongs to another base.
+        RequestError: the base has another layout, `out` has another suffix, or the dtype is not
+            supported.
+        StateError: the file or the folder already exists.
+        BaseModelError: the model belongs to another base.
 
     """
     check_single_file(base)
     fused = _read_for_file(folder, base, out, dtype)
-    # One key only, since the library writes several in random order.
+    # One key only: the library writes several keys in random order.
     metadata = {"modelspec.description": single_file_description(fused, base)}
     with attached(base, fused.changes):
         tensors = checkpoint_tensors(base, FILE_DTYPES[dtype])
@@ -124,10 +135,11 @@ def export_single_file(folder: Path, base: Base, out: Path, dtype: str = "float1
 def lora_tensors(fused: FusedModel, base: Base, dtype: torch.dtype) -> dict[str, Tensor]:
     """Return the factors of every layer in kohya's spelling: ΔW = (alpha / rank) · up · down.
 
-    All layers share one alpha, the highest rank, because diffusers 0.42 with peft 0.21 ignores alphas
-    that differ between layers; factors of a lower rank are scaled down to match. Factors of a 1x1
-    convolution have two more dimensions of size 1. Within a text encoder, lower ranks are padded with
-    zeros, since diffusers gives its text projection the most common rank of the encoder's layers.
+    All layers share one alpha, the highest rank, because diffusers 0.42 with peft 0.21 ignores
+    alphas that differ between layers. Factors of a lower rank are scaled down to match. Factors of
+    a 1x1 convolution have two more dimensions of size 1. Within a text encoder, lower ranks are
+    padded with zeros, since diffusers gives its text projection the most common rank of the
+    encoder's layers.
     """
     modules = {layer.name: layer.module for layer in base.layout.layers}
     ranks = _ranks_to_write({layer: pair.rank for layer, pair in fused.changes.items() if pair.rank})
@@ -151,7 +163,7 @@ def lora_tensors(fused: FusedModel, base: Base, dtype: torch.dtype) -> dict[str,
 
 
 def lora_metadata(fused: FusedModel) -> dict[str, str]:
-    """Return the metadata of a LoRA, under the keys that other tools show (Stability's ModelSpec)."""
+    """Return the metadata of a LoRA, under the keys of Stability's ModelSpec, which tools show."""
     manifest = fused.manifest
     concepts = {concept.token: concept for concept in sorted(manifest.concepts, key=lambda concept: concept.token)}
     tokens = ", ".join(concepts)
@@ -159,7 +171,8 @@ def lora_metadata(fused: FusedModel) -> dict[str, str]:
         "modelspec.title": f"Fused model of {tokens}",
         "modelspec.description": (
             f"Low-rank changes of a fused model (federated Mix-of-Show, method {manifest.method}) on the base model "
-            f"{manifest.base_name} ({manifest.base}). Concepts are named by words that lie in files beside this one; {ONE_EMBEDDING}."
+            f"{manifest.base_name} ({manifest.base}). Concepts are named by words that lie in files beside this one; "
+            f"{ONE_EMBEDDING}."
         ),
         "modelspec.author": _by_concept({token: concept.author for token, concept in concepts.items()}),
         "modelspec.license": _by_concept({token: concept.licence for token, concept in concepts.items()}),
@@ -168,19 +181,21 @@ def lora_metadata(fused: FusedModel) -> dict[str, str]:
 
 
 def single_file_description(fused: FusedModel, base: Base) -> str:
-    """Describe a single file; the format has no other place for the prediction type."""
-    told = lora_metadata(fused)
+    """Describe a single file. The format has no other place for the prediction type."""
+    metadata = lora_metadata(fused)
     return (
-        f"{told['modelspec.title']}, added into the weights of {fused.manifest.base_name} ({fused.manifest.base}), which predicts "
-        f"{base.scheduler.config.prediction_type}. Licences: {told['modelspec.license']}. Authors: {told['modelspec.author']}."
+        f"{metadata['modelspec.title']}, added into the weights of {fused.manifest.base_name} ({fused.manifest.base}), "
+        f"which predicts {base.scheduler.config.prediction_type}. Licences: {metadata['modelspec.license']}. "
+        f"Authors: {metadata['modelspec.author']}."
     )
 
 
 def mean_words(token: str, fused: FusedModel, base: Base, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Return a concept's words as a textual inversion: one embedding per word, the mean over the layers.
+    """Return a concept's words as a textual inversion.
 
-    With one text encoder the key is the token (diffusers then needs no `token=`; other tools use the
-    file's name), with two encoders the keys are `clip_l` and `clip_g`.
+    There is one embedding per word, the mean over the layers. With one text encoder the key is the
+    token (diffusers then needs no `token=`; other tools use the file's name). With two encoders the
+    keys are `clip_l` and `clip_g`.
     """
     widths = [table.shape[1] for table in base.token_tables]
     mean = fused.vocabulary[token].float().mean(dim=0)
@@ -190,7 +205,10 @@ def mean_words(token: str, fused: FusedModel, base: Base, dtype: torch.dtype) ->
 
 
 def canonical_safetensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
-    """Return a safetensors file with a canonical header; the library writes metadata keys in random order."""
+    """Return a safetensors file with a canonical header.
+
+    The library itself writes metadata keys in random order.
+    """
     data = save(dict(tensors), dict(metadata))
     begin = 8 + int.from_bytes(data[:8], "little")
     header = canonical_json(json.loads(data[8:begin]))
@@ -200,9 +218,9 @@ def canonical_safetensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, 
 
 def _read_for_file(folder: Path, base: Base, out: Path, dtype: str) -> FusedModel:
     if out.suffix != ".safetensors":
-        raise RequestError(f"--out {out}: this format is one file, NAME.safetensors")
+        raise RequestError(f"--out {out}: this format is a single file, NAME.safetensors")
     if dtype not in FILE_DTYPES:
-        raise RequestError(f"--dtype {dtype} is not known: such a file is written in {' or '.join(FILE_DTYPES)}")
+        raise RequestError(f"--dtype {dtype} is not known: this format is written in {' or '.join(FILE_DTYPES)}")
     fused = read_fused(folder)
     check_base(fused, base)
     _check_free(out)
@@ -212,7 +230,7 @@ def _read_for_file(folder: Path, base: Base, out: Path, dtype: str) -> FusedMode
 
 @contextmanager
 def _words_beside(out: Path, fused: FusedModel, base: Base, dtype: torch.dtype) -> Iterator[Path]:
-    """Yield the folder of the words, which exists once the block that writes `out` has succeeded."""
+    """Yield the folder of the words, which exists once the block that writes `out` succeeds."""
     words = out.with_suffix(".words")
     with replacing_folder(words) as beside:
         for token in fused.vocabulary:
@@ -221,7 +239,7 @@ def _words_beside(out: Path, fused: FusedModel, base: Base, dtype: torch.dtype) 
 
 
 def _ranks_to_write(ranks: Mapping[str, int]) -> dict[str, int]:
-    """Return the rank to write for every layer; within a text encoder, the highest of all its layers."""
+    """Return the rank to write for every layer; in a text encoder, the highest of its layers."""
     highest: dict[str, int] = {}
     for layer, rank in ranks.items():
         part = layer.partition(".")[0]
@@ -236,7 +254,10 @@ def _by_concept(by_token: Mapping[str, str]) -> str:
 
 
 def _file_name(token: str) -> str:
-    """Return the file name of a token: `<alice/cat>` -> `alice.cat`; names have no dots, so names are unique."""
+    """Return the file name of a token: `<alice/cat>` -> `alice.cat`.
+
+    Names contain no dots, so file names are unique.
+    """
     return token[1:-1].replace("/", ".")
 
 

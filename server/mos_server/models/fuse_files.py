@@ -1,4 +1,4 @@
-"""Fuse concepts outside of any round, from files or from a federation's state."""
+"""Fuse concepts outside any round, from files or from a federation's state."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def fuse_files(
     """Fuse concept files into the folder `out`.
 
     Raises:
-        StateError: `out` exists.
+        StateError: `out` already exists.
         ConceptError, FusionError: a concept cannot be used; the message names the file.
 
     """
@@ -63,12 +63,12 @@ def fuse_state(
     """Fuse what a federation keeps, or any subset of it, into the folder `out`.
 
     `round_id` and `only` choose the concepts. Without `settings`, those of the round or the
-    federation are used. What rounds have recorded is not recorded again.
+    federation are used. Moments that rounds have recorded are not recorded again.
 
     Raises:
-        StateError: no state folder, or `out` exists.
-        RequestError: no such round, or a chosen concept is not kept.
-        FusionError: none is kept.
+        StateError: there is no state folder, or `out` already exists.
+        RequestError: the round is unknown, or a chosen concept is not kept.
+        FusionError: no concept is kept.
 
     """
     from mos_server.state.concepts import kept_uploads, named_concepts
@@ -89,11 +89,11 @@ def fuse_state(
 
 
 def kept_settings(state: Path, round_id: str | None = None, only: Sequence[str] = ()) -> FusionSettings:
-    """Return the settings of a federation or a round, with weights for the chosen concepts alone.
+    """Return the settings of a federation or a round, with weights for only the chosen concepts.
 
     Raises:
-        StateError: no state folder.
-        RequestError: no such round, a chosen concept is not kept, or a setting is unknown.
+        StateError: there is no state folder.
+        RequestError: the round is unknown, a chosen concept is not kept, or a setting is unknown.
 
     """
     from mos_server.state.concepts import kept_uploads
@@ -125,7 +125,7 @@ def _fused(
 def _check_new(out: Path) -> None:
     if out.exists():
         raise StateError(
-            f"{out} is there already and a fused model is never changed: choose another --out, or remove it"
+            f"{out} already exists and a fused model is never changed: choose another --out, or remove it"
         )
 
 

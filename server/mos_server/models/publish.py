@@ -31,12 +31,13 @@ def write_fused(fused: FusedModel, folder: Path, *, round: str | None = None) ->
     """Write a fused model, whole or not at all.
 
     Raises:
-        StateError: the folder exists already (a published model is never changed), or cannot be written.
+        StateError: the folder already exists (a published model is never changed), or cannot be
+            written.
 
     """
     if folder.exists():
         raise StateError(
-            f"{folder} is there already and a fused model is never changed: choose another --out, or remove it"
+            f"{folder} already exists and a fused model is never changed: choose another --out, or remove it"
         )
     words = {token: tensor.contiguous().clone() for token, tensor in fused.vocabulary.items()}
     files = {ADAPTER: save(fused_tensors(fused)), EMBEDDINGS: save(words)}
@@ -51,24 +52,26 @@ def write_fused(fused: FusedModel, folder: Path, *, round: str | None = None) ->
 def publish_candidate(
     candidate: Path, published: Path, identity: Mapping[str, Identity], flagged: Collection[str], signing_key: Any
 ) -> None:
-    """Make a scored candidate the published model: its manifest tells what the clients measured, by token, and is signed.
+    """Publish a scored candidate: add the scores to its manifest and sign it.
 
-    `flagged` are the tokens of concepts that lost much.
+    `identity` has the scores by token, as the clients measured them. `flagged` are the tokens of
+    concepts that lost much identity in fusion.
 
     Raises:
-        StateError: it is published already, its files are no longer those that were scored, or it cannot be written.
+        StateError: the model is already published, its files are no longer those that were scored,
+            or it cannot be written.
 
     """
     from mos_common.signing import check_files, sign_manifest
 
     if published.exists():
         raise StateError(f"{published} is published already and is never changed")
-    told = (candidate / MANIFEST).read_bytes()
+    scored_manifest = (candidate / MANIFEST).read_bytes()
     try:
-        check_files(candidate, told)
+        check_files(candidate, scored_manifest)
     except TrustError as error:
         raise StateError(f"{candidate} is no longer what was scored, so it is not signed: run a new round") from error
-    manifest = Manifest.model_validate_json(told)
+    manifest = Manifest.model_validate_json(scored_manifest)
     concepts = [
         concept.model_copy(update={"identity": identity.get(concept.token), "flagged": concept.token in flagged})
         for concept in manifest.concepts
@@ -81,5 +84,5 @@ def publish_candidate(
 
 
 def manifest_bytes(manifest: Manifest) -> bytes:
-    """`manifest.json` as it is written: canonical, so equal models have equal manifests."""
+    """Return the bytes of `manifest.json`: canonical, so that equal models have equal manifests."""
     return canonical_json(manifest.model_dump(mode="json")) + b"\n"

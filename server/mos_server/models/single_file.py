@@ -1,9 +1,12 @@
 """The single-file layout of Stable Diffusion 1.x: its authors' names for the weights.
 
-UNet           unet.down_blocks.0.resnets.0.conv1       -> model.diffusion_model.input_blocks.1.0.in_layers.2
-VAE            vae.decoder.up_blocks.0.resnets.0.conv1  -> first_stage_model.decoder.up.3.block.0.conv1
-               (up counts from the picture)
-text encoder   text_encoder.text_model.…                -> cond_stage_model.transformer.text_model.…
+UNet      unet.down_blocks.0.resnets.0.conv1
+          -> model.diffusion_model.input_blocks.1.0.in_layers.2
+VAE       vae.decoder.up_blocks.0.resnets.0.conv1
+          -> first_stage_model.decoder.up.3.block.0.conv1    (up counts from the picture)
+text encoder
+          text_encoder.text_model.…
+          -> cond_stage_model.transformer.text_model.…
 """
 
 from __future__ import annotations
@@ -49,23 +52,25 @@ def check_single_file(base: Base) -> None:
     """Check that a base can be written in this layout.
 
     Raises:
-        RequestError: it is an XL model, or has parts that Stable Diffusion 1.x does not have.
+        RequestError: the base is an XL model, or has parts that Stable Diffusion 1.x does not have.
 
     """
     if base.text_encoder_2 is not None:
         raise RequestError(
-            f"--format single-file writes Stable Diffusion 1.x, and {base.name} is an XL model: choose --format diffusers or lora"
+            f"--format single-file writes Stable Diffusion 1.x, and {base.name} is an XL model: "
+            "choose --format diffusers or lora"
         )
     blocks = dict(stability_blocks(base))
     nameless = [name for name in base.unet.state_dict() if _of_unet(name, blocks) == name]
     if nameless or base.unet.config.use_linear_projection:
         raise RequestError(
-            f"--format single-file writes Stable Diffusion 1.x, and {base.name} has another layout: choose --format diffusers or lora"
+            f"--format single-file writes Stable Diffusion 1.x, and {base.name} has another layout: "
+            "choose --format diffusers or lora"
         )
 
 
 def checkpoint_tensors(base: Base, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Return every weight of the base as it is now, under its name in the single file."""
+    """Return every current weight of the base under its name in the single file."""
     weights, names = _weights(base), _names(base)
     tensors = {}
     for ours, theirs in names.items():
@@ -96,7 +101,10 @@ def _names(base: Base) -> dict[str, str]:
 
 
 def _of_unet(name: str, blocks: dict[str, str]) -> str:
-    """Rename `down_blocks.0.resnets.0.conv1.weight` to `input_blocks.1.0.in_layers.2.weight`; keep unknown names."""
+    """Rename `down_blocks.0.resnets.0.conv1.weight` to `input_blocks.1.0.in_layers.2.weight`.
+
+    Unknown names are returned unchanged.
+    """
     module, _, kind = name.rpartition(".")
     if module in UNET_OUTSIDE:
         return f"{UNET_OUTSIDE[module]}.{kind}"
@@ -107,7 +115,10 @@ def _of_unet(name: str, blocks: dict[str, str]) -> str:
 
 
 def _of_vae(name: str, levels: int) -> str:
-    """Rename `decoder.up_blocks.0.resnets.1.conv1.weight` to `decoder.up.<levels - 1>.block.1.conv1.weight`."""
+    """Return the single file's name for a weight of the VAE.
+
+    `decoder.up_blocks.0.resnets.1.conv1.weight` -> `decoder.up.<levels - 1>.block.1.conv1.weight`
+    """
     module, _, kind = name.rpartition(".")
     match module.split("."):
         case [side, "down_blocks", level, "resnets", i, *within]:

@@ -1,9 +1,10 @@
 """The gate in front of Flower's public port.
 
-Flower's one application carries three APIs: the Fleet API for participants, and two more with which
-anybody could start runs and take over the server's own tasks. It also reads every body into memory
-before it asks who sent it. The gate passes on only Fleet calls, by keys that the operator admitted,
-with bodies of bounded size. Flower then checks the signature: that the key's owner made the call.
+Flower serves three APIs from one application: the Fleet API for participants, and two more with
+which anybody could start runs and take over the server's own tasks. It also reads every body into
+memory before it checks who sent it. The gate passes on only Fleet calls, from keys that the
+operator admitted, with bodies of bounded size. Flower then verifies the signature, which proves
+that the key's owner made the call.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 Application = Callable[[Message, Receive, Send], Awaitable[None]]
 
-# register-node and unregister-node are left out: enrolment decides who is a node.
+# register-node and unregister-node are left out: enrolment decides which keys are nodes.
 FLEET_CALLS = frozenset(
     f"/v1/fleet/{call}"
     for call in (
@@ -46,14 +47,17 @@ HEADERS = (KEY_HEADER, b"flwr-timestamp", b"flwr-signature")
 
 # Flower cuts arrays into objects of 5 MiB, each pushed in a request of its own.
 REQUEST_BYTES_AT_MOST = 6 << 20
-# Eight of the largest concepts in an hour: three attempts of a round, and two rounds more.
+# Eight of the largest concepts in an hour: three attempts in one round, and room for more rounds.
 HOURLY_BYTES_AT_MOST = 8 * (64 << 20)
 _HOUR_S = 3600.0
 _HEADER_BYTES_AT_MOST = 4096
 
 
 class Gate:
-    """An ASGI application in front of Flower's: pass on Fleet calls of admitted keys, refuse all else unread."""
+    """An ASGI application in front of Flower's.
+
+    It passes on Fleet calls of admitted keys and refuses everything else unread.
+    """
 
     def __init__(
         self,
@@ -114,7 +118,7 @@ class Gate:
 
 
 class Quota:
-    """Count the bytes that each key has sent within the hour."""
+    """The number of bytes that each key has sent within the hour."""
 
     def __init__(self, hourly_bytes: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._hourly_bytes = hourly_bytes

@@ -1,8 +1,8 @@
-"""`mos.v1`: enrolment and downloads of models, over gRPC with the TLS certificate of Flower's port.
+"""`mos.v1`: enrolment and model downloads, over gRPC with the TLS certificate of Flower's port.
 
 Every call but Enrol is signed with the caller's node key (`mos_common.node_key`). Nothing that a
-caller sends becomes part of a path: a model must be a round in the journal, and a file must be named
-in that model's own manifest.
+caller sends becomes part of a path: a model must be a round in the journal, and a file must be
+named in that model's own manifest.
 """
 
 from __future__ import annotations
@@ -38,7 +38,10 @@ _THREADS = 16
 
 
 class MosService(mos_pb2_grpc.MosServicer):
-    """Answer participants from the state folder and the journal; call `enrolled(pem, name)` for each new key."""
+    """The gRPC service, which answers participants from the state folder and the journal.
+
+    It calls `enrolled(pem, name)` for each new key.
+    """
 
     def __init__(self, state: State, journal: Journal, enrolled: Callable[[bytes, str], None]) -> None:
         self._state = state
@@ -47,7 +50,7 @@ class MosService(mos_pb2_grpc.MosServicer):
         self._verifier = CallVerifier(journal.participants.is_admitted)
 
     def Enrol(self, request: mos_pb2.EnrolRequest, context: Any) -> mos_pb2.EnrolReply:  # noqa: N802 - gRPC's name
-        """Admit the key that came with a valid token."""
+        """Admit a key that comes with a valid token."""
         try:
             key = check_proof(request.public_key, request.token, request.proof)
             pem = _canonical(request.public_key)
@@ -58,7 +61,7 @@ class MosService(mos_pb2_grpc.MosServicer):
             _abort(context, grpc.StatusCode.PERMISSION_DENIED, str(error))
         except MosError as error:
             log.error("enrolment failed: %s", error)
-            _abort(context, grpc.StatusCode.UNAVAILABLE, "the server cannot enrol anybody now: try again later")
+            _abort(context, grpc.StatusCode.UNAVAILABLE, "the server cannot enrol anyone now: try again later")
         log.info("%s enrolled with key %s", name, key[:12])
         return mos_pb2.EnrolReply(participant=name)
 
@@ -104,7 +107,10 @@ class MosService(mos_pb2_grpc.MosServicer):
             _abort(context, grpc.StatusCode.UNAUTHENTICATED, str(error))
 
     def _model(self, wanted: str, key: str, context: Any) -> tuple[str, Path]:
-        """Return (name, folder) of a model that this caller may see: a published one, or its own round's candidate."""
+        """Return (name, folder) of a model that this caller may see.
+
+        That is any published model, and the candidate of a round that the caller has a concept in.
+        """
         if wanted == "latest":
             if (latest := self._journal.rounds.latest_published()) is None:
                 _abort(context, grpc.StatusCode.NOT_FOUND, "no model is published yet: wait for the first round")
@@ -124,7 +130,7 @@ class MosService(mos_pb2_grpc.MosServicer):
 
 
 def start_service(service: MosService, state: State, address: str) -> tuple[grpc.Server, int]:
-    """Listen at `address` ("host:port"); return the server, which the caller must stop, and its port.
+    """Listen at `address` ("host:port"); return the server and its port. The caller stops it.
 
     Raises:
         NetworkError: the port is in use.
@@ -138,8 +144,8 @@ def start_service(service: MosService, state: State, address: str) -> tuple[grpc
         port = server.add_secure_port(address, grpc.ssl_server_credentials([pair]))
     except RuntimeError as error:
         raise NetworkError(
-            f"port {address} cannot be opened: it is in use, or this user may not open it. Stop what uses it, or choose another "
-            "mos_port in the state folder's config.json and send new kits"
+            f"port {address} cannot be opened: it is in use, or this user may not open it. Stop what uses it, "
+            "or choose another mos_port in the state folder's config.json and send new kits"
         ) from error
     server.start()
     log.info("mos.v1 listens on port %d", port)
@@ -147,7 +153,10 @@ def start_service(service: MosService, state: State, address: str) -> tuple[grpc
 
 
 def _canonical(pem: bytes) -> bytes:
-    """Return the canonical PEM of a P-384 key: Flower compares keys as text, and knows NIST curves only."""
+    """Return the canonical PEM of a P-384 key.
+
+    Flower compares keys as text and supports only NIST curves.
+    """
     key = serialization.load_pem_public_key(pem)
     if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP384R1):
         raise TrustError("the key is not on the curve P-384: let mos-client join make one")
@@ -155,7 +164,10 @@ def _canonical(pem: bytes) -> bytes:
 
 
 def _described_files(folder: Path) -> dict[str, tuple[int, bytes]]:
-    """Return size and sha256 of each file of a model, by name; the manifest is our own file and is trusted."""
+    """Return the size and SHA-256 of each file of a model, by name.
+
+    The manifest is our own file and is trusted.
+    """
     described = {}
     for name in (_MANIFEST, _SIGNATURE):
         path = folder / name

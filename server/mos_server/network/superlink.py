@@ -1,10 +1,10 @@
 """Flower's SuperLink embedded in the server's process, exposing only what participants need.
 
-The stock `flower-superlink` offers every API on one port to anybody who connects: runs can be
-started and the server's tasks taken over without any credential. Here the same application serves
-two listeners. The private one, on a free loopback port, is for the process that runs a round; the
-public one stands behind the gate. Flower's control API is closed on both, since the server calls its
-functions directly. The modules used are internal to Flower, which is why its version is pinned.
+The stock `flower-superlink` offers every API on one port to anybody who connects: without any
+credential they can start runs and take over the server's tasks. Here the same application serves
+two listeners. The private one, on a free loopback port, is for the process that runs a round. The
+public one is behind the gate. Flower's control API is closed on both, since the server calls its
+functions directly. The modules used are internal to Flower, so its version is pinned.
 """
 
 from __future__ import annotations
@@ -27,16 +27,17 @@ from mos_server.state.folder import State
 
 log = logging.getLogger(__name__)
 
-# Uploads hold the write lock of Flower's database for seconds; with its own 5 s a push fails and the reply is lost.
+# Uploads hold the write lock of Flower's database for seconds. With Flower's own limit of 5 s a
+# push fails and the reply is lost.
 _LOCK_WAIT_MS = "60000"
 _GRACE_S = 1
-# SuperNodes hold a few connections each and try again when they are turned away.
+# SuperNodes hold a few connections each and retry when they are refused.
 _CONNECTIONS_AT_MOST = 512
 
 
 @dataclass(frozen=True)
 class Task:
-    """A run that waits for its ServerApp: the address to report to, and the token to use."""
+    """A run that is waiting for its ServerApp: the address to report to, and the token to use."""
 
     run_id: int
     address: str
@@ -71,7 +72,7 @@ class SuperLink:
         self._public.close()
 
     def register(self, pem: bytes, name: str) -> None:
-        """Register a participant's key as a node; a key that is already registered keeps its node."""
+        """Register a participant's key as a node. A registered key keeps its node."""
         from flwr.proto.control_pb2 import RegisterNodeRequest
         from flwr.superlink.servicer.control.control_handlers import register_node
 
@@ -99,7 +100,7 @@ class SuperLink:
         link = self._link_state()
         fab = fab_to_proto(Fab(hashlib.sha256(bundle).hexdigest(), bundle, {}))
         run_id = start_run(StartRunRequest(fab=fab), _account(), link, None).run_id
-        # Tasks of earlier runs whose process never came are taken out of the queue here, and expire.
+        # Tasks of earlier runs whose process never started are taken off the queue here and expire.
         while (claimed := acquire_task(AcquireTaskRequest(supported_task_types=[TaskType.SERVER_APP]), link)).token:
             if claimed.task.run_id == run_id:
                 return Task(run_id, self.private_address, claimed.token)
@@ -126,7 +127,7 @@ class SuperLink:
 
         class Server(uvicorn.Server):
             def capture_signals(self) -> contextlib.AbstractContextManager[None]:
-                """Leave signals to the process that embeds us."""
+                """Leave signals to the embedding process."""
                 return contextlib.nullcontext()
 
         return Server(
@@ -140,7 +141,8 @@ class SuperLink:
                 access_log=False,
                 server_header=False,
                 limit_concurrency=_CONNECTIONS_AT_MOST,
-                # SuperNodes keep connections open; without a limit they hold the shutdown for half a minute.
+                # SuperNodes keep connections open: without a limit they delay the shutdown by
+                # half a minute.
                 timeout_graceful_shutdown=_GRACE_S,
             )
         )
@@ -150,7 +152,10 @@ class SuperLink:
 
 
 def listening_address(host: str) -> str:
-    """Return the address to listen on so that `host` is reachable; a loopback host stays on this machine."""
+    """Return the address to listen on so that `host` is reachable.
+
+    A loopback host is served on loopback only.
+    """
     if host in ("localhost", "::1") or host.startswith("127."):
         return "127.0.0.1"
     return "::" if ":" in host else "0.0.0.0"  # noqa: S104 - a server for other machines
@@ -168,8 +173,8 @@ def bind_port(address: str, port: int) -> socket.socket:
         return socket.create_server((address, port), family=family, backlog=256)
     except OSError as error:
         raise NetworkError(
-            f"port {port} of {address} cannot be opened ({error.strerror}): stop what uses it (ss -ltnp 'sport = :{port}'), "
-            "or choose another in the state folder's config.json and send new kits"
+            f"port {port} of {address} cannot be opened ({error.strerror}): stop what uses it "
+            f"(ss -ltnp 'sport = :{port}'), or choose another in the state folder's config.json and send new kits"
         ) from error
 
 
@@ -189,12 +194,12 @@ def _create_application(state: State, private_port: int) -> Any:
     from flwr.superlink.main import create_app
     from sqlalchemy.exc import SQLAlchemyError
 
-    # Flower's logger writes every request to the console by itself; its warnings go where ours go.
+    # Flower's own logger writes every request to the console; send only its warnings to our log.
     flower_log = logging.getLogger("flwr")
     flower_log.handlers.clear()
     flower_log.propagate = True
     flower_log.setLevel(logging.WARNING)
-    # Freed pages held uploads: overwrite them.
+    # Freed pages contained uploads: overwrite them.
     ours = {"busy_timeout": _LOCK_WAIT_MS, "secure_delete": "ON"}
     sql.SQLITE_PRAGMAS = tuple({**dict(sql.SQLITE_PRAGMAS), **ours}.items())
     pki = state.pki
@@ -209,7 +214,7 @@ def _create_application(state: State, private_port: int) -> Any:
         ssl_keyfile=str(pki.key),
         database=str(state.flower / "superlink.db"),
         enable_supernode_auth=True,
-        # Only this process claims tasks, and not through a port: the secret is never shared.
+        # Only this process claims tasks, without a port, so the secret is never shared.
         isolation="process",
         superexec_auth_secret=secrets.token_bytes(32),
         authn_plugin=_closed_control(),
@@ -228,13 +233,13 @@ def _create_application(state: State, private_port: int) -> Any:
         return create_app(config, SuperLinkLifespan)
     except SQLAlchemyError as error:
         raise StateError(
-            f"{config.database} cannot be used ({error.args[0]}): is the disk full or read-only? You may remove the file: a "
-            "server then starts without it and asks the participants of a running round again"
+            f"{config.database} cannot be used ({error.args[0]}): is the disk full or read-only? You may remove "
+            "the file: a server then starts without it and asks the participants of a running round again"
         ) from error
 
 
 def _account() -> Any:
-    """Return the one account of Flower's open edition; nodes and runs belong to it."""
+    """Return the one account of Flower's open edition, to which nodes and runs belong."""
     from flwr.superlink.auth_plugin import NoOpControlAuthnPlugin
 
     _, account = NoOpControlAuthnPlugin().validate_tokens_in_metadata(())
@@ -242,7 +247,7 @@ def _account() -> Any:
 
 
 def _closed_control() -> Any:
-    """Return an authentication plugin for Flower's control API that refuses everybody."""
+    """Return an authentication plugin for Flower's control API that refuses every call."""
     from flwr.superlink.auth_plugin import NoOpControlAuthnPlugin
 
     class ClosedControl(NoOpControlAuthnPlugin):

@@ -1,7 +1,7 @@
-"""The ServerApp: the process of one round, and the only one on the operator's side that loads torch.
+"""The ServerApp: the process of one round, the only process of a server that loads torch.
 
-`mos-server serve` starts `python -m mos_server.round.app` with the round in the environment and Flower's token on standard input,
-where other users of the machine do not see it.
+`mos-server serve` starts `python -m mos_server.round.app` with the round in the environment and
+Flower's token on standard input, where other users of the machine cannot see it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ app = ServerApp()
 
 @app.main()
 def run_round(grid: Grid, context: Context) -> None:
-    """Run the round that this process was started for; how it ends stands in the journal."""
+    """Run the round that this process was started for; its outcome is in the journal."""
     state, round_id = open_state(Path(os.environ[STATE])), os.environ[ROUND]
     with closing(Journal(state.database)) as journal:
         try:
@@ -46,7 +46,7 @@ def run_round(grid: Grid, context: Context) -> None:
 
 
 def main() -> None:
-    """Answer Flower for one run: what `flwr-serverapp` does, without the token in the list of processes."""
+    """Run the ServerApp once, as `flwr-serverapp` does but with no token in the process list."""
     from flwr.superlink.runtime import run_serverapp
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")

@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 
 
 def fuse_candidate(state: State, journal: Journal, round_id: str, base: Base, progress: Callable[[str], None]) -> Path:
-    """Fuse what is admitted to a round, with the round's settings, into its candidate.
+    """Fuse the concepts admitted to a round, with the round's settings, into its candidate.
 
-    One that was there is replaced, and its scores are forgotten. What cannot be fused is refused,
-    with the reason, and the rest is fused.
+    An earlier candidate is replaced and its scores are forgotten. A concept that cannot be fused is
+    refused with the reason, and the others are fused.
 
     Raises:
         FusionError: nothing is left to fuse.
-        RequestError: this version does not know one of the round's settings.
+        RequestError: a setting of the round is unknown to this version.
 
     """
     from mos_server.fusion.cluster import recorder_for
@@ -38,10 +38,10 @@ def fuse_candidate(state: State, journal: Journal, round_id: str, base: Base, pr
     if not uploads:
         raise FusionError("every concept of this round was withdrawn: nothing is left to fuse")
     fusion = journal.rounds.get(round_id).settings.fusion
-    asked = FusionSettings.from_json(fusion)
-    settings = asked.for_tokens({upload.token for upload in uploads})
+    round_settings = FusionSettings.from_json(fusion)
+    settings = round_settings.for_tokens({upload.token for upload in uploads})
     progress(f"settings of fusion: {describe_fusion(fusion)}")
-    for token in sorted(asked.weights.keys() - settings.weights.keys()):
+    for token in sorted(round_settings.weights.keys() - settings.weights.keys()):
         progress(f"{token} is not in this round: its weight is not used")
     candidate = state.artefacts.candidate(round_id)
     journal.uploads.forget_identities(round_id)
@@ -65,7 +65,7 @@ def fuse_candidate(state: State, journal: Journal, round_id: str, base: Base, pr
 
 
 def is_current(candidate: Path, uploads: list[Upload], fusion: Mapping[str, Any]) -> bool:
-    """Return whether a candidate is there and made of these uploads with these settings.
+    """Return whether a candidate exists and was made of these uploads with these settings.
 
     Concepts may have been withdrawn since, and a newer version may have other defaults.
     """
@@ -85,7 +85,7 @@ def is_current(candidate: Path, uploads: list[Upload], fusion: Mapping[str, Any]
 
 
 def reasons_to_hold_back(round_: Round, uploads: list[Upload]) -> list[str]:
-    """Return the concepts that do not reach the identity that the operator asked for, and why."""
+    """Return a reason for each concept that does not reach the identity the operator asked for."""
     least = round_.settings.min_identity
     if least is None:
         return []
@@ -99,13 +99,13 @@ def reasons_to_hold_back(round_: Round, uploads: list[Upload]) -> list[str]:
 
 
 def lost_identity(round_: Round, uploads: list[Upload]) -> dict[str, float]:
-    """Return, by token, the identity that concepts lost in fusion, where it is more than usual."""
+    """Return, by token, the identity lost in fusion where it exceeds `flag_loss`."""
     losses = {upload.token: upload.identity.loss for upload in uploads if upload.identity is not None}
     return {token: loss for token, loss in losses.items() if loss > round_.settings.flag_loss}
 
 
 def publish(state: State, round_: Round, uploads: list[Upload]) -> Path:
-    """Sign a scored candidate, make it the round's model (once), and return its folder."""
+    """Sign a scored candidate, make it the round's model, once, and return the model's folder."""
     from mos_server.models.publish import publish_candidate
 
     published, candidate = state.artefacts.model(round_.id), state.artefacts.candidate(round_.id)

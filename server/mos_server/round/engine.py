@@ -1,12 +1,15 @@
 """The round: from asking for concepts to a published model.
 
-    collect   ask every admitted participant who is online for a concept; admit and spool the uploads one by one
-    fuse      what was admitted becomes a candidate
-    score     the participants measure how well their concepts survived in it; back to `fuse` if one was withdrawn meanwhile
-    publish   sign it, or hold it back
+    collect   ask every admitted participant who is online for a concept; admit and spool the
+              uploads one by one
+    fuse      turn the admitted concepts into a candidate
+    score     let the participants measure how well their concepts survived in it; go back to `fuse`
+              if one was withdrawn meanwhile
+    publish   sign the candidate, or hold it back
 
-Every step is journalled before the next begins. A round that is killed is begun again under its name and goes on where it
-was: uploads that are spooled are not asked for again, a candidate that is written is not fused again, scores are kept.
+Every step is journalled before the next one begins. A round that is killed is started again under
+its name and resumes where it was: spooled uploads are not requested again, a candidate that is
+written is not fused again, and scores are kept.
 """
 
 from __future__ import annotations
@@ -48,7 +51,7 @@ class RoundCancelledError(MosError):
 
 
 class RoundEngine:
-    """Runs one round of the journal."""
+    """One round of the journal, ready to run."""
 
     def __init__(
         self, state: State, journal: Journal, round_id: str, base: Base, polling: Polling | None = None
@@ -62,10 +65,10 @@ class RoundEngine:
         self._unscorable: set[str] = set()
 
     def run(self, nodes: Nodes) -> None:
-        """Run the round to its end among `nodes`, from wherever the journal says it is.
+        """Run the round to its end among `nodes`, from the state that the journal has.
 
         Raises:
-            MosError: the round cannot be completed; the journal says how far it came.
+            MosError: the round cannot be completed; the journal says how far it got.
 
         """
         self._note(self.summary())
@@ -76,13 +79,13 @@ class RoundEngine:
             self._fuse()
             self._score(nodes)
             if self._is_current():
-                break  # else a concept was withdrawn meanwhile: fuse the others
+                break  # otherwise a concept was withdrawn meanwhile: fuse the others
         self._publish()
         for participant, answer in uploads.arrived():
             self._take_upload(participant, answer, None)
 
     def summary(self) -> str:
-        """Say what the round waits for, or goes on with."""
+        """Describe what the round is waiting for, or what it goes on with."""
         if self._is_settled():
             return f"going on with {len(self._admitted())} concepts that are here"
         until = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(self._round.deadline))
@@ -111,21 +114,24 @@ class RoundEngine:
             self._note(f"the deadline has come with {count} of {wanted} concepts: going on with these")
 
     def _take_upload(self, participant: Participant, answer: Answer, round_id: str | None) -> None:
-        """Admit and spool an answer, or refuse it with its reasons; without a round it is kept for the next one."""
+        """Admit and spool an answer, or refuse it with the reasons.
+
+        Without a round it is kept for the next one.
+        """
         if isinstance(answer, bytes):
             upload = take_upload(self._state, self._journal, self._base, participant, answer, round_id)
         else:
             reason = answer.reason if isinstance(answer, Unusable) else "scores came where a concept was asked for"
             upload = refuse_upload(self._journal, participant, reason, round_id)
         if upload.refused is not None:
-            self._tell(participant, "refused", f"{participant.name}: upload refused: {upload.refused}")
+            self._report(participant, "refused", f"{participant.name}: upload refused: {upload.refused}")
         else:
             later = "" if round_id else ", too late: kept for the next round"
-            self._tell(participant, f"uploaded{later}", f"{upload.token} arrived, {upload.bytes / 1e6:.2f} MB{later}")
+            self._report(participant, f"uploaded{later}", f"{upload.token} arrived, {upload.bytes / 1e6:.2f} MB{later}")
 
     def _fuse(self) -> None:
         if self._is_current():
-            return  # it was written before the server was killed
+            return  # the candidate was written before the server was killed
         self._journal.rounds.advance(self._round.id, FUSING)
         self._note(f"fusing {', '.join(upload.token for upload in self._admitted())}")
 
@@ -148,7 +154,7 @@ class RoundEngine:
             self._take_scores(participant, answer)
         for upload in self._admitted():
             if upload.identity is None:
-                self._note(f"{upload.token} was not scored: its owner was not here, or could not")
+                self._note(f"{upload.token} was not scored: its owner was offline, or could not score it")
         for token, loss in lost_identity(self._round, self._admitted()).items():
             self._note(f"flagged: {token} lost {loss:.3f} of its identity in fusion")
 
@@ -156,36 +162,37 @@ class RoundEngine:
         if not isinstance(answer, Identity):
             reason = answer.reason if isinstance(answer, Unusable) else "a concept came where scores were asked for"
             self._unscorable.add(participant.key)
-            self._tell(participant, "scores refused", f"{participant.name}: scores refused: {reason}")
+            self._report(participant, "scores refused", f"{participant.name}: scores refused: {reason}")
             return
         for upload in self._admitted():
             if upload.key == participant.key:
                 self._journal.uploads.set_identity(upload.id, answer)
-                self._tell(participant, "scored", f"{upload.token} identity: {answer}")
+                self._report(participant, "scored", f"{upload.token} identity: {answer}")
 
     def _publish(self) -> None:
         uploads = self._admitted()
         reasons = [] if self._is_signed() else reasons_to_hold_back(self._round, uploads)
         if reasons:
-            asked = f"the round was asked for identity {self._round.settings.min_identity:g} or more"
-            self._note(f"held back: {'; '.join(reasons)}; {asked}")
-            self._journal.rounds.advance(self._round.id, HELD_BACK, f"{'; '.join(reasons)}; {asked}")
+            required = f"the round requires an identity of at least {self._round.settings.min_identity:g}"
+            reason = f"{'; '.join(reasons)}; {required}"
+            self._note(f"held back: {reason}")
+            self._journal.rounds.advance(self._round.id, HELD_BACK, reason)
             return
         folder = publish(self._state, self._round, uploads)
         self._note(f"published: {folder}")
         self._journal.rounds.advance(self._round.id, PUBLISHED)
 
     def _concept_questions(self, nodes: Nodes) -> Iterator[Question]:
-        """Ask for a concept: everybody online of whom nothing has arrived in this round."""
-        heard = {upload.key for upload in self._journal.uploads.of(self._round.id)}
+        """Yield a request for a concept to every participant online who has sent nothing yet."""
+        answered = {upload.key for upload in self._journal.uploads.of(self._round.id)}
         request = TrainRequest(round=self._round.id, base=self._base.fingerprint)
         valid_s = max(60.0, self._round.deadline - time.time())
         for node, participant in self._online(nodes).items():
-            if participant.key not in heard:
+            if participant.key not in answered:
                 yield Question(node, participant, request, valid_s)
 
     def _score_questions(self, nodes: Nodes) -> Iterator[Question]:
-        """Ask for scores: everybody online whose concept is in the candidate and not scored."""
+        """Yield a request for scores to every participant online with an unscored concept."""
         unscored = self._unscored()
         request = EvaluateRequest(
             round=self._round.id,
@@ -199,28 +206,31 @@ class RoundEngine:
 
     def _exchange(self, nodes: Nodes, questions: Callable[[Nodes], Iterator[Question]], activity: str) -> Exchange:
         def asked(participant: Participant) -> None:
-            self._tell(participant, activity, f"asked {participant.name}", attempts=1)
+            self._report(participant, activity, f"asked {participant.name}", attempts=1)
 
         def lost(participant: Participant, reason: str, attempts: int) -> None:
             then = "given up" if attempts >= ATTEMPTS else "asking again"
-            self._tell(participant, f"lost, {then}", f"{participant.name}: no answer ({reason}), {then}")
+            self._report(participant, f"lost, {then}", f"{participant.name}: no answer ({reason}), {then}")
 
         return Exchange(nodes, questions, asked=asked, lost=lost, polling=self._polling)
 
     def _online(self, nodes: Nodes) -> dict[int, Participant]:
-        """Return who is online and admitted: the nodes say who is online, the journal says whose they are."""
+        """Return the admitted participants who are online, by node.
+
+        The nodes say which keys are online, the journal says whose keys they are.
+        """
         admitted = {each.key: each for each in self._journal.participants.all() if each.revoked is None}
         return {node: admitted[key] for node, key in nodes.online().items() if key in admitted}
 
     def _is_settled(self) -> bool:
-        """Whether it was settled what is fused before the server was killed."""
+        """Return whether collecting had already ended when the server was killed."""
         return self._journal.rounds.get(self._round.id).status in (FUSING, SCORING)
 
     def _is_current(self) -> bool:
         return is_current(self._candidate, self._admitted(), self._round.settings.fusion)
 
     def _is_signed(self) -> bool:
-        """Whether the model was signed before the server was killed: such a model never changes."""
+        """Return whether the model was signed before the server was killed: it never changes."""
         return self._state.artefacts.model(self._round.id).exists()
 
     def _admitted(self) -> list[Upload]:
@@ -233,7 +243,7 @@ class RoundEngine:
         if self._journal.rounds.get(self._round.id).status == CANCELLED:
             raise RoundCancelledError(f"{self._round.id} was cancelled")
 
-    def _tell(self, participant: Participant, activity: str, text: str, *, attempts: int = 0) -> None:
+    def _report(self, participant: Participant, activity: str, text: str, *, attempts: int = 0) -> None:
         self._journal.rounds.set_activity(self._round.id, participant.key, activity, attempts=attempts)
         self._note(text)
 

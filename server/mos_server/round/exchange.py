@@ -1,10 +1,12 @@
 """Ask participants and take their answers one at a time, as they arrive.
 
-An answer is handed over as soon as it is there, and the next one is fetched when the first has been dealt with: at most one
-upload is in memory, and what was spooled before a crash is not asked for again. Answers get lost (a client restarts, an
-upload fails once), so a lost one is asked for again; clients keep what they made and answer at once.
+An answer is handed over as soon as it arrives, and the next one is fetched when the first has been
+processed. So at most one upload is in memory, and uploads that were spooled before a crash are not
+requested again. Answers get lost (a client restarts, an upload fails once), and a lost answer is
+requested again; clients keep what they made and answer at once.
 
-`Nodes` is all that a round needs of the network; `mos_server.round.flower_nodes` has it on Flower.
+`Nodes` is all that a round needs of the network; `mos_server.round.flower_nodes` implements it with
+Flower.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ class Polling:
     """Polling and retry intervals, in seconds.
 
     pause_s: between two polls for answers.
-    retry_s: before a lost answer is asked for again, times the number of answers lost so far.
+    retry_s: before a lost answer is requested again, times the number of answers lost so far.
     back_soon_s: how long to wait for a participant who went offline before scoring.
     """
 
@@ -37,14 +39,14 @@ class Polling:
 
 @dataclass(frozen=True)
 class Lost:
-    """No answer will come to this question; the same may be asked again."""
+    """No answer to this question will come; it may be asked again."""
 
     reason: str
 
 
 @dataclass(frozen=True)
 class Unusable:
-    """An answer that is not what was asked for; asking again would bring the same."""
+    """An answer of the wrong kind or form; asking again would bring the same."""
 
     reason: str
 
@@ -56,7 +58,10 @@ Answer = bytes | Identity | Unusable
 
 @dataclass(frozen=True)
 class Question:
-    """One request to one participant, at the node where they are online; nobody waits for it after `valid_s` seconds."""
+    """One request to one participant, at the node where they are online.
+
+    It expires after `valid_s` seconds.
+    """
 
     node: int
     participant: Participant
@@ -74,15 +79,15 @@ class Nodes(Protocol):
         """Send a question and return its id, or None if it was not accepted."""
 
     def answer(self, question_id: str) -> Answer | Lost | None:
-        """Return the answer to one question, once; None while there is none."""
+        """Return the answer to one question, once; None while it has not arrived."""
 
 
 class Exchange:
-    """One kind of question to many participants: who was asked, who answered, who was lost.
+    """One kind of question to many participants, with the answers, losses and retries.
 
-    `questions` says what to ask at this moment, one for each participant who is online and still has to answer; it
-    is called at every poll, so that late joiners are asked too. `asked(participant)` and `lost(participant, reason,
-    attempts)` are told what happens.
+    `questions` yields the questions that are due: one for each participant who is online and has
+    yet to answer. It is called at every poll, so that late joiners are asked too.
+    `asked(participant)` and `lost(participant, reason, attempts)` are called when that happens.
     """
 
     def __init__(
@@ -107,16 +112,19 @@ class Exchange:
 
     @property
     def idle(self) -> bool:
-        """Whether there is nobody to wait for and nobody to ask."""
+        """True if no participant is waited for and none is left to ask."""
         return not self._waiting and not self._due
 
     @property
     def idle_s(self) -> float:
-        """For how many seconds it has been idle."""
+        """The number of seconds for which it has been idle."""
         return time.monotonic() - self._busy_until if self.idle else 0.0
 
     def answers(self, finished: Callable[[], bool]) -> Iterator[tuple[Participant, Answer]]:
-        """Yield answers as they arrive, until `finished`. The next one is fetched when the caller asks for it."""
+        """Yield answers as they arrive, until `finished`.
+
+        The next answer is fetched when the caller asks for it.
+        """
         while not finished():
             self._ask()
             yield from self.arrived()
@@ -126,7 +134,7 @@ class Exchange:
                 time.sleep(self._polling.pause_s)
 
     def arrived(self) -> Iterator[tuple[Participant, Answer]]:
-        """Yield the answers that are there at this moment, each with the participant who was asked."""
+        """Yield the answers that have arrived by now, each with the participant who was asked."""
         for question_id, question in list(self._waiting.items()):
             answer = self._nodes.answer(question_id)
             if answer is None:

@@ -1,4 +1,4 @@
-"""The participants' machines as Flower shows them: questions go out as messages, replies come back as values."""
+"""The participants' machines on Flower: questions become messages, replies become values."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ class FlowerNodes:
         return question_id or None
 
     def answer(self, question_id: str) -> Answer | Lost | None:
-        """Return the reply to one question as a value; None while there is none."""
+        """Return the reply to one question as a value; None while it has not arrived."""
         reply = next(iter(self._grid.pull_messages([question_id])), None)
         if reply is None:
             return None
         if reply.has_error():
             return Lost(f"error {reply.error.code}, {reply.error.reason}")
-        # Who answers is known from what was asked, never from what a reply says of itself.
+        # The sender is known from the question, never from what a reply says about itself.
         if reply.metadata.reply_to_message_id != question_id:
             return Lost("it answered another question")
         try:

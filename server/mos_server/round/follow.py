@@ -1,4 +1,4 @@
-"""What a person sees of a round while it runs, and when it has ended."""
+"""Show a round to a person while it runs and after it has ended."""
 
 from __future__ import annotations
 
@@ -16,25 +16,26 @@ from mos_server.state.journal import Journal
 from mos_server.state.records import PUBLISHED, Round, describe_fusion
 
 _LOOK_EVERY_S = 0.5
-# A server takes seconds to start; one that is not there after this was not started.
+# A server takes seconds to start; if it does not run after this long, nobody has started it.
 _SERVER_STARTS_WITHIN_S = 60.0
 _SUMMARY_EVERY_S = 30.0
 Show = Callable[[str, str], None]
 
 
 def follow_round(state: State, journal: Journal, round_id: str) -> Round:
-    """Show what happens until the round has ended; the round as it ended.
+    """Show what happens until the round has ended, and return the round as it ended.
 
     Raises:
-        NetworkError: no server works on it. FusionError: it ended without a published model.
+        NetworkError: no server is working on it.
+        FusionError: the round ended without a published model.
 
     """
-    heard, last_served = 0, time.monotonic()
+    last_note, last_served = 0, time.monotonic()
     with _showing() as show:
         while True:
             round_ = journal.rounds.get(round_id)
-            for number, _, text in journal.notes.of(round_id, heard):
-                heard = number
+            for number, _, text in journal.notes.of(round_id, last_note):
+                last_note = number
                 show(text, "")
             if not round_.unfinished:
                 break
@@ -42,7 +43,7 @@ def follow_round(state: State, journal: Journal, round_id: str) -> Round:
             last_served = time.monotonic() if served else last_served
             if time.monotonic() - last_served > _SERVER_STARTS_WITHIN_S:
                 raise NetworkError(
-                    f"no server runs on {state.path}: {round_id} begins, or goes on, with mos-server serve {state.path}"
+                    f"no server is running on {state.path}: start or resume {round_id} with mos-server serve {state.path}"
                 )
             show("", _doing(journal, round_) if served else "waiting for the server to start")
             time.sleep(_LOOK_EVERY_S)
@@ -54,7 +55,7 @@ def follow_round(state: State, journal: Journal, round_id: str) -> Round:
 
 
 def describe_round(journal: Journal, round_: Round) -> Iterator[str]:
-    """The lines of `mos-server status` about one round."""
+    """Yield the lines of `mos-server status` about one round."""
     ended = f", {round_.reason}" if round_.reason else ""
     yield f"{round_.id}: {round_.status}{ended} (asked for {_date(round_.asked)})"
     yield f"  fusion: {describe_fusion(round_.settings.fusion)}"
@@ -75,13 +76,13 @@ def describe_round(journal: Journal, round_: Round) -> Iterator[str]:
 
 
 def describe_people(journal: Journal) -> Iterator[str]:
-    """The lines of `mos-server status` about participants and invitations."""
+    """Yield the lines of `mos-server status` about participants and invitations."""
     participants = journal.participants.all()
     yield f"participants: {len(participants)}" if participants else "participants: none has enrolled yet"
     for participant in participants:
-        seen = f"last here {_date(participant.seen)}" if participant.seen else "never here since"
+        presence = f"last here {_date(participant.seen)}" if participant.seen else "never here since"
         gone = ", revoked" if participant.revoked else ""
-        yield f"  {participant.name}: key {participant.key[:12]}, enrolled {_date(participant.admitted)}, {seen}{gone}"
+        yield f"  {participant.name}: key {participant.key[:12]}, enrolled {_date(participant.admitted)}, {presence}{gone}"
     for name, expires, used in journal.participants.invitations():
         if used is None:
             word = "expired" if expires < time.time() else "good until"
@@ -95,7 +96,10 @@ def _doing(journal: Journal, round_: Round) -> str:
 
 @contextmanager
 def _showing() -> Iterator[Show]:
-    """Notes as lines; what goes on now as a moving line on a terminal, and now and then as a line of its own elsewhere."""
+    """Yield a function that shows a note, and what is happening now.
+
+    On a terminal the latter is a moving line; elsewhere it is printed every half minute.
+    """
     console = Console(highlight=False)
     if not console.is_terminal:
         yield _plain_lines()
@@ -112,16 +116,16 @@ def _showing() -> Iterator[Show]:
 
 
 def _plain_lines() -> Show:
-    said, last = "", 0.0
+    last_summary, last = "", 0.0
 
     def show(note: str, now: str) -> None:
-        nonlocal said, last
+        nonlocal last_summary, last
         if note:
             say(note)
             last = time.monotonic()
-        elif now and now != said and time.monotonic() - last > _SUMMARY_EVERY_S:
+        elif now and now != last_summary and time.monotonic() - last > _SUMMARY_EVERY_S:
             say(now)
-            said, last = now, time.monotonic()
+            last_summary, last = now, time.monotonic()
 
     return show
 

@@ -1,4 +1,4 @@
-"""An upload's way into a round: admitted and spooled, or refused with its reasons; journalled either way."""
+"""Take an upload into a round: admit and spool it, or refuse it; journal it either way."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ if TYPE_CHECKING:
 def take_upload(
     state: State, journal: Journal, base: Base, participant: Participant, data: bytes, round_id: str | None
 ) -> Upload:
-    """Admit an upload to a round, or keep it for the next one when `round_id` is None; the journal's record of it.
+    """Admit an upload to a round, or to the next one if `round_id` is None; return its record.
 
     Raises:
-        StateError: it could not be written. Then nothing is journalled, and its owner will be asked again.
+        StateError: the upload could not be written. Nothing is journalled then, and its owner will
+            be asked again.
 
     """
     from mos_common.concept_file import content_digest
@@ -32,7 +33,7 @@ def take_upload(
         name, digest = concept.name, content_digest(concept)
         if journal.uploads.was_withdrawn(participant.key, digest):
             raise RequestError(
-                f"{name} was withdrawn, and a concept that was withdrawn stays out: tune it again to bring it back"
+                f"{name} was withdrawn, and a withdrawn concept stays out: tune it again to bring it back"
             )
         if round_id is not None:
             _check_new(journal.uploads.admitted(round_id), participant.name, name, digest)
@@ -45,7 +46,7 @@ def take_upload(
 def refuse_upload(
     journal: Journal, participant: Participant, reason: str, round_id: str | None, *, concept: str = "?", size: int = 0
 ) -> Upload:
-    """Journal that something arrived which cannot be used."""
+    """Journal an upload that cannot be used, and return its record."""
     return journal.uploads.add(_record(participant, round_id, concept=concept, size=size, refused=reason))
 
 
@@ -53,10 +54,10 @@ def _check_new(others: list[Upload], participant: str, concept: str, digest: str
     for other in others:
         if (other.participant, other.concept) == (participant, concept):
             raise RequestError(
-                f"{participant} has a concept {concept} in this round already: give this one another --concept name"
+                f"{participant} already has a concept {concept} in this round: give this one another --concept name"
             )
         if other.digest == digest:
-            raise RequestError(f"{other.token} has the very same contents: a concept counts once in a round")
+            raise RequestError(f"{other.token} has the same contents: a concept counts once in a round")
 
 
 def _record(

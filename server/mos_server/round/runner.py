@@ -1,4 +1,4 @@
-"""The process of the running round: started when a round is asked for, started again when it dies, stopped with the server."""
+"""Run the process of a round: start it, restart it if it dies, stop it with the server."""
 
 from __future__ import annotations
 
@@ -17,18 +17,22 @@ from mos_server.state.records import FAILED, Round
 
 log = logging.getLogger(__name__)
 
-# How the process is told what it is for; Flower's token goes through its standard input, which nobody else can read.
+# Environment variables of the process. Flower's token goes through standard input instead, which
+# nobody else can read.
 STATE, ROUND, DEVICE, DTYPE = "MOS_STATE", "MOS_ROUND", "MOS_DEVICE", "MOS_DTYPE"
 ADDRESS, PARENT = "MOS_SUPERLINK", "MOS_SERVER_PROCESS"
 
-# A process that dies has run out of memory, or met a bug: the same again and again.
+# A process that dies has run out of memory or met a bug; both repeat.
 ATTEMPTS = 3
 _TERM_S = 3.0
 
 
 @dataclass
 class RoundRunner:
-    """Keeps the process of the unfinished round alive. `step` is called again and again, by one thread at a time."""
+    """Keeps the process of the unfinished round alive.
+
+    `step` is called repeatedly, by one thread at a time.
+    """
 
     state: State
     journal: Journal
@@ -38,11 +42,11 @@ class RoundRunner:
     _process: subprocess.Popen[bytes] | None = None
     _round: str = ""
     _attempts: dict[str, int] = field(default_factory=dict)
-    _heard: int = 0
+    _last_note: int = 0
 
     def step(self) -> None:
-        """Look after the round: begin one that was asked for, tell what it notes, see whether its process is gone."""
-        self._tell_notes()
+        """Start a round that was asked for, log its new notes, and check on its process."""
+        self._log_notes()
         if self._process is None:
             if (round_ := self.journal.rounds.unfinished()) is not None:
                 self._begin(round_)
@@ -51,7 +55,7 @@ class RoundRunner:
             self._ended(self.journal.rounds.get(self._round), code)
 
     def stop(self) -> None:
-        """End the process; the round goes on when the server is started again."""
+        """End the process. The round resumes when the server is started again."""
         if self._process is None:
             return
         end_process(self._process, _TERM_S)
@@ -59,7 +63,7 @@ class RoundRunner:
 
     def _begin(self, round_: Round) -> None:
         if self._round != round_.id:
-            self._round, self._heard = round_.id, 0
+            self._round, self._last_note = round_.id, 0
         self._attempts[round_.id] = self._attempts.get(round_.id, 0) + 1
         task = self.superlink.start_run()
         self.journal.notes.add(round_.id, f"starting on {self.state.config.base}")
@@ -73,7 +77,8 @@ class RoundRunner:
         }
         environment = os.environ | FLOWER_ENVIRONMENT | {name: value for name, value in settings.items() if value}
         with (self.state.log / f"{round_.id}.log").open("ab") as output:
-            # -P: what lies in the current folder is not to be imported. A session of its own: Ctrl-C is the server's.
+            # -P: do not import from the current folder. A session of its own: Ctrl-C reaches only
+            # the server.
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "mos_server.round.app"],
                 stdin=subprocess.PIPE,
@@ -87,14 +92,14 @@ class RoundRunner:
                 pipe.write(task.token.encode() + b"\n")
 
     def _ended(self, round_: Round, code: int) -> None:
-        self._tell_notes()
+        self._log_notes()
         if not round_.unfinished:
             log.info("%s: %s", round_.id, round_.status)
             return
         where = self.state.log / f"{round_.id}.log"
         if self._attempts[round_.id] >= ATTEMPTS:
             self.journal.rounds.advance(
-                round_.id, FAILED, f"its process ended {ATTEMPTS} times, with code {code} at last: see {where}"
+                round_.id, FAILED, f"its process ended {ATTEMPTS} times, the last time with code {code}: see {where}"
             )
             log.error("%s failed: see %s", round_.id, where)
         else:
@@ -102,8 +107,8 @@ class RoundRunner:
                 round_.id, f"the round's process ended with code {code} (see {where}): starting it again"
             )
 
-    def _tell_notes(self) -> None:
+    def _log_notes(self) -> None:
         if self._round:
-            for number, _, text in self.journal.notes.of(self._round, self._heard):
-                self._heard = number
+            for number, _, text in self.journal.notes.of(self._round, self._last_note):
+                self._last_note = number
                 log.info("%s: %s", self._round, text)

@@ -1,6 +1,7 @@
 """GradientFusion: a round, as a Flower strategy.
 
-The round itself is `mos_server.round.engine`; `mos_server.round.flower_nodes` turns its questions into messages.
+The round itself is in `mos_server.round.engine`; `mos_server.round.flower_nodes` turns its
+questions into messages.
 """
 
 from __future__ import annotations
@@ -25,22 +26,23 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# Flower's arguments of `start` that have no effect on a round, and what sets the same thing here.
+# Flower's arguments of `start` that have no effect on a round, and what to use instead.
 _INSTEAD = {
     "initial_arrays": "a round starts from the base model (--base of mos-server init)",
     "num_rounds": "one call runs one round of the journal: ask for another with mos-server round",
     "timeout": "a round waits until its deadline (--deadline of mos-server round)",
     "train_config": "participants choose how they tune (--set of mos-client join)",
-    "evaluate_config": "participants choose what they score with; the round only limits the time (RoundSettings.scoring_s)",
+    "evaluate_config": "participants choose how they score; the round only limits the time (RoundSettings.scoring_s)",
     "evaluate_fn": "the participants score a candidate on their own pictures; the server has none",
 }
 
 
 class GradientFusion(Strategy):
-    """Fuses the concepts of one round of the journal.
+    """A strategy that fuses the concepts of one round of the journal.
 
-    A round asks node by node while answers arrive, and goes on where a killed server left it. Flower's loop, one list of
-    questions and one list of replies, has no place for that: `start` is the only way to run a round.
+    A round asks node by node while answers arrive, and resumes where a killed server left it.
+    Flower's loop, with one list of questions and one list of replies, has no place for that:
+    `start` is the only way to run a round.
     """
 
     def __init__(
@@ -58,14 +60,16 @@ class GradientFusion(Strategy):
         evaluate_config: object = None,
         evaluate_fn: object = None,
     ) -> Result:
-        """Run the round to its end among the nodes of `grid`. Give no other argument: none would have an effect.
+        """Run the round to its end among the nodes of `grid`.
+
+        The other arguments are Flower's; they would have no effect and are refused.
 
         Raises:
             RequestError: another argument was given.
-            MosError: the round cannot be completed; the journal says how far it came.
+            MosError: the round cannot be completed; the journal says how far it got.
 
         """
-        given = {
+        arguments = {
             "initial_arrays": initial_arrays,
             "num_rounds": None if num_rounds == 1 else num_rounds,
             "timeout": timeout,
@@ -74,20 +78,20 @@ class GradientFusion(Strategy):
             "evaluate_fn": evaluate_fn,
         }
         wrong = [
-            f"{name}={reprlib.repr(value)} ({_INSTEAD[name]})" for name, value in given.items() if value is not None
+            f"{name}={reprlib.repr(value)} ({_INSTEAD[name]})" for name, value in arguments.items() if value is not None
         ]
         if wrong:
             raise RequestError(
-                f"GradientFusion.start was given what has no effect on a round: {'; '.join(wrong)}. Leave it out"
+                f"GradientFusion.start: these arguments have no effect on a round: {'; '.join(wrong)}. Leave them out"
             )
         self._engine.run(FlowerNodes(grid))
         return Result()
 
     def summary(self) -> None:
-        """Log what the round waits for, or goes on with."""
+        """Log what the round is waiting for, or what it goes on with."""
         log.info("%s", self._engine.summary())
 
     def _refuse_single_step(self, *_: object, **__: object) -> NoReturn:
-        raise RequestError("GradientFusion runs a round as a whole: call its start(grid), not its single steps")
+        raise RequestError("GradientFusion runs a round as a whole: call its start(grid), not the single steps")
 
     configure_train = aggregate_train = configure_evaluate = aggregate_evaluate = _refuse_single_step

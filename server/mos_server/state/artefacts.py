@@ -1,7 +1,7 @@
 """Admitted uploads, second moments and models: the one module that knows where they are kept.
 
-concepts/<digest>.safetensors     an admitted upload, by content digest, until somebody withdraws it
-moments/                          second moments of activations, kept from fusion to fusion
+concepts/<digest>.safetensors     an admitted upload, by content digest, until it is withdrawn
+moments/                          second moments of activations, kept between fusions
 models/<round>/                   the published model of a round
 models/<round>-candidate/         its candidate, until it is published
 """
@@ -25,10 +25,10 @@ class Artefacts:
     root: Path
 
     def put_concept(self, digest: str, data: bytes) -> None:
-        """Keep an upload; it survives a crash once this returns.
+        """Keep an upload. It survives a crash once this returns.
 
         Raises:
-            StateError: it cannot be written.
+            StateError: the upload cannot be written.
 
         """
         write_atomically(self.concept_file(digest), data, mode=0o600)
@@ -37,7 +37,7 @@ class Artefacts:
         """Return the bytes of a kept upload.
 
         Raises:
-            StateError: they are not there, or cannot be read.
+            StateError: the file is missing, or cannot be read.
 
         """
         path = self.concept_file(digest)
@@ -62,11 +62,11 @@ class Artefacts:
             raise could_not_write(self.root, error) from error
 
     def concepts(self) -> list[str]:
-        """Return the digests of the uploads that are kept."""
+        """Return the digests of all kept uploads."""
         return sorted(path.stem for path in (self.root / "concepts").glob(f"*{_SUFFIX}"))
 
     def concept_file(self, digest: str) -> Path:
-        """Return where the file of a kept upload is."""
+        """Return the path of a kept upload."""
         return self.root / "concepts" / f"{digest}{_SUFFIX}"
 
     @property

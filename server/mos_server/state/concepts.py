@@ -1,4 +1,4 @@
-"""Concepts that are kept: which ones a fusion takes, and how one is withdrawn."""
+"""Kept concepts: choose those of a fusion, and withdraw one."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 
 def kept_uploads(journal: Journal, round_id: str | None = None, only: Sequence[str] = ()) -> list[Upload]:
-    """Return what is kept of one round, or the newest of each token of all rounds.
+    """Return the kept uploads of one round, or of all rounds the newest of each token.
 
-    `only` chooses among them, by `<alice/cat>`, `alice/cat`, or `cat` while one participant has it.
+    `only` chooses among them: `<alice/cat>`, `alice/cat`, or `cat` if one participant has it.
 
     Raises:
         RequestError: the round or a concept is unknown, or several participants have the concept.
@@ -30,17 +30,17 @@ def kept_uploads(journal: Journal, round_id: str | None = None, only: Sequence[s
     chosen = {}
     for wanted in only:
         name = wanted.strip().strip("<>")
-        found = [token for token in newest if name in (token[1:-1], token[1:-1].rpartition("/")[2])]
-        if len(found) != 1:
-            if found:
-                raise RequestError(f"concept {wanted} could be any of {', '.join(sorted(found))}: name one of them")
+        matches = [token for token in newest if name in (token[1:-1], token[1:-1].rpartition("/")[2])]
+        if len(matches) != 1:
+            if matches:
+                raise RequestError(f"concept {wanted} could be any of {', '.join(sorted(matches))}: name one of them")
             raise RequestError(f"unknown concept {wanted}; known: {', '.join(sorted(newest)) or 'none'}")
-        chosen[found[0]] = newest[found[0]]
+        chosen[matches[0]] = newest[matches[0]]
     return list(chosen.values())
 
 
 def named_concepts(state: State, uploads: Sequence[Upload]) -> list[NamedConcept]:
-    """Return kept uploads as fusion takes them."""
+    """Return kept uploads in the form that fusion takes."""
     from mos_common.concept_file import concept_from_bytes
     from mos_common.fused_model import NamedConcept
 
@@ -51,9 +51,9 @@ def named_concepts(state: State, uploads: Sequence[Upload]) -> list[NamedConcept
 
 
 def withdraw(state: State, journal: Journal, wanted: str) -> list[Upload]:
-    """Withdraw a concept from everything to come, and erase its file and its second moments.
+    """Withdraw a concept from all future fusions, and erase its file and its second moments.
 
-    Models that were published with it stay as they are, since a published model is never changed.
+    Models that were published with it stay as they are: a published model is never changed.
 
     Raises:
         RequestError: the concept is unknown, or several participants have it.
@@ -61,6 +61,6 @@ def withdraw(state: State, journal: Journal, wanted: str) -> list[Upload]:
     """
     withdrawn = journal.uploads.withdraw(wanted)
     for digest in {upload.digest for upload in withdrawn}:
-        if not journal.uploads.is_kept(digest):  # else another participant has brought the same contents
+        if not journal.uploads.is_kept(digest):  # otherwise another participant has the same contents
             state.artefacts.delete_concept(digest)
     return withdrawn

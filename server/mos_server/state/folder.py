@@ -1,4 +1,4 @@
-"""The operator's state folder: a federation in one place, which can be backed up by copying it.
+"""The operator's state folder: a whole federation in one place, backed up by copying it.
 
 config.json     the options of `mos-server init`
 pki/            keys and certificates
@@ -39,8 +39,8 @@ class ServerConfig(BaseModel):
     """The options of `mos-server init`, and the server's own identity.
 
     host: the name or address under which participants reach the two ports.
-    fusion: how rounds are fused unless they are asked for otherwise, what differs from the defaults
-        (`mos_server.fusion.settings.FusionSettings.to_json`).
+    fusion: how rounds are fused unless their own settings say otherwise; only values that
+        differ from the defaults (`mos_server.fusion.settings.FusionSettings.to_json`).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -90,14 +90,12 @@ def create_state(path: Path, config: ServerConfig) -> State:
     """Create a state folder with new keys and certificates.
 
     Raises:
-        StateError: `path` exists and is not an empty folder, or it cannot be written.
+        StateError: `path` exists and is not an empty folder, or cannot be written.
         RequestError: the host is not a name or an address, or the two ports are the same.
 
     """
     if not _HOST.fullmatch(config.host):
-        raise RequestError(
-            f"--host {config.host!r}: give the name or address that participants reach this machine under"
-        )
+        raise RequestError(f"--host {config.host!r}: give the name or address at which participants reach this machine")
     if config.fleet_port == config.mos_port:
         raise RequestError(f"port {config.fleet_port} is given twice: --fleet-port and --mos-port must differ")
     check_can_create(path)
@@ -108,13 +106,13 @@ def create_state(path: Path, config: ServerConfig) -> State:
     except OSError as error:
         raise could_not_write(path, error) from error
     create_pki(path / "pki", config.host)
-    # Last: a folder with a config is a whole one.
+    # Last: a folder with a config is complete.
     _write_config(path, config)
     return State(path.resolve(), config)
 
 
 def keep_fusion(state: State, fusion: Mapping[str, Any]) -> State:
-    """Replace the federation's settings of fusion; rounds that are asked for from now on have them.
+    """Replace the federation's fusion settings, which apply to rounds asked for from now on.
 
     Raises:
         StateError: config.json cannot be written.
@@ -158,16 +156,16 @@ def open_state(path: Path) -> State:
         reason = str(error).splitlines()[0]
         raise StateError(f"{path / CONFIG} cannot be used ({reason}): restore it from a backup") from error
     if not os.access(path, os.W_OK | os.X_OK):
-        raise StateError(f"{path} cannot be written: give this user the right to, or mount it for writing")
+        raise StateError(f"{path} cannot be written: give this user the permission, or mount it for writing")
     return State(path.resolve(), config)
 
 
 @contextmanager
 def locked(state: State) -> Iterator[None]:
-    """Hold the lock of a state folder, as its one server. It goes with the process.
+    """Hold the lock of a state folder, as its only server. The lock ends with the process.
 
     Raises:
-        StateError: another server runs on it, or the folder cannot be written.
+        StateError: another server holds the lock, or the folder cannot be written.
 
     """
     lock = FileLock(state.path / "lock", mode=0o600)
@@ -192,7 +190,7 @@ def _holder(state: State) -> str:
 
 
 def is_served(state: State) -> bool:
-    """Return whether a server runs on a state folder at this moment."""
+    """Return whether a server is running on a state folder now."""
     try:
         with FileLock(state.path / "lock", mode=0o600, timeout=0):
             return False

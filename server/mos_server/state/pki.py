@@ -1,7 +1,7 @@
 """The operator's certificate authority, the server's certificate, and the model signing key.
 
 Each federation has its own authority, whose certificate is in every kit: participants trust this
-server and no other, whatever authorities their machines know. `signing.key` is separate from TLS,
+server and no other, whatever authorities their machines trust. `signing.key` is separate from TLS,
 so that a model can be verified wherever it is copied.
 """
 
@@ -20,14 +20,14 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from mos_common.errors import StateError
 from mos_common.files import write_atomically
 
-# Kits pin the authority: a new one means new kits for everybody.
+# Kits pin the authority: a new one means new kits for all participants.
 VALID = dt.timedelta(days=3650)
 _SECRET = 0o600
 
 
 @dataclass(frozen=True)
 class Pki:
-    """Where the keys and certificates of a state folder are."""
+    """The keys and certificates of a state folder."""
 
     folder: Path
 
@@ -50,7 +50,7 @@ class Pki:
         """Return the key that signs published models.
 
         Raises:
-            StateError: it cannot be read, or is of another kind.
+            StateError: the key cannot be read, or is of another kind.
 
         """
         key = serialization.load_pem_private_key(self._read("signing.key"), password=None)
@@ -105,7 +105,7 @@ def create_pki(folder: Path, host: str) -> Pki:
 
 
 def alternative_names(host: str) -> list[x509.GeneralName]:
-    """Return the names in a certificate for `host`, with loopback for clients on this machine."""
+    """Return the names in a certificate for `host`, and loopback for clients on this machine."""
     names: list[x509.GeneralName] = []
     for name in dict.fromkeys([host, "localhost", "127.0.0.1", "::1"]):
         try:

@@ -1,4 +1,4 @@
-"""What the journal holds: participants, rounds, and what arrived for them."""
+"""The records of the journal: participants, rounds and uploads."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ UNFINISHED = (ASKED, COLLECTING, FUSING, SCORING)
 
 @dataclass(frozen=True)
 class RoundSettings:
-    """What an operator asked of a round.
+    """The settings of a round, as its operator chose them.
 
-    wait: do not stop before so many uploads are admitted, unless the deadline comes.
-    deadline_s: seconds from the start after which no upload is waited for.
-    min_identity: publish only when every concept's fused identity reaches this; None: always.
+    wait: number of admitted uploads to wait for, until the deadline.
+    deadline_s: seconds after the start at which waiting for uploads ends.
+    min_identity: publish only if every concept's fused identity reaches this; None: always.
     flag_loss: a concept that loses more identity than this in fusion is flagged in the manifest.
     scoring_s: seconds that the participants have to score a candidate.
-    fusion: how it is fused, what differs from the defaults (`FusionSettings.to_json`).
+    fusion: how the round is fused; only values that differ from the defaults
+        (`FusionSettings.to_json`).
     """
 
     wait: int = 1
@@ -45,11 +46,11 @@ class RoundSettings:
 
 
 def describe_fusion(fusion: Mapping[str, Any]) -> str:
-    """Return one line for settings of fusion kept as JSON: the method, and what is not default."""
-    said = [f"{name}={_as_text(value)}" for name, value in fusion.get("settings", {}).items()]
-    said += [f"weight {token}={weight:g}" for token, weight in fusion.get("weights", {}).items()]
-    said += [f"workers {fusion['workers']}"] if fusion.get("workers") else []
-    return ", ".join([fusion.get("method", "gradient"), *(said or ["all defaults"])])
+    """Describe fusion settings kept as JSON in one line: the method, and what is not default."""
+    parts = [f"{name}={_as_text(value)}" for name, value in fusion.get("settings", {}).items()]
+    parts += [f"weight {token}={weight:g}" for token, weight in fusion.get("weights", {}).items()]
+    parts += [f"workers {fusion['workers']}"] if fusion.get("workers") else []
+    return ", ".join([fusion.get("method", "gradient"), *(parts or ["all defaults"])])
 
 
 def _as_text(value: object) -> str:
@@ -60,7 +61,7 @@ def _as_text(value: object) -> str:
 
 @dataclass(frozen=True)
 class Participant:
-    """Somebody who enrolled; `key` is the digest of the node key. One name may have several keys."""
+    """An enrolled participant; `key` is the digest of its node key. A name may have several."""
 
     key: str
     name: str
@@ -83,18 +84,18 @@ class Round:
 
     @property
     def deadline(self) -> float:
-        """When uploads are no longer waited for, in seconds since the epoch."""
+        """The time at which waiting for uploads ends, in seconds since the epoch."""
         return self.asked + self.settings.deadline_s
 
     @property
     def unfinished(self) -> bool:
-        """Whether a server has still to work on it."""
+        """True while a server still has to work on it."""
         return self.status in UNFINISHED
 
 
 @dataclass(frozen=True)
 class Member:
-    """What one participant does in a round."""
+    """The activity of one participant in a round."""
 
     key: str
     name: str
@@ -105,7 +106,7 @@ class Member:
 
 @dataclass(frozen=True)
 class Upload:
-    """A concept that arrived; `refused` says why it is not fused, and is None where it is."""
+    """A concept that arrived; `refused` says why it is not fused, and is None if it is."""
 
     id: int
     round: str | None
@@ -120,5 +121,5 @@ class Upload:
 
     @property
     def token(self) -> str:
-        """How prompts name it: `<alice/cat>`."""
+        """The name that prompts use: `<alice/cat>`."""
         return f"<{self.participant}/{self.concept.strip('<>')}>"

@@ -1,4 +1,4 @@
-"""Put today's fingerprint of the base into a state folder of an earlier release."""
+"""Update a state folder of an earlier release to the current fingerprint of its base."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ log = logging.getLogger(__name__)
 
 
 def rekey_state(state: State, base: Base) -> State:
-    """Return the state under today's fingerprint of `base`; its config and kept concepts get it where they have the old one.
+    """Return the state with the current fingerprint of `base`.
 
-    Published models keep what they were signed with: the old fingerprint is recognised in them.
+    The config and the kept concepts are rewritten where they have the old fingerprint. Published
+    models keep the one they were signed with; it is recognised there.
 
     Raises:
         BaseModelError: `base` is not the base model that the state was made for.
@@ -42,7 +43,7 @@ def rekey_state(state: State, base: Base) -> State:
             rekey_concept(path, base, mode=0o600)
         except ConceptError as error:
             log.warning("%s keeps its old fingerprint: %s", path, error)
-    # Last: a state that is killed on the way is re-keyed again.
+    # Last, so that an interrupted update is run again.
     config = state.config.model_copy(update={"base_fingerprint": base.fingerprint})
     write_atomically(state.path / CONFIG, canonical_json(config.model_dump()) + b"\n")
     return replace(state, config=config)

@@ -1,4 +1,4 @@
-"""What is recorded of a concept: which prompts, positions, layers and steps, and that nothing is left on the model."""
+"""Recording a concept: prompts, positions, layers and steps; the model is left unchanged."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_the_text_encoder_reads_a_concept_s_prompt_once_for_each_layer_and_other
 
 
 def test_only_conditional_rows_of_a_drawing_are_recorded(tiny, make_concept):
-    """Cells x steps x prompts, whatever the guidance; DPM-Solver takes one look at the UNet for each step."""
+    """Cells x steps x prompts, whatever the guidance; DPM-Solver calls the UNet once per step."""
     vocabulary = {"<cat>": make_concept(tiny, "<cat>").words[0]}
     reads = next(layer for layer in concept_layers(tiny) if layer.group is Group.SPATIAL).reads
     for guidance in (1.0, 3.0):
@@ -135,7 +135,7 @@ def test_chosen_positions(tiny, make_concept):
 
 
 def test_weighted_rows_are_counted_by_their_weights(base, vocabulary):
-    """With weights, G is Σ w x xᵀ / Σ w: of recordings by kind alone, the mean by what each kind weighs."""
+    """G is Σ w x xᵀ / Σ w: the mean of one recording per kind, weighted by the kinds."""
     of_kind = {
         kind: record(Group.CROSS, base, vocabulary, settings=RecordingSettings(rows=kind))
         for kind in ("1,0,0", "0,1,0", "0,0,1", "3,1,0.25")

@@ -38,7 +38,7 @@ def kill_one_worker_at_work(killed: list[int]) -> None:
 
 @pytest.mark.filterwarnings("ignore")  # of Ray, about itself
 def test_two_workers_of_which_one_is_killed_record_the_same_bits(tiny, make_concept, tmp_path):
-    """What the lost worker had is recorded again; a concept that breaks down is named by the worker and left out, as here."""
+    """The lost worker's recording is repeated; a worker reports an unusable concept, as here."""
     concepts = [NamedConcept(f"p{i}", make_concept(tiny, "<cat>", seed=i)) for i in range(4)]
     layer = next(layer.name for layer in concept_layers(tiny) if layer.name.startswith("unet."))
     pair = concepts[3].concept.pairs[layer]

@@ -1,7 +1,7 @@
-"""How exact "exactly" is: the published change against a dense float64 optimum over the very rows that were recorded.
+"""How exact "exactly" is: the published change against a dense float64 optimum on the same rows.
 
-Stated in the objective, since that is what fusion minimises: how much more the published change costs than the optimum, as a share
-of what changing nothing would cost.
+The measure is the objective, since fusion minimises that: the excess of the published change over
+the optimum, as a share of the objective of changing nothing.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class Dense:
     ids=["towards no change", "towards the sum", "small ridge", "tiny ridge", "tiny ridge, few rows"],
 )
 def test_every_published_layer_is_at_the_optimum(base, make_concept, stored, ridge, rows, preserve, towards):
-    """Three groups of layers on real activations. With "words" there are fewer rows than inputs: S alone is singular."""
+    """Three groups of layers on real activations; with "words" S alone is singular."""
     concepts = [
         NamedConcept(who, make_concept(base, name, seed=seed, rank=seed + 1))
         for seed, (who, name) in enumerate((("alice", "<cat>"), ("bob", "<dog>"), ("carol", "<tree>")))
@@ -112,7 +112,7 @@ def test_every_published_layer_is_at_the_optimum(base, make_concept, stored, rid
 @pytest.mark.parametrize("concepts", [1, 2, 5])
 @pytest.mark.parametrize(("width", "rows"), [(320, 2000), (768, 300)], ids=["spatial", "text"])
 def test_shapes_of_stable_diffusion_are_solved_to_the_same_share(width, rows, concepts):
-    """Synthetic rows of a realistic spectrum, λ = 1e-9: exact from float64 Grams and from the GPU's sliced ones."""
+    """Synthetic rows of a realistic spectrum, λ = 1e-9, with float64 and with sliced Grams."""
     generator = torch.Generator().manual_seed(width + concepts)
 
     def normal(*shape: int) -> torch.Tensor:

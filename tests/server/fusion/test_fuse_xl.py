@@ -28,7 +28,7 @@ SETTINGS = GradientSettings(
 
 
 def test_one_concept_alone_comes_back_as_it_was_wherever_it_was_recorded(xl, make_concept):
-    """Text encoders, keys and values, the rest of the UNet: nothing of the change is lost that its own prompts can see."""
+    """In all groups of layers nothing of the change is lost that its own prompts can see."""
     named = NamedConcept("alice", make_concept(xl, strength=0.1))
     fused = fuse(xl, [named], SETTINGS)
     (told,) = fused.manifest.concepts

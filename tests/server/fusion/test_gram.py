@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from mos_server.fusion.gram import ROWS, STEP, _slice, gram, sliced_gram, wide_gram
 
-# A slice rounds 2^-25 below a column's largest element; a Gram of m such rows can be off by no more than this share of Σ largest².
+# A slice rounds 2^-25 below a column's largest element: a Gram of m such rows can be off by at most
+# this share of Σ largest².
 SLICES = 2.0**-23
 
 
@@ -47,13 +48,13 @@ def test_blocks_are_the_whole_gram(count, width):
 
 
 def test_whole_numbers_are_exact():
-    """Rows that three slices hold without rounding: the same numbers as integer arithmetic gives, bit for bit."""
+    """If three slices hold the rows without rounding, the result is that of integers."""
     X = torch.randint(-(2**11), 2**11, (700, 8), generator=torch.Generator().manual_seed(0))
     assert torch.equal(sliced_gram(X.float()), (X.T @ X).double())
 
 
 def test_small_directions_survive():
-    """The smallest eigenvalue is 12 orders below the largest: a float32 product has made it negative, slices have not."""
+    """With an eigenvalue 12 orders below the largest, float32 turns it negative, slices do not."""
     X = rows(2000, 48)
     smallest = [float(torch.linalg.eigvalsh(G)[0]) for G in (exact(X), sliced_gram(X), (X.T @ X).double())]
     assert smallest[0] > 0
@@ -83,7 +84,7 @@ def test_half_precision_rows_are_multiplied_in_full(dtype):
 
 
 @pytest.mark.parametrize("allowed", [True, False])
-def test_other_people_s_precision_is_neither_used_nor_changed(allowed):
+def test_the_callers_matmul_precision_is_neither_used_nor_changed(allowed):
     X, before = rows(300, 4), torch.backends.cuda.matmul.allow_tf32
     try:
         torch.backends.cuda.matmul.allow_tf32 = allowed
@@ -96,7 +97,7 @@ def test_other_people_s_precision_is_neither_used_nor_changed(allowed):
 
 
 def test_slices_are_whole_numbers_that_tf32_holds():
-    """11 bits of mantissa hold every whole number up to 2048; slices stay within 256, and 256 products of them within 2^24."""
+    """TF32 holds whole numbers up to 2048; slices stay within 256, 256 products within 2^24."""
     values, slices = rows(500, 7, offset=0.0) / 5, []
     for _ in range(3):
         whole, values = _slice(values)

@@ -1,4 +1,4 @@
-"""Second moments equal what stored activations would have given, and nothing stays behind on the model or the disk."""
+"""Second moments equal those of stored activations; nothing is left on the model or the disk."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_an_input_that_is_not_finite_is_named(attention, value):
 
 
 def test_half_precision_is_summed_in_full_precision():
-    """A thousand batches of float16 lose nothing to the sum: it is exact here, though far beyond float16's range."""
+    """The sum over a thousand float16 batches is exact, though far beyond the range of float16."""
     moments, rows = Moments(), torch.full((64, 2), 8.0, dtype=torch.float16)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         for _ in range(1000):

@@ -18,7 +18,7 @@ from mos_server.fusion import statistics
 from mos_server.fusion.recording_settings import RecordingSettings
 from mos_server.fusion.statistics import RECORDED_BY, Recording, Statistics
 
-# Modules that recording imports and that do not decide what is recorded, since the key has what they say.
+# Modules that recording imports but that do not decide what is recorded: the key covers them.
 DO_NOT_DECIDE = {
     "mos_common.concept_file",  # content digests: the first half of the file's name
     "mos_common.digests",
@@ -48,7 +48,7 @@ def recording_of(sixteen, make_concept):
 
 
 def with_sampler(base: Base, kind: str, **config: object) -> Base:
-    """The base with another sampler or another setting of it: the same fingerprint, other drawings."""
+    """The base with another sampler or sampler setting: the same fingerprint, other drawings."""
     return replace(base, scheduler=getattr(diffusers, kind).from_config({**base.scheduler.config, **config}))
 
 
@@ -93,7 +93,7 @@ def test_another_sampler_records_anew_and_the_same_one_does_not(sixteen, recordi
 def test_a_comment_or_docstring_keeps_what_was_recorded_and_a_change_of_the_code_does_not(
     sixteen, recording_of, tmp_path, monkeypatch
 ):
-    """A copy of the module that reads prompts stands for it: once as it is, once commented, once changed."""
+    """A copy of the module that reads prompts replaces it: unchanged, commented, or changed."""
     source = source_of("mos_common.words")
     commented = source.replace('"""', '"""Once more: ', 1) + "\n# Nothing to see here.\n"
     monkeypatch.syspath_prepend(tmp_path)
@@ -111,7 +111,7 @@ def test_a_comment_or_docstring_keeps_what_was_recorded_and_a_change_of_the_code
 
 
 def test_every_module_that_recording_imports_decides_or_does_not():
-    """A new module below recording belongs into RECORDED_BY, or into the list above with its reason."""
+    """A new module that recording imports belongs in RECORDED_BY, or in the list above."""
     reached, waiting = set[str](), ["mos_server.fusion.statistics"]
     while waiting:
         name = waiting.pop()

@@ -1,4 +1,4 @@
-"""The equation of gradient fusion, checked against dense least squares and against the paper's L-BFGS."""
+"""The equation of gradient fusion, against dense least squares and the paper's L-BFGS."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FLOAT32 = {"rtol": 1e-5, "atol": 1e-6}  # factors are handed out in float32
 
 @dataclass
 class Problem:
-    """One layer: what every concept's prompts feed it, how every concept changes it, and ordinary rows."""
+    """One layer: the rows of every concept's prompts, every concept's change, and ordinary rows."""
 
     rows: list[Tensor]
     pairs: list[LowRank]
@@ -106,7 +106,7 @@ def least_squares(it: Problem, *, ridge: float = 1e-2, ridge_kind: str = "trace"
     ids=["equal ranks", "different ranks", "different alphas", "weights", "rank above width", "few rows"],
 )
 def test_solution_is_that_of_dense_least_squares(case, preserve, ridge_kind):
-    """The change of every concept's rows, the ordinary rows and the ridge, solved as one tall system, is the same change."""
+    """One tall system of all concepts' rows, ordinary rows and the ridge has the same solution."""
     it = problem(**case, preserve=preserve)
     expected = least_squares(it, ridge_kind=ridge_kind)
     torch.testing.assert_close(solved(it, ridge_kind=ridge_kind).change(torch.float64), expected, **FLOAT32)
@@ -131,7 +131,7 @@ def test_lbfgs_agrees_with_the_exact_solution_and_never_beats_it():
 
 
 def test_lbfgs_from_the_base_finds_the_smallest_change_that_a_vanishing_ridge_finds():
-    """With fewer rows than inputs many changes are perfect; starting at W0, L-BFGS ends at the least-norm one, and so do we."""
+    """With fewer rows than inputs, L-BFGS from W0 ends at the least-norm solution, as ours does."""
     it = problem(ranks=(2, 2), rows=3)
     W0 = torch.zeros(D_OUT, D_IN, dtype=torch.float64)
     exact = solved(it, ridge=1e-9).change(torch.float64)
@@ -179,7 +179,7 @@ def test_a_layer_that_reads_nothing_but_zeros_is_not_changed():
 
 @pytest.mark.parametrize("ridge_kind", RIDGES)
 def test_a_ridge_below_rounding_is_the_pseudo_inverse(ridge_kind):
-    """Fewer rows than inputs and a ridge that float64 cannot see: the smallest change that is perfect on every row."""
+    """Fewer rows than inputs and a ridge below rounding give the smallest exact change."""
     it = problem(ranks=(2, 2), rows=3)
     if ridge_kind == "diagonal":  # smallest in units of each input's own size
         it.rows = [X / it.S().diagonal().sqrt() for X in it.rows]
@@ -244,7 +244,7 @@ def test_refactored_cuts_at_the_numerical_rank_and_balances_the_factors():
 
 
 def test_factors_that_cancel_lose_nothing():
-    """[B1 … Bn] kept as it is would lose what remains of 1e6 - 1e6; the refactored pair holds the small remainder exactly."""
+    """[B1 … Bn] would lose the remainder of 1e6 - 1e6; the refactored pair keeps it exactly."""
     it = torch.Generator().manual_seed(4)
     B, A, small = (torch.randn(*s, generator=it, dtype=torch.float64) for s in ((D_OUT, 1), (1, D_IN), (1, D_IN)))
     pair = refactored(torch.cat([B, B], dim=1), torch.cat([1e6 * A + small, -1e6 * A]))
@@ -266,7 +266,7 @@ def test_the_order_of_concepts_changes_nothing_but_rounding(seed, order):
 @some
 @given(seed=numbers, factor=st.floats(1e-3, 1e3))
 def test_only_the_ratio_of_weights_counts(seed, factor):
-    """All weights times c, the preserve weight included: the same change, for the ridge is relative to S."""
+    """Scaling all weights gives the same change, since the ridge is relative to S."""
     it = problem(seed=seed, preserve=0.2, weights=(1.0, 0.5, 2.0))
     scaled = Problem(it.rows, it.pairs, [factor * w for w in it.weights], it.ordinary, factor * it.preserve)
     torch.testing.assert_close(solved(scaled).change(), solved(it).change(), rtol=1e-4, atol=1e-5)
@@ -303,7 +303,7 @@ def test_no_other_change_has_a_smaller_objective(seed, size):
 
 
 def test_a_large_ridge_leaves_the_scaled_sum_it_pulls_towards():
-    """λ → ∞: what the rows say is drowned, and Δ* is c Σ wi ΔWi; with c = 0 nothing is changed at all."""
+    """As λ → ∞ the rows no longer matter and Δ* is c Σ wi ΔWi; with c = 0 nothing is changed."""
     it = problem(weights=(0.5, 2.0, 1.0))
     G = [X.T @ X / len(X) for X in it.rows]
     for c in (0.0, 0.4):

@@ -43,7 +43,7 @@ def fused(tiny, make_concept):
 
 @pytest.fixture
 def mixed(make_concept, tmp_path):
-    """Write a fused model in which one concept changes every adaptable layer, as imported ones may, in ranks from 1 to 3."""
+    """Write a fused model in which one concept changes every adaptable layer, in ranks 1 to 3."""
 
     def folder(base) -> Path:
         g, everything = torch.Generator().manual_seed(5), {}
@@ -59,11 +59,8 @@ def mixed(make_concept, tmp_path):
     return folder
 
 
-# -- diffusers ----------------------------------------------------------------------------------------------------------
-
-
 def test_a_diffusers_export_predicts_the_noise_of_base_and_adapter(fused, tiny, tmp_path):
-    """Loaded by diffusers itself, without a line of ours: text features and noise are those of the base with the change on."""
+    """Loaded by diffusers alone, text features and noise are those of the base with the change."""
     write_fused(fused, tmp_path / "fused")
     export(tmp_path / "fused", tiny, "diffusers", tmp_path / "exported")
     pipeline = StableDiffusionPipeline.from_pretrained(tmp_path / "exported", local_files_only=True)
@@ -84,7 +81,7 @@ def test_a_diffusers_export_predicts_the_noise_of_base_and_adapter(fused, tiny, 
 
 
 def test_an_export_leaves_the_base_as_it_was_and_is_a_base_itself(fused, tiny, tmp_path):
-    """An exported folder loads as a base model; it is another one, and says so by its fingerprint."""
+    """An exported folder loads as a base model with a fingerprint of its own."""
     from mos_common.base_model import load_base
 
     before = tiny.unet.state_dict()["mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight"].clone()
@@ -113,14 +110,11 @@ def test_an_unknown_format_lists_the_known_ones(fused, tiny, tmp_path):
         export(tmp_path / "fused", tiny, "onnx", tmp_path / "exported")
 
 
-# -- lora ---------------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("kind", ["tiny", "sixteen", "xl"])
 def test_diffusers_predicts_the_noise_of_base_and_adapter_with_the_lora(
     kind, request, mixed, random_base_folder, tmp_path
 ):
-    """Feed-forwards, time embeddings, projections and 1x1 convolutions included, ranks of all kinds, both text encoders."""
+    """All kinds of layers, of different ranks, and both text encoders are covered."""
     base, xl = request.getfixturevalue(kind), kind == "xl"
     export(mixed(base), base, "lora", tmp_path / "lora.safetensors", dtype="float32")
     changes = read_fused(tmp_path / "fused").changes
@@ -188,7 +182,7 @@ def test_two_exports_are_equal_files(fused, tiny, tmp_path):
 
 
 def test_diffusers_reads_a_name_as_the_mean_of_its_words_over_the_layers(fused, tiny, tmp_path):
-    """Loaded by diffusers itself under its own token; the other road is our encoder, given the mean."""
+    """Loaded by diffusers under its own token; compared with our encoder, given the mean."""
     write_fused(fused, tmp_path / "fused")
     export(tmp_path / "fused", tiny, "lora", tmp_path / "lora.safetensors", "float32")
     pipeline, prompt = pipeline_of(base_path("tiny")), "a photo of <alice/cat> and <bob/dog>, outside"
@@ -252,9 +246,6 @@ def test_the_command_says_what_a_generic_loader_cannot_do(fused, tmp_path):
     assert second.startswith(f"{tmp_path / 'lora.words'}: the words") and "drawn less well" in second
 
 
-# -- single file --------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("kind", ["tiny", "sixteen"])
 def test_diffusers_finds_every_weight_of_base_and_changes_in_the_single_file(
     kind, request, mixed, random_base_folder, tmp_path
@@ -276,7 +267,10 @@ def test_diffusers_finds_every_weight_of_base_and_changes_in_the_single_file(
 
 
 def test_a_single_file_has_the_names_of_stable_diffusion_1(sixteen, mixed, tmp_path):
-    """Names and shapes as in v1-5-pruned.safetensors, at places where counting goes wrong easily; half precision by default."""
+    """Names and shapes are those of v1-5-pruned.safetensors where counting easily goes wrong.
+
+    Half precision is the default.
+    """
     export(mixed(sixteen), sixteen, "single-file", tmp_path / "model.safetensors")
     tensors = load_file(tmp_path / "model.safetensors")
     for name in (

@@ -1,4 +1,4 @@
-"""`mos-server fuse` and `mos-server export`: files in, one folder out, one line and an exit code for every error."""
+"""`mos-server fuse` and `mos-server export`: files in, one folder out, and their errors."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def fails(outcome: tuple[int, str, str], code: int, *words: str) -> None:
 
 def test_an_out_that_exists_is_refused(command, files, tmp_path):
     (tmp_path / "fused").mkdir()
-    fails(command("fuse", *files, "--out", str(tmp_path / "fused")), 9, "is there already", "choose another --out")
+    fails(command("fuse", *files, "--out", str(tmp_path / "fused")), 9, "already exists", "choose another --out")
 
 
 def test_an_unknown_method_lists_the_known(command, files, tmp_path):

@@ -1,4 +1,4 @@
-"""What is published: a folder that tells the truth about itself, is signed, and is never changed."""
+"""Published models: a folder that describes itself correctly, is signed, and never changes."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_equal_models_are_equal_files(fused, tmp_path):
 
 
 def test_a_concept_without_words_is_published_under_its_name_as_its_class_word(tiny, make_concept, tmp_path):
-    """`<cat>` in a prompt then reads as `cat` does: the base's own embedding, the same in all layers."""
+    """`<cat>` in a prompt then means `cat`: the base's own embedding, the same in all layers."""
     plain = NamedConcept("", make_concept(tiny, words=0))
     write_fused(fuse(tiny, [plain], AverageSettings()), tmp_path / "fused")
     (words,) = read_fused(tmp_path / "fused").vocabulary.values()
@@ -103,13 +103,13 @@ def test_a_concept_without_words_is_published_under_its_name_as_its_class_word(t
 def test_a_model_is_never_overwritten(fused, tmp_path):
     (tmp_path / "fused").mkdir()
     (tmp_path / "fused" / "precious").write_text("mine")
-    with pytest.raises(StateError, match="is there already"):
+    with pytest.raises(StateError, match="already exists"):
         write_fused(fused, tmp_path / "fused")
     assert names(tmp_path / "fused") == ["precious"]
 
 
 def test_a_scored_candidate_is_published_signed(fused, tmp_path, key):
-    """Same files, the numbers that clients measured, and a signature that the kit's key verifies."""
+    """The same files, the clients' scores, and a signature that the kit's key verifies."""
     write_fused(fused, tmp_path / "candidate", round="round-001")
     publish_candidate(tmp_path / "candidate", tmp_path / "round-001", {"<alice/cat>": SCORES}, (), key)
     assert names(tmp_path / "round-001") == [*names(tmp_path / "candidate"), "manifest.sig"]

@@ -1,4 +1,4 @@
-"""The gate: participants reach the Fleet API with an admitted key, and nothing else. Over real TLS, in front of real Flower."""
+"""The gate, over real TLS in front of real Flower: admitted keys reach the Fleet API alone."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MIB = 1 << 20
 
 
 def ask(gate: Gate, path: str = "/v1/fleet/pull-messages", body: bytes = b"", pem: bytes = b"", **changes) -> int:
-    """The status with which a gate answers one request, and which is remembered by whether its body was read."""
+    """Return the status with which a gate answers one request; record whether the body was read."""
     headers = {"flwr-public-key": base64.b64encode(pem).decode(), "flwr-timestamp": "t", "flwr-signature": "s"}
     headers |= changes.pop("headers", {})
     scope = {"type": "http", "method": "POST", "path": path} | changes

@@ -1,6 +1,7 @@
-"""A federation in memory: real state folder, journal, base model, admission, fusion and signatures; only the network is not there.
+"""A federation without a network: everything else is real, from the journal to the signatures.
 
-The base is a random one, eight channels wide, and fusions record one context at two steps: half a second each.
+The base is random and eight channels wide, and fusions record one context at two steps: half a
+second each.
 """
 
 from __future__ import annotations
@@ -36,9 +37,10 @@ SMALL = {"settings": {"steps": 2, "contexts": ["V"], "ordinary": ["a"]}}
 
 @dataclass
 class Machine:
-    """A participant's machine. It gives the replies of `concepts` and `scores` one after the other, the last again and again.
+    """A participant's machine, which gives the replies of `concepts` and `scores` in order.
 
-    A reply is an answer, None (silence), or a function that makes one. `online_after` polls it is online.
+    The last reply is repeated. A reply is an answer, None (silence), or a function that makes one.
+    The machine is online after `online_after` polls.
     """
 
     name: str
@@ -66,7 +68,10 @@ class Killed(BaseException):
 
 
 class Network:
-    """Machines as a round sees them (`mos_server.round.exchange.Nodes`); `answers` waits to be fetched, by question."""
+    """Machines as a round sees them (`mos_server.round.exchange.Nodes`).
+
+    `answers` has the answers that wait to be fetched, by question.
+    """
 
     def __init__(self, *machines: Machine) -> None:
         self.machines = dict(enumerate(machines, 1000))
@@ -102,7 +107,7 @@ class Federation:
     make_concept: Callable[..., Concept]
 
     def machine(self, name: str, *concepts: Reply, scores: list[Reply] | None = None, **fields: int) -> Machine:
-        """Somebody who has enrolled and answers with their concept and good scores, unless told otherwise."""
+        """Enrol a participant, who answers with a concept and good scores by default."""
         machine = self.stranger(name, *concepts, scores=scores, **fields)
         token, _ = self.journal.participants.invite(name, valid_s=60)
         self.journal.participants.enrol(token, machine.key, machine.pem)

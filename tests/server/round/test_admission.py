@@ -1,4 +1,4 @@
-"""What is admitted to a round, and every reason not to be."""
+"""Admission to a round, and every reason for refusal."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def test_what_is_not_finite_is_refused(tiny, concept, value):
 
 
 def test_a_change_larger_than_its_layer_is_refused_and_measured(tiny, concept):
-    """The norm of s·B·A is that of the dense product; a change just below the layer's own norm passes."""
+    """The norm of s·B·A is that of the dense product; just below the layer's norm it passes."""
     layer, pair = concept_layers(tiny)[5], concept.pairs[concept_layers(tiny)[5].name]
     own, most = float(pair.change().norm()), float(layer.module.weight.norm())
     for share, admitted in ((0.99, True), (1.01, False)):
@@ -133,7 +133,7 @@ def test_alpha_counts_in_the_norm(tiny, concept):
 
 
 def test_another_alpha_is_another_content(tiny, concept):
-    """So it neither passes for the concept that was admitted before, nor finds that one's kept moments."""
+    """So it is not taken for the concept admitted before, and does not find its kept moments."""
     data = concept_to_bytes(concept)
     half = edited(data, layers={name: [pair.rank, pair.rank / 2] for name, pair in concept.pairs.items()})
     free = edited(data, licence="CC-BY")
@@ -153,6 +153,6 @@ def test_an_empty_concept_is_refused(tiny, concept):
 
 @pytest.mark.parametrize("class_word", ["<dog>", "a <alice/cat>", "", "   "])
 def test_a_class_word_that_is_no_word_is_refused(tiny, concept, class_word):
-    """It stands in the prompts of a concept without words; a token in it would name somebody else's concept, or none."""
+    """It is part of prompts; a token in it would name another concept, or none."""
     with pytest.raises(ConceptError, match="class word"):
         admit(concept_to_bytes(replace(concept, class_word=class_word)), tiny)

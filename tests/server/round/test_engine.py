@@ -1,4 +1,4 @@
-"""A round without Flower: what happens to uploads, lost answers, late joiners, bad concepts, scores and withdrawals."""
+"""A round without Flower: uploads, lost answers, late joiners, bad concepts, withdrawals."""
 
 from __future__ import annotations
 
@@ -165,7 +165,7 @@ def test_identity_below_what_was_asked_holds_the_model_back(federation):
 
 
 def test_a_concept_that_lost_much_is_flagged_where_people_look(federation):
-    """In the journal, in `mos-server status` and in the manifest that everybody downloads; one that lost little is not."""
+    """In the journal, in `mos-server status` and in the manifest; one that lost little is not."""
     much = Identity(class_word=0.1, single=0.62, fused=0.5, ceiling=0.8)
     little = Identity(class_word=0.1, single=0.55, fused=0.5, ceiling=0.8)
     machines = [federation.machine("alice", scores=[little]), federation.machine("bob", scores=[much])]

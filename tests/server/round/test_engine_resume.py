@@ -1,4 +1,4 @@
-"""A round that is killed in any of its states goes on where it was when it is begun again under its name.
+"""A round that is killed in any state resumes there when it is started again under its name.
 
 Each test ends with the same model as a round that nobody killed, layer by layer.
 """
@@ -23,7 +23,7 @@ def members(federation) -> dict:
 
 @pytest.fixture
 def resume(federation, members, network) -> Iterator[Callable[..., None]]:
-    """Begin round-001 again among its members and whoever else is there; its model must then be an undisturbed round's."""
+    """Start round-001 again and check that its model is that of an undisturbed round."""
     resumed = []
 
     def go_on(*others) -> None:

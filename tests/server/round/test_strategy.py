@@ -1,4 +1,4 @@
-"""GradientFusion as Flower sees it: which messages it sends, what it makes of replies, which arguments it refuses."""
+"""GradientFusion as a Flower strategy: messages sent, replies read, arguments refused."""
 
 from __future__ import annotations
 
@@ -23,7 +23,10 @@ POLLING = Polling(pause_s=0.01, retry_s=0.0, back_soon_s=0.05)
 
 
 class MemoryGrid(Grid):
-    """A Flower grid of nodes in this process: `nodes` maps numbers to key, status, and how the node replies to a message."""
+    """A Flower grid of nodes in this process.
+
+    `nodes` maps numbers to a key, a status, and a function that replies to a message.
+    """
 
     def __init__(self, nodes: dict[int, tuple[bytes, str, Callable[[Message], RecordDict | Error]]]) -> None:
         self.nodes = nodes
@@ -92,7 +95,7 @@ def strategy(federation):
 
 
 def participant(federation, name: str, *, status: str = "online", concept=None, scores=None):
-    """A node whose owner has enrolled; it replies with `concept` and `scores`, or as these say of the message."""
+    """Add an enrolled node that replies with `concept` and `scores`, which may be functions."""
     replies = {
         MessageType.TRAIN: concept or messages.upload_content(messages.Upload(federation.file(name="<cat>"), 1.0)),
         MessageType.EVALUATE: scores or messages.identity_content(SCORES),

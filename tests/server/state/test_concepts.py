@@ -178,7 +178,7 @@ def test_flags_that_contradict_each_other_are_refused(federation, tmp_path, word
 def test_no_state_and_an_out_that_exists_are_errors(federation, tmp_path):
     with pytest.raises(StateError):
         fuse_state(tmp_path / "nowhere", tmp_path / "out")
-    with pytest.raises(StateError, match="is there already"):
+    with pytest.raises(StateError, match="already exists"):
         fuse_state(federation.state.path, tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""A server's state folder of an earlier release, opened with its base, with another one, and again."""
+"""A state folder of an earlier release, opened with its base, with another base, and again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The merge methods: one file each, with its settings and one function (`method.py` says which)."""
+"""The merge methods: one file each, with settings and one function (see `method.py`)."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from mos_common.errors import RequestError
 if TYPE_CHECKING:
     from mos_server.fusion.methods.method import Method
 
-# As `--method` spells them; the file of each has its name, with _ for -.
-# A new method is its file and one line here.
+# Names as in `--method`; the file of each has the same name, with _ for -. A new method is a file
+# and one line here.
 METHODS = (
     "gradient",
     "average",
@@ -32,5 +32,5 @@ def method_named(name: str) -> Method[Any]:
     """
     if name not in METHODS:
         raise RequestError(f"unknown method {name!r}; known: {', '.join(METHODS)}")
-    found: Method[Any] = import_module(f"{__name__}.{name.replace('-', '_')}").METHOD
-    return found
+    method: Method[Any] = import_module(f"{__name__}.{name.replace('-', '_')}").METHOD
+    return method

@@ -15,7 +15,7 @@ from mos_server.fusion.statistics import Statistics
 
 @dataclass(frozen=True)
 class AverageSettings:
-    """An average has nothing to set."""
+    """The settings of an average: none."""
 
     method: ClassVar[str] = "average"
 

@@ -6,8 +6,8 @@
 
 X0 are features of ordinary prompts, Xi those of concept i's words, all as the untouched text
 encoder gives them, since nothing else is merged. With X0ᵀX0 = R = L Lᵀ, X all Xi, T all targets and
-Z = X L⁻ᵀ it is Δ = Tᵀ (Z⁺)ᵀ L⁻¹: the paper's closed form, Tᵀ (X R⁻¹ Xᵀ)⁻¹ X R⁻¹, for constraints
-that may depend on each other too.
+Z = X L⁻ᵀ the solution is Δ = Tᵀ (Z⁺)ᵀ L⁻¹: the paper's closed form, Tᵀ (X R⁻¹ Xᵀ)⁻¹ X R⁻¹, which
+also holds for dependent constraints.
 """
 
 from __future__ import annotations
@@ -34,16 +34,17 @@ from mos_server.fusion.recording_settings import PAPER_PROMPTS, ROWS
 from mos_server.fusion.solve import refactored
 from mos_server.fusion.statistics import Statistics
 
-# Of the mean second moment of ordinary text: some hundred rows do not span a text encoder's width.
+# As a share of the mean second moment of ordinary text: some hundred rows do not span the width of
+# a text encoder.
 DAMPING = 1e-4
 
 
 @dataclass(frozen=True)
 class CustomDiffusionSettings:
-    """What the merge must leave as it is."""
+    """The prompts that the merge must change least."""
 
     method: ClassVar[str] = "custom-diffusion"
-    ordinary: tuple[str, ...] = setting(ORDINARY, "prompts whose features are changed as little as can be")
+    ordinary: tuple[str, ...] = setting(ORDINARY, "prompts whose features are changed as little as possible")
 
     def __post_init__(self) -> None:
         if not self.ordinary:
@@ -59,7 +60,7 @@ def merge(
 ) -> Solved:
     """Keep every concept's words exactly, in keys and values alone, and change ordinary text least.
 
-    Every concept is a constraint, which has no weight: `weights` are not used.
+    Every concept is a constraint and constraints have no weight: `weights` are not used.
     """
     layers = [layer for layer in adaptable_layers(base) if layer.group is Group.CROSS]
     numbers = word_layer_numbers(base)

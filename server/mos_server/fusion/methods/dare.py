@@ -22,12 +22,12 @@ from mos_server.fusion.statistics import Statistics
 
 @dataclass(frozen=True)
 class DareSettings:
-    """How much is kept of each change, by which dice, and how much of the merge is taken."""
+    """The share kept of each change, the seed, and the factor of the merge."""
 
     method: ClassVar[str] = "dare"
     sum_weight: float = setting(0.6, "factor that every change is multiplied with")
     density: float = setting(0.2, "share of each change's entries that is kept, at random")
-    seed: int = setting(0, "seed of what is dropped; what a merge is worth is a mean over seeds")
+    seed: int = setting(0, "seed of the random choice; judge a merge by the mean over seeds")
 
     def __post_init__(self) -> None:
         if not 0 < self.density <= 1:
@@ -43,7 +43,7 @@ def merge(
 ) -> Solved:
     """Drop entries of each change at random, rescale the rest by 1/density, add them up.
 
-    What is dropped depends on the seed and the layer's name alone, so a merge can be made again.
+    The choice depends only on the seed and the layer's name, so a merge can be repeated.
 
     Raises:
         RequestError: peft is not installed.
@@ -51,12 +51,12 @@ def merge(
     """
     dare = peft_merges().dare_linear
 
-    def merged(layer: str, changes: list[Tensor], of: Tensor) -> Tensor:
+    def merged(layer: str, changes: list[Tensor], weight_values: Tensor) -> Tensor:
         name = f"{settings.seed} {layer}".encode()
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(int(hashlib.sha256(name).hexdigest()[:12], 16))
-            found: Tensor = dare(changes, of, settings.density)
-        return found
+            change: Tensor = dare(changes, weight_values, settings.density)
+        return change
 
     scaled = {token: settings.sum_weight * weight for token, weight in weights.items()}
     with any_density():

@@ -28,7 +28,7 @@ from mos_server.fusion.statistics import Recording, Statistics, wanted_inputs
 class GradientSettings(RecordingSettings):
     """The terms of the equation, and what is recorded for it.
 
-    Why the defaults are these is told in docs/fusion.md.
+    docs/fusion.md gives the reasons for the defaults.
     """
 
     method: ClassVar[str] = "gradient"
@@ -60,7 +60,8 @@ class GradientSettings(RecordingSettings):
         super().__post_init__()
         if not 0 < self.ridge <= 1e3 or not 0 <= self.preserve <= 1e3:
             raise RequestError(
-                f"ridge {self.ridge}, preserve {self.preserve}: expected ridge above 0 and preserve 0 or more, both at most 1000"
+                f"ridge {self.ridge}, preserve {self.preserve}: expected ridge above 0 and preserve at least 0, "
+                "both at most 1000"
             )
         if not 0 <= self.towards <= 1:
             raise RequestError(f"towards {self.towards}: expected a share from 0 to 1")
@@ -121,7 +122,7 @@ def _recordings(
     settings: GradientSettings,
     solved: Mapping[str, LowRank],
 ) -> dict[str | None, Recording]:
-    """Return what to record for a group, by token; None: ordinary prompts on the untouched base."""
+    """Return a group's recordings by token; None: ordinary prompts on the untouched base."""
     reads = wanted_inputs(layers, concept_layers(base), group)
     recordings: dict[str | None, Recording] = {None: Recording(group, None, {}, reads, settings)}
     for named in concepts:

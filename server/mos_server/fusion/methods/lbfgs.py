@@ -6,8 +6,8 @@ text; the UNet is sampled on fused text encoder and fused keys and values, with 
 remaining changes, without guidance. (Paper section 3.3 and 4.1, settings as far as they are
 published.)
 
-Here to be compared with. It needs memory for every row that any layer reads, of all concepts at
-once, and says so before it starts.
+It is here for comparison. It needs memory for every row that any layer reads, of all concepts at
+once, and reports the amount before it starts.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def merge(
     settings: LbfgsSettings,
     statistics: Statistics,
 ) -> Solved:
-    """Run the paper's own solver as published, L-BFGS on stored activations; to be compared with.
+    """Run the paper's own solver as published, L-BFGS on stored activations, for comparison.
 
     Every concept counts alike, as in the paper: `weights` are not used.
 
@@ -87,8 +87,8 @@ def merge(
     )
     if needed > free:
         raise FusionError(
-            f"L-BFGS as published needs {needed / 2**30:.1f} GiB for the rows of {len(concepts)} concepts, {free / 2**30:.1f} GiB are "
-            "free: --method gradient needs none of it"
+            f"L-BFGS as published needs {needed / 2**30:.1f} GiB for the rows of {len(concepts)} concepts, "
+            f"{free / 2**30:.1f} GiB are free: --method gradient needs none of it"
         )
     solved: dict[str, LowRank] = {}
     for group in Group:
@@ -132,12 +132,12 @@ def lbfgs_layer(
     rows: Sequence[Float[Tensor, "rows d_in"]],
     steps: int,
 ) -> Float[Tensor, "d_out d_in"]:
-    """Return the best W - W0 that L-BFGS meets on Σi ‖Xi (W - W0 - ΔWi)ᵀ‖²/mi in `steps` steps.
+    """Return the best W - W0 that L-BFGS reaches on Σi ‖Xi (W - W0 - ΔWi)ᵀ‖²/mi in `steps` steps.
 
-    It starts at W0 and computes in W0's dtype. The objective is counted in units of its value at
-    W0. torch's L-BFGS has absolute bounds (it stops where it falls by less than 1e-9, and leaves
-    out curvature below 1e-10): without that, changes as small as those of a low learning rate would
-    end after a few of the 500 steps, and the rival would look worse than it is.
+    It starts at W0 and computes in W0's dtype. The objective is scaled by its value at W0,
+    because torch's L-BFGS has absolute bounds (it stops if the loss falls by less than 1e-9, and
+    ignores curvature below 1e-10). Unscaled, changes as small as those of a low learning rate would
+    end after a few of the 500 steps, and this method would look worse than it is.
     """
     at_base = sum(float((X @ change.T).square().sum()) / len(X) for X, change in zip(rows, changes, strict=True))
     if at_base == 0:
@@ -166,9 +166,9 @@ def lbfgs_layer(
 
 
 def memory_needed(base: Base, concepts: Sequence[NamedConcept], steps: int) -> int:
-    """Return the bytes of the UNet's rows for all concepts, counted in one step of it.
+    """Return the bytes of the UNet's rows for all concepts, counted in one denoising step.
 
-    Text needs far less, and is gone by then.
+    Text needs far less and is released by then.
     """
     layers = changed_layers(base, concepts, Group.SPATIAL)
     counted, how = StoredRows(), Drawing(steps=steps)

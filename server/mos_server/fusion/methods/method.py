@@ -1,4 +1,4 @@
-"""What a merge method is, and what it returns."""
+"""The interface of a merge method, and its result."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class MethodSettings(Protocol):
 
 @dataclass
 class Solved:
-    """Δ of every layer, and what a method measured besides.
+    """Δ of every layer, and the measurements of the method.
 
-    `survival` says what is left of each concept, `drift` what ordinary prompts move. `survival` is
-    by token and group of layers, `drift` by group.
+    `survival` is what is left of each concept, by token and group of layers. `drift` is the effect
+    on ordinary prompts, by group.
     """
 
     changes: dict[str, LowRank] = field(default_factory=dict)
@@ -41,9 +41,9 @@ Merge = Callable[[Base, Sequence[NamedConcept], Mapping[str, float], S, Statisti
 class Method(Generic[S]):
     """A way to merge concepts: the type of its settings, and its function.
 
-    `merge(base, concepts, weights, settings, statistics)` gets concepts in canonical order, a
-    weight for every token, and `statistics` to record with; it returns `Solved`, and may raise
-    UnusableConceptError for a concept to be left out.
+    `merge(base, concepts, weights, settings, statistics)` takes concepts in canonical order, a
+    weight for every token, and `statistics` to record with. It returns `Solved`, and may raise
+    UnusableConceptError to have a concept left out.
     """
 
     settings: type[S]

@@ -1,4 +1,4 @@
-"""The scaled sum of the changes: the cheap rival that any tool can make."""
+"""The scaled sum of the changes, the cheap alternative that any tool offers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mos_server.fusion.statistics import Statistics
 
 @dataclass(frozen=True)
 class SumSettings:
-    """How much of the sum is taken."""
+    """The factor of the sum."""
 
     method: ClassVar[str] = "sum"
     sum_weight: float = setting(0.6, "factor that every change is multiplied with")

@@ -20,7 +20,7 @@ from mos_server.fusion.statistics import Statistics
 
 @dataclass(frozen=True)
 class TiesSettings:
-    """How much is kept of each change, and how much of the merge is taken."""
+    """The share kept of each change, and the factor of the merge."""
 
     method: ClassVar[str] = "ties"
     sum_weight: float = setting(0.6, "factor that every change is multiplied with")
@@ -46,9 +46,9 @@ def merge(
     """
     ties = peft_merges().ties
 
-    def merged(_layer: str, changes: list[Tensor], of: Tensor) -> Tensor:
-        found: Tensor = ties(changes, of, settings.density)
-        return found
+    def merged(_layer: str, changes: list[Tensor], weight_values: Tensor) -> Tensor:
+        change: Tensor = ties(changes, weight_values, settings.density)
+        return change
 
     scaled = {token: settings.sum_weight * weight for token, weight in weights.items()}
     with any_density():

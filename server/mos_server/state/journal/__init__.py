@@ -1,9 +1,9 @@
-"""The journal: who may come in, what every round received, and where each round stands.
+"""The journal: admitted participants, the uploads of every round, and the state of each round.
 
-The server, the process of a running round and the commands open it at the same time. A call has
-written to the disk before it returns; a round that is killed at any point goes on from here.
+The server, the process of a running round and the commands open it at the same time. A call writes
+to the disk before it returns, so that a round killed at any point resumes from here.
 
-    database.py     which database it is: opening, transactions, errors
+    database.py     the database itself: opening, transactions, errors
     tables.py       tables and columns, and their revision
     participants.py, rounds.py, uploads.py, notes.py     one subject each
 """

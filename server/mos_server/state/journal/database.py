@@ -1,6 +1,6 @@
-"""The one module that knows that the journal is SQLite: opening, transactions, errors.
+"""The only module that knows that the journal is SQLite: opening, transactions, errors.
 
-The modules beside it write SQLAlchemy statements that any database takes, one transaction a call.
+The modules next to it use SQLAlchemy statements that any database takes, one transaction per call.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _BUSY_S = 30.0  # how long a call waits for another process's transaction
 # Readers never wait for a writer, commits are on the disk, deleted rows are overwritten.
 _PRAGMAS = ("journal_mode=WAL", "synchronous=FULL", "secure_delete=ON")
 _WRITES = "mos_writes"
-_FIRST = "0001"  # the tables as releases before 0.2 made them, which kept no revision
+_FIRST = "0001"  # the tables of releases before 0.2, which recorded no revision
 _MIGRATING = threading.Lock()  # alembic's `op` and `context` are global
 
 
@@ -50,10 +50,10 @@ class Database:
 
     @contextmanager
     def writing(self) -> Iterator[Connection]:
-        """Run the block as one transaction: afterwards all of it is on the disk, or none of it.
+        """Run the block as one transaction: afterwards either all of it is on the disk, or none.
 
-        Nobody else writes while the block runs, so what it has read is still true when it writes.
-        A block inside another of the same thread is part of the outer one.
+        No other connection writes while the block runs, so what it has read is still true when it
+        writes. A block inside another one of the same thread is part of the outer block.
 
         Raises:
             StateError: the database cannot be used.
@@ -91,7 +91,7 @@ class Database:
         try:
             yield
         except IntegrityError:
-            raise  # a statement broke a rule of the tables: the caller knows which
+            raise  # a statement violated a constraint: the caller knows which
         except (DBAPIError, PoolTimeoutError, OSError) as error:
             reason = error.orig if isinstance(error, DBAPIError) else error
             raise StateError(
@@ -128,7 +128,7 @@ def _rows(connection: Connection, query: Executable) -> Sequence[RowMapping]:
 
 
 def _migrate(database: Database) -> None:
-    """Bring the tables to REVISION. Of several processes that open a file at once, one does."""
+    """Migrate the tables to REVISION. If several processes open a file at once, one does."""
     if _revision(database) == REVISION:
         return
     from alembic import command
@@ -156,5 +156,5 @@ def _revision(database: Database) -> str | None:
     try:
         rows = database.rows(text("SELECT version_num FROM alembic_version"))
     except StateError:
-        return None  # no such table, or a file that cannot be used: the migration says which
+        return None  # no such table, or an unusable file: the migration reports which
     return str(rows[0]["version_num"]) if rows else None

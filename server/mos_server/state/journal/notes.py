@@ -1,4 +1,4 @@
-"""What the followers of a round read: one line for everything that happens in it."""
+"""Notes of rounds: one line for everything that happens, for those who follow a round."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Notes:
         self._database = database
 
     def add(self, round_id: str, text: str) -> None:
-        """Tell followers of a round what happens."""
+        """Add a note to a round."""
         with self._database.writing() as db:
             db.execute(insert(notes).values(round=round_id, at=time.time(), text=text))
 

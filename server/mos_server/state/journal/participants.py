@@ -1,4 +1,4 @@
-"""Who may come in: invitations, and the keys that enrolled with them."""
+"""Participants: invitations, and the keys that enrolled with them."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from mos_server.state.records import Participant
 
 
 class Participants:
-    """Invitations and participants. A name may have several keys, each invited."""
+    """Invitations and participants. A name may have several keys, each with its own invitation."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     def invite(self, participant: str, *, valid_s: float) -> tuple[str, float]:
-        """Return a one-time token, of which only the digest is kept, and when it expires."""
+        """Return a one-time token and the time it expires. Only the token's digest is kept."""
         token, expires = secrets.token_urlsafe(32), time.time() + valid_s
         with self._database.writing() as db:
             db.execute(
@@ -35,7 +35,8 @@ class Participants:
         The same key may repeat its own enrolment: the reply may have been lost.
 
         Raises:
-            TrustError: the token is unknown, expired or used, or the key is revoked or another's.
+            TrustError: the token is unknown, expired or used, or the key is revoked or belongs
+                to another name.
 
         """
         now = time.time()
@@ -45,7 +46,7 @@ class Participants:
             member = db.execute(select(participants).where(participants.c.key == key)).mappings().one_or_none()
             if invitation is None:
                 raise TrustError(
-                    "this kit is not of this server, or its server was made anew: ask the operator for a new one"
+                    "this kit is not of this server, or its server was created again: ask the operator for a new one"
                 )
             name = str(invitation["participant"])
             if member is not None and member["name"] == name and member["revoked"] is None and invitation["used"]:
@@ -58,7 +59,7 @@ class Participants:
                 raise TrustError(f"this kit of {name!r} has expired: ask the operator for a new one")
             if member is not None:
                 raise TrustError(
-                    f"this key belongs to {member['name']!r} already: use a new --state folder for {name!r}"
+                    f"this key already belongs to {member['name']!r}: use a new --state folder for {name!r}"
                 )
             db.execute(update(invitations).where(invited_by).values(used=now))
             db.execute(insert(participants).values(key=key, name=name, pem=pem, admitted=now))
@@ -73,7 +74,7 @@ class Participants:
         """Revoke all keys of a participant, cancel its unused kits, and return the number of keys.
 
         Raises:
-            RequestError: the participant is unknown, or has no key that is admitted.
+            RequestError: the participant is unknown, or has no admitted key.
 
         """
         with self._database.writing() as db:
@@ -87,22 +88,22 @@ class Participants:
         return len(keys)
 
     def is_admitted(self, key: str) -> bool:
-        """Return whether a key may come in at this moment."""
+        """Return whether a key is admitted now."""
         query = select(participants.c.key).where(participants.c.key == key, participants.c.revoked.is_(None))
         return bool(self._database.rows(query))
 
     def saw(self, key: str) -> None:
-        """Remember that a participant was here just now."""
+        """Record that a participant has just been seen."""
         with self._database.writing() as db:
             db.execute(update(participants).where(participants.c.key == key).values(seen=time.time()))
 
     def all(self) -> list[Participant]:
-        """Return every key that enrolled, the earliest first."""
+        """Return every enrolled key, earliest first."""
         query = select(participants).order_by(participants.c.admitted, participants.c.key)
         return [Participant(**row) for row in self._database.rows(query)]
 
     def invitations(self) -> list[tuple[str, float, float | None]]:
-        """Return every invitation: whose, when it expires, when it was used."""
+        """Return every invitation: the participant, when it expires, when it was used."""
         query = select(invitations).order_by(invitations.c.expires)
         return [(row["participant"], row["expires"], row["used"]) for row in self._database.rows(query)]
 

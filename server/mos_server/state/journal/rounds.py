@@ -1,4 +1,4 @@
-"""Rounds: what was asked of each, where it stands, and what every participant does in it."""
+"""Rounds: the settings and the state of each, and the activity of every participant."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ _SETTINGS = TypeAdapter(RoundSettings)
 
 
 class Rounds:
-    """All rounds. At most one is unfinished, and none goes back."""
+    """All rounds. At most one is unfinished, and none returns to an earlier state."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     def ask(self, settings: RoundSettings) -> Round:
-        """Ask for a round, which the running server begins.
+        """Ask for a round, which the running server then starts.
 
         Raises:
             RequestError: another round is not finished.
@@ -45,24 +45,24 @@ class Rounds:
         """Return one round.
 
         Raises:
-            RequestError: there is none of that name.
+            RequestError: there is no round of that name.
 
         """
-        found = self._rounds(select(rounds).where(rounds.c.id == name))
-        if not found:
+        matches = self._rounds(select(rounds).where(rounds.c.id == name))
+        if not matches:
             raise RequestError(f"there is no round {name!r}")
-        return found[0]
+        return matches[0]
 
     def all(self) -> list[Round]:
-        """Return all rounds, the earliest first."""
+        """Return all rounds, earliest first."""
         return self._rounds(select(rounds).order_by(rounds.c.asked, rounds.c.id))
 
     def unfinished(self) -> Round | None:
-        """Return the round that a server has still to work on."""
+        """Return the round that a server still has to work on, if any."""
         return next((each for each in self.all() if each.unfinished), None)
 
     def latest_published(self) -> Round | None:
-        """Return the round whose model was published last."""
+        """Return the round whose model was published last, if any."""
         return next((each for each in reversed(self.all()) if each.status == PUBLISHED), None)
 
     def advance(self, name: str, status: str, reason: str = "") -> None:
@@ -76,7 +76,7 @@ class Rounds:
             )
 
     def set_activity(self, name: str, key: str, activity: str, *, attempts: int = 0) -> None:
-        """Say what a participant does in a round; `attempts` are added to those made."""
+        """Set a participant's activity in a round, and add `attempts` to those made."""
         is_member = (members.c.round == name) & (members.c.key == key)
         now = time.time()
         with self._database.writing() as db:
@@ -89,7 +89,7 @@ class Rounds:
                 db.execute(insert(members).values(round=name, key=key, activity=activity, attempts=attempts, at=now))
 
     def members(self, name: str) -> list[Member]:
-        """Return what every participant does in a round, by name."""
+        """Return the activity of every participant in a round, sorted by name."""
         query = (
             select(members.c.key, participants.c.name, members.c.activity, members.c.attempts, members.c.at)
             .join(participants, participants.c.key == members.c.key)
@@ -105,7 +105,7 @@ class Rounds:
 
 
 def _settings(round_id: str, values: dict[str, Any]) -> RoundSettings:
-    """Return a round's settings; those that its release did not have yet are at their defaults."""
+    """Return a round's settings. Those that its release did not have yet are at their defaults."""
     if unknown := sorted(_unknown(RoundSettings, values)):
         raise StateError(
             f"{round_id} was asked for with {', '.join(unknown)}, which this release does not know: "

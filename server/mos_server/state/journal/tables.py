@@ -1,7 +1,7 @@
 """The journal's tables.
 
-To change one: change it here, add a file to `migrations/versions` that does the same, and raise
-REVISION. Never edit an old migration: journals have been through it.
+To change a table, change it here, add a file to `migrations/versions` that does the same, and raise
+REVISION. Never edit an old migration: journals have already run it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from sqlalchemy import (
 )
 
 REVISION = "0002"
-"""The newest file in `migrations/versions`: what this code reads and writes."""
+"""The newest file in `migrations/versions`, whose tables this code reads and writes."""
 
 metadata = MetaData()
 

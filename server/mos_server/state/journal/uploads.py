@@ -1,4 +1,4 @@
-"""Uploads: what arrived, for which round, and why it is not fused where it is not."""
+"""Uploads: their round, their scores, and why a refused one is not fused."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ _IS_LATE = uploads.c.round.is_(None) & _IS_KEPT
 
 
 class Uploads:
-    """Every upload of every round. One without a round arrived too late and is for the next."""
+    """Every upload of every round. One without a round arrived late and is for the next round."""
 
     def __init__(self, database: Database, participants: Participants) -> None:
         self._database = database
         self._participants = participants
 
     def add(self, upload: Upload) -> Upload:
-        """Journal an upload that is kept or refused, and return it with the number it was given.
+        """Journal a kept or refused upload, and return it with its number.
 
         Raises:
-            RequestError: this participant has used that concept name in this round already.
+            RequestError: this participant has already used that concept name in this round.
 
         """
         with self._database.writing() as db:
@@ -49,7 +49,7 @@ class Uploads:
                 ).inserted_primary_key
             except IntegrityError as error:
                 raise RequestError(
-                    f"{upload.participant} has a concept {upload.concept} in {upload.round} already: "
+                    f"{upload.participant} already has a concept {upload.concept} in {upload.round}: "
                     "give this one another --concept name"
                 ) from error
         assert added is not None
@@ -60,23 +60,23 @@ class Uploads:
         return self._where(uploads.c.round == round_id)
 
     def admitted(self, round_id: str) -> list[Upload]:
-        """Return what a round fuses."""
+        """Return the uploads that a round fuses."""
         return self._where((uploads.c.round == round_id) & _IS_KEPT)
 
     def kept(self) -> list[Upload]:
-        """Return every concept that is kept, of all rounds and of none."""
+        """Return every kept concept, with or without a round."""
         return self._where(_IS_KEPT)
 
     def refuse(self, upload: int, reason: str) -> None:
-        """Take an upload that was admitted out of its round: it cannot be fused."""
+        """Take an admitted upload out of its round because it cannot be fused."""
         with self._database.writing() as db:
             db.execute(update(uploads).where(uploads.c.id == upload).values(refused=reason))
 
     def adopt_late(self, round_id: str) -> list[Upload]:
-        """Move uploads that were too late for the last round into this one, and return all it has.
+        """Move uploads that were late for the last round into this one; return all of this round.
 
-        Participants must still be admitted. Of uploads with one name the newest is moved, unless
-        the round has that name already; the others are refused.
+        Participants must still be admitted. Of uploads with the same name the newest is moved,
+        unless the round already has that name; the others are refused.
         """
         with self._database.writing() as db:
             taken = {upload.token for upload in self.admitted(round_id)}
@@ -88,7 +88,7 @@ class Uploads:
         return self.admitted(round_id)
 
     def set_identity(self, upload: int, identity: Identity) -> None:
-        """Keep the numbers with which a participant scored a candidate."""
+        """Keep a participant's scores of a candidate."""
         with self._database.writing() as db:
             db.execute(update(uploads).where(uploads.c.id == upload).values(identity=asdict(identity)))
 
@@ -98,7 +98,7 @@ class Uploads:
             db.execute(update(uploads).where(uploads.c.round == round_id).values(identity=None))
 
     def withdraw(self, wanted: str) -> list[Upload]:
-        """Withdraw a concept: `<alice/cat>`, or `<cat>` while only one participant has it.
+        """Withdraw a concept: `<alice/cat>`, or `<cat>` if only one participant has it.
 
         Raises:
             RequestError: the concept is unknown, or several participants have it.
@@ -106,16 +106,16 @@ class Uploads:
         """
         with self._database.writing() as db:
             kept = self.kept()
-            found = [upload for upload in kept if wanted in (upload.token, upload.concept)]
-            tokens = sorted({upload.token for upload in found})
-            if not found:
+            matches = [upload for upload in kept if wanted in (upload.token, upload.concept)]
+            tokens = sorted({upload.token for upload in matches})
+            if not matches:
                 known = ", ".join(sorted({upload.token for upload in kept})) or "none"
                 raise RequestError(f"unknown concept {wanted}; known: {known}")
             if len(tokens) > 1:
                 raise RequestError(f"several participants have a concept {wanted}: choose one of {', '.join(tokens)}")
-            numbers = [upload.id for upload in found]
+            numbers = [upload.id for upload in matches]
             db.execute(update(uploads).where(uploads.c.id.in_(numbers)).values(refused=_WITHDRAWN))
-        return found
+        return matches
 
     def was_withdrawn(self, key: str, digest: str) -> bool:
         """Return whether this participant's concept with these contents was withdrawn before."""
@@ -123,7 +123,7 @@ class Uploads:
         return bool(self._where(is_it))
 
     def is_kept(self, digest: str) -> bool:
-        """Return whether any concept that is kept has these contents."""
+        """Return whether any kept concept has these contents."""
         return bool(self._where((uploads.c.digest == digest) & _IS_KEPT))
 
     def _where(self, condition: ColumnElement[bool]) -> list[Upload]:

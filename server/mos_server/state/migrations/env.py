@@ -1,4 +1,4 @@
-"""What alembic runs: the migrations, inside the transaction that opened the journal."""
+"""Run the migrations, inside the transaction that opened the journal; alembic calls this file."""
 
 from __future__ import annotations
 

@@ -100,7 +100,8 @@ def compare_with_dense(base, concepts, settings, groups=tuple(Group)) -> None:
 def test_every_layer_is_the_dense_solution(base, make_concept, dtype):
     """Text encoder, keys and values, the rest of the UNet, on `tiny` and on a base of 16 layers.
 
-    Three concepts of different kinds: one of them has no words and changes only some layers, as an imported LoRA does.
+    Three concepts of different kinds. One has no words and changes only some layers, as an
+    imported LoRA does.
     """
     base = in_float64(base) if dtype is torch.float64 else base
     plain = make_concept(base, "<hat>", seed=7, words=0, class_word="cat", rank=1)

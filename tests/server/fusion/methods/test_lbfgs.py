@@ -180,7 +180,7 @@ def test_nothing_is_stored_for_layers_that_nobody_changes(tiny, make_concept, st
     assert {group for group, _ in stored} == {Group.CROSS}
 
 
-def test_too_little_memory_is_said_before_it_starts(tiny, make_concept, stored, monkeypatch):
+def test_too_little_memory_is_reported_before_it_starts(tiny, make_concept, stored, monkeypatch):
     monkeypatch.setattr(published.psutil, "virtual_memory", lambda: SimpleNamespace(available=1000))
     two = [NamedConcept(who, make_concept(tiny, "<cat>", seed=seed)) for seed, who in enumerate(("alice", "bob"))]
     with pytest.raises(FusionError, match=r"needs .* GiB for the rows of 2 concepts.*--method gradient"):

@@ -32,7 +32,7 @@ def ties(tiny, concepts, density: float):
     return fuse(tiny, concepts, TiesSettings(sum_weight=1.0, density=density)).changes
 
 
-def test_ties_trims_elects_and_averages_who_agrees(tiny, two):
+def test_ties_trims_elects_and_averages_those_that_agree(tiny, two):
     """By hand: entry by entry, the sign of the sum wins, and who has that sign is averaged.
 
     Who was trimmed does not vote.

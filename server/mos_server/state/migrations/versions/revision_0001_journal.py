@@ -1,6 +1,6 @@
 """Create the tables of release 0.1.0.
 
-A journal of that release has these tables and no revision: it is stamped with this one.
+A journal of that release has these tables but no revision, and is stamped with this one.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Index notes by round: every follower of a round asks for its new notes twice a second."""
+"""Index notes by round: each follower of a round asks for new notes twice a second."""
 
 from __future__ import annotations
 
