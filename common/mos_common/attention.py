@@ -62,7 +62,9 @@ class KeyValueCache:
 
     def keep(self, place: int, region: int, both: KeysAndValues) -> None:
         """Keep keys and values until the cache is dropped."""
-        assert not any(each.requires_grad for each in both), "keys and values that require a gradient must not be cached"
+        assert not any(each.requires_grad for each in both), (
+            "keys and values that require a gradient must not be cached"
+        )
         self._kept[place, region] = both
 
 

@@ -36,7 +36,7 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 
 @dataclass(frozen=True)
 class Base:
-    """A latent diffusion model laid out like Stable Diffusion 1.x or XL, frozen, in eval mode.
+    """A frozen latent diffusion model in eval mode, laid out like Stable Diffusion 1.x or XL.
 
     `scheduler` is the base's own; copy it to denoise with it. `fingerprint` identifies the model,
     whether it was downloaded in float16 or float32; `legacy_fingerprint` is its fingerprint in

@@ -164,7 +164,7 @@ def rekey_concept(path: Path, base: Base, *, mode: int = 0o644) -> None:
 
 
 def content_digest(concept: Concept) -> str:
-    """Return the sha256 of the sorted (name, dtype, shape, bytes) of the tensors and of the alphas.
+    """Return the sha256 of the sorted (name, dtype, shape, bytes) of tensors, and of the alphas.
 
     The concept must be as read from its file. The digest keys statistics and seeds, so editing the
     licence or author does not change it; editing an alpha makes another concept.

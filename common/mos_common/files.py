@@ -82,7 +82,7 @@ def replacing_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def replacing_folder(path: Path) -> Iterator[Path]:
-    """Yield a new folder to write into; it becomes `path` if the block succeeds, else it is removed.
+    """Yield a new folder; it becomes `path` if the block succeeds, and is removed otherwise.
 
     An existing folder at `path` is replaced. POSIX cannot swap two folders in one step, so a crash
     between the two renames leaves the old folder beside `path`, with a name that starts with a dot.
