@@ -40,8 +40,8 @@ class Base:
 
     `scheduler` is the base's own; copy it to denoise with it. `fingerprint` identifies the model,
     whether it was downloaded in float16 or float32; `legacy_fingerprint` is its fingerprint in
-    release 0.1.0 (`fingerprint.py`). `rounded`: the weights were rounded to bfloat16. `text_encoder_2` and
-    `tokenizer_2` exist in XL only; both tokenizers have one vocabulary.
+    release 0.1.0 (`fingerprint.py`). `rounded`: the weights were rounded to bfloat16.
+    `text_encoder_2` and `tokenizer_2` exist in XL only; both tokenizers have the same vocabulary.
     """
 
     name: str

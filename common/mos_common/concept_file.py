@@ -131,7 +131,7 @@ def read_concept(path: Path) -> Concept:
     """Read a concept file, strictly.
 
     Raises:
-        ConceptError: it is missing or not a concept file; the message names the file and the tensor.
+        ConceptError: it is missing or not a concept file; the message names file and tensor.
 
     """
     try:
@@ -164,7 +164,7 @@ def rekey_concept(path: Path, base: Base, *, mode: int = 0o644) -> None:
 
 
 def content_digest(concept: Concept) -> str:
-    """Return the sha256 of the sorted (name, dtype, shape, bytes) of tensors, and of the alphas.
+    """Return the sha256 of sorted (name, dtype, shape, bytes) of tensors, and of alphas.
 
     The concept must be as read from its file. The digest keys statistics and seeds, so editing the
     licence or author does not change it; editing an alpha makes another concept.

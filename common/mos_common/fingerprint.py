@@ -62,7 +62,7 @@ def fingerprints_of(parts: Mapping[str, Any]) -> Fingerprints:
 
 
 def legacy_fingerprint(weights: hashlib._Hash, parts: Mapping[str, Any]) -> str:
-    """Return the fingerprint by the legacy rule; `weights` has hashed the weights and nothing else."""
+    """Return the fingerprint by the legacy rule; `weights` has hashed only the weights."""
     digest = weights.copy()
     for word, index in sorted(parts["tokenizer"].get_vocab().items()):
         digest.update(f"{word}\0{index}\0".encode())
@@ -107,7 +107,7 @@ def describe_tokenizer(tokenizer: Any, longest: int) -> dict[str, object]:
 
 
 def noise_schedule(scheduler: Any) -> dict[str, object]:
-    """Return the noise schedule of training: ᾱ of every step to six digits, and the prediction type.
+    """Return the noise schedule of training: ᾱ per step to six digits, and the prediction type.
 
     It also says whether ᾱ ends at zero, and is the same for every sampler of one model. A sampler
     without ᾱ (EDM, flow matching) is described by its class and configuration.
@@ -166,7 +166,7 @@ def fingerprint_in_bfloat16(base: Base) -> str:
 
 
 def text_module_name(name: str) -> str:
-    """Return a text encoder's module name with the prefix `text_model.`, which some classes lack."""
+    """Return a text encoder's module name with the prefix `text_model.` that some lack."""
     return name if name.startswith("text_model.") else f"text_model.{name}"
 
 
@@ -199,7 +199,7 @@ def _canonical_parameters(parts: Mapping[str, Any]) -> Iterator[tuple[str, Tenso
 
 
 def _config(model: Any) -> dict[str, Any]:
-    """Return a configuration with its defaults, from diffusers (mapping) or transformers (object)."""
+    """Return a configuration with its defaults, of diffusers (mapping) or transformers (object)."""
     config = model.config
     return dict(config) if isinstance(config, Mapping) else dict(config.to_dict())
 

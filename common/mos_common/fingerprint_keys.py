@@ -177,9 +177,9 @@ TEXT_ENCODER = (
     }
 )
 
-# The schedule is covered as numbers (`noise_schedule` in fingerprint.py), which these keys determine.
-# Every other key of a scheduler belongs to the sampler: two people who use PNDM and Euler on the same
-# model have the same base.
+# The schedule is covered as numbers (`noise_schedule` in fingerprint.py), which these keys
+# determine. Every other key of a scheduler belongs to the sampler: two people who use PNDM and
+# Euler on the same model have the same base.
 SCHEDULER = dict.fromkeys(
     [
         "beta_end",

@@ -37,7 +37,7 @@ class Identity:
                 raise ConceptError(f"identity {name} is {value}: expected a finite number from -1 to 1")
 
     def __str__(self) -> str:
-        """Return the numbers for people: `class word 0.100, single 0.600, fused 0.500, ceiling 0.800`."""
+        """Return the numbers as text: "class word 0.100, single 0.600, ..."."""
         return ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in vars(self).items())
 
     @property

@@ -116,7 +116,7 @@ def sign_call(key: ec.EllipticCurvePrivateKey, method: str, request: Request) ->
 
 
 class CallVerifier:
-    """Verify the metadata of calls: admitted key, correct clock, signature of the request, no replay."""
+    """Verify the metadata of calls: admitted key, right clock, valid signature, no replay."""
 
     def __init__(self, allowed: Callable[[str], bool]) -> None:
         self._allowed = allowed

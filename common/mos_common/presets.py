@@ -1,8 +1,8 @@
 """Settings that depend on the base model, as one small table.
 
-The paper's numbers were found on Stable Diffusion 1.x and are used for every base without numbers of
-its own; those of `tiny`, the embedded model, were measured (docs/tuning.md). Spreads and norms of
-word embeddings are computed from the base's token table (`mos_client.tuning`).
+The paper's numbers were found on Stable Diffusion 1.x and are used for every base without numbers
+of its own; those of `tiny`, the embedded model, were measured (docs/tuning.md). Spreads and norms
+of word embeddings are computed from the base's token table (`mos_client.tuning`).
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ class ImageScorer:
 
 
 def image_alignment(generated: Float[Tensor, "n features"], references: Float[Tensor, "m features"]) -> float:
-    """Return the mean over all (generated, reference) pairs of max(cosine, 0), as in the paper's evaluation."""
+    """Return the mean over all (generated, reference) pairs of max(cosine, 0), as in the paper."""
     return float((generated @ references.T).clamp(min=0).mean())
 
 
