@@ -3,8 +3,8 @@
     python tests/bench/bench_fusion.py [--quick] [--only memory|layers|accumulation|whole]
 
 Layers have the shapes of SD 1.5 and SDXL, four concepts of rank 4, synthetic rows. Our time
-includes the Grams. L-BFGS is run as published:
-history 25, strong Wolfe, float32, starting at W0, 500 steps in text and 50 in the UNet. Whole fusions are measured in time and memory.
+includes the Grams. L-BFGS is run as published: history 25, strong Wolfe, float32, starting at W0,
+500 steps in text and 50 in the UNet. Whole fusions are measured in time and memory.
 """
 
 from __future__ import annotations
