@@ -1,4 +1,4 @@
-"""What every test starts from: one thread, fixed seeds, the embedded base model, and a random one of another shape."""
+"""Shared fixtures: one thread, fixed seeds, the embedded base model and random ones."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ def _seeded() -> None:
 
 @pytest.fixture(scope="session")
 def tiny() -> Base:
-    """The embedded base model, loaded once: leave it as you found it."""
+    """The embedded base model, loaded once: tests must not change it."""
     return load_base("tiny", device="cpu")
 
 
 @pytest.fixture(scope="session")
 def random_base_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """Write (once per set of settings) a random model; see `write_random_base`, and with `xl=True` `write_random_xl_base`."""
+    """Write a random model once per settings: `write_random_base`, or `write_random_xl_base`."""
     written: dict[tuple, Path] = {}
 
     def folder(**settings: object) -> Path:
@@ -57,7 +57,7 @@ def random_base_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[...
 
 @pytest.fixture(scope="session")
 def random_base(random_base_folder: Callable[..., Path]) -> Callable[..., Base]:
-    """Load (once per set of settings) a random model with 16 cross-attention layers: leave it as you found it."""
+    """Load a random model once per settings: tests must not change it."""
     loaded: dict[tuple, Base] = {}
 
     def base(**settings: object) -> Base:
@@ -71,13 +71,13 @@ def random_base(random_base_folder: Callable[..., Path]) -> Callable[..., Base]:
 
 @pytest.fixture(scope="session")
 def sixteen(random_base: Callable[..., Base]) -> Base:
-    """The random model as it comes: 16 cross-attention layers, predicts epsilon, PNDM, other widths and token ids than tiny."""
+    """The default random model: 16 cross-attentions, epsilon, PNDM, other widths than `tiny`."""
     return random_base()
 
 
 @pytest.fixture(scope="session")
 def xl(random_base: Callable[..., Base]) -> Base:
-    """A random model laid out like Stable Diffusion XL: two text encoders, 11 transformers of one or two cross-attentions."""
+    """A random model laid out like Stable Diffusion XL: two text encoders, 11 transformers."""
     return random_base(xl=True)
 
 
@@ -89,19 +89,19 @@ def base(request: pytest.FixtureRequest) -> Base:
 
 @pytest.fixture(scope="session")
 def make_concept() -> Callable[..., Concept]:
-    """Random concepts: `make_concept(base, "<cat>", seed=1, rank=2)`."""
+    """Return a factory of random concepts: `make_concept(base, "<cat>", seed=1, rank=2)`."""
     return random_concept
 
 
 @pytest.fixture(scope="session")
 def make_tokenizer() -> Callable[..., object]:
-    """CLIP's own tokenizer over single letters."""
+    """Return a factory of CLIP tokenizers over single letters."""
     return _tokenizer
 
 
 @pytest.fixture
 def make_pictures(tmp_path: Path) -> Callable[..., Path]:
-    """Folders of small drawn pictures: `make_pictures(count=5, name="cat")`."""
+    """Return a factory of folders of small pictures: `make_pictures(count=5, name="cat")`."""
 
     def folder(count: int = 5, name: str = "pictures", side: int = 64) -> Path:
         to = tmp_path / name
@@ -127,7 +127,7 @@ def random_concept(
     licence: str = "",
     author: str = "",
 ) -> Concept:
-    """A concept with a change on every layer of `base`; `strength` is about |ΔW| / |W| of random weights."""
+    """Return a concept that changes every layer; `strength` is about |ΔW| / |W|."""
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> torch.Tensor:
@@ -157,7 +157,7 @@ def random_concept(
 def write_random_base(
     folder: Path, *, seed: int = 0, prediction_type: str = "epsilon", scheduler: str = "PNDMScheduler", width: int = 16
 ) -> None:
-    """A diffusers folder shaped like Stable Diffusion 1.5 (four levels, 16 cross-attention layers), random and narrow."""
+    """Write a narrow random model like Stable Diffusion 1.5: four levels, 16 cross-attentions."""
     import diffusers
     from transformers import CLIPTextModel
 
@@ -190,7 +190,7 @@ def write_random_base(
 
 
 def write_random_xl_base(folder: Path, *, seed: int = 0, width: int = 16) -> None:
-    """A diffusers folder shaped like Stable Diffusion XL: 17 cross-attentions in 11 transformers, random and narrow."""
+    """Write a narrow random model like XL: 17 cross-attentions in 11 transformers."""
     import diffusers
     from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
@@ -260,7 +260,7 @@ def _vae() -> object:
 
 
 def _tokenizer(pad: str = "!") -> object:
-    """CLIP's own tokenizer over single letters, with its special tokens at unusual ids."""
+    """Return CLIP's tokenizer over single letters, with special tokens at unusual ids."""
     from transformers import CLIPTokenizer
 
     letters = [chr(c) for c in range(ord("!"), ord("~") + 1)]

@@ -1,4 +1,4 @@
-"""The one cross-attention of the project: a text for each layer, regions, and watched words.
+"""Cross-attention with one text encoding per layer, regions, and watched words.
 
 Within `conditioned`, every cross-attention of the UNet has a processor that knows which encoding it
 reads. So nothing of ours travels through diffusers: `encoder_hidden_states` is an ordinary tensor,
@@ -30,17 +30,17 @@ KeysAndValues = tuple[Tensor, Tensor]  # each (batch, heads, tokens, head width)
 
 @dataclass
 class WatchedWords:
-    """How much each cell attends to some tokens of its prompt, written down while the UNet runs.
+    """Attention of each cell to some tokens of its prompt, recorded while the UNet runs.
 
-    `positions[b, w]` is where watched word w stands in the prompt of row b; `maps[k]` is what
-    cross-attention module k, in execution order, gives it, the mean over heads.
+    `positions[b, w]` is the position of watched word w in the prompt of row b; `maps[k]` is its
+    attention in cross-attention module k, in execution order, averaged over heads.
     """
 
     positions: Int[Tensor, "batch words"]
     maps: dict[int, Float[Tensor, "batch words cells"]] = field(default_factory=dict, repr=False)
 
     def look(self, place: int, query: Tensor, key: Tensor) -> None:
-        """Write down softmax(Q Kᵀ/√d), its columns of the watched tokens."""
+        """Record the columns of softmax(Q Kᵀ/√d) that belong to the watched tokens."""
         share = (query @ key.transpose(2, 3) / query.shape[3] ** 0.5).float().softmax(dim=3).mean(dim=1)
         columns = self.positions[:, None, :].expand(-1, share.shape[1], -1)
         self.maps[place] = share.gather(2, columns).transpose(1, 2)
@@ -49,26 +49,28 @@ class WatchedWords:
 class KeyValueCache:
     """Keys and values of one conditioning, computed once, at the first step of a drawing.
 
-    They hold while text and weights stay the same. In training neither does, so what a gradient
-    flows through is refused.
+    They are valid while text and weights stay the same. In training neither does, so tensors that
+    require a gradient are refused.
     """
 
     def __init__(self) -> None:
         self._kept: dict[tuple[int, int], KeysAndValues] = {}
 
     def find(self, place: int, region: int) -> KeysAndValues | None:
-        """Return what was kept for a cross-attention and region, or None."""
+        """Return the keys and values of a cross-attention and region, or None."""
         return self._kept.get((place, region))
 
     def keep(self, place: int, region: int, both: KeysAndValues) -> None:
         """Keep keys and values until the cache is dropped."""
-        assert not any(each.requires_grad for each in both), "keys and values that are trained must not be kept"
+        assert not any(each.requires_grad for each in both), (
+            "keys and values that require a gradient must not be cached"
+        )
         self._kept[place, region] = both
 
 
 @dataclass(frozen=True)
 class ConditionedUNet:
-    """The UNet of a base while it reads one conditioning; `conditioned` makes it.
+    """The UNet of a base while it reads one conditioning; created by `conditioned`.
 
     `watched` and `cache` belong to the caller of `conditioned`; without a cache every pass computes
     keys and values anew.
@@ -80,15 +82,15 @@ class ConditionedUNet:
     cache: KeyValueCache | None = None
 
     def predict(self, noisy: Float[Tensor, "batch c h w"], times: Tensor) -> Float[Tensor, "batch c h w"]:
-        """Return what the UNet predicts; XL is also told the pooled prompts and the size."""
-        assert self._is_on(), "predict belongs into the `conditioned` block that made this UNet"
+        """Return the UNet's prediction; XL also reads the pooled prompts and the size."""
+        assert self._is_on(), "call predict within the `conditioned` block that made this UNet"
         base, pooled = self.base, self.conditioning.pooled
         added = None
         if pooled is not None:
             height, width = (base.pixels_per_latent * int(side) for side in noisy.shape[2:])
             size = torch.tensor([[height, width, 0, 0, height, width]], device=noisy.device, dtype=pooled.dtype)
             added = {"text_embeds": pooled, "time_ids": size.expand(len(noisy), -1)}
-        # The UNet asks for a text, whatever its processors read; a view of ours costs nothing.
+        # The UNet requires a text even though our processors ignore it; a view costs nothing.
         text = self.conditioning.features[:, 0]
         predicted: Tensor = base.unet(noisy, times, encoder_hidden_states=text, added_cond_kwargs=added).sample
         return predicted
@@ -98,9 +100,9 @@ class ConditionedUNet:
         kept = self.cache.find(place, region) if self.cache is not None else None
         if kept is not None:
             return kept
-        cross, told = self.base.layout.cross_attentions[place], self.conditioning
+        cross, conditioning = self.base.layout.cross_attentions[place], self.conditioning
         k = cross.word_layer
-        features = told.features[:, k] if region < 0 else told.regions[region].features[k][None]
+        features = conditioning.features[:, k] if region < 0 else conditioning.regions[region].features[k][None]
         if cross.module.norm_cross:
             features = cross.module.norm_encoder_hidden_states(features)
         both = _heads(cross.module, cross.module.to_k(features)), _heads(cross.module, cross.module.to_v(features))
@@ -114,7 +116,7 @@ class ConditionedUNet:
 
 
 class LayerwiseCrossAttention:
-    """The processor of one cross-attention: it reads an encoding of its own of each prompt.
+    """The processor of one cross-attention: it reads that layer's own encoding of each prompt.
 
     `place` counts the cross-attentions in execution order.
 
@@ -142,26 +144,26 @@ class LayerwiseCrossAttention:
         return out
 
     def _attended(self, query: Tensor) -> Tensor:
-        told, watched = self.unet.conditioning, self.unet.watched
+        conditioning, watched = self.unet.conditioning, self.unet.watched
         key, value = self.unet.keys_and_values(self.place)
         if watched is not None:
             watched.look(self.place, query, key)
         attended = scaled_dot_product_attention(query, key, value)
-        if not told.regions:
+        if not conditioning.regions:
             return attended
-        height, width = feature_map_size(query.shape[2], told.aspect)
-        share = shares([text.region for text in told.regions], height, width).to(query)
-        first = told.unconditional_rows
+        height, width = feature_map_size(query.shape[2], conditioning.aspect)
+        share = shares([text.region for text in conditioning.regions], height, width).to(query)
+        first = conditioning.unconditional_rows
         regional_query = query[first:]
         outside = (share.sum(dim=0) == 0).to(query)[:, None]
         regional = attended[first:] * outside
-        for i in range(len(told.regions)):
+        for i in range(len(conditioning.regions)):
             key, value = self.unet.keys_and_values(self.place, i)
             rows = regional_query.shape[0]
-            here = scaled_dot_product_attention(
+            in_region = scaled_dot_product_attention(
                 regional_query, key.expand(rows, -1, -1, -1), value.expand(rows, -1, -1, -1)
             )
-            regional = regional + here * share[i][:, None]
+            regional = regional + in_region * share[i][:, None]
         return torch.cat([attended[:first], regional])
 
 
@@ -173,7 +175,7 @@ def conditioned(
     watched: WatchedWords | None = None,
     cache: KeyValueCache | None = None,
 ) -> Iterator[ConditionedUNet]:
-    """Let the UNet's cross-attentions read `conditioning`, and give their processors back.
+    """Make the UNet's cross-attentions read `conditioning`; restore their processors afterwards.
 
     In training the backward pass belongs inside too: gradient checkpointing runs the processors
     again on the way back.
@@ -191,7 +193,7 @@ def conditioned(
 
 
 def feature_map_size(cells: int, aspect: float) -> tuple[int, int]:
-    """Return (height, width) of a feature map, given its number of cells and about width/height."""
+    """Return (height, width) of a feature map, given its number of cells and rough width/height."""
     best = min((h for h in range(1, cells + 1) if cells % h == 0), key=lambda h: abs(cells / h / h - aspect) / aspect)
     return best, cells // best
 

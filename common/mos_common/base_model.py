@@ -1,8 +1,8 @@
-"""The base model that everybody starts from: load it, and ask about it.
+"""The base model that every participant starts from: how to load it, and its properties.
 
-Nothing about a model is remembered here. How many cross-attention layers it has, how wide they are,
-which token ends a text: all of that is asked of the loaded modules, so `tiny`, Stable Diffusion 1.5
-and Stable Diffusion XL go through the same lines.
+No property of a model is hard-coded here. The number of cross-attention layers, their widths and
+the end-of-text token are read from the loaded modules, so `tiny`, Stable Diffusion 1.5 and Stable
+Diffusion XL use the same code.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 
 @dataclass(frozen=True)
 class Base:
-    """A latent diffusion model laid out like Stable Diffusion 1.x or XL, frozen, in eval mode.
+    """A frozen latent diffusion model in eval mode, laid out like Stable Diffusion 1.x or XL.
 
-    `scheduler` is the base's own; copy it to denoise with it. `fingerprint` says which model this
-    is, whatever precision it was downloaded in, and `legacy_fingerprint` is its name in release
-    0.1.0 (`fingerprint.py`). `rounded`: the weights are a bfloat16 copy's. `text_encoder_2` and
-    `tokenizer_2` exist in XL only; both tokenizers have one vocabulary.
+    `scheduler` is the base's own; copy it to denoise with it. `fingerprint` identifies the model,
+    whether it was downloaded in float16 or float32; `legacy_fingerprint` is its fingerprint in
+    release 0.1.0 (`fingerprint.py`). `rounded`: the weights were rounded to bfloat16.
+    `text_encoder_2` and `tokenizer_2` exist in XL only; both tokenizers have the same vocabulary.
     """
 
     name: str
@@ -58,14 +58,14 @@ class Base:
 
     @cached_property
     def layout(self) -> Layout:
-        """The layers and cross-attentions: one walk over the modules, when first asked for."""
+        """The layers and cross-attentions; computed once, on first access."""
         from mos_common.layers import layout_of
 
         return layout_of(self.text_encoders, self.unet)
 
     @cached_property
     def bfloat16_fingerprint(self) -> str:
-        """The fingerprint of a bfloat16 copy of this base, so that a refusal can name that difference."""
+        """The fingerprint of a bfloat16 copy of this base, for the message of a refusal."""
         return fingerprint_in_bfloat16(self)
 
     @property
@@ -99,7 +99,7 @@ class Base:
 
     @property
     def device(self) -> torch.device:
-        """Where the UNet lives."""
+        """The device of the UNet."""
         return _device_of(self.unet)
 
     @property
@@ -109,12 +109,12 @@ class Base:
 
     @property
     def preset(self) -> Preset:
-        """How this base is best tuned and drawn."""
+        """The recommended settings for tuning and drawing with this base."""
         return preset_for(self.name)
 
     @property
     def text_length(self) -> int:
-        """Token positions of one prompt, the start and the end included."""
+        """Token positions of one prompt, including the start and end tokens."""
         return int(self.text_encoder.config.max_position_embeddings)
 
     @property
@@ -129,7 +129,7 @@ class Base:
 
     @property
     def size_unit(self) -> int:
-        """Heights and widths are multiples of this, in pixels.
+        """The number of pixels that heights and widths must be multiples of.
 
         The UNet halves latents at every level but the last.
         """
@@ -157,8 +157,7 @@ class Base:
 def load_base(name: str = TINY, *, device: str | None = None, dtype: str | None = None) -> Base:
     """Load `tiny` or a diffusers folder (or a hub id that is already in the local cache).
 
-    Without `device` and `dtype` the best there is: a GPU in float16 where one exists, else the CPU
-    in float32.
+    `device` and `dtype` default to a GPU in float16 if there is one, else the CPU in float32.
 
     Raises:
         BaseModelError: the folder is missing, is not a diffusion model, or is neither of the Stable
@@ -174,7 +173,7 @@ def load_base(name: str = TINY, *, device: str | None = None, dtype: str | None 
         if part not in parts:
             continue
         module: nn.Module = parts[part].requires_grad_(False).eval()
-        # XL's VAE overflows in float16 and says so in its configuration.
+        # XL's VAE overflows in float16; its configuration has a flag for that.
         wide = part == "vae" and target_dtype is torch.float16 and parts[part].config.force_upcast
         nn.Module.to(
             module, device=target_device, dtype=torch.float32 if wide else target_dtype
@@ -208,7 +207,7 @@ def base_path(name: str) -> Path:
 
 
 def choose_device(device: str | None) -> torch.device:
-    """Return the device asked for, or the best there is.
+    """Return the requested device, or the best available one.
 
     Raises:
         RequestError: there is no such device here.
@@ -229,7 +228,7 @@ def choose_device(device: str | None) -> torch.device:
 
 
 def choose_dtype(dtype: str | None, device: torch.device) -> torch.dtype:
-    """Return the number format asked for; by default float16 on a GPU, float32 on a CPU."""
+    """Return the requested number format; by default float16 on a GPU, float32 on a CPU."""
     if dtype is None:
         return torch.float32 if device.type == "cpu" else torch.float16
     if dtype not in DTYPES:
@@ -238,7 +237,7 @@ def choose_dtype(dtype: str | None, device: torch.device) -> torch.dtype:
 
 
 def fingerprint_of(name: str) -> str:
-    """The fingerprint of a base model that need not be kept loaded."""
+    """Return the fingerprint of a base model without keeping it loaded."""
     return load_base(name, device="cpu", dtype="float32").fingerprint
 
 
@@ -276,7 +275,7 @@ def _load_parts(name: str, folder: Path) -> dict[str, Any]:
         scheduler_class = getattr(diffusers, index["scheduler"][1])
         if not issubclass(scheduler_class, SchedulerMixin):
             raise BaseModelError(
-                f"{name} names {index['scheduler'][1]} as its scheduler, which diffusers does not know as one"
+                f"{name} names {index['scheduler'][1]} as its scheduler, which is not a scheduler of diffusers"
             )
         parts = {
             "tokenizer": CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True),

@@ -18,12 +18,12 @@ from mos_common.names import check_concept_name
 
 @dataclass(frozen=True)
 class Concept:
-    """One thing that a participant has taught the base model.
+    """One subject that a participant has taught the base model.
 
     `words[k]` holds the embeddings of text encoder k: one row for each word and each
     cross-attention layer, in execution order. `pairs` maps layer names (`mos_common.layers`) to
-    their change. An ordinary LoRA has no words: it is called by `trigger`, ordinary text, or else
-    by its class word.
+    their change. An ordinary LoRA has no words: prompts use `trigger`, ordinary text, or else its
+    class word.
     """
 
     name: str
@@ -41,12 +41,12 @@ class Concept:
 
 
 def words_of(concept: Concept, base: Base) -> Float[Tensor, "layers words width"]:
-    """Return the embeddings that the concept's name stands for in a prompt.
+    """Return the embeddings that replace the concept's name in a prompt.
 
     They are its words, or the base's own embeddings of its trigger, the same in all layers.
 
     Raises:
-        ConceptError: the base's tokenizer reads nothing in the trigger.
+        ConceptError: the base's tokenizer finds no tokens in the trigger.
 
     """
     if concept.words:
@@ -59,11 +59,12 @@ def words_of(concept: Concept, base: Base) -> Float[Tensor, "layers words width"
 
 
 def check_fits(concept: Concept, base: Base) -> Concept:
-    """Check a concept against the base model it is to be used with, and return it under the base's fingerprint of today.
+    """Check that a concept fits a base model; return it with the base's current fingerprint.
 
     Raises:
-        ConceptError: it belongs to another base, by today's fingerprint or the old one; or with every
-            tensor that is unknown to the base, has the wrong shape, or is not finite.
+        ConceptError: neither fingerprint of the base, current or legacy, is the concept's; or some
+            tensors are unknown to the base, have the wrong shape, or are not finite (all are
+            listed).
 
     """
     if not is_base(concept.base_fingerprint, base):

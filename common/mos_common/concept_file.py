@@ -1,4 +1,4 @@
-"""Concept <-> one safetensors file: written canonically, read strictly, nothing in it executable.
+"""Concepts as safetensors files: written canonically, read strictly, nothing executable.
 
 Tensors: `<layer>.lora_A.weight` (r x d_in), `<layer>.lora_B.weight` (d_out x r) and
 `embeddings.<k>` (cross-attention layers x words x width) for text encoder k. Metadata: the single
@@ -131,7 +131,7 @@ def read_concept(path: Path) -> Concept:
     """Read a concept file, strictly.
 
     Raises:
-        ConceptError: it is missing or not a concept file; the message names the file and the tensor.
+        ConceptError: it is missing or not a concept file; the message names file and tensor.
 
     """
     try:
@@ -145,17 +145,18 @@ def read_concept(path: Path) -> Concept:
 
 
 def rekey_concept(path: Path, base: Base, *, mode: int = 0o644) -> None:
-    """Put a base's fingerprint of today into a concept file that has the old one; its tensors stay as they are, bit by bit.
+    """Replace the legacy fingerprint in a concept file by the current one; keep every tensor bit.
 
     Raises:
-        ConceptError: the file is no concept file, or is of another base. StateError: it cannot be written.
+        ConceptError: the file is not a concept file, or belongs to another base.
+        StateError: it cannot be written.
 
     """
     concept = read_concept(path)
     check_fits(concept, base)
     if concept.base_fingerprint == base.fingerprint:
         return
-    # Both fingerprints are as long as each other, so nothing in the file moves.
+    # Both fingerprints have the same length, so nothing in the file moves.
     old, new = concept.base_fingerprint.encode(), base.fingerprint.encode()
     data = path.read_bytes()
     end = 8 + int.from_bytes(data[:8], "little")
@@ -163,10 +164,10 @@ def rekey_concept(path: Path, base: Base, *, mode: int = 0o644) -> None:
 
 
 def content_digest(concept: Concept) -> str:
-    """Return the sha256 over sorted (name, dtype, shape, bytes) of the tensors, and over their alphas.
+    """Return the sha256 of sorted (name, dtype, shape, bytes) of tensors, and of alphas.
 
-    The concept must be as read from its file. The digest keys statistics and seeds, so an edited
-    licence or author changes nothing else; an edited alpha is another concept.
+    The concept must be as read from its file. The digest keys statistics and seeds, so editing the
+    licence or author does not change it; editing an alpha makes another concept.
     """
     alphas = [f"{name}\0{pair.alpha}\0".encode() for name, pair in sorted(concept.pairs.items())]
     return digest_of_tensors(concept_tensors(concept), also=b"".join(alphas))
@@ -186,7 +187,7 @@ def _parse(data: bytes) -> tuple[Header, dict[str, Tensor]]:
         raise ConceptError(f"{len(data)} bytes; a concept file has more than 8 and at most {MAX_BYTES}")
     header_bytes = int.from_bytes(data[:8], "little")
     if header_bytes > min(MAX_HEADER_BYTES, len(data) - 8):
-        raise ConceptError("the safetensors header is longer than the file or than a concept needs")
+        raise ConceptError("the safetensors header is longer than the file or than any concept needs")
     try:
         described = json.loads(data[8 : 8 + header_bytes])
         metadata = described.get("__metadata__", {})

@@ -1,4 +1,4 @@
-"""What the UNet is told beside the noisy latents: a value, made once and never changed."""
+"""The conditioning of the UNet: an immutable value, passed beside the noisy latents."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ class RegionText:
 
 @dataclass(frozen=True)
 class Conditioning:
-    """What cross-attention reads, and how strongly the prediction follows it.
+    """The text that cross-attention reads, and how strongly the prediction follows it.
 
     `features[b, k]` is read for row b of the batch by every cross-attention whose word layer is k.
     With a `guidance` other than 1 (classifier-free guidance), the first half of the rows are
     unconditional texts and the second half the prompts that belong to them; with 1 all rows are
-    prompts. Regions hold for the prompts alone; `aspect` is width/height of the picture that they
-    divide. `pooled` is what Stable Diffusion XL reads of a whole prompt.
+    prompts. Regions apply to the prompts only; `aspect` is width/height of the picture that they
+    divide. `pooled` is the encoding of whole prompts that Stable Diffusion XL reads as well.
     """
 
     features: Float[Tensor, "batch layers tokens width"]
@@ -58,7 +58,7 @@ def read_prompts(
     regions: Sequence[Region] = (),
     aspect: float = 1.0,
 ) -> Conditioning:
-    """Encode prompts with their regions, and `negative` for each of them where there is guidance.
+    """Encode prompts and regions, and with guidance one `negative` text for each prompt.
 
     Raises:
         RequestError: a prompt names a concept that `vocabulary` does not have, or names it too
@@ -69,6 +69,6 @@ def read_prompts(
     texts = [tokenise(base, prompt, vocabulary) for prompt in [*unconditional, *prompts]]
     features = encode_token_ids(base, texts, vocabulary)
     pooled = encode_pooled(base, texts, vocabulary)
-    of_regions = encode_prompts(base, [region.prompt for region in regions], vocabulary) if regions else ()
-    told = tuple(RegionText(region, text) for region, text in zip(regions, of_regions, strict=True))
-    return Conditioning(features, guidance, told, aspect, pooled)
+    region_features = encode_prompts(base, [region.prompt for region in regions], vocabulary) if regions else ()
+    region_texts = tuple(RegionText(*pair) for pair in zip(regions, region_features, strict=True))
+    return Conditioning(features, guidance, region_texts, aspect, pooled)

@@ -1,7 +1,8 @@
-"""Digests: of tensors, of JSON, of files, and of the code that decides what is recorded.
+"""Digests of tensors, JSON, files, and the code that decides what is recorded.
 
-All are sha256 as 64 hexadecimal digits. Equal values have equal digests on every machine, whatever order their parts come in.
-Nothing here imports torch until tensors are given: the server's network processes use this module too.
+All are sha256 as 64 hexadecimal digits. Equal values have equal digests on every machine,
+regardless of the order of their parts. Nothing here imports torch before it is given a tensor,
+because the server's network processes use this module too.
 """
 
 from __future__ import annotations
@@ -34,12 +35,12 @@ _FORMATS = {
 
 
 def digest_of_bytes(data: bytes) -> str:
-    """Return the digest of some bytes."""
+    """Return the digest of bytes."""
     return hashlib.sha256(data).hexdigest()
 
 
 def digest_of_file(path: Path) -> str:
-    """Return the digest of a file, which is read in pieces of a megabyte.
+    """Return the digest of a file, read in pieces of one megabyte.
 
     Raises:
         OSError: the file cannot be read.
@@ -53,20 +54,20 @@ def digest_of_file(path: Path) -> str:
 
 
 def digest_of_json(value: object) -> str:
-    """Return the digest of anything that JSON can say, whatever the order of its keys.
+    """Return the digest of a JSON value, regardless of the order of its keys.
 
     Raises:
-        TypeError, ValueError: JSON cannot say it (tensors, NaN, infinities).
+        TypeError, ValueError: JSON cannot represent the value (tensors, NaN, infinities).
 
     """
     return digest_of_bytes(canonical_json(value))
 
 
 def digest_of_tensors(tensors: Mapping[str, Tensor], also: bytes = b"") -> str:
-    """Return the digest of named tensors of any shape: names in order, number formats, shapes and bits.
+    """Return the digest of named tensors: sorted names, number formats, shapes and bits.
 
-    Tensors count in the format they have, on whatever device: a rounded copy has another digest. `also` is what else belongs
-    to them, such as the scales that go with factors.
+    The number format counts and the device does not: a rounded copy has another digest. `also` is
+    further data that belongs to the tensors, such as the scales of low-rank factors.
     """
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
@@ -78,41 +79,42 @@ def digest_of_tensors(tensors: Mapping[str, Tensor], also: bytes = b"") -> str:
 
 
 def bits_of(tensor: Tensor) -> memoryview:
-    """Return the bits of a tensor on any device, in the order of its indices whatever the order in memory."""
+    """Return the bits of a tensor on any device, in index order regardless of memory layout."""
     import torch
 
     laid_out = tensor.detach().cpu().contiguous()
-    flat = laid_out.as_strided((laid_out.numel(),), (1,))  # `flatten` keeps an odd stride where a size is 1
+    flat = laid_out.as_strided((laid_out.numel(),), (1,))  # `flatten` keeps odd strides of sizes of 1
     bits: memoryview = flat.view(torch.uint8).numpy().data
     return bits
 
 
 @cache
 def digest_of_code(modules: tuple[str, ...]) -> str:
-    """Return the digest of what some modules do, by their dotted names.
+    """Return the digest of the code of some modules, given their dotted names.
 
-    It is taken over their syntax trees without docstrings: comments, docstrings and layout change nothing, any other change
-    of the code does. It keys what is recorded and can be recorded anew, never what people keep, such as concepts and models.
+    It covers their syntax trees without docstrings: changing comments, docstrings or layout has no
+    effect, any other change of the code has. It keys data that can be recorded again, never data
+    that people keep, such as concepts and models.
 
     Raises:
-        ModuleNotFoundError: there is no such module, or it has no source.
+        ModuleNotFoundError: a module does not exist or has no source.
 
     """
     return digest_of_json({name: code_of(_source_of(name)) for name in modules})
 
 
 def modules_of(package: str) -> tuple[str, ...]:
-    """Return the dotted names of every module of a package, those of its sub-packages included, in order.
+    """Return the sorted dotted names of all modules of a package and its sub-packages.
 
     Raises:
-        ModuleNotFoundError: there is no such package.
+        ModuleNotFoundError: the package does not exist.
 
     """
     spec = importlib.util.find_spec(package)
     if spec is None or spec.submodule_search_locations is None:
         raise ModuleNotFoundError(f"no package {package}")
-    found = pkgutil.walk_packages(spec.submodule_search_locations, f"{package}.")
-    return tuple(sorted(module.name for module in found))
+    modules = pkgutil.walk_packages(spec.submodule_search_locations, f"{package}.")
+    return tuple(sorted(module.name for module in modules))
 
 
 def code_of(source: str) -> str:
@@ -121,7 +123,7 @@ def code_of(source: str) -> str:
 
 
 class _WithoutText(ast.NodeTransformer):
-    """Removes strings that stand alone: docstrings of modules, classes, functions and attributes."""
+    """Removes docstrings of modules, classes, functions and attributes."""
 
     def generic_visit(self, node: ast.AST) -> ast.AST:
         super().generic_visit(node)

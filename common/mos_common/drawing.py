@@ -1,4 +1,4 @@
-"""Drawing: one denoising loop for prompts, layer-wise words, regions, and fusion's recording."""
+"""Drawing: one denoising loop for prompts, layer-wise words, regions and recording."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ from mos_common.words import Vocabulary
 if TYPE_CHECKING:
     from diffusers import SchedulerMixin
 
-Progress = Callable[[int, int], None]  # steps done, of how many
+Progress = Callable[[int, int], None]  # (steps done, total steps)
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """How to draw; None means the base's own."""
+    """Settings of a drawing; None means the base's own value."""
 
     steps: int = setting(20, "denoising steps")
-    guidance: float | None = setting(None, "classifier-free guidance scale; 1 is none, by default the base's own")
-    height: int | None = setting(None, "height of the picture, by default the base's own", unit="pixels")
-    width: int | None = setting(None, "width of the picture, by default the base's own", unit="pixels")
+    guidance: float | None = setting(None, "classifier-free guidance scale (1: no guidance); by default the base's own")
+    height: int | None = setting(None, "height of the picture; by default the base's own", unit="pixels")
+    width: int | None = setting(None, "width of the picture; by default the base's own", unit="pixels")
     negative: str = setting("", "what not to draw: the unconditional text of guidance")
-    scheduler: str | None = setting(None, "a diffusers scheduler that suits the base, by default the base's own")
+    scheduler: str | None = setting(None, "a diffusers scheduler that suits the base; by default the base's own")
 
     def __post_init__(self) -> None:
         if not 1 <= self.steps <= 1000:
             raise RequestError(f"{self.steps} steps: expected 1 to 1000")
         if self.guidance is not None and not self.guidance >= 0:
-            raise RequestError(f"guidance {self.guidance}: expected 0 or more (1 is none)")
+            raise RequestError(f"guidance {self.guidance}: expected at least 0 (1 means no guidance)")
         for name, side in (("height", self.height), ("width", self.width)):
             if side is not None and side < 1:
                 raise RequestError(f"{name} {side}: expected a number of pixels; leave it out for the base's own")
@@ -48,7 +48,7 @@ class Drawing:
         """Return (height, width) in pixels.
 
         Raises:
-            RequestError: they are not multiples of what the base's UNet can halve.
+            RequestError: they are not multiples of the base's `size_unit`.
 
         """
         unit = base.size_unit
@@ -70,8 +70,8 @@ def draw(
 ) -> Float[Tensor, "pictures 3 height width"]:
     """Draw one picture per prompt and seed: in [-1, 1], float32 on the CPU.
 
-    Regions have prompts of their own and hold for every picture. The noise is drawn on the CPU, so
-    a seed means the same picture on every device.
+    Regions have their own prompts and apply to every picture. The noise is generated on the CPU, so
+    a seed gives the same picture on every device.
 
     Raises:
         RequestError: a prompt names an unknown concept, or a size does not fit the base.
@@ -93,10 +93,10 @@ def draw_latents(
     how: Drawing | None = None,
     on_step: Progress | None = None,
 ) -> Float[Tensor, "pictures c h w"]:
-    """Draw as `draw` does, up to the latents: all that the UNet runs, and fusion records.
+    """Draw as `draw` does, but return the latents without decoding them.
 
-    The last rows of every batch that the UNet reads are those of the prompts; guidance puts as many
-    unconditional rows before them.
+    Every batch that the UNet reads ends with the rows of the prompts; guidance puts the same number
+    of unconditional rows before them.
 
     Raises:
         RequestError: as for `draw`.
@@ -128,7 +128,7 @@ def denoise(
 ) -> Float[Tensor, "n c h w"]:
     """Turn standard normal noise into the latents of pictures.
 
-    Keys and values of the text are computed in the first step and kept for the others.
+    Keys and values of the text are computed in the first step and reused in the others.
     """
     scheduler.set_timesteps(steps, device=base.device)
     latents: Tensor = noise * scheduler.init_noise_sigma
@@ -160,12 +160,13 @@ def scheduler_for(base: Base, how: Drawing) -> SchedulerMixin:
     """Return a fresh copy of the base's own scheduler, or of the compatible one that `how` names.
 
     Raises:
-        RequestError: the base does not know such a scheduler; the message lists those it knows.
+        RequestError: the scheduler is unknown or does not suit the base; the message lists those
+            that do.
 
     """
     known = {kind.__name__: kind for kind in base.scheduler.compatibles}
     if how.scheduler is not None and how.scheduler not in known:
         raise RequestError(f"unknown scheduler {how.scheduler!r} for {base.name}; known: {', '.join(sorted(known))}")
     kind = type(base.scheduler) if how.scheduler is None else known[how.scheduler]
-    # Latents are not pixels: they must not be clipped to [-1, 1], as some schedulers do by default.
+    # Some schedulers clip to [-1, 1] by default, which is for pixels and not for latents.
     return kind.from_config({**base.scheduler.config, "clip_sample": False})

@@ -1,4 +1,4 @@
-"""The low-rank pair of ED-LoRA and how it is put onto a model and taken off again.
+"""The low-rank pair of ED-LoRA, and how to attach it to a model temporarily.
 
 A concept changes a linear layer's weight W by ΔW = s·B·A with s = alpha/rank (PEFT's convention;
 ours writes alpha = rank).
@@ -44,10 +44,9 @@ class LowRank:
     def balanced(self) -> LowRank:
         """Return the same change with |A| = |B| column by column, and alpha = rank.
 
-        So rounding to float16 costs least.
-
-        Columns that are even already, to a hundredth, are kept to the bit: a concept read and
-        written again is the same file.
+        This minimises the error of rounding to float16. Columns that are already balanced to
+        within 1 % are kept to the bit, so a concept that is read and written again is the same
+        file.
         """
         A, B = self.A.double(), self.scale * self.B.double()
         ratio = (B.norm(dim=0) / A.norm(dim=1)).sqrt()
@@ -59,12 +58,12 @@ class LowRank:
 
 @contextmanager
 def attached(base: Base, changes: Mapping[str, LowRank]) -> Iterator[None]:
-    """Replace the weight W of every named layer by W + ΔW; afterwards the very same W is back.
+    """Replace the weight W of every named layer by W + ΔW; restore the same W afterwards.
 
     Weights are exchanged by pointer: nothing is subtracted, so nothing is lost to rounding.
 
     Raises:
-        ConceptError: a change is meant for a layer that the base does not have.
+        ConceptError: a change names a layer that the base does not have.
 
     """
     known = base.layout.by_name

@@ -10,8 +10,8 @@
     ├── TrustError              8   a kit, key, signature or digest is not valid
     └── StateError              9   a state directory or an output cannot be read or written
 
-The numbers are the exit codes of every command; 130 is an interruption (Ctrl-C). A message says what we got, what we
-expected, and what to do.
+The numbers are the exit codes of every command; 130 is an interruption (Ctrl-C). A message says
+what we got, what we expected, and what to do.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Write files so that they are whole or absent, whatever happens meanwhile."""
+"""Atomic writing of files and folders: a crash leaves the old version or the new one."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mos_common.errors import StateError
 
 
 def canonical_json(value: object) -> bytes:
-    """Return the one JSON text of a value: sorted keys, no spaces, UTF-8; NaN and infinity are refused."""
+    """Return canonical JSON: sorted keys, no spaces, UTF-8; NaN and infinity are refused."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
 
 
@@ -41,7 +41,7 @@ def write_atomically(path: Path, data: bytes, *, mode: int = 0o644) -> None:
 
 
 def check_writable(path: Path) -> None:
-    """Check that `path` can be written, before the hour of work whose result it will hold.
+    """Check that `path` can be written, before hours of work go into its content.
 
     Raises:
         StateError: as `write_atomically` would.
@@ -82,10 +82,10 @@ def replacing_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def replacing_folder(path: Path) -> Iterator[Path]:
-    """Yield a new folder to write into; it becomes `path` if the block succeeds, else it is removed.
+    """Yield a new folder; it becomes `path` if the block succeeds, and is removed otherwise.
 
     An existing folder at `path` is replaced. POSIX cannot swap two folders in one step, so a crash
-    between the two renames leaves the old folder beside `path`, under a name that starts with a dot.
+    between the two renames leaves the old folder beside `path`, with a name that starts with a dot.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -106,7 +106,7 @@ def replacing_folder(path: Path) -> Iterator[Path]:
 
 
 def could_not_write(path: Path, error: OSError) -> StateError:
-    """Return the error to raise for an `OSError` while writing `path`: what happened, and what to do."""
+    """Return the error for an `OSError` while writing `path`: what happened, and what to do."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return StateError(f"{path}: the disk is full; make room and run the command again, nothing written was lost")
     if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
@@ -130,12 +130,13 @@ def _put_in_place(beside: Path, path: Path) -> None:
 
 
 def _sync_file(path: Path) -> None:
-    with path.open("r+b" if os.name == "nt" else "rb") as file:  # Windows syncs only what is open for writing
+    # Windows syncs only files that are open for writing.
+    with path.open("r+b" if os.name == "nt" else "rb") as file:
         os.fsync(file.fileno())
 
 
 def _sync_folder(path: Path) -> None:
-    """Make renames within a folder durable, where a folder can be opened: not on Windows."""
+    """Make renames within a folder durable (not on Windows, which cannot open folders)."""
     if not hasattr(os, "O_DIRECTORY"):
         return
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)

@@ -1,12 +1,13 @@
-"""Which base model this is: one fingerprint over all that changes what it computes, and nothing else.
+"""The fingerprint of a base model: a digest of everything that determines its output.
 
-weights         rounded to float16, so that the float16 and float32 downloads of one model agree
-configurations  of UNet, VAE and text encoders as the loaded model has them (`fingerprint_keys.py` says of each key why)
+weights         rounded to float16, so that float16 and float32 downloads of one model agree
+configurations  of UNet, VAE and text encoders as loaded (keys: `fingerprint_keys.py`)
 tokenizers      vocabulary, merges, special tokens, padding, longest text
 noise schedule  as numbers; not the choice of sampler
 
-Fingerprints of earlier releases covered the weights, the vocabulary, the prediction type and the VAE's scaling factor alone.
-Those of an open base are recognised (`is_base`), and whoever reads one takes the new one in its place.
+Fingerprints of earlier releases covered only the weights, the vocabulary, the prediction type and
+the VAE's scaling factor. The legacy fingerprint of an open base is recognised (`is_base`), and
+replaced by the current one when it is read.
 """
 
 from __future__ import annotations
@@ -28,19 +29,21 @@ if TYPE_CHECKING:
     from mos_common.base_model import Base
 
 RULE = "00000002"
-"""The end of every fingerprint of today's rule: it tells them from the old ones, which have the same form."""
+"""The end of every current fingerprint; legacy fingerprints, of the same form, lack it."""
 
 MODELS = ("text_encoder", "text_encoder_2", "unet", "vae")
 TOKENIZERS = ("tokenizer", "tokenizer_2")
-# Below this an alpha is zero: samplers that rescale to zero signal keep another tiny number each, to divide by it.
+# Alphas below this count as zero: samplers that rescale to zero signal keep a tiny number, each its
+# own, to avoid division by zero.
 NO_SIGNAL = 1e-6
 
 
 @dataclass(frozen=True)
 class Fingerprints:
-    """What a base is called: today, and under the old rule.
+    """The fingerprints of a base by the current rule and by the legacy rule.
 
-    `rounded`: all its weights are bfloat16 numbers, so this is a copy that has lost bits, and its fingerprint is another one.
+    `rounded`: all its weights are bfloat16 numbers, so this copy has lost bits and has another
+    fingerprint than the original.
     """
 
     current: str
@@ -51,15 +54,15 @@ class Fingerprints:
 def fingerprints_of(parts: Mapping[str, Any]) -> Fingerprints:
     """Return the fingerprints of a loaded model, in one pass over its weights.
 
-    `parts` are its modules, tokenizers and scheduler by their names in `model_index.json`, the weights as they were stored or
-    wider.
+    `parts` are its modules, tokenizers and scheduler by their names in `model_index.json`, with the
+    weights in the precision they were stored in, or a higher one.
     """
     weights, rounded = _weights(parts)
     return Fingerprints(_current(weights.hexdigest(), parts), legacy_fingerprint(weights, parts), rounded)
 
 
 def legacy_fingerprint(weights: hashlib._Hash, parts: Mapping[str, Any]) -> str:
-    """Return the fingerprint by the rule of earlier releases; `weights` has read the weights and nothing else."""
+    """Return the fingerprint by the legacy rule; `weights` has hashed only the weights."""
     digest = weights.copy()
     for word, index in sorted(parts["tokenizer"].get_vocab().items()):
         digest.update(f"{word}\0{index}\0".encode())
@@ -69,7 +72,7 @@ def legacy_fingerprint(weights: hashlib._Hash, parts: Mapping[str, Any]) -> str:
 
 
 def describe_parts(parts: Mapping[str, Any]) -> dict[str, object]:
-    """Return everything but the weights that the fingerprint covers, as JSON can say it."""
+    """Return everything that the fingerprint covers except the weights, as JSON values."""
     longest = int(_config(parts["text_encoder"])["max_position_embeddings"])
     return {
         **{part: covered_configuration(part, _config(parts[part])) for part in MODELS if part in parts},
@@ -79,14 +82,15 @@ def describe_parts(parts: Mapping[str, Any]) -> dict[str, object]:
 
 
 def covered_configuration(part: str, config: Mapping[str, Any]) -> dict[str, object]:
-    """Return the keys and values of one configuration that the fingerprint covers; 1 and 1.0 are one value."""
+    """Return the covered keys and values of one configuration; 1 and 1.0 are the same value."""
     return {key: _plain(value) for key, value in config.items() if covered(part, key)}
 
 
 def describe_tokenizer(tokenizer: Any, longest: int) -> dict[str, object]:
-    """Return what decides which token ids a text becomes; `longest` is the number of positions of the text encoder.
+    """Return everything that determines the token ids of a text.
 
-    How CLIP normalises and splits text is code of the library, the same for every base.
+    `longest` is the number of positions of the text encoder. CLIP's normalisation and splitting of
+    text are left out: they are library code, the same for every base.
     """
     model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
     flags = ("content", "single_word", "lstrip", "rstrip", "normalized")
@@ -103,10 +107,10 @@ def describe_tokenizer(tokenizer: Any, longest: int) -> dict[str, object]:
 
 
 def noise_schedule(scheduler: Any) -> dict[str, object]:
-    """Return the noise that the model was trained on: ᾱ of every step to six digits, what is predicted, whether ᾱ ends at zero.
+    """Return the noise schedule of training: ᾱ per step to six digits, and the prediction type.
 
-    Every sampler of one model gives the same. A sampler that has no ᾱ (EDM, flow matching) is described by its class and its
-    configuration.
+    It also says whether ᾱ ends at zero, and is the same for every sampler of one model. A sampler
+    without ᾱ (EDM, flow matching) is described by its class and configuration.
     """
     config = dict(scheduler.config)
     if not isinstance(getattr(scheduler, "alphas_cumprod", None), Tensor):
@@ -120,23 +124,23 @@ def noise_schedule(scheduler: Any) -> dict[str, object]:
 
 
 def sampler_of(scheduler: Any) -> dict[str, object]:
-    """Return a sampler's class and configuration as JSON can say it: what is recorded while it samples depends on all of it."""
+    """Return a sampler's class and configuration as JSON values; recordings depend on both."""
     config = {key: _plain(value) for key, value in scheduler.config.items() if not key.startswith("_")}
     return {"class": type(scheduler).__name__, "config": config}
 
 
 def is_legacy(fingerprint: str) -> bool:
-    """Return whether a fingerprint was made by the old rule."""
+    """Return whether a fingerprint was made by the legacy rule."""
     return not fingerprint.endswith(RULE)
 
 
 def is_base(fingerprint: str, base: Base) -> bool:
-    """Return whether a fingerprint, of today's rule or the old one, is that of `base`."""
+    """Return whether a fingerprint, current or legacy, is that of `base`."""
     return fingerprint in (base.fingerprint, base.legacy_fingerprint)
 
 
 def why_not(fingerprint: str, base: Base) -> str:
-    """Return how the base of another fingerprint differs from `base`, as far as can be told; it begins with "; " or is empty."""
+    """Return the known difference from the base of another fingerprint: "; ..." or empty."""
     if base.rounded:
         return (
             f"; the weights of {base.name} are rounded to bfloat16, and such a copy has lost bits: it is another base model than "
@@ -156,13 +160,13 @@ def why_not(fingerprint: str, base: Base) -> str:
 
 
 def fingerprint_in_bfloat16(base: Base) -> str:
-    """Return the fingerprint that a bfloat16 copy of `base` has; it takes a pass over all weights."""
+    """Return the fingerprint of a bfloat16 copy of `base`; this reads all weights."""
     parts = {name: part for name in (*MODELS, *TOKENIZERS, "scheduler") if (part := getattr(base, name)) is not None}
     return _current(_weights(parts, torch.bfloat16)[0].hexdigest(), parts)
 
 
 def text_module_name(name: str) -> str:
-    """Return the one name of a text encoder's module: some classes of transformers write `text_model.` before it."""
+    """Return a text encoder's module name with the prefix `text_model.` that some lack."""
     return name if name.startswith("text_model.") else f"text_model.{name}"
 
 
@@ -172,10 +176,11 @@ def _current(weights: str, parts: Mapping[str, Any]) -> str:
 
 
 def _weights(parts: Mapping[str, Any], through: torch.dtype | None = None) -> tuple[hashlib._Hash, bool]:
-    """Read all weights, rounded to `through` before they are to float16; and say whether all are bfloat16 numbers.
+    """Hash all weights in float16; also return whether all of them are bfloat16 numbers.
 
-    The bytes are those of the old rule, so that one pass serves both, and a tensor at a time, so that no copy of the model is
-    made: that is why this is not `digests.digest_of_tensors`.
+    Weights are rounded to `through`, if given, before float16. The bytes are those of the legacy
+    rule, so one pass serves both rules, and tensors are read one at a time, so the model is not
+    copied. `digests.digest_of_tensors` does neither.
     """
     digest, rounded = hashlib.sha256(), True
     for name, parameter in sorted(_canonical_parameters(parts)):
@@ -194,7 +199,7 @@ def _canonical_parameters(parts: Mapping[str, Any]) -> Iterator[tuple[str, Tenso
 
 
 def _config(model: Any) -> dict[str, Any]:
-    """Return a configuration with its defaults filled in, from diffusers (a mapping) or transformers (an object)."""
+    """Return a configuration with its defaults, of diffusers (mapping) or transformers (object)."""
     config = model.config
     return dict(config) if isinstance(config, Mapping) else dict(config.to_dict())
 
@@ -210,10 +215,11 @@ def _plain(value: Any) -> object:
 
 
 def _exact_alphas(config: Mapping[str, Any], loaded: Tensor) -> Tensor:
-    """Return ᾱ in float64 from the usual schedules, or else as it was loaded.
+    """Return ᾱ in float64 for the usual schedules, else as loaded.
 
-    The libraries compute it in float32, where another processor may round otherwise: six digits of a thousand numbers would not
-    be the same everywhere. What is computed here counts only if it is what was loaded.
+    The libraries compute ᾱ in float32, where rounding depends on the processor, so six digits of a
+    thousand numbers would not agree everywhere. The values computed here are used only if they
+    match the loaded ones.
     """
     start, end, steps = (config.get(key) for key in ("beta_start", "beta_end", "num_train_timesteps"))
     if config.get("trained_betas") is not None:

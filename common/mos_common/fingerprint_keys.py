@@ -1,26 +1,27 @@
-"""Which keys of a base model's configurations its fingerprint covers, and why it leaves the others out.
+"""The configuration keys that a base model's fingerprint covers, and why it omits the others.
 
-Each key that the libraries know stands here once: as IN, or with the reason why it does not change what the model computes.
-A key that is not listed counts as in: a library that learns a new one may mean something by it.
+Each key that the libraries know is listed here once: as IN, or with the reason why it does not
+change the model's output. A key that is not listed is covered, since a new key of a library may
+change the output.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-IN = ""  # the fingerprint covers it; any other text says why it does not
+IN = ""  # the fingerprint covers the key; any other text is the reason why it does not
 VERSION = "the version of a library"
 PATH = "where the model was loaded from"
 CLASS = "the class, which is the same for every base that is loaded"
 TRAINING = "used in training only"
-RETURNED = "what a call returns, not what it computes"
+RETURNED = "selects the outputs that a call returns"
 FORMAT = "the number format that weights are stored in"
 LABELS = "labels of a classifier, which an encoder is not"
-GENERATION = "how text is generated, which an encoder does not do"
+GENERATION = "settings of text generation, which an encoder does not do"
 TOKENIZER = "token ids come from the tokenizer, which the fingerprint covers"
-BOOKKEEPING = "what the library remembers about the file"
+BOOKKEEPING = "notes of the library about the file"
 TILING = "the size of tiles, and pictures are not encoded in tiles"
-MEMORY = "how much is computed at a time"
+MEMORY = "the size of the pieces that are computed at a time"
 SAMPLER = "the choice of sampler, which is not part of the model"
 
 _DIFFUSERS = {
@@ -176,8 +177,9 @@ TEXT_ENCODER = (
     }
 )
 
-# The schedule is covered as numbers (`noise_schedule` in fingerprint.py), and these are the keys that decide them. Every other
-# key of a scheduler says how steps are taken, SAMPLER: two people with PNDM and Euler on one model are on one base.
+# The schedule is covered as numbers (`noise_schedule` in fingerprint.py), which these keys
+# determine. Every other key of a scheduler belongs to the sampler: two people who use PNDM and
+# Euler on the same model have the same base.
 SCHEDULER = dict.fromkeys(
     [
         "beta_end",
@@ -200,5 +202,5 @@ KEYS: Mapping[str, Mapping[str, str]] = {
 
 
 def covered(part: str, key: str) -> bool:
-    """Return whether the fingerprint covers a key of the configuration of `unet`, `vae` or a text encoder."""
+    """Return whether the fingerprint covers a key of the UNet, the VAE or a text encoder."""
     return KEYS[part].get(key, IN) == IN

@@ -3,7 +3,7 @@
 Flower requires a bundle (FAB) with every run. Ours holds one small pyproject.toml, built in memory
 and identical byte for byte wherever the same release is installed. The operator's server sends it,
 and a client compares its digest with its own before it answers, so that incompatible releases are
-found. It never contains code, and a client would not run any.
+detected. It never contains code, and a client would not run any.
 """
 
 from __future__ import annotations
@@ -38,7 +38,10 @@ round = ""
 
 
 def silence_flower() -> None:
-    """Switch off Flower's telemetry and update check, here and in child processes; call before importing flwr."""
+    """Switch off Flower's telemetry and update check, also for child processes.
+
+    Call it before importing flwr.
+    """
     os.environ.update(FLOWER_ENVIRONMENT)
 
 

@@ -1,9 +1,11 @@
-"""The fused model: one low-rank change per layer, everybody's words, and a manifest that says what went in.
+"""The fused model: one low-rank change per layer, all concepts' words, and a manifest.
 
-adapter.safetensors      <layer>.lora_A.weight (r x d_in), <layer>.lora_B.weight (d_out x r), float32, alpha = rank
-embeddings.safetensors   one tensor (cross-attention layers x words x width) for each concept, under its token
-manifest.json            what the base was, what went in, how it was fused, how well each concept survived
-manifest.sig             the operator's signature of manifest.json, which holds the digests of the other files
+adapter.safetensors      <layer>.lora_A.weight (r x d_in), <layer>.lora_B.weight (d_out x r),
+                         float32, alpha = rank
+embeddings.safetensors   one tensor (cross-attention layers x words x width) per concept, by token
+manifest.json            the base, the concepts, how they were fused, how well each survived, and
+                         the digests of the other files
+manifest.sig             the operator's signature of manifest.json
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 @dataclass(frozen=True)
 class NamedConcept:
-    """A concept and who brought it; together they make the token that prompts use."""
+    """A concept and its participant; together they make the token that prompts use."""
 
     participant: str
     concept: Concept
@@ -44,10 +46,10 @@ class NamedConcept:
 
 
 class Survival(BaseModel):
-    """How one group of layers serves a concept after fusion.
+    """How well one concept survived fusion in one group of layers.
 
-    `energy_kept` is 1 - ‖Xi (Δ* - ΔWi)ᵀ‖² / ‖Xi ΔWiᵀ‖² over the group: 1 is perfect. `residual` maps layers to the mean square of
-    Xi (Δ* - ΔWi)ᵀ per row.
+    `energy_kept` is 1 - ‖Xi (Δ* - ΔWi)ᵀ‖² / ‖Xi ΔWiᵀ‖² over the group: 1 is perfect. `residual`
+    maps layers to the mean square of Xi (Δ* - ΔWi)ᵀ per row.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -56,7 +58,10 @@ class Survival(BaseModel):
 
 
 class FusedConcept(BaseModel):
-    """What the manifest says about one concept. `flagged`: it lost more of its identity than the operator finds usual."""
+    """One concept in the manifest.
+
+    `flagged`: it lost more of its identity than the operator's threshold.
+    """
 
     model_config = ConfigDict(extra="forbid")
     token: str
@@ -73,7 +78,7 @@ class FusedConcept(BaseModel):
 
 
 class Excluded(BaseModel):
-    """A concept that was given and could not be fused."""
+    """A concept that could not be fused."""
 
     model_config = ConfigDict(extra="forbid")
     token: str
@@ -81,7 +86,7 @@ class Excluded(BaseModel):
 
 
 class File(BaseModel):
-    """A file of the model, as it was when the manifest was written."""
+    """The size and digest of a file of the model when the manifest was written."""
 
     model_config = ConfigDict(extra="forbid")
     size: int
@@ -89,9 +94,10 @@ class File(BaseModel):
 
 
 class Manifest(BaseModel):
-    """`manifest.json`.
+    """The contents of `manifest.json`.
 
-    `drift` is by group of layers: the energy of what fusion adds on ordinary prompts, over the energy that the base writes there.
+    `drift` is by group of layers: the energy of the fused change on ordinary prompts, divided by
+    the energy of the base's output there.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -118,7 +124,9 @@ class FusedModel:
 
 
 def read_fused(folder: Path) -> FusedModel:
-    """Read a fused model's folder. Who downloaded it has checked its signature (`mos_common.signing.verify_model`).
+    """Read a fused model's folder.
+
+    Downloads are verified separately (`mos_common.signing.verify_model`).
 
     Raises:
         FusionError: the folder is not a fused model, or a file of it is damaged.
@@ -142,7 +150,7 @@ def read_fused(folder: Path) -> FusedModel:
 
 
 def fused_tensors(model: FusedModel) -> dict[str, Tensor]:
-    """The tensors of `adapter.safetensors`."""
+    """Return the tensors of `adapter.safetensors`."""
     tensors = {}
     for layer, pair in model.changes.items():
         tensors[f"{layer}.lora_A.weight"] = pair.A.to(torch.float32).contiguous()
@@ -151,10 +159,10 @@ def fused_tensors(model: FusedModel) -> dict[str, Tensor]:
 
 
 def check_base(model: FusedModel, base: Base) -> None:
-    """Check that a fused model belongs to a base.
+    """Check that a fused model was fused on a base.
 
     Raises:
-        BaseModelError: it was made from another one.
+        BaseModelError: it was fused on another one.
 
     """
     if not is_base(model.manifest.base, base):

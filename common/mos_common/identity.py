@@ -1,9 +1,9 @@
 """How well a concept is drawn: image alignment with pictures that were held back from tuning.
 
-Four numbers on one scale. The floor is what the untouched base draws for the class word. `single`
-is the concept on its own, `fused` the same concept in a fused model: same prompts, same seeds. The
-ceiling is what real pictures of the concept score: those it was tuned on, through the VAE, against
-those held back.
+Four numbers on one scale. The floor is the score of the untouched base, prompted with the class
+word. `single` is the concept on its own, `fused` the same concept in a fused model, with the same
+prompts and seeds. The ceiling is the score of real pictures of the concept: those it was tuned on,
+encoded and decoded by the VAE, compared with those held back.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ STEPS = 20
 
 @dataclass(frozen=True)
 class IdentityProbe:
-    """What one concept is measured with: features of held-back pictures, and the seeds to draw."""
+    """The means to measure one concept: features of held-back pictures, and seeds."""
 
     base: Base
     scorer: ImageScorer
@@ -95,7 +95,7 @@ def score_class_word(probe: IdentityProbe, concept: Concept) -> float:
 
 
 def score_single(probe: IdentityProbe, concept: Concept) -> float:
-    """Return how well the concept draws itself on its own."""
+    """Return how well the concept is drawn when only it is attached."""
     return probe.score(concept.name, concept.pairs, {concept.name: words_of(concept, probe.base)})
 
 
@@ -105,6 +105,6 @@ def score_in(probe: IdentityProbe, fused: FusedModel, token: str) -> float:
 
 
 def score_ceiling(probe: IdentityProbe, pictures: Float[Tensor, "m 3 h w"]) -> float:
-    """Return what other real pictures of the concept score, once the VAE has encoded and decoded them."""
+    """Return the score of other real pictures of the concept, encoded and decoded by the VAE."""
     rebuilt = probe.base.decode_latents(probe.base.encode_pictures(pictures))
     return image_alignment(probe.scorer.features(rebuilt), probe.references)

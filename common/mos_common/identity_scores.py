@@ -1,4 +1,4 @@
-"""The four numbers that say how well a concept is recognised: measured by its owner, sent, journalled and published."""
+"""The four identity numbers of a concept: measured by its owner, then sent and published."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from mos_common.errors import ConceptError
 
 @dataclass(frozen=True)
 class Identity:
-    """Image alignment with the pictures held back from tuning: four cosines in [-1, 1], on one scale.
+    """Image alignment with pictures held back from tuning: four cosines in [-1, 1].
 
-    class_word: what the untouched base draws for the class word, the floor.
-    single: what the concept draws on its own.
-    fused: what the fused model draws for the same prompts and seeds.
-    ceiling: other real pictures of the concept, through the VAE.
+    class_word: drawings of the class word by the untouched base (the floor).
+    single: drawings of the concept on its own.
+    fused: drawings by the fused model, with the same prompts and seeds.
+    ceiling: other real pictures of the concept, encoded and decoded by the VAE.
 
     Raises:
         ConceptError: a number is not finite, or outside [-1, 1].
@@ -37,10 +37,10 @@ class Identity:
                 raise ConceptError(f"identity {name} is {value}: expected a finite number from -1 to 1")
 
     def __str__(self) -> str:
-        """Return the numbers as people read them: `class word 0.100, single 0.600, fused 0.500, ceiling 0.800`."""
+        """Return the numbers as text: "class word 0.100, single 0.600, ..."."""
         return ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in vars(self).items())
 
     @property
     def loss(self) -> float:
-        """How much of the concept's identity fusion took."""
+        """The loss of identity through fusion."""
         return self.single - self.fused

@@ -22,8 +22,9 @@ class Kit(BaseModel):
     """The contents of a kit file.
 
     fleet, mos: the two addresses of the server. ca: the certificate of the federation's authority,
-    the only one that a participant trusts for this server. base: fingerprint of the base model;
-    base_name: the operator's name for it. signing_key: the public key that verifies published models.
+    the only one that a participant trusts for this server. base: the fingerprint of the base model.
+    base_name: the operator's name for it. signing_key: the public key that verifies published
+    models.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

@@ -1,4 +1,4 @@
-"""Which layers a concept may change: one list, in one order, addressed by name.
+"""The layers that a concept may change: one list, in one order, addressed by name.
 
 Names are the same whatever the installed library calls its modules:
 `text_encoder.text_model.<module>` and `unet.<module>`. The order is that of fusion: text encoder,
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 class Group(StrEnum):
-    """What feeds a layer, and so when it is fused."""
+    """The source of a layer's input, which decides when the layer is fused."""
 
     TEXT = "text encoder"
     CROSS = "cross-attention keys and values"
@@ -55,16 +55,16 @@ class Layer:
 
     @property
     def d_in(self) -> int:
-        """Width of the rows it reads."""
+        """The width of its input rows."""
         return self.module.weight.shape[1]
 
     @property
     def d_out(self) -> int:
-        """Width of the rows it writes."""
+        """The width of its output rows."""
         return self.module.weight.shape[0]
 
     def rows(self, batch: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch rows d_in"]:
-        """An input of this layer as rows: a 1x1 convolution reads one row a pixel."""
+        """Return an input of this layer as rows; a 1x1 convolution reads one row per pixel."""
         pixels = batch.flatten(2).transpose(1, 2) if isinstance(self.module, nn.Conv2d) else batch
         return pixels.reshape(pixels.shape[0], -1, self.d_in)
 
@@ -73,7 +73,7 @@ class Layer:
 class CrossAttention:
     """One cross-attention module of the UNet, by its name within it.
 
-    `word_layer` is the number of the embedding that it reads of every word. There is one embedding
+    `word_layer` is the number of the embedding of every word that it reads. There is one embedding
     for each transformer of the UNet, which in Stable Diffusion 1.x has one cross-attention (so 16
     embeddings, as in the paper). XL's transformers have up to ten, which share one: 11 embeddings,
     not 70.
@@ -86,7 +86,7 @@ class CrossAttention:
 
 @dataclass(frozen=True)
 class Layout:
-    """The parts of a base that concepts know: its layers and its cross-attentions.
+    """The parts of a base that concepts refer to: its layers and its cross-attentions.
 
     `layers` are every linear and every 1x1 convolution of the text encoders and the UNet, group by
     group in the order of fusion; within a group the linears of the attention modules come first.
@@ -114,7 +114,7 @@ class Layout:
 
 
 def layout_of(text_encoders: Sequence[nn.Module], unet: UNet2DConditionModel) -> Layout:
-    """Walk the modules of a base; `base.layout` is the result, kept."""
+    """Return the layout of a base, by a walk over its modules; `base.layout` caches it."""
     encoders = list(zip(("text_encoder", "text_encoder_2"), text_encoders, strict=False))
     crosses = _cross_attentions(unet)
     attention = [*_text_layers(encoders), *_cross_layers(crosses), *_spatial_layers(unet, crosses)]

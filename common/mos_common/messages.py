@@ -1,4 +1,4 @@
-"""What travels in Flower messages, and how it is believed. Every record key is named here, once.
+"""The contents of Flower messages, and how they are validated. All record keys are named here.
 
     train     ->  ConfigRecord "round"     {round, base}
               <-  ArrayRecord  "concept"   one array "file": the concept file's bytes
@@ -6,9 +6,9 @@
     evaluate  ->  ConfigRecord "round"     {round, base, candidate, candidate_digest}
               <-  MetricRecord "identity"  {class_word, single, fused, ceiling}
 
-A concept file travels as it is on disk, in one array of bytes: one object for Flower to store instead of hundreds,
-and nothing that a reader must interpret before it is checked. Readers raise ConceptError for what a participant sent
-wrongly and TrustError for what a server did.
+A concept file travels as it is on disk, in one array of bytes: Flower stores one object instead of
+hundreds, and a reader interprets nothing before it is checked. Readers raise ConceptError for an
+invalid message of a participant and TrustError for one of the server.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from mos_common.round_requests import EvaluateRequest, TrainRequest
 
 ROUND, CONCEPT, FILE, NUMBERS, IDENTITY = "round", "concept", "file", "numbers", "identity"
 
-# A rank-4 concept of SD 1.5 is 3 MB and of SDXL 20 MB; what is larger is not what we asked for.
+# A rank-4 concept of SD 1.5 is 3 MB and of SDXL 20 MB; anything larger is not a concept.
 CONCEPT_BYTES_AT_MOST = 64 << 20
 
 
@@ -38,17 +38,17 @@ class Upload:
 
 
 def train_content(request: TrainRequest) -> RecordDict:
-    """The records of a train request."""
+    """Return the records of a train request."""
     return RecordDict({ROUND: ConfigRecord(dict(vars(request)))})
 
 
 def evaluate_content(request: EvaluateRequest) -> RecordDict:
-    """The records of an evaluate request."""
+    """Return the records of an evaluate request."""
     return RecordDict({ROUND: ConfigRecord(dict(vars(request)))})
 
 
 def upload_content(upload: Upload) -> RecordDict:
-    """The records that answer a train request."""
+    """Return the records that answer a train request."""
     size = len(upload.data)
     array = Array(dtype="uint8", shape=(size,), stype="numpy.ndarray", data=array_header(size) + upload.data)
     numbers = MetricRecord({"seconds": float(upload.seconds), "bytes": size})
@@ -56,24 +56,25 @@ def upload_content(upload: Upload) -> RecordDict:
 
 
 def identity_content(identity: Identity) -> RecordDict:
-    """The records that answer an evaluate request: four numbers and nothing else."""
+    """Return the records that answer an evaluate request: four numbers and nothing else."""
     return RecordDict({IDENTITY: MetricRecord(asdict(identity))})
 
 
 def read_train(content: RecordDict) -> TrainRequest:
-    """The train request that a server sent."""
+    """Read the train request that a server sent."""
     return TrainRequest(**_texts(content, {"round", "base"}))
 
 
 def read_evaluate(content: RecordDict) -> EvaluateRequest:
-    """The evaluate request that a server sent."""
+    """Read the evaluate request that a server sent."""
     return EvaluateRequest(**_texts(content, {"round", "base", "candidate", "candidate_digest"}))
 
 
 def read_upload(content: RecordDict) -> Upload:
-    """The concept file's bytes that a participant sent, without interpreting any of them.
+    """Return the bytes of the concept file that a participant sent, without interpreting them.
 
-    `Array.numpy()` is never called: a declared dtype is not checked there, and a header may ask for terabytes.
+    `Array.numpy()` is never called: it does not check the declared dtype, and a header may ask for
+    terabytes.
     """
     wrong = _complain("the upload", ConceptError)
     if set(content) != {CONCEPT, NUMBERS}:
@@ -97,7 +98,7 @@ def read_upload(content: RecordDict) -> Upload:
 
 
 def read_identity(content: RecordDict) -> Identity:
-    """The identity numbers that a participant sent, each a finite cosine."""
+    """Read the identity numbers that a participant sent, each a finite cosine."""
     wrong = _complain("the evaluation", ConceptError)
     if set(content) != {IDENTITY} or not isinstance(record := content[IDENTITY], MetricRecord):
         raise wrong(f"has the records {sorted(content)}: expected [{IDENTITY!r}]")
@@ -108,7 +109,7 @@ def read_identity(content: RecordDict) -> Identity:
 
 
 def array_header(size: int) -> bytes:
-    """The 128 bytes that numpy's file format (version 1.0) puts before a row of `size` bytes."""
+    """Return the 128 bytes that numpy's format (version 1.0) puts before a row of `size` bytes."""
     text = f"{{'descr': '|u1', 'fortran_order': False, 'shape': ({size},), }}"
     return b"\x93NUMPY\x01\x00" + (118).to_bytes(2, "little") + text.ljust(117).encode("latin1") + b"\n"
 

@@ -1,4 +1,4 @@
-"""A participant's node key: its identity towards Flower and towards `mos.v1`.
+"""A participant's node key, which identifies it to Flower and to `mos.v1`.
 
 One ECDSA P-384 key in OpenSSH's private format, which is what `flower-supernode` reads. Flower
 signs only a timestamp with it; our own calls sign the method, the time, a nonce and the whole
@@ -74,7 +74,7 @@ def load_node_key(path: Path) -> ec.EllipticCurvePrivateKey:
 
 
 def public_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
-    """Return the public half as PEM (SubjectPublicKeyInfo), the form that the operator's journal keeps."""
+    """Return the public half as PEM (SubjectPublicKeyInfo), as the operator's journal stores it."""
     return key.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
 
 
@@ -90,7 +90,7 @@ def key_digest(pem: bytes) -> str:
 
 
 def prove(key: ec.EllipticCurvePrivateKey, token: str) -> bytes:
-    """Sign `token` to prove that the one who enrols with it owns `key`."""
+    """Sign `token` to prove that the enrolling participant owns `key`."""
     return key.sign(ENROL_PREFIX + b"\0" + token.encode(), ec.ECDSA(hashes.SHA256()))
 
 
@@ -116,7 +116,7 @@ def sign_call(key: ec.EllipticCurvePrivateKey, method: str, request: Request) ->
 
 
 class CallVerifier:
-    """Verify the metadata of calls: an admitted key, a correct clock, a signature over this very request, no replay."""
+    """Verify the metadata of calls: admitted key, right clock, valid signature, no replay."""
 
     def __init__(self, allowed: Callable[[str], bool]) -> None:
         self._allowed = allowed
@@ -127,7 +127,8 @@ class CallVerifier:
         """Verify one call and return the digest of the caller's key.
 
         Raises:
-            TrustError: the call is not signed by an admitted key, its clock is off, or it is a replay.
+            TrustError: the call is not signed by an admitted key, its clock is off, or it is a
+                replay.
 
         """
         values = dict(metadata)
@@ -148,9 +149,9 @@ class CallVerifier:
         self._remember(nonce)
         return digest
 
-    def _check_clock(self, told: str) -> None:
+    def _check_clock(self, claimed: str) -> None:
         try:
-            ahead = float(told) - time.time()
+            ahead = float(claimed) - time.time()
         except ValueError as error:
             raise TrustError("the call does not say when it was made") from error
         if not abs(ahead) <= CLOCK_TOLERANCE_S:

@@ -1,8 +1,8 @@
 """Settings that depend on the base model, as one small table.
 
-The paper's numbers were found on Stable Diffusion 1.x. They are kept for every base that is not known better; `tiny`, the
-embedded model, has measured ones (docs/tuning.md). Spreads and norms of word embeddings are not here: they are asked of the
-base's own token table (`mos_client.tuning`).
+The paper's numbers were found on Stable Diffusion 1.x and are used for every base without numbers
+of its own; those of `tiny`, the embedded model, were measured (docs/tuning.md). Spreads and norms
+of word embeddings are computed from the base's token table (`mos_client.tuning`).
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Preset:
-    """How one family of base models likes to be tuned and drawn.
+    """The recommended settings of one family of base models.
 
-    Learning rates are per AdamW step: `words` for the new embedding rows, `text` for the text encoder's LoRA, `unet` for the
-    UNet's. `guidance` is the classifier-free guidance scale of drawings.
+    Learning rates are per AdamW step: `words` for the new embedding rows, `text` for the text
+    encoder's LoRA, `unet` for the UNet's. `guidance` is the classifier-free guidance scale of
+    drawings.
     """
 
     name: str
@@ -51,5 +52,5 @@ TINY = Preset(
 
 
 def preset_for(base_name: str) -> Preset:
-    """The preset of a base model, by the name it was asked for: `tiny`, or anything else."""
+    """Return the preset of a base model by its name: `tiny`, or any other."""
     return TINY if base_name == TINY.name else STABLE_DIFFUSION

@@ -1,4 +1,4 @@
-"""End the processes that we start."""
+"""Ending the processes that we start."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import subprocess
 
 
 def end_process(process: subprocess.Popen[bytes], grace_s: float) -> int:
-    """Ask a process to end, kill it if it has not within `grace_s` seconds, and return its exit code.
+    """Terminate a process, kill it if it runs on for `grace_s` seconds, and return its exit code.
 
-    The code is negative where a signal ended it: -15 if asking was enough, -9 if it was killed. A process that has ended
-    already is left alone.
+    The code is negative if a signal ended it: -15 for SIGTERM, -9 if it was killed. A process that
+    has already ended is left alone.
     """
     process.terminate()
     try:

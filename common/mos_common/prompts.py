@@ -1,9 +1,9 @@
-"""The contexts in which a concept is recorded for fusion, and the others in which it is scored.
+"""The contexts in which a concept is recorded for fusion, and those in which it is scored.
 
-The two lists share no context: least squares keeps what was recorded, so only contexts that were
-not recorded say how well fusion works. `WATCHED` are drawn while a concept is tuned. `V` stands for
-the concept (or for its class word, to see what the untouched base draws). The words are short and
-common: every text-to-image model knows them, `tiny` too.
+The two lists share no context: least squares preserves the recorded contexts, so only others show
+how well fusion works. `WATCHED` are drawn while a concept is tuned. `V` stands for the concept (or
+for its class word, to draw with the untouched base). The words are short and common, so that every
+text-to-image model knows them, including `tiny`.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ UNRELATED = (
 
 
 def about(context: str, subject: str) -> str:
-    """Return a context with the subject in place of V: "V at night" about "<cat>" is "<cat> at night"."""
+    """Replace V in a context: `about("V at night", "<cat>")` is "<cat> at night"."""
     import re
 
     return re.sub(r"\bV\b", lambda _: subject, context)

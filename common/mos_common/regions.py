@@ -1,4 +1,4 @@
-"""Where in the picture a concept is drawn."""
+"""The regions of a picture in which concepts are drawn."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mos_common.errors import RequestError
 
 @dataclass(frozen=True)
 class Region:
-    """A box that has a prompt of its own, in fractions of the picture, origin at the top left."""
+    """A box with its own prompt, in fractions of the picture, origin at the top left."""
 
     prompt: str
     left: float
@@ -32,7 +32,7 @@ class Region:
     def cells(self, height: int, width: int) -> Bool[Tensor, "height width"]:
         """Return the cells of a feature map whose centres lie in the box.
 
-        A box that holds no centre has the cell of its own centre.
+        A box without any cell centre has the cell at its own centre.
         """
         y = (torch.arange(height) + 0.5) / height
         x = (torch.arange(width) + 0.5) / width

@@ -1,4 +1,4 @@
-"""What a round asks of a participant: a concept, and later how well it survived fusion."""
+"""The requests of a round: send your concept, and later score how well it survived fusion."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _ROUND_ID = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
 
 @dataclass(frozen=True)
 class TrainRequest:
-    """Ask for a participant's concept: for which round, on which base model.
+    """Ask for a participant's concept for a round on a base model.
 
     Raises:
-        TrustError: the round's name or the digest is not one.
+        TrustError: the name of the round or the digest is malformed.
 
     """
 
@@ -31,10 +31,10 @@ class TrainRequest:
 
 @dataclass(frozen=True)
 class EvaluateRequest:
-    """Ask how well a participant's concept survived in a candidate, which mos.v1 serves under that name.
+    """Ask how well a participant's concept survived in a candidate, served by mos.v1.
 
     Raises:
-        TrustError: a name or a digest is not one.
+        TrustError: a name or a digest is malformed.
 
     """
 

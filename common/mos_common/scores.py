@@ -1,4 +1,4 @@
-"""Compare pictures by features of EfficientNet-Lite0, whose ImageNet weights come inside its package.
+"""Compare pictures by features of EfficientNet-Lite0, with ImageNet weights from its package.
 
 Nothing is downloaded, and one picture takes a few milliseconds on a CPU. On drawn characters the
 features tell identities apart (nearest neighbour .98 with backgrounds, sizes and places varied).
@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import interpolate, normalize
 
-SIDE = 160  # pixels; larger than 64 x 64 drawings, small enough for a CPU
+SIDE = 160  # pixels: larger than 64 x 64 drawings, small enough for a CPU
 MEAN, DEVIATION = 0.498, 0.502  # of the package's training: (127, 128) / 255
 BATCH = 32
 
@@ -28,7 +28,7 @@ class ImageScorer:
 
     @torch.no_grad()
     def features(self, pictures: Float[Tensor, "n 3 height width"]) -> Float[Tensor, "n features"]:
-        """Return the features of pictures in [-1, 1] as vectors of length 1, on the CPU."""
+        """Return the features of pictures in [-1, 1] as unit vectors on the CPU."""
         vectors = []
         for part in torch.split(pictures.float(), BATCH):
             sized = interpolate(part.to(self.device), size=SIDE, mode="bicubic", antialias=True)
@@ -38,15 +38,15 @@ class ImageScorer:
 
 
 def image_alignment(generated: Float[Tensor, "n features"], references: Float[Tensor, "m features"]) -> float:
-    """Return the mean over all (generated, reference) pairs of max(cosine, 0), as in the paper's evaluation."""
+    """Return the mean over all (generated, reference) pairs of max(cosine, 0), as in the paper."""
     return float((generated @ references.T).clamp(min=0).mean())
 
 
 def context_alignment(drawn: Float[Tensor, "contexts features"], usual: Float[Tensor, "contexts features"]) -> float:
-    """Measure whether drawings differ between contexts as usual drawings do.
+    """Measure how far drawings differ between contexts as usual drawings do.
 
-    It is the mean cosine after the mean over contexts is subtracted, so the subject that all
-    drawings share drops out. 1: every context is drawn; 0: contexts cannot be told apart.
+    It is the mean cosine after the mean over contexts is subtracted, which removes the subject that
+    all drawings share. 1: every context is drawn; 0: contexts cannot be told apart.
     """
     return float((_centred(drawn) * _centred(usual)).sum(dim=1).mean())
 

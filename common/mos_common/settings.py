@@ -1,13 +1,15 @@
-"""Settings: small frozen dataclasses, set by `--set NAME=VALUE`, kept as JSON with what they made.
+"""Settings: small frozen dataclasses, set by `--set NAME=VALUE`, stored as JSON with their results.
 
-A part (fusion, a merge method, tuning, drawing) declares each setting once, with its default, unit and meaning:
+A part (fusion, a merge method, tuning, drawing) declares each setting once, with its default, unit
+and meaning:
 
     @dataclass(frozen=True)
     class DrawingSettings:
         steps: int = setting(20, "denoising steps")
 
-`--set`, `--help`, config.json, the journal and the manifest all read that one declaration. Values are parsed and checked by
-pydantic against the field's type; ranges are checked by the dataclass's own `__post_init__`.
+`--set`, `--help`, config.json, the journal and the manifest all read that one declaration. Values
+are parsed and checked by pydantic against the field's type; ranges are checked by the dataclass's
+own `__post_init__`.
 """
 
 from __future__ import annotations
@@ -23,26 +25,26 @@ from pydantic import TypeAdapter, ValidationError
 from mos_common.errors import RequestError
 
 S = TypeVar("S")
-NONE = "none"  # the text of None, for settings that may be left to the base
-SEPARATOR = "|"  # between the texts of one setting, such as prompts, which have commas of their own
+NONE = "none"  # the text of None, for settings that the base may decide
+SEPARATOR = "|"  # between the texts of one setting; texts such as prompts contain commas
 
 
 def setting(default: Any, meaning: str, *, unit: str = "") -> Any:
-    """Declare one setting of a frozen dataclass: its default, what it means, and the unit that it is given in.
+    """Declare one setting of a frozen dataclass: its default, meaning and unit.
 
-    With `dataclasses.MISSING` the setting has no default of its own, as where a base's preset gives it.
+    With `dataclasses.MISSING` the setting has no default, for example if a base's preset gives it.
     """
     return field(default=default, metadata={"meaning": meaning, "unit": unit})
 
 
 def parse_settings(kind: type, texts: Iterable[str]) -> dict[str, Any]:
-    """Parse the `NAME=VALUE` texts of `--set` into values for `kind`, by name; a name given twice is an error.
+    """Parse the `NAME=VALUE` texts of `--set` into values for `kind`, by name.
 
     A tuple of texts is written as a JSON list or with "|" between its texts.
 
     Raises:
-        RequestError: a text is not NAME=VALUE, the name is unknown (the message names the nearest), or the value is not of the
-            setting's type.
+        RequestError: a text is not NAME=VALUE, a name is unknown (the message names the nearest) or
+            given twice, or a value is not of the setting's type.
 
     """
     values: dict[str, Any] = {}
@@ -64,24 +66,24 @@ def parse_value(kind: type, name: str, text: str) -> Any:
 
     """
     declared = _declared(kind, name)
-    of_type, given = _types(kind)[name], cast("object", text)
-    if get_origin(of_type) is tuple:
-        given = _texts(text)
-    elif text.lower() == NONE and type(None) in get_args(of_type):
-        given = None
+    annotation, value = _types(kind)[name], cast("object", text)
+    if get_origin(annotation) is tuple:
+        value = _texts(text)
+    elif text.lower() == NONE and type(None) in get_args(annotation):
+        value = None
     try:
-        return _adapter(kind, name).validate_python(given)
+        return _adapter(kind, name).validate_python(value)
     except ValidationError as error:
         raise RequestError(f"--set {name}={text}: {_reason(error)} ({_about(declared)})") from error
 
 
 def changed(settings: S, values: Mapping[str, Any]) -> S:
-    """Return `settings` with some values replaced; a range is checked by the dataclass itself."""
+    """Return `settings` with some values replaced; the dataclass checks their ranges."""
     return replace(settings, **values)  # type: ignore[type-var]
 
 
 def settings_from_json(kind: type[S], values: Mapping[str, Any]) -> S:
-    """Read settings that `settings_to_json` wrote; what is missing has its default.
+    """Read settings that `settings_to_json` wrote; missing ones get their defaults.
 
     Raises:
         RequestError: a name is unknown to this version, or a value is not of its type or range.
@@ -98,23 +100,23 @@ def settings_from_json(kind: type[S], values: Mapping[str, Any]) -> S:
 
 
 def settings_to_json(settings: Any) -> dict[str, Any]:
-    """Return every setting by name, as JSON has it: tuples are lists."""
+    """Return every setting by name as JSON values: tuples become lists."""
     return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(settings).items()}
 
 
 def differences(settings: Any) -> dict[str, Any]:
-    """Return the settings that differ from their defaults, by name, as JSON has them."""
+    """Return the settings that differ from their defaults, by name, as JSON values."""
     values = settings_to_json(settings)
-    usual = {
+    defaults = {
         each.name: list(each.default) if isinstance(each.default, tuple) else each.default for each in _all(settings)
     }
-    return {name: value for name, value in values.items() if value != usual[name]}
+    return {name: value for name, value in values.items() if value != defaults[name]}
 
 
 def describe_settings(settings: Any) -> Iterator[str]:
-    """Yield one line for each setting: NAME=VALUE (NAME without one), its unit, what it means.
+    """Yield one line per setting: NAME=VALUE (or NAME, if it has no value), its meaning and unit.
 
-    Of a type, the values are the defaults.
+    If `settings` is a type, the values are the defaults.
     """
     for each in fields(settings):
         if each.metadata:
@@ -143,8 +145,8 @@ def _as_text(value: Any) -> str:
 
 
 def _example(kind: type) -> str:
-    given = (each for each in fields(kind) if each.metadata and each.default not in (MISSING, None, ""))
-    first = next(given, None)
+    with_default = (each for each in fields(kind) if each.metadata and each.default not in (MISSING, None, ""))
+    first = next(with_default, None)
     return f"{first.name}={_as_text(first.default)}" if first else "steps=20"
 
 

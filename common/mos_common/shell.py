@@ -1,4 +1,4 @@
-"""What every command shares: errors, exit codes, progress, `--version`, settings in `--help`."""
+"""Shared code of all commands: errors, exit codes, progress, `--version`, settings in `--help`."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ def run(app: typer.Typer) -> None:
     logging.getLogger("mos_client").setLevel(logging.INFO)
     logging.getLogger("mos_server").setLevel(logging.INFO)
     quiet = {"TRANSFORMERS_VERBOSITY": "error", "DIFFUSERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
-    # Threads that spin while they wait make every step far slower on a machine that is shared.
+    # Threads that spin while they wait slow every step down on a shared machine.
     quiet["OMP_WAIT_POLICY"] = "PASSIVE"
     for name, value in {"TOKENIZERS_PARALLELISM": "false", **quiet}.items():
         os.environ.setdefault(name, value)
     try:
-        code = app(standalone_mode=False)  # typer hands back, not raises, what typer.Exit and Ctrl-C mean
+        code = app(standalone_mode=False)  # typer returns the code of typer.Exit and Ctrl-C
     except MosError as error:
         say(f"error: {error}", error=True)
         sys.exit(error.exit_code)
@@ -57,10 +57,10 @@ def run(app: typer.Typer) -> None:
 
 
 def add_version(app: typer.Typer) -> None:
-    """Add `--version` to a command line, which prints its name and version and ends."""
+    """Add `--version` to a command line: it prints name and version, then exits."""
 
     def root(asked: _Version = False) -> None:
-        """Parse what stands before the command."""
+        """Parse the flags before the command."""
 
     app.callback()(root)
 
@@ -68,7 +68,7 @@ def add_version(app: typer.Typer) -> None:
 def lists_settings(kind: Callable[[], type]) -> type[TyperCommand]:
     """Return the class of a command whose `--help` ends with every setting of a dataclass.
 
-    `kind` is called only then, so that it may import something heavy.
+    `kind` is called only for `--help`, so it may import heavy libraries.
     """
 
     class WithSettings(TyperCommand):
@@ -105,7 +105,7 @@ def say(text: str, *, error: bool = False) -> None:
 
 @contextmanager
 def counting(what: str) -> Iterator[OnCount]:
-    """Yield a callback (done, total, note): a progress bar on a terminal, else a line at times."""
+    """Yield a callback (done, total, note): a progress bar on a terminal, else occasional lines."""
     console = Console(stderr=True)
     if not console.is_terminal:
         yield _plain_lines(what)

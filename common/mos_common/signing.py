@@ -31,10 +31,10 @@ def sign_manifest(folder: Path, key: ed25519.Ed25519PrivateKey) -> None:
 
 
 def verify_model(folder: Path, public_key: str) -> None:
-    """Verify a model's folder with the operator's public key (PEM, from the kit): the signature, then every file.
+    """Verify the signature and every file of a model with the operator's public key (PEM).
 
     Raises:
-        TrustError: something was changed, is missing, or was signed by somebody else.
+        TrustError: a file was changed or is missing, or somebody else signed the manifest.
 
     """
     try:

@@ -1,10 +1,11 @@
-"""Other tools' names for the layers of a base model, as one table from their spelling to ours.
+"""Other tools' names for the layers of a base model: one table from their spelling to ours.
 
 ours       unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_out.0
 diffusers  the same; or ….attn1.processor.to_out_lora; without `unet.` in a file of PEFT's
 kohya      lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn1_to_out_0,
            lora_te_text_model_…, lora_te1_…, lora_te2_…
-kohya, XL  lora_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_out_0, numbered as in Stability's code
+kohya, XL  lora_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_out_0,
+           numbered as in Stability's code
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from mos_common.base_model import Base
 
 KOHYA = {"unet": ("lora_unet",), "text_encoder": ("lora_te", "lora_te1"), "text_encoder_2": ("lora_te2",)}
 WITHIN_RESNETS = {"time_emb_proj": "emb_layers_1", "conv_shortcut": "skip_connection"}
-# Layers outside of all blocks that diffusers finds only under these names when it reads a kohya file.
+# Layers outside of all blocks: in a kohya file, diffusers finds them only under these names.
 OUTSIDE = {
     "unet.add_embedding.linear_1": "lora_unet_label_emb_0_0",
     "unet.add_embedding.linear_2": "lora_unet_label_emb_0_2",
@@ -28,7 +29,7 @@ OUTSIDE = {
 def spellings(base: Base) -> dict[str, str]:
     """Map every known spelling of every layer that a concept may change to our name for it.
 
-    Ambiguous spellings are left out: PEFT's for a text encoder does not say which of XL's two it means.
+    Ambiguous spellings are left out, such as PEFT's for text encoders, of which XL has two.
     """
     blocks = {ours: theirs.replace(".", "_") for ours, theirs in stability_blocks(base)}
     meant: dict[str, set[str]] = {}
@@ -40,7 +41,7 @@ def spellings(base: Base) -> dict[str, str]:
 
 
 def kohya_name(layer: str, base: Base) -> str:
-    """Return the spelling of a layer that most tools read: kohya's, with blocks numbered as in diffusers."""
+    """Return kohya's spelling of a layer, with diffusers' block numbers; most tools read it."""
     part, _, module = layer.partition(".")
     prefix = "lora_te1" if part == "text_encoder" and len(base.text_encoders) > 1 else KOHYA[part][0]
     return OUTSIDE.get(layer, f"{prefix}_{module.replace('.', '_')}")
@@ -72,9 +73,9 @@ def _of_layer(part: str, module: str, blocks: dict[str, str]) -> Iterator[str]:
 def stability_blocks(base: Base) -> Iterator[tuple[str, str]]:
     """Yield (our block, its number in Stability's code).
 
-    Input blocks count from 1 after the first convolution, output blocks from 0. Within a block, 0 is
-    the resnet and 1 the transformer, if there is one. Downsamplers get a number of their own;
-    upsamplers come last in the block of the level's last resnet.
+    Input blocks count from 1 after the first convolution, output blocks from 0. Within a block, 0
+    is the resnet and 1 the transformer, if any. Downsamplers have their own number; upsamplers come
+    last in the block of the level's last resnet.
     """
     unet, number = base.unet, 1
     for b, block in enumerate(_children(unet, "down_blocks")):

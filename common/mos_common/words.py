@@ -1,10 +1,10 @@
 """A concept's words in a prompt, and prompts encoded once for each cross-attention layer.
 
 Concept V is two words, V_rand and V_class, each with one embedding per cross-attention layer
-(extended textual inversion, P+). So a prompt that names a concept has as many encodings as there
-are cross-attention layers; layer k reads encoding k. Layers that would read the same share one
-encoding: all of them where a prompt names no concept, or one whose words are the same everywhere.
-Of a base with two text encoders a word has both embeddings side by side.
+(extended textual inversion, P+). So a prompt that names a concept has one encoding per
+cross-attention layer; layer k reads encoding k. Layers with equal embeddings share one encoding:
+all of them if a prompt names no concept, or one whose words are the same in all layers. With two
+text encoders, the embedding of a word is both encoders' side by side.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ TextFeatures = Float[Tensor, "prompts layers tokens width"]
 
 @dataclass(frozen=True)
 class TokenIds:
-    """A prompt as token ids, as many as the text encoder reads.
+    """A prompt as token ids, padded to the length of the text encoder.
 
-    `words` says where concept words stand: (position, token, which word); `end` is the position of
-    the first end token, and all after it is padding.
+    `words` lists the concept words as (position, token, number of the word); `end` is the position
+    of the first end-of-text token, after which everything is padding.
     """
 
     ids: tuple[int, ...]
@@ -47,12 +47,11 @@ class TokenIds:
 def tokenise(base: Base, prompt: str, vocabulary: Vocabulary) -> TokenIds:
     """Tokenise a prompt; each word of a concept has a place that `encode_prompts` fills in.
 
-    Text beyond the encoder's length is cut, as everywhere in Stable Diffusion; a concept that would
-    be cut is an error.
+    Text beyond the encoder's length is cut, as usual in Stable Diffusion; cutting a concept is an
+    error.
 
     Raises:
-        RequestError: the prompt names a concept that is not there, or names one beyond the
-            encoder's length.
+        RequestError: the prompt names an unknown concept, or one beyond the encoder's length.
 
     """
     tokenizer = base.tokenizer
@@ -82,10 +81,10 @@ def tokenise(base: Base, prompt: str, vocabulary: Vocabulary) -> TokenIds:
 def resolve(token: str, vocabulary: Vocabulary) -> str:
     """Return the vocabulary's own token for one in a prompt.
 
-    `<alice/cat>` always works, `<cat>` while only one participant has it.
+    `<alice/cat>` always works, `<cat>` if only one participant has it.
 
     Raises:
-        RequestError: no concept of that name, or several; the message lists the candidates.
+        RequestError: no concept has that name, or several have; the message lists them.
 
     """
     if token in vocabulary:
@@ -132,10 +131,10 @@ def encode_prompts(base: Base, prompts: Sequence[str], vocabulary: Vocabulary) -
 
 
 def encode_token_ids(base: Base, texts: Sequence[TokenIds], vocabulary: Vocabulary) -> TextFeatures:
-    """Return what `encode_prompts` does, from prompts already tokenised."""
+    """Encode prompts that are already tokenised, as `encode_prompts` does."""
     rows = text_rows(base, texts, vocabulary)
     index = torch.tensor(rows.index, device=base.token_table.device)
-    # Layer by layer in memory, as they are read: the prompts of one layer are one piece.
+    # Layers are outermost in memory: each layer's prompts are contiguous, as they are read.
     return encode_rows(base, rows, vocabulary)[index.T].transpose(0, 1)
 
 
@@ -148,7 +147,7 @@ def encode_rows(base: Base, rows: TextRows, vocabulary: Vocabulary) -> Float[Ten
             words = vocabulary[token]
             vectors.append(words[layer if len(words) > 1 else 0, word])
     features = [
-        # XL's UNet was trained on what the last but one layer writes.
+        # XL's UNet was trained on the output of the last but one layer.
         out.last_hidden_state if len(base.text_encoders) == 1 else out.hidden_states[-2]
         for out in _outputs(base, rows.texts, places, vectors)
     ]
@@ -158,9 +157,9 @@ def encode_rows(base: Base, rows: TextRows, vocabulary: Vocabulary) -> Float[Ten
 def encode_pooled(
     base: Base, texts: Sequence[TokenIds], vocabulary: Vocabulary
 ) -> Float[Tensor, "prompts width"] | None:
-    """Return what the second text encoder of XL says of whole prompts; None for other bases.
+    """Return the pooled output of XL's second text encoder; None for other bases.
 
-    Of layer-wise words it reads those of the first layer.
+    It reads the first layer's embedding of layer-wise words.
     """
     if len(base.text_encoders) == 1:
         return None
@@ -191,7 +190,7 @@ def _outputs(
 def _alike(words: Tensor, count: int) -> list[int]:
     """Return, for each layer, the first one with the same words.
 
-    While words are tuned, layers are apart even where they start alike.
+    While words are tuned, every layer counts as distinct, even if layers start equal.
     """
     if words.shape[0] == 1:
         return [0] * count

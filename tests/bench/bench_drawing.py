@@ -2,7 +2,7 @@
 
     python tests/bench/bench_drawing.py
 
-Wanted on two CPU cores: a 64x64 picture at 20 steps within 1.5 s, a 64x128 picture within 2.5 s.
+Target on two CPU cores: a 64x64 picture at 20 steps within 1.5 s, a 64x128 picture within 2.5 s.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ PROMPT, STEPS, TIMES = "a woman with red hair on the beach", 20, 5
 
 
 def main() -> None:
-    """Two sizes, one picture at a time."""
+    """Time two sizes, one picture at a time."""
     torch.set_num_threads(2)
     bench, base = Bench("drawing"), load_base("tiny", device="cpu")
     pipeline = StableDiffusionPipeline.from_pretrained(base_path("tiny"), safety_checker=None).to("cpu", torch.float32)

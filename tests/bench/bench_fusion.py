@@ -1,9 +1,10 @@
-"""Fusion against the paper's L-BFGS and a dense pseudo-inverse, layer by layer; time and memory of whole fusions on `tiny`.
+"""Fusion against the paper's L-BFGS and a dense pseudo-inverse, and whole fusions on `tiny`.
 
     python tests/bench/bench_fusion.py [--quick] [--only memory|layers|accumulation|whole]
 
-Layers have the shapes of SD 1.5 and SDXL, four concepts of rank 4, synthetic rows. Our time includes the Grams. L-BFGS is run as
-published: history 25, strong Wolfe, float32, from W0 on, 500 steps in text and 50 in the UNet.
+Layers have the shapes of SD 1.5 and SDXL, four concepts of rank 4, synthetic rows. Our time
+includes the Grams. L-BFGS is run as published: history 25, strong Wolfe, float32, starting at W0,
+500 steps in text and 50 in the UNet. Whole fusions are measured in time and memory.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ PARTS = ("memory", "layers", "accumulation", "whole")
 
 
 def ours(problem: LayerProblem) -> LowRank:
-    """Grams and solution, as `NormalEquations` does it."""
+    """Compute Grams and solution as `NormalEquations` does."""
     width = problem.W0.shape[1]
     S, right = torch.zeros(width, width, dtype=torch.float64), []
     for X, pair in zip(problem.rows, problem.pairs, strict=True):
@@ -56,7 +57,7 @@ def ours(problem: LayerProblem) -> LowRank:
 
 
 def pseudo_inverse(problem: LayerProblem) -> Tensor:
-    """The dense optimum: all rows in float64, their pseudo-inverse, a change of full size."""
+    """Return the dense optimum: the pseudo-inverse of all rows in float64."""
     X = torch.cat([rows.double() / len(rows) ** 0.5 for rows in problem.rows])
     Y = torch.cat(
         [
@@ -76,29 +77,29 @@ def objective(problem: LayerProblem, change: Tensor) -> float:
 
 
 def bench_layer(bench: Bench, shape: LayerShape, times: int) -> None:
-    """One layer: us in turns with L-BFGS, which takes minutes; the pseudo-inverse once."""
+    """Time one layer: ours in turns with L-BFGS, which takes minutes; the pseudo-inverse once."""
     problem = layer_problem(shape, CONCEPTS)
     changes = [pair.change() for pair in problem.pairs]
-    found: dict[str, Tensor] = {}
+    solutions: dict[str, Tensor] = {}
 
-    def by_us() -> None:
-        found["ours"] = ours(problem).change(torch.float64)
+    def by_ours() -> None:
+        solutions["ours"] = ours(problem).change(torch.float64)
 
     def by_lbfgs() -> None:
-        found["lbfgs"] = lbfgs_layer(problem.W0, changes, problem.rows, shape.steps)
+        solutions["lbfgs"] = lbfgs_layer(problem.W0, changes, problem.rows, shape.steps)
 
     def densely() -> None:
-        found["dense"] = pseudo_inverse(problem)
+        solutions["dense"] = pseudo_inverse(problem)
 
-    by_us()
+    by_ours()
     fast, slow = [], []
     for _ in range(times):
-        fast += [seconds(by_us) for _ in range(3)]
+        fast += [seconds(by_ours) for _ in range(3)]
         slow.append(seconds(by_lbfgs))
-        fast += [seconds(by_us) for _ in range(2)]
+        fast += [seconds(by_ours) for _ in range(2)]
     dense = [seconds(densely)]
     zero = objective(problem, torch.zeros(shape.d_out, shape.d_in))
-    reached = {name: objective(problem, change) for name, change in found.items()}
+    reached = {name: objective(problem, change) for name, change in solutions.items()}
     epsilon = EPSILON * zero
     bench.add_spread(shape.name, "seconds", fast, "s")
     bench.add_spread(shape.name, "seconds_lbfgs", slow, "s")
@@ -116,7 +117,7 @@ def bench_layer(bench: Bench, shape: LayerShape, times: int) -> None:
 
 
 def bench_accumulation(bench: Bench) -> None:
-    """What each way of summing XᵀX loses, and what it costs on this machine."""
+    """Measure the error and the time of each way to sum XᵀX."""
     for width, count in ((320, 24_000), (1280, 5_120)):
         X = layer_problem(LayerShape("", width, 8, count, 0), 1).rows[0]
         exact = X.double().T @ X.double()
@@ -139,7 +140,7 @@ def bench_accumulation(bench: Bench) -> None:
 
 
 def fuse_many(count: int, steps: int) -> None:
-    """In a process of its own: what is in memory while so many concepts are fused."""
+    """Fuse `count` concepts, in a separate process whose memory is measured."""
     torch.set_num_threads(2)
     base = load_base("tiny", device="cpu")
     fuse(
@@ -151,7 +152,7 @@ def fuse_many(count: int, steps: int) -> None:
 
 
 def bench_memory(bench: Bench, steps: int, times: int) -> None:
-    """Two concepts and thirty-two in turns, each in a fresh process: the allocator's luck is a good part of one reading."""
+    """Measure 2 and 32 concepts in turns, each in a fresh process, since single readings vary."""
     few, many = [], []
     for _ in range(times):
         few.append(peak_rss(fuse_many, 2, steps) / 2**20)
@@ -162,7 +163,7 @@ def bench_memory(bench: Bench, steps: int, times: int) -> None:
 
 
 def bench_whole(bench: Bench, counts: tuple[int, ...]) -> None:
-    """From nothing for every n; then one joins, and one leaves, with what was kept."""
+    """Time a fusion from nothing for every n, then one join and one leave with kept moments."""
     base = load_base("tiny", device="cpu")
     concepts = [random_concept(base, seed) for seed in range(max(counts) + 1)]
 
@@ -184,10 +185,10 @@ def bench_whole(bench: Bench, counts: tuple[int, ...]) -> None:
 
 
 def main() -> None:
-    """Everything, under half an hour on two cores."""
+    """Run all parts, in under half an hour on two cores."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="two shapes, up to 4 concepts: does it run?")
-    parser.add_argument("--only", choices=PARTS, help="one part of it, in a file of its own")
+    parser.add_argument("--quick", action="store_true", help="two shapes and up to 4 concepts, to see whether it runs")
+    parser.add_argument("--only", choices=PARTS, help="run one part and write it to its own file")
     parser.add_argument("--times", type=int, default=1, help="L-BFGS runs of each layer")
     quick = (arguments := parser.parse_args()).quick
     parts = [arguments.only] if arguments.only else PARTS

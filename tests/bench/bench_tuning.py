@@ -1,15 +1,18 @@
-"""A step of tuning on `tiny`, beside a straightforward ED-LoRA loop and diffusers' LoRA step with a single embedding.
+"""A step of tuning on `tiny`, beside a straightforward ED-LoRA loop and diffusers' LoRA step.
 
-    python tests/bench/bench_tuning.py [--only speed|memory] [--times N] [--threads N] [--clock wall|cpu]
+    python tests/bench/bench_tuning.py [--only PART] [--times N] [--threads N] [--clock CLOCK]
 
-`speed_ratio_vs_straightforward`: steps a second of ours over those of ED-LoRA written down from the paper without a thought for cost
-(straightforward.py). `time_ratio_vs_single_embedding`: seconds of our step over those of diffusers' usual one, which encodes a prompt
-once where ED-LoRA encodes it for every cross-attention layer. `peak_rss_mb`: the most a fresh process holds over ten steps.
-Same model, pictures, captions, batches and learning rates; tests/client/tuning/test_straightforward.py shows that the losses are the same.
-Pictures have the templates that a folder without captions gets (a batch then repeats some, which ours encodes once) or captions of
-their own (nothing is repeated).
+`speed_ratio_vs_straightforward`: our steps per second over those of an unoptimised ED-LoRA written
+from the paper (straightforward.py). `time_ratio_vs_single_embedding`: seconds of our step over
+those of diffusers' usual one, which encodes a prompt once where ED-LoRA encodes it for every
+cross-attention layer. `peak_rss_mb`: peak memory of a fresh process over ten steps. Model,
+pictures, captions, batches and learning rates are the same;
+tests/client/tuning/test_straightforward.py shows that the losses are too. Pictures have the
+templates of a folder without captions (a batch repeats some, which ours encodes once) or captions
+of their own (nothing is repeated).
 
-Wanted on two CPU cores: at least twice the straightforward loop's speed, at most 1.35 times the single embedding's time.
+Target on two CPU cores: at least twice the straightforward loop's speed, at most 1.35 times the
+single embedding's time.
 """
 
 from __future__ import annotations
@@ -29,13 +32,13 @@ STEPS, PICTURES = 10, 8
 
 
 def take(steps: int, step: Callable[[], float]) -> None:
-    """So many steps."""
+    """Take `steps` steps."""
     for _ in range(steps):
         step()
 
 
 def ready(name: str, own_captions: bool, threads: int) -> Callable[[], float]:
-    """A contestant on `tiny`, at its preset's settings."""
+    """Return the step function of a contestant on `tiny`, with its preset."""
     torch.set_num_threads(threads)
     base = load_base("tiny", device="cpu")
     config = TuningSettings.of(base.preset, steps=MANY_STEPS)
@@ -43,12 +46,12 @@ def ready(name: str, own_captions: bool, threads: int) -> Callable[[], float]:
 
 
 def tune_some(name: str, threads: int) -> None:
-    """What a fresh process does whose memory is measured."""
+    """Tune for some steps, in a fresh process whose memory is measured."""
     take(STEPS, ready(name, False, threads))
 
 
 def bench_speed(bench: Bench, times: int, threads: int, clock: str) -> None:
-    """Steps in turns, ten at a time."""
+    """Time the contestants in turns, ten steps at a time."""
     for own_captions, captions in ((False, "templates"), (True, "own captions")):
         runs = {name: partial(take, STEPS, ready(name, own_captions, threads)) for name in ALL}
         measured = alternating(runs, times, clock)
@@ -56,7 +59,7 @@ def bench_speed(bench: Bench, times: int, threads: int, clock: str) -> None:
 
 
 def report_speed(bench: Bench, case: str, steps: int, measured: dict[str, list[float]]) -> None:
-    """Seconds a step of each, and ours against the others, turn by turn."""
+    """Report the seconds per step of each, and the ratios of ours to the others turn by turn."""
     for name, values in measured.items():
         bench.add_spread(case, f"seconds_per_step_{name.replace(' ', '_')}", [s / steps for s in values], "s")
     turns = list(zip(*(measured[name] for name in (OURS, STRAIGHTFORWARD, SINGLE)), strict=True))
@@ -65,7 +68,7 @@ def report_speed(bench: Bench, case: str, steps: int, measured: dict[str, list[f
 
 
 def bench_memory(bench: Bench, times: int, threads: int) -> None:
-    """Fresh processes in turns."""
+    """Measure the memory of fresh processes in turns."""
     peaks: dict[str, list[float]] = {name: [] for name in ALL}
     for _ in range(times):
         for name, values in peaks.items():
@@ -75,12 +78,12 @@ def bench_memory(bench: Bench, times: int, threads: int) -> None:
 
 
 def main() -> None:
-    """All of it."""
+    """Run all parts."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=("speed", "memory"))
     parser.add_argument("--times", type=int, default=9, help="turns of the speed measurement")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--clock", choices=list(CLOCKS), default="wall", help="cpu: where others use the machine too")
+    parser.add_argument("--clock", choices=list(CLOCKS), default="wall", help="cpu: for a machine that others use too")
     arguments = parser.parse_args()
     bench = Bench("tuning")
     if arguments.only != "memory":

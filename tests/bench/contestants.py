@@ -1,4 +1,4 @@
-"""Three ways to tune on the same model, pictures, batches and precision, each as a function that takes one step."""
+"""Three ways to tune on the same model, pictures, batches and precision, as step functions."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Shown:
 
 
 def shown(base: Base, count: int, *, own_captions: bool) -> Shown:
-    """Random pictures, each with a caption of its own or all with the templates that a folder without captions gets."""
+    """Return random pictures with own captions, or the templates of a folder without captions."""
     size, generator = base.picture_size, torch.Generator().manual_seed(1)
     pictures = torch.rand(count, 3, size, size, generator=generator) * 2 - 1
     latents = [base.encode_pictures(picture[None])[0].float().cpu() for picture in pictures]
@@ -45,7 +45,10 @@ def shown(base: Base, count: int, *, own_captions: bool) -> Shown:
 def contestant(
     name: str, base: Base, what: Shown, config: TuningSettings, plan: Plan | None = None
 ) -> Callable[[], float]:
-    """A function that takes the next step and gives its loss. All see the same batches in the same order."""
+    """Return a function that takes the next step and returns its loss.
+
+    All contestants see the same batches in the same order.
+    """
     tuning = Tuning(base, "cat", what.examples, config, plan)
     if name == OURS:
         steps = tuning.steps()

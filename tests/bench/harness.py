@@ -1,7 +1,8 @@
-"""What every benchmark shares: paired timing, peak memory of a fresh process, and one form for the numbers.
+"""Shared code of the benchmarks: paired timing, peak memory of a fresh process, result files.
 
-A benchmark prints a table and writes build/bench/NAME.json: {"device", "versions", "rows": [{"case", "figure", "value", "unit"}]}.
-Speed and memory are compared within one run, warm, alternating, several times; the spread is written beside the median.
+A benchmark prints a table and writes build/bench/NAME.json:
+{"device", "versions", "rows": [{"case", "figure", "value", "unit"}]}. Speed and memory are compared
+within one run, warm, alternating, several times; the spread is written beside the median.
 """
 
 from __future__ import annotations
@@ -33,12 +34,12 @@ class Bench:
     rows: list[Row] = field(default_factory=list)
 
     def add(self, case: str, figure: str, value: float, unit: str) -> None:
-        """Take a number, and say it."""
+        """Add a number and print it."""
         self.rows.append(Row(case, figure, float(value), unit))
         print(f"{case}: {figure} {value:.6g} {unit}", flush=True)
 
     def add_spread(self, case: str, figure: str, values: list[float], unit: str) -> None:
-        """The median, and least and most beside it."""
+        """Add the median, minimum and maximum."""
         self.add(case, figure, statistics.median(values), unit)
         if len(values) > 1:
             self.rows.append(Row(case, f"{figure}_min", min(values), unit))
@@ -47,8 +48,8 @@ class Bench:
     def write(self) -> None:
         """Print the table and write the file."""
         OUT.mkdir(parents=True, exist_ok=True)
-        told = {"device": device_name(), "versions": versions(), "rows": [asdict(row) for row in self.rows]}
-        (OUT / f"{self.name}.json").write_text(json.dumps(told, indent=1) + "\n")
+        report = {"device": device_name(), "versions": versions(), "rows": [asdict(row) for row in self.rows]}
+        (OUT / f"{self.name}.json").write_text(json.dumps(report, indent=1) + "\n")
         table = Table("case", "figure", "value", "unit", title=f"{self.name} on {device_name()}")
         for row in self.rows:
             table.add_row(row.case, row.figure, f"{row.value:.6g}", row.unit)
@@ -60,7 +61,7 @@ CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
 def seconds(run: Callable[[], Any], clock: str = "wall") -> float:
-    """Wall time of one call, with what it started on a GPU; or the processor time of all its threads ("cpu")."""
+    """Return the wall time of one call, GPU work included, or the CPU time of all its threads."""
     _wait()
     started = CLOCKS[clock]()
     run()
@@ -69,9 +70,9 @@ def seconds(run: Callable[[], Any], clock: str = "wall") -> float:
 
 
 def alternating(runs: dict[str, Callable[[], Any]], times: int, clock: str = "wall") -> dict[str, list[float]]:
-    """Seconds of each run, warm, in turns: what the machine does meanwhile meets all of them.
+    """Return the seconds of each run, warm and in turns, so that other load affects all of them.
 
-    Where others keep the machine busy, "cpu" is the clock that does not count their turns.
+    On a busy machine the clock "cpu" does not count the time of other processes.
     """
     for run in runs.values():
         run()
@@ -83,7 +84,7 @@ def alternating(runs: dict[str, Callable[[], Any]], times: int, clock: str = "wa
 
 
 def peak_rss(work: Callable[..., None], *arguments: Any) -> int:
-    """Bytes of the most that a fresh process holds while it does `work`."""
+    """Return the peak memory of a fresh process that does `work`, in bytes."""
     context = multiprocessing.get_context("spawn")
     receive, send = context.Pipe(duplex=False)
     process = context.Process(target=_measured, args=(send, work, arguments))

@@ -1,4 +1,4 @@
-"""Random models of the layout and sizes of Stable Diffusion 1.5 and XL: their speed and memory are those of the real ones."""
+"""Random models with the layout, sizes, speed and memory use of Stable Diffusion 1.5 and XL."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mos_common.base_model import load_base
 
 
 def write_random_sd15(folder: Path) -> None:
-    """The layout and sizes of Stable Diffusion 1.5; `tiny` lends its tokenizer and scheduler."""
+    """Write a random Stable Diffusion 1.5, with the tokenizer and scheduler of `tiny`."""
     from diffusers import StableDiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPTextModel
 
@@ -34,7 +34,7 @@ def write_random_sd15(folder: Path) -> None:
 
 
 def write_random_sdxl(folder: Path, *, width: int = 320) -> None:
-    """The layout and sizes of Stable Diffusion XL. A smaller `width` of the UNet tries the code where the real one has no room."""
+    """Write a random Stable Diffusion XL; a smaller `width` of the UNet fits small machines."""
     from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
     from transformers import CLIPTextModel, CLIPTextModelWithProjection
 

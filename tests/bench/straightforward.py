@@ -1,12 +1,14 @@
-"""Two other ways to take a tuning step, for comparison with `mos_client.tuning`: both on a model's frozen weights, neither ours.
+"""Two other implementations of a tuning step, for comparison with `mos_client.tuning`.
 
-`Straightforward` is ED-LoRA as one writes it down from the paper's description (section 3.2) without a thought for cost: a word is
-one new token for each cross-attention layer, so a prompt becomes as many prompts; each goes through the text encoder by itself;
-the token table is a parameter as a whole, and the rows that should not have moved are put back after the step, as in the paper's
-repository; pictures go through the VAE whenever they are shown; a pair is a module around the linear it changes.
+`Straightforward` is ED-LoRA written from the paper's description (section 3.2), unoptimised. A word
+is one new token for each cross-attention layer, so a prompt becomes one prompt per layer, and each
+passes the text encoder separately. The whole token table is a parameter, and the rows that should
+not have moved are restored after the step, as in the paper's repository. Pictures pass the VAE
+whenever they are shown. A pair is a module around the linear it changes.
 
-`SingleEmbedding` is the LoRA step of diffusers' training scripts: PEFT adapters on the same linears, one text encoding that all
-layers read, latents made beforehand. It learns no words: V is the class word, which is the least one can do.
+`SingleEmbedding` is the LoRA step of diffusers' training scripts: PEFT adapters on the same
+linears, one text encoding that all layers read, precomputed latents. It learns no words: V is
+replaced by the class word, the cheapest possible choice.
 
 All take the same batch: latents or pictures, captions with V in the concept's place, noise, times.
 """
@@ -46,7 +48,7 @@ class Pair(nn.Module):
 
 
 class LayerAttention:
-    """Cross-attention that takes, of one encoding a layer, its own."""
+    """Cross-attention that reads its own layer's encoding."""
 
     def __init__(self, number: int) -> None:
         self.number = number
@@ -65,9 +67,9 @@ class LayerAttention:
 
 
 class Straightforward:
-    """ED-LoRA from the paper's description, with nothing saved.
+    """ED-LoRA from the paper's description, unoptimised.
 
-    `words` is (layers, 2, width), `A` gives the first factor of every linear by the name that the model has for it.
+    `words` is (layers, 2, width); `A` maps the model's name of every linear to its first factor.
     """
 
     def __init__(self, base: Base, words: Tensor, A: dict[str, Tensor], rates: Sequence[float]) -> None:
@@ -94,7 +96,7 @@ class Straightforward:
 
     @property
     def words(self) -> Tensor:
-        """The rows of the table that are the concept's: (layers, words, width)."""
+        """The concept's rows of the table: (layers, words, width)."""
         return self.table[len(self.untouched) :].unflatten(0, (self.layers, -1))
 
     def loss(self, pictures: Tensor, captions: Sequence[str], noise: Tensor, times: Tensor) -> Tensor:
@@ -122,7 +124,7 @@ class Straightforward:
 
 
 class SingleEmbedding:
-    """The step of diffusers' LoRA scripts: PEFT adapters, one encoding of each prompt, AdamW as torch has it."""
+    """The step of diffusers' LoRA scripts: PEFT adapters, an encoding per prompt, torch's AdamW."""
 
     def __init__(self, base: Base, class_word: str, rates: Sequence[float]) -> None:
         from peft import LoraConfig
@@ -159,28 +161,28 @@ class SingleEmbedding:
 
 
 def with_the_same_weights(model: nn.Module) -> nn.Module:
-    """A model of its own that shares the frozen weights: what is put onto one is not on the others."""
+    """Return a copy of a model that shares its frozen weights but no modules."""
     kept = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     return copy.deepcopy(model, kept)
 
 
 def _cross_attentions(unet: Any) -> list[Any]:
-    """In the order in which a picture meets them."""
+    """Return the cross-attentions in execution order."""
     blocks = [*unet.down_blocks, unet.mid_block, *unet.up_blocks]
     transformers = [t for block in blocks for t in getattr(block, "attentions", None) or ()]
     return [inner.attn2 for transformer in transformers for inner in transformer.transformer_blocks]
 
 
 def _wrap(model: nn.Module, linears: Sequence[str], A: dict[str, Tensor]) -> list[nn.Parameter]:
-    """Put a pair around each of the named linears of the model's attention; their parameters."""
+    """Put a pair around each named linear of the model's attentions; return the parameters."""
     parameters: list[nn.Parameter] = []
     for name, factor in A.items():
         path = name.partition(".")[2]
         if not any(path == known or path.endswith(f".{known}") for known in linears):
-            raise AssertionError(f"{name} is no linear of an attention")
+            raise AssertionError(f"{name} is not a linear of an attention")
         try:
             inner = model.get_submodule(path)
-        except AttributeError:  # CLIP's modules have lost a level in newer releases
+        except AttributeError:  # newer releases of CLIP have one level less
             path = path.removeprefix("text_model.")
             inner = model.get_submodule(path)
         pair = Pair(inner, factor)

@@ -1,4 +1,4 @@
-"""Inputs of benchmarks: concepts of random numbers, and rows with the spectrum of real activations."""
+"""Inputs of benchmarks: random concepts, and rows with the spectrum of real activations."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class LayerShape:
 
 @dataclass(frozen=True)
 class LayerProblem:
-    """What one layer is fused from."""
+    """The inputs of the fusion of one layer."""
 
     W0: Tensor
     rows: list[Tensor]
@@ -35,7 +35,7 @@ class LayerProblem:
 
 
 def random_concept(base: Base, seed: int, rank: int = 4, strength: float = 0.05) -> NamedConcept:
-    """A concept that changes every layer by about as much as tuning does."""
+    """Return a concept that changes every layer about as much as tuning does."""
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> Tensor:
@@ -53,7 +53,7 @@ def random_concept(base: Base, seed: int, rank: int = 4, strength: float = 0.05)
 
 
 def layer_problem(shape: LayerShape, concepts: int, seed: int = 0) -> LayerProblem:
-    """Rows whose second moments fall off by a power law, as those of trained networks do, with means of their own."""
+    """Return rows with a power-law spectrum, as in trained networks, and their own means."""
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*size: int) -> Tensor:

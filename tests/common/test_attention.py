@@ -35,7 +35,7 @@ def by_diffusers(base, noisy: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
 
 
 def by_us(base, noisy: torch.Tensor, conditioning: Conditioning, passes: int = 1, **more) -> list[torch.Tensor]:
-    """What the UNet predicts in some passes within one block."""
+    """Return the UNet's predictions of some passes within one block."""
     with torch.no_grad(), conditioned(base, conditioning, **more) as unet:
         return [unet.predict(noisy, TIME) for _ in range(passes)]
 
@@ -100,7 +100,7 @@ def test_a_unet_predicts_only_within_the_block_that_conditions_it(tiny):
 
 @pytest.fixture
 def one(sixteen):
-    """A base, an input of its first cross-attention (unconditional and prompted row of 4 x 4), texts."""
+    """A base, an input of its first cross-attention (unconditional and prompted), and texts."""
     hidden = torch.randn(2, 16, sixteen.layout.cross_attentions[0].module.to_q.in_features)
     return sixteen, hidden, text_features(sixteen, 2), text_features(sixteen, 3)
 
@@ -195,7 +195,7 @@ def test_kept_keys_give_the_same_prediction(base):
 
 def test_a_cache_refuses_what_is_trained(tiny):
     told = Conditioning(text_features(tiny, 1).requires_grad_())
-    with conditioned(tiny, told, cache=KeyValueCache()) as unet, pytest.raises(AssertionError, match="trained"):
+    with conditioned(tiny, told, cache=KeyValueCache()) as unet, pytest.raises(AssertionError, match="gradient"):
         unet.predict(noise(tiny, 1), TIME)
 
 

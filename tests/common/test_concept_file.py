@@ -1,4 +1,4 @@
-"""The concept file: canonical when written, strict when read, and never more than a ConceptError."""
+"""The concept file: written canonically, read strictly, and failing only by ConceptError."""
 
 from __future__ import annotations
 
@@ -58,9 +58,6 @@ def raw(described: object, payload: bytes = b"") -> bytes:
     """A safetensors file of any header whatsoever."""
     header = described if isinstance(described, bytes) else json.dumps(described).encode()
     return struct.pack("<Q", len(header)) + header + payload
-
-
-# ---- written and read again
 
 
 def test_what_is_read_is_what_was_written(base, make_concept):
@@ -131,9 +128,6 @@ def test_a_concept_without_words_is_legal():
     assert concept_from_bytes(concept_to_bytes(small(words=()))).words == ()
 
 
-# ---- digest
-
-
 def test_the_digest_is_of_the_tensors_only():
     concept = concept_from_bytes(concept_to_bytes(small()))
     digest = content_digest(concept)
@@ -155,9 +149,6 @@ def test_any_other_change_is_another_digest(what):
         "words": replace(concept, words=()),
     }[what]
     assert content_digest(changed) != content_digest(concept)
-
-
-# ---- strictness: every refusal names what is wrong
 
 
 def drop(name: str):
@@ -303,7 +294,7 @@ GOOD = concept_to_bytes(small())
 
 
 def read_or_refuse(data: bytes) -> None:
-    """Reading ends in a concept that can be written again, or in a ConceptError; in nothing else."""
+    """Reading gives a concept that can be written again, or raises ConceptError."""
     try:
         concept = concept_from_bytes(data)
     except ConceptError as error:
@@ -343,9 +334,6 @@ def test_any_header_is_never_more_than_a_concept_error(described):
 @given(st.sampled_from(["format", "name", "class_word", "base", "layers", "tool", "licence", "author"]), JSON)
 def test_any_metadata_is_never_more_than_a_concept_error(field, value):
     read_or_refuse(rewritten(lambda _tensors, header: header.__setitem__(field, value)))
-
-
-# ---- files
 
 
 def test_a_missing_file_is_named(tmp_path):

@@ -1,4 +1,4 @@
-"""Digests: equal values agree in any order and layout, other values differ, comments are not code."""
+"""Digests: equal values agree in any order and layout, and comments are not code."""
 
 from __future__ import annotations
 

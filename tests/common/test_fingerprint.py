@@ -1,4 +1,4 @@
-"""The fingerprint of a base: what changes a model changes it, what does not does not, and old ones are recognised."""
+"""The fingerprint of a base: all that changes the output changes it; legacy ones are known."""
 
 from __future__ import annotations
 
@@ -165,7 +165,7 @@ def test_a_key_that_nobody_knows_counts_as_in(sixteen, part):
 
 @pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
 def test_an_absent_key_equals_its_default(sixteen, copied, part):
-    """Files of other releases have fewer keys; all that have their default are taken out at once."""
+    """Other releases write fewer keys; all keys at their default are removed at once."""
     file = copied / part / "config.json"
     kinds = {"unet": diffusers.UNet2DConditionModel, "vae": diffusers.AutoencoderKL}
     if part in kinds:

@@ -32,7 +32,7 @@ ALL = [found for name, app in APPS.items() for found in commands(typer.main.get_
 
 
 def rendered(words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> str:
-    """What `--help` prints on a wide terminal without colour, its frames and line breaks taken away."""
+    """Return the text of `--help` on a wide terminal, without colour, frames and line breaks."""
     for name, value in {"COLUMNS": "400", "NO_COLOR": "1", "TERM": "dumb"}.items():
         monkeypatch.setenv(name, value)
     shown = CliRunner().invoke(APPS[words[0]], [*words[1:], "--help"])
@@ -45,7 +45,7 @@ def flat(text: str) -> str:
 
 
 def shown_default(parameter: click.Parameter) -> str:
-    """The text of the default in the help, "" where nothing stands: required, or a flag that is off."""
+    """Return the default in the help, or "" for required arguments and flags that are off."""
     if parameter.required or (
         isinstance(parameter, click.Option) and parameter.is_flag and not parameter.secondary_opts
     ):

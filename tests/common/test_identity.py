@@ -1,4 +1,4 @@
-"""Identity: four numbers on one scale, the same drawings for whoever measures."""
+"""Identity: four numbers on one scale, the same drawings on both sides."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The four numbers of identity: one value, written alike on the wire, in the journal and in the manifest."""
+"""The four numbers of identity: one form on the wire, in the journal and in the manifest."""
 
 from __future__ import annotations
 

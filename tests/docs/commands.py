@@ -1,4 +1,4 @@
-"""The commands of this repository as they really are, and the commands that a page shows."""
+"""The actual commands of this repository, and the commands that a page shows."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from mos_common.settings import parse_settings
 TOP = Path(__file__).parents[2]
 DISTRIBUTIONS = [TOP / "pyproject.toml", TOP / "tests" / "evaluation" / "pyproject.toml"]
 RECIPE = TOP / "common" / "mos_tiny" / "recipe"
-# Whose settings `--set` takes: by program, and by command where a program has several kinds.
+# The package whose settings `--set` takes, by program or by command.
 SETTABLE = {
     "mos-server": "mos_server.fusion",
     "mos-client": "mos_client.tuning",
@@ -33,7 +33,7 @@ SETTABLE = {
 
 
 def programs() -> dict[str, str]:
-    """Return the module of each command, as the two distributions install them: {"mos-client": "mos_client.cli.main", ...}."""
+    """Return the module of each installed program: {"mos-client": "mos_client.cli.main", ...}."""
     found = {}
     for file in DISTRIBUTIONS:
         scripts = tomllib.loads(file.read_text(encoding="utf-8"))["project"]["scripts"]
@@ -60,7 +60,7 @@ def make_targets() -> frozenset[str]:
 
 @cache
 def all_flags() -> frozenset[str]:
-    """Return every flag of every command, those of the recipe of `tiny` too."""
+    """Return every flag of every command, including the recipe of `tiny`."""
     found = {"--help"}
     every = [
         command
@@ -76,7 +76,7 @@ def all_flags() -> frozenset[str]:
 
 @cache
 def settings_in(package: str) -> tuple[type, ...]:
-    """Return the settings dataclasses that a module, or the modules of a package, declare with `setting()`."""
+    """Return the settings dataclasses that a module or package declares with `setting()`."""
     top = import_module(package)
     inside = [each.name for each in walk_packages(getattr(top, "__path__", []), f"{package}.")]
     declared = {
@@ -113,7 +113,7 @@ def _takes(kind: type, text: str) -> bool:
 
 
 def check_command(words: list[str]) -> None:
-    """Parse a command as the program itself would, without running it: names, flags, arguments and settings."""
+    """Parse a command as the program would, without running it."""
     if words[0] == "make":
         assert set(words[1:]) <= make_targets(), words
     elif words[:2] == ["python", "-m"]:
@@ -138,13 +138,13 @@ def check_command(words: list[str]) -> None:
 
 
 def set_texts(context: Any) -> list[str]:
-    """Return what was given to `--set`."""
+    """Return the values of `--set`."""
     named = [each.name for each in context.command.params if "--set" in each.opts]
     return [text for name in named for text in context.params[name] or ()]
 
 
 def commands_in(words: list[str]) -> Iterator[list[str]]:
-    """Yield the command of ours in a line of shell: by itself, after variables or sudo, or in a container."""
+    """Yield our command in a line of shell: alone, after variables or sudo, or in a container."""
     while words and re.match(r"[A-Z_]+=", words[0]):
         words = words[1:]
     if words and words[0] == "sudo":
@@ -166,7 +166,7 @@ def commands_in(words: list[str]) -> Iterator[list[str]]:
 
 
 def blocks(text: str) -> Iterator[str]:
-    """Yield the code blocks of a page without their indentation: indented and fenced ones."""
+    """Yield the code blocks of a page, indented and fenced, without their indentation."""
     for block in re.findall(r"^```[^\n]*\n(.*?)^```$", text, re.M | re.S):
         yield block
     unfenced = re.sub(r"^```.*?^```$", "", text, flags=re.M | re.S)

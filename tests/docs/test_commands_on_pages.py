@@ -1,4 +1,4 @@
-"""What a page advises can be typed: commands, flags, settings, imports, files and anchors on every page are real."""
+"""Commands, flags, settings, imports, files and anchors on every page are real."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from docs.commands import (
 
 DOCS = TOP / "docs"
 PAGES = [TOP / "README.md", TOP / "CONTRIBUTING.md", TOP / "deploy" / "README.md", *sorted(DOCS.rglob("*.md"))]
-# Flags of other people's commands that pages mention by themselves.
+# Flags of other programs that pages mention without their command.
 FOREIGN_FLAGS = {"--userns", "--gpus", "--network"}
 on_every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(TOP)))
 
@@ -73,12 +73,12 @@ def test_every_flag_within_a_sentence_is_a_flag_of_some_command(page):
 
 @pytest.mark.parametrize(("page", "package"), [("fusion.md", "mos_server.fusion"), ("tuning.md", "mos_client.tuning")])
 def test_every_setting_has_its_row_and_every_row_its_setting(page, package):
-    """In the table of the page whose first column is the setting: of gradient fusion, or of tuning."""
+    """The table whose first column is the setting, of gradient fusion or of tuning."""
     text = (DOCS / page).read_text(encoding="utf-8")
     (table,) = re.findall(r"^\| setting \| (?:meaning|what it does) \|.*\n\|[-|]+\|\n((?:\|.*\n)+)", text, re.M)
     names = {name for row in table.splitlines() for name in re.findall(r"`([a-z_]+)`", row.split("|")[1])}
     known = [setting_names(kind) for kind in settings_in(package)]
-    assert any(names == of_one for of_one in known), [sorted(names ^ of_one) for of_one in known]
+    assert any(names == settings for settings in known), [sorted(names ^ settings) for settings in known]
 
 
 def test_every_method_has_its_row_with_its_settings():
@@ -140,13 +140,13 @@ def test_every_message_under_troubleshooting_is_one_that_the_code_says(page):
     assert len(first_cells) > 8
     for message in re.findall(r"`([^`]+)`", " ".join(first_cells)):
         for part in message.split("…"):
-            # Numbers are written into the sentence when it is said.
+            # Numbers are formatted into the message.
             for words in re.split(r"\d+", part):
                 assert words.strip() in said, message
 
 
 def test_the_tree_outside_the_embedded_model_is_under_ten_megabytes():
-    """A clone is small: what is generated stands once."""
+    """A clone is small: generated files exist once."""
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=TOP, capture_output=True, text=True, timeout=60, check=False)
     if listed.returncode != 0:
         pytest.skip("not a git checkout")

@@ -1,6 +1,7 @@
-"""Gradient fusion the long way: weights added in place, prompts encoded one by one, every activation stored, dense least squares.
+"""Gradient fusion by a direct, dense implementation, as an oracle.
 
-Nothing of `mos_server` is used, and of `mos_common` only the list of layers and the prompts.
+Weights are changed in place, prompts encoded one by one, every activation stored, and the dense
+least squares solved. It uses nothing of `mos_server`, and of `mos_common` only layers and prompts.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ Rows = dict[str, Tensor]  # layer name -> all rows it read, float64
 
 
 def dense(concept: Concept) -> dict[str, Tensor]:
-    """ΔW of every layer."""
+    """Return ΔW of every layer."""
     return {
         name: pair.alpha / pair.A.shape[0] * pair.B.double() @ pair.A.double() for name, pair in concept.pairs.items()
     }
@@ -30,7 +31,7 @@ def dense(concept: Concept) -> dict[str, Tensor]:
 
 @contextmanager
 def added(base: Base, changes: Mapping[str, Tensor]) -> Iterator[None]:
-    """The base with ΔW added into its weights, and a copy of the old weights put back."""
+    """Add ΔW to the weights of the base; restore a copy of the old weights afterwards."""
     modules = {layer.name: layer.module for layer in concept_layers(base)}
     before = {name: modules[name].weight.detach().clone() for name in changes}
     try:
@@ -44,7 +45,7 @@ def added(base: Base, changes: Mapping[str, Tensor]) -> Iterator[None]:
 
 @contextmanager
 def storing(base: Base, group: Group, kept: Tensor | slice) -> Iterator[dict[str, list[Tensor]]]:
-    """Every row that passes into the layers of a group, layer by layer."""
+    """Store every input row of the layers of a group, by layer."""
     stored: dict[str, list[Tensor]] = defaultdict(list)
     handles = [
         layer.module.register_forward_hook(
@@ -63,7 +64,7 @@ def storing(base: Base, group: Group, kept: Tensor | slice) -> Iterator[dict[str
 
 
 def encode(base: Base, prompt: str, concept: Concept | None, layer: int) -> tuple[Tensor, list[int], int]:
-    """Features (tokens x width) of one prompt for one layer, where the concept's words stand, and where the text ends."""
+    """Return features (tokens x width) for one layer, positions of the words, end of the text."""
     tokenizer, ids, places = base.tokenizer, [base.tokenizer.bos_token_id], []
     for i, piece in enumerate(prompt.split(concept.name) if concept else [prompt]):
         if i:
@@ -88,7 +89,7 @@ def encode(base: Base, prompt: str, concept: Concept | None, layer: int) -> tupl
 
 
 def positions(kind: str, places: list[int], end: int, length: int) -> list[int]:
-    """The token positions that count."""
+    """Return the token positions that count."""
     if kind == "all":
         return list(range(length))
     return list(range(end + 1)) if kind == "text" or not places else [*places, end]
@@ -107,7 +108,7 @@ def rows_of(
     guidance: float,
     first_seed: int,
 ) -> Rows:
-    """What one concept's prompts feed every layer of a group, on the base changed by `changes`."""
+    """Return the input rows of every layer of a group for a concept's prompts, under `changes`."""
     subject = "" if concept is None else concept.name if concept.words else concept.class_word
     prompts = [about(prompt, subject) for prompt in prompts] if concept else list(prompts)
     concept = concept if concept and concept.words else None
@@ -137,7 +138,7 @@ def _read(base: Base, group: Group, prompts: Sequence[str], concept: Concept | N
 def _drawn(
     base: Base, prompts: Sequence[str], concept: Concept | None, steps: int, guidance: float, first_seed: int
 ) -> Iterator[dict]:
-    """Draw one prompt after the other; the unconditional half is a call of its own and is not stored."""
+    """Draw prompts one by one; the unconditional pass is separate and not stored."""
     modules = [module for _, module in cross_attentions(base)]
     for i, prompt in enumerate(prompts):
         texts = [
@@ -183,7 +184,7 @@ def _joined(parts: Iterator[dict]) -> Rows:
 def solve(
     rows: Sequence[Tensor], changes: Sequence[Tensor], ordinary: Tensor, *, ridge: float, preserve: float
 ) -> Tensor:
-    """argmin_Δ Σi ‖Xi (Δ - ΔWi)ᵀ‖²/mi + μ ‖X0 Δᵀ‖²/m0 + λ·(tr S/d_in)·‖Δ‖², as one tall system."""
+    """argmin_Δ Σi ‖Xi (Δ - ΔWi)ᵀ‖²/mi + μ ‖X0 Δᵀ‖²/m0 + λ·(tr S/d_in)·‖Δ‖² of one tall system."""
     blocks = [X / len(X) ** 0.5 for X in rows]
     targets = [block @ change.T for block, change in zip(blocks, changes, strict=True)]
     blocks.append(preserve**0.5 * ordinary / len(ordinary) ** 0.5)

@@ -1,4 +1,7 @@
-"""The paper's own road to a fused layer, as an oracle: stored activations, and L-BFGS from the base weight (section 3.3, equation 4)."""
+"""The paper's fusion of a layer, as an oracle (section 3.3, equation 4).
+
+Activations are stored, and L-BFGS starts from the base weight.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +12,9 @@ from torch import Tensor
 
 
 def fuse_layer(W0: Tensor, changes: Sequence[Tensor], rows: Sequence[Tensor], steps: int) -> Tensor:
-    """argmin_W Σi ‖Xi (W - Wi)ᵀ‖²/mi with Wi = W0 + ΔWi, as far as `steps` steps of L-BFGS come when they start at W0.
+    """Approximate argmin_W Σi ‖Xi (W - Wi)ᵀ‖²/mi with Wi = W0 + ΔWi by `steps` steps from W0.
 
-    The activations Xi are stored, and so are the targets Xi Wiᵀ. History 25, strong Wolfe line search.
+    The activations Xi and the targets Xi Wiᵀ are stored. History 25, strong Wolfe line search.
     """
     targets = [X @ (W0 + change).T for X, change in zip(rows, changes, strict=True)]
     W = W0.clone().requires_grad_()

@@ -1,4 +1,4 @@
-"""The noise that a base predicts with changes on it, by our road and by diffusers' own pipeline."""
+"""The noise that a changed base predicts, by our code and by diffusers' own pipeline."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PROMPT = "a cat, asleep"
 
 
 def ours(base, pairs: Mapping[str, LowRank]) -> torch.Tensor:
-    """What the UNet predicts of one noise with the changes attached, both text encoders' included."""
+    """Return the UNet's prediction with the changes attached, including the text encoders'."""
     side = base.unet.config.sample_size
     noisy = torch.randn(1, 4, side, side, generator=torch.Generator().manual_seed(3))
     with torch.no_grad(), attached(base, pairs), conditioned(base, read_prompts(base, [PROMPT], {})) as unet:
@@ -24,7 +24,7 @@ def ours(base, pairs: Mapping[str, LowRank]) -> torch.Tensor:
 
 
 def theirs(pipeline) -> torch.Tensor:
-    """The same by diffusers' own pipeline and whatever adapters it has loaded."""
+    """Return the same by diffusers' pipeline with its loaded adapters."""
     side, more = pipeline.unet.config.sample_size, {}
     noisy = torch.randn(1, 4, side, side, generator=torch.Generator().manual_seed(3))
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Settings of a small fusion, which are the equation alone, and comparisons of fused models."""
+"""Settings of a small fusion by the plain equation, and comparisons of fused models."""
 
 from __future__ import annotations
 
@@ -41,6 +41,6 @@ def relative(change: torch.Tensor, expected: torch.Tensor) -> float:
 
 
 def energy_kept(fused, token: str) -> float:
-    """Return the least of a concept's energies kept, over the groups of layers."""
-    told = next(concept for concept in fused.manifest.concepts if concept.token == token)
-    return min(survival.energy_kept for survival in told.survival.values())
+    """Return the least energy kept of a concept over the groups of layers."""
+    fused_concept = next(concept for concept in fused.manifest.concepts if concept.token == token)
+    return min(survival.energy_kept for survival in fused_concept.survival.values())

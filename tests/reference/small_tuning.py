@@ -1,4 +1,4 @@
-"""A small tuning on random latents: settings, examples and starting words that several tests of tuning share."""
+"""A small tuning on random latents: shared settings, examples and initial words."""
 
 from __future__ import annotations
 

@@ -1,9 +1,10 @@
 """Fusion at the real size of Stable Diffusion 1.5, on random weights: seconds and peak memory.
 
-    python tests/bench/slow/bench_fusion_sd15.py                    on CPU: n = 1 and 2, float32, few steps
-    python tests/bench/slow/bench_fusion_sd15.py --device cuda      n = 14, float16, the settings of a real round
+    python tests/bench/slow/bench_fusion_sd15.py                  CPU: n = 1, 2; float32, few steps
+    python tests/bench/slow/bench_fusion_sd15.py --device cuda    n = 14, float16, default settings
 
-Wanted on a GPU for 14 concepts: under 60 s and under 8 GB. The published code needs 50 minutes on an A100 for as many.
+Target on a GPU for 14 concepts: under 60 s and under 8 GB. The published code needs 50 minutes on
+an A100 for the same number.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from mos_server.fusion.methods.gradient import GradientSettings
 
 
 def fuse_on(folder: str, device: str, dtype: str, count: int, settings: GradientSettings) -> float:
-    """Seconds of one fusion of so many concepts; the base is loaded before."""
+    """Return the seconds of one fusion of `count` concepts, without loading the base."""
     torch.set_num_threads(2 if device == "cpu" else 8)
     base = load_base(folder, device=device, dtype=dtype)
     concepts = [random_concept(base, seed, strength=0.01) for seed in range(count)]
@@ -35,12 +36,12 @@ def fuse_on(folder: str, device: str, dtype: str, count: int, settings: Gradient
 
 
 def fuse_once(folder: str, device: str, dtype: str, count: int, settings: GradientSettings, out: str) -> None:
-    """The same, where only what it holds is asked for."""
+    """Run `fuse_on` and write its seconds to `out`, in a process whose memory is measured."""
     Path(out).write_text(str(fuse_on(folder, device, dtype, count, settings)))
 
 
 def main() -> None:
-    """On what there is."""
+    """Run on the available device."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--counts", type=int, nargs="+", help="how many concepts")

@@ -1,12 +1,15 @@
-"""A step of tuning at the real sizes of Stable Diffusion 1.5 and XL, on random weights: seconds, and memory of the card.
+"""A step of tuning at the sizes of Stable Diffusion 1.5 and XL: seconds and GPU memory.
 
-    python tests/bench/slow/bench_tuning_sd15.py                  on a CPU: 512x512, one picture a step, float32
-    python tests/bench/slow/bench_tuning_sd15.py --device cuda    512x512, batch 4; then XL, 1024x1024, batch 1; bfloat16
+    python tests/bench/slow/bench_tuning_sd15.py                  CPU: 512x512, batch 1, float32
+    python tests/bench/slow/bench_tuning_sd15.py --device cuda    512x512, batch 4, bfloat16;
+                                                                  then XL, 1024x1024, batch 1
 
-The contestants and figures are those of tests/bench/bench_tuning.py. `peak_allocated` is torch.cuda.max_memory_allocated of three steps of
-one contestant alone; "within 8 GB" and "within 12 GB" are ours, as `mos_client.tuning.memory_plan` plans them for such a card.
+Weights are random. The contestants and figures are those of tests/bench/bench_tuning.py.
+`peak_allocated` is torch.cuda.max_memory_allocated of three steps of one contestant alone; "within
+8 GB" and "within 12 GB" are ours, as `mos_client.tuning.memory_plan` plans them for such a GPU.
 
-Wanted: twice the straightforward loop's speed, at most 1.35 times the single embedding's time, and the plans kept.
+Target: twice the straightforward loop's speed, at most 1.35 times the single
+embedding's time, and memory within the plans.
 """
 
 from __future__ import annotations
@@ -34,7 +37,7 @@ from mos_common.base_model import Base, load_base
 
 
 def bench_speed(bench: Bench, base: Base, config: TuningSettings, times: int, steps: int, clock: str = "wall") -> None:
-    """Steps of all three in turns; every picture has a caption of its own, so that ours has nothing to encode once."""
+    """Time all three in turns; captions differ, so that ours cannot share encodings."""
     what = shown(base, max(2, config.batch), own_captions=True)
     runs = {name: partial(take, steps, contestant(name, base, what, config)) for name in ALL}
     measured = alternating(runs, times, clock)
@@ -42,7 +45,10 @@ def bench_speed(bench: Bench, base: Base, config: TuningSettings, times: int, st
 
 
 def bench_memory(bench: Bench, case: str, base: Base, name: str, config: TuningSettings, plan: Plan) -> None:
-    """Three steps of one contestant, alone on the card; seconds of the last two. Who needs no VAE has it off the card."""
+    """Measure three steps of one contestant alone on the GPU, and time the last two.
+
+    Contestants that need no VAE have it offloaded.
+    """
     what = shown(base, config.batch, own_captions=True)
     with offloaded(base, config) as loaded, loaded() if name == STRAIGHTFORWARD else nullcontext():
         step = contestant(name, base, what, config, plan)
@@ -55,7 +61,7 @@ def bench_memory(bench: Bench, case: str, base: Base, name: str, config: TuningS
 
 
 def on_gpu(bench: Bench, scratch: Path, device: str) -> None:
-    """Speed and memory of Stable Diffusion 1.5, memory of XL."""
+    """Measure speed and memory of Stable Diffusion 1.5, and memory of XL."""
     write_random_sd15(scratch / "sd15")
     base = load_base(str(scratch / "sd15"), device=device, dtype="bfloat16")
     config = TuningSettings.of(base.preset, steps=MANY_STEPS, changes={"batch": "4"})
@@ -73,11 +79,11 @@ def on_gpu(bench: Bench, scratch: Path, device: str) -> None:
 
 
 def main() -> None:
-    """On what there is."""
+    """Run on the available device."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--times", type=int, default=2, help="measured steps on a CPU")
-    parser.add_argument("--clock", choices=list(CLOCKS), default="wall", help="on a CPU that others use too: cpu")
+    parser.add_argument("--clock", choices=list(CLOCKS), default="wall", help="cpu: for a machine that others use too")
     arguments = parser.parse_args()
     bench = Bench("tuning_sd15")
     with tempfile.TemporaryDirectory() as scratch:
