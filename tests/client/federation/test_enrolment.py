@@ -104,7 +104,7 @@ def test_a_server_that_is_away_is_waited_for_and_that_is_said(operator, tmp_path
     assert enrol(kit, tmp_path, say).participant == "alice"
     assert len(said) == 2
     assert "waiting for it, Ctrl-C stops" in said[0]
-    assert "is there again" in said[1]
+    assert "is reachable again" in said[1]
 
 
 @pytest.mark.parametrize("contents", [None, b"", b"[]", b"{}"])

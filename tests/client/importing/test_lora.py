@@ -284,11 +284,11 @@ WIDE = {
         ({**PAIR, f"{K}.lora_B.bias": torch.ones(32)}, "a LoRA with biases"),
         (WIDE, rf"{CONV}\.alpha changes a convolution larger than 1x1"),
         ({f"{K}.lora_down.weight": torch.ones(2, 32, 3, 3), f"{K}.lora_up.weight": torch.ones(32, 2, 1, 1)}, "larger than 1x1"),
-        ({"lora_unet_nowhere.lora_down.weight": torch.ones(2, 2)}, "lora_unet_nowhere, which is no linear layer .*--base"),
-        ({"something": torch.ones(2)}, "something is no factor of a LoRA"),
+        ({"lora_unet_nowhere.lora_down.weight": torch.ones(2, 2)}, "lora_unet_nowhere, which is not a linear layer .*--base"),
+        ({"something": torch.ones(2)}, "something is not a LoRA factor"),
         ({**PAIR, f"{K}.alpha": torch.ones(3)}, "an alpha is one finite number"),
         ({**PAIR, f"{K}.alpha": torch.tensor(float("nan"))}, "an alpha is one finite number"),
-        ({f"{K}.lora_down.weight": torch.ones(2, 32), f"{K}.lora_up.weight": torch.ones(32, 3)}, "are no pair"),
+        ({f"{K}.lora_down.weight": torch.ones(2, 32), f"{K}.lora_up.weight": torch.ones(32, 3)}, "do not form a pair"),
     ],
 )  # fmt: skip
 def test_whatever_is_no_lora_of_linear_layers_is_refused_by_name(sixteen, tensors, said):

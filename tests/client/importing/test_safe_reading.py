@@ -115,7 +115,7 @@ def test_an_extension_s_number_is_refused(tmp_path):
 def test_a_pickle_without_a_zip_is_refused_unread(tmp_path):
     marker = tmp_path / "marker"
     (tmp_path / "a.pt").write_bytes(eval_by("GLOBAL", marker))
-    refused(tmp_path / "a.pt", "neither safetensors nor a file of torch.save")
+    refused(tmp_path / "a.pt", "neither a safetensors file nor one that torch.save wrote")
     torch.save(TENSORS, tmp_path / "b.pt", _use_new_zipfile_serialization=False)
     refused(tmp_path / "b.pt", "convert it to safetensors first")
     assert not marker.exists()
@@ -127,7 +127,7 @@ def test_a_zip_behind_a_pickle_is_refused(tmp_path):
     torch.save(TENSORS, harmless)
     (tmp_path / "a.pt").write_bytes(eval_by("GLOBAL", marker) + harmless.getvalue())
     assert zipfile.is_zipfile(tmp_path / "a.pt")
-    refused(tmp_path / "a.pt", "neither safetensors nor a file of torch.save")
+    refused(tmp_path / "a.pt", "neither a safetensors file nor one that torch.save wrote")
     assert not marker.exists()
 
 
@@ -143,7 +143,7 @@ def test_anything_but_tensors_in_plain_containers_is_refused(tmp_path, held):
     ("held", "said"),
     [
         ({"a": b"bytes"}, "is refused"),
-        ({1.5: torch.ones(1)}, "a float is no name of a tensor"),
+        ({1.5: torch.ones(1)}, "a float cannot name a tensor"),
         ({3: torch.ones(1)}, "expected named tensors"),
         ([torch.ones(1)], "holds a list; expected named tensors"),
         (torch.ones(1), "holds a Tensor; expected named tensors"),
@@ -185,14 +185,14 @@ def test_entries_that_share_their_bytes_are_refused(tmp_path):
 
 def test_a_long_description_is_refused_unread(tmp_path, monkeypatch):
     monkeypatch.setattr(safe_reading, "MAX_PICKLE_BYTES", 100)
-    refused(as_torch_zip(tmp_path / "a.pt", bytes(101)), "its description alone has 101 bytes")
+    refused(as_torch_zip(tmp_path / "a.pt", bytes(101)), "its pickle alone has 101 bytes")
 
 
 def test_a_tensor_that_is_more_than_the_file_holds_is_refused(tmp_path):
     """One number, said to be repeated a million times a million: four terabytes once somebody computes with it."""
     torch.save({"a": torch.ones(1).expand(10**6, 10**6)}, tmp_path / "a.pt")
     assert (tmp_path / "a.pt").stat().st_size < 5_000
-    refused(tmp_path / "a.pt", r"a tensor of shape \(1000000, 1000000\) is more than the file holds")
+    refused(tmp_path / "a.pt", r"a tensor of shape \(1000000, 1000000\) is larger than its data")
 
 
 def test_containers_without_end_are_refused(tmp_path):
@@ -200,11 +200,11 @@ def test_containers_without_end_are_refused(tmp_path):
     for _ in range(12):
         held = {"a": held}
     torch.save(held, tmp_path / "a.pt")
-    refused(tmp_path / "a.pt", "containers within containers")
+    refused(tmp_path / "a.pt", "containers are nested")
     around: dict = {}
     around["a"] = around
     torch.save(around, tmp_path / "b.pt")
-    refused(tmp_path / "b.pt", "containers within containers")
+    refused(tmp_path / "b.pt", "containers are nested")
 
 
 def test_a_file_beyond_the_cap_is_refused_unread(tmp_path, monkeypatch):

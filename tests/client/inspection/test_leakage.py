@@ -99,7 +99,7 @@ def test_a_concept_that_was_never_tuned_is_at_chance(tiny, case):
     found = measure_leakage(tiny, untouched, images, others)
     assert 0.2 <= found.auc <= 0.8
     assert found.p_value > 0.05
-    assert "could be chance: nothing is shown" in "\n".join(found.lines())
+    assert "could be chance: it shows neither" in "\n".join(found.lines())
 
 
 def test_a_concept_that_changes_nothing_gains_nothing(tiny, case):
@@ -139,7 +139,7 @@ def told(members: list[float], others: list[float]) -> str:
         ([5, 6, 7, 8, 9], [0, 1, 2, 3, 4], "can tell that it was tuned on"),
         ([*range(10, 40)], [*range(30)], "can often tell"),
         ([*range(25, 225)], [*range(200)], "hardly better than guessing"),
-        ([0, 2, 4, 6, 8], [1, 3, 5, 7, 9], "With 5 and 5 pictures this could be chance: nothing is shown"),
+        ([0, 2, 4, 6, 8], [1, 3, 5, 7, 9], "With 5 and 5 pictures this could be chance: it shows neither"),
         ([5, 6, 7, 8], [1, 2], "4 and 2 pictures are too few to show anything, whatever the score.*--others"),
     ],
 )

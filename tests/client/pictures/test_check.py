@@ -84,7 +84,7 @@ def test_sharpness_is_the_variance_of_the_laplacian():
 
 
 def test_a_picture_smaller_than_the_base_s_is_reported(folder):
-    assert [name for name, said in said_of(folder, smallest=96) if "enlarged to 96 it shows no more" in said] == [
+    assert [name for name, said in said_of(folder, smallest=96) if "enlarging it to 96 adds no detail" in said] == [
         "02.png",
         "03.png",
     ]
@@ -118,9 +118,9 @@ def test_everything_that_was_found_is_told(folder, tiny, tmp_path):
     for line in (
         f"{folder}: 6 usable pictures\n",
         "06.png cannot be read",
-        "captions: 1 of 6; the others are called 'photo of a V', 'V'",
+        "captions: 1 of 6; the others get 'photo of a V', 'V'",
         "masks: 2 of 6",
-        "held back to score with, never tuned on: 04.png, 05.png",
+        "held back for scoring, never tuned on: 04.png, 05.png",
         "look at 05.png: it is much blurrier",
         f"contact sheet: {tmp_path / 'sheet.png'}",
     ):
@@ -143,7 +143,7 @@ def test_too_few_are_an_error_after_what_is_wrong_with_each_was_said(folder, tin
 
 
 def test_a_sheet_among_the_pictures_or_at_no_place_is_refused_before_anything_is_read(folder, tiny, tmp_path):
-    with pytest.raises(RequestError, match="would be taken for one"):
+    with pytest.raises(RequestError, match="would be read as one"):
         checked(folder, tiny, folder / "check.png")
     with pytest.raises(StateError, match="cannot be written"):
         checked(folder, tiny, folder / "00.png" / "check.png")

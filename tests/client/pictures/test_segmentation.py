@@ -107,7 +107,7 @@ def test_a_mask_that_marks_nothing_is_not_written(clipseg, make_pictures):
 def test_what_is_no_clipseg_model_is_refused(clipseg, make_pictures, random_base_folder, tmp_path):
     folder = make_pictures(3)
     for model in (tmp_path / "nowhere", folder, random_base_folder() / "text_encoder"):
-        with pytest.raises(RequestError, match="is no CLIPSeg model"):
+        with pytest.raises(RequestError, match="is not a CLIPSeg model"):
             list(draw_masks(folder, "cat", model))
     with pytest.raises(PicturesError, match="no folder of pictures"):
         list(draw_masks(tmp_path / "nowhere", "cat", clipseg["all"]))

@@ -163,7 +163,7 @@ def test_an_interruption_goes_on_where_the_last_checkpoint_was(tune, whole, capl
     steps = []
     assert tune(on_step=lambda step: steps.append(step.number)).read_bytes() == whole
     assert steps == [3, 4]
-    assert "going on from step 2 of 4" in caplog.text
+    assert "resuming from step 2 of 4" in caplog.text
 
 
 def test_what_was_seen_on_the_way_survives_a_kill_too(tune, random_base_folder, pictures, tmp_path):
