@@ -18,8 +18,9 @@ class TuneRequest:
 
     `images` is a folder with the pictures of one concept; `class_word` says what it is a kind of.
     `base` is `tiny`, a diffusers folder or a hub id; without `device` and `dtype` the best
-    available are used. Without `steps` the base's preset decides. `settings` are those of `TuningSettings` by
-    name, as values or as text. `vram` is the memory that a step may take, in gigabytes.
+    available are used. Without `steps` the base's preset decides. `settings` are those of
+    `TuningSettings` by name, as values or as text. `vram` is the memory that a step may use, in
+    gigabytes.
 
     Raises:
         RequestError: `concept` is not a name like "<cat>", or a setting is unknown or out of range.

@@ -1,4 +1,4 @@
-"""`mos-client check`, `import` and `leakage` as a person types them: what is printed, and the exit codes."""
+"""The output and exit codes of `mos-client check`, `import` and `leakage`."""
 
 from __future__ import annotations
 

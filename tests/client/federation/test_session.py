@@ -1,4 +1,4 @@
-"""A participant's state folder: its settings, the name of the tuned file, one `join` at a time, readable by its owner."""
+"""A participant's state folder: settings, the name of the tuned file, the lock, permissions."""
 
 from __future__ import annotations
 

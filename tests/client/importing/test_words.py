@@ -1,4 +1,4 @@
-"""Textual inversions and the paper's checkpoints as words: told by diffusers and by hand."""
+"""Textual inversions and the paper's checkpoints, compared with diffusers and by hand."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def imported(base, *files: Path, out: Path, **settings: object):
 @pytest.mark.parametrize("count", [1, 3])
 @pytest.mark.parametrize("kind", ["diffusers", "diffusers .bin", "A1111 .pt", "A1111 .safetensors"])
 def test_a_textual_inversion_is_encoded_as_diffusers_encodes_it(sixteen, random_base_folder, tmp_path, kind, count):
-    """Of one vector or several, whoever wrote it."""
+    """With one vector or several, in every known format."""
     words = vectors(count, 24)
     file = tmp_path / ("ti.safetensors" if "safetensors" in kind or kind == "diffusers" else "ti.pt")
     if kind == "diffusers":
@@ -49,10 +49,10 @@ def test_a_textual_inversion_is_encoded_as_diffusers_encodes_it(sixteen, random_
     with torch.no_grad():
         expected = pipeline.encode_prompt("a <x> here", "cpu", 1, do_classifier_free_guidance=False)[0]
         concept = imported(sixteen, file, out=tmp_path / "cat.safetensors")
-        found = encode_prompts(sixteen, ["a <cat> here"], {"<cat>": words_of(concept, sixteen)})
+        encoded = encode_prompts(sixteen, ["a <cat> here"], {"<cat>": words_of(concept, sixteen)})
     assert concept.words[0].shape == (16, count, 24)
     for layer in range(16):
-        torch.testing.assert_close(found[:, layer], expected, rtol=1e-2, atol=5e-3)  # of half precision
+        torch.testing.assert_close(encoded[:, layer], expected, rtol=1e-2, atol=5e-3)  # of half precision
 
 
 def test_one_vector_without_a_dimension_of_its_own_is_a_word(sixteen):
@@ -63,10 +63,10 @@ def test_one_vector_without_a_dimension_of_its_own_is_a_word(sixteen):
 def test_a_textual_inversion_of_xl_has_a_vector_for_each_text_encoder(xl, random_base_folder, tmp_path):
     save_file({"clip_l": vectors(2, 24), "clip_g": vectors(2, 32, seed=1)}, tmp_path / "ti.safetensors")
     pipeline = StableDiffusionXLPipeline.from_pretrained(random_base_folder(xl=True), add_watermarker=False)
-    found = load_file(tmp_path / "ti.safetensors")
+    content = load_file(tmp_path / "ti.safetensors")
     for name, number in (("clip_l", ""), ("clip_g", "_2")):
         encoder, tokenizer = getattr(pipeline, f"text_encoder{number}"), getattr(pipeline, f"tokenizer{number}")
-        pipeline.load_textual_inversion(found[name], token="<x>", text_encoder=encoder, tokenizer=tokenizer)
+        pipeline.load_textual_inversion(content[name], token="<x>", text_encoder=encoder, tokenizer=tokenizer)
     concept = imported(xl, tmp_path / "ti.safetensors", out=tmp_path / "cat.safetensors")
     assert [words.shape for words in concept.words] == [(11, 2, 24), (11, 2, 32)]
     vocabulary = {"<cat>": words_of(concept, xl)}
@@ -78,19 +78,19 @@ def test_a_textual_inversion_of_xl_has_a_vector_for_each_text_encoder(xl, random
 
 
 @pytest.mark.parametrize(
-    ("found", "said"),
+    ("content", "said"),
     [
-        ({"emb_params": torch.ones(1, 768)}, "has width 768, .* reads 24: it was made for another base"),
-        ({"clip_l": torch.ones(1, 24), "clip_g": torch.ones(1, 32)}, "has width 24 and 32, .* reads 24"),
+        ({"emb_params": torch.ones(1, 768)}, "has width 768, .* has 24: it was made for another base"),
+        ({"clip_l": torch.ones(1, 24), "clip_g": torch.ones(1, 32)}, "has width 24 and 32, .* has 24"),
     ],
 )
-def test_an_embedding_of_another_base_is_refused(sixteen, found, said):
+def test_an_embedding_of_another_base_is_refused(sixteen, content, said):
     with pytest.raises(ConceptError, match=said):
-        textual_inversion(found, sixteen)
+        textual_inversion(content, sixteen)
 
 
 @pytest.mark.parametrize(
-    "found",
+    "content",
     [
         {"string_to_param": {}},
         {"string_to_param": [1]},
@@ -99,8 +99,8 @@ def test_an_embedding_of_another_base_is_refused(sixteen, found, said):
         {"a": {}, "b": 1},
     ],
 )
-def test_what_is_no_textual_inversion_is_none(sixteen, found):
-    assert textual_inversion(found, sixteen) is None
+def test_what_is_no_textual_inversion_is_none(sixteen, content):
+    assert textual_inversion(content, sixteen) is None
 
 
 def test_vectors_of_different_numbers_for_the_two_text_encoders_are_refused(xl, tmp_path):
@@ -129,10 +129,10 @@ def test_what_holds_neither_is_refused(sixteen, tmp_path):
 
 
 def paper_checkpoint(base, rank: int = 4) -> tuple[dict, dict[str, torch.Tensor]]:
-    """`edlora.pth` as the paper's code writes it, and up · down of every layer.
+    """Write `edlora.pth` as the paper's code does; return up · down of every layer.
 
-    LoRA on all linears of the text encoder's attention and on linears and 1x1 convolutions of the UNet's transformers; two words of
-    one embedding a cross-attention layer.
+    LoRA on all linears of the text encoder's attention, and on linears and 1x1 convolutions of the
+    UNet's transformers; two words with one embedding per cross-attention layer.
     """
     g = torch.Generator().manual_seed(2)
     params: dict = {"new_concept_embedding": {}, "text_encoder": {}, "unet": {}}

@@ -18,7 +18,7 @@ from mos_common.errors import PicturesError, RequestError
 
 
 def write_clipseg(folder: Path, tokenizer: object, bias: float) -> Path:
-    """A random CLIPSeg; a large `bias` makes it mark everything, a small one nothing."""
+    """Write a random CLIPSeg; a large `bias` makes it mark everything, a small one nothing."""
     from transformers import ViTImageProcessorPil
 
     sides = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2}

@@ -1,6 +1,7 @@
-"""Two optimiser steps on models of the widths that people use: Stable Diffusion 1.5 and XL, random weights, on the CPU.
+"""Two optimiser steps on random models as large as Stable Diffusion 1.5 and XL, on the CPU.
 
-Run with `-m slow`; prints seconds and the peak of memory. Weights are bfloat16 and latents 32 x 32, so that XL fits into 20 GiB.
+Run with `-m slow`; prints seconds and peak memory. Weights are bfloat16 and latents 32 x 32, so
+that XL fits into 20 GiB.
 """
 
 from __future__ import annotations
@@ -46,7 +47,10 @@ UNET_XL = {
 
 
 def filled(make: Callable[[], nn.Module]) -> Any:
-    """A model of random weights, of a size that keeps variances; made without memory first, since its own start takes minutes."""
+    """Return a model with random weights that keep variances.
+
+    It is built on the meta device, since its own initialisation takes minutes.
+    """
     with torch.device("meta"):
         model = make()
     model = model.to(torch.bfloat16).to_empty(device="cpu")
@@ -81,7 +85,7 @@ def base_of(kind: str, make_tokenizer: Callable[..., Any]) -> Base:
         parts["text_encoder_2"] = filled(lambda: CLIPTextModelWithProjection(text_config(tokenizer, TEXT_G)))
         parts["tokenizer_2"] = make_tokenizer()
     levels = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
-    vae = AutoencoderKL(block_out_channels=(8,) * 4, norm_num_groups=4, **levels)  # tells sizes only: it is not run
+    vae = AutoencoderKL(block_out_channels=(8,) * 4, norm_num_groups=4, **levels)  # gives sizes only: it is not run
     scheduler = DDPMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
     return Base(kind, tokenizer, vae=vae, scheduler=scheduler, fingerprint="0" * 64, **parts)
 
@@ -91,7 +95,7 @@ def base_of(kind: str, make_tokenizer: Callable[..., Any]) -> Base:
     [("1.5", 0.86e9, 16, 16, (2, 4)), ("XL", 2.57e9, 70, 11, (8, 16))],
 )
 def test_two_steps_of_real_size(kind, parameters, attentions, words, megabytes, make_tokenizer, capsys):
-    """The model is what its name says, the losses are numbers, every change has moved, and the concept file is small."""
+    """Sizes are right, losses finite, every pair is tuned, and the concept file is small."""
     started = time.monotonic()
     base = base_of(kind, make_tokenizer)
     assert sum(p.numel() for p in base.unet.parameters()) == pytest.approx(parameters, rel=0.01)
