@@ -158,7 +158,7 @@ def _fetch_all(enrolment: Enrolment, stub: Any, described: Any, part: Path, prog
         if digest_of_file(path) != file.sha256.hex():
             path.unlink()
             raise TrustError(
-                f"{file.name} of {described.model} arrived with a digest other than the announced one: download it again"
+                f"{file.name} of {described.model} arrived with a digest other than announced: download it again"
             )
         done += file.size
 

@@ -33,7 +33,8 @@ COMMAND = """
 import atexit, socket, sys
 def tell(address): sys.stderr.write(f"NETWORK {address}\\n"); raise OSError("told")
 socket.socket.connect = lambda self, address: tell(address)
-atexit.register(lambda: sys.stderr.write("IMPORTED " + " ".join(m for m in ("torch", "flwr", "grpc", "transformers", "diffusers") if m in sys.modules) + "\\n"))
+heavy = ("torch", "flwr", "grpc", "transformers", "diffusers")
+atexit.register(lambda: sys.stderr.write("IMPORTED " + " ".join(m for m in heavy if m in sys.modules) + "\\n"))
 from mos_client.cli.main import main
 main()
 """
@@ -143,7 +144,10 @@ def test_it_waits_for_a_server_that_is_not_there_and_an_interruption_is_130(
     kit = make_kit(ca=create_pki(tmp_path / "pki", "127.0.0.1").authority_pem())
     listener.close()
     pictures = make_pictures(4)
-    program = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from mos_client.cli.main import main; main()"
+    program = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "from mos_client.cli.main import main; main()"
+    )
     words = [sys.executable, "-c", program, "join", str(kit), str(pictures), *NAMED]
     with subprocess.Popen(
         words, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ

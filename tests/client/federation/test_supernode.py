@@ -193,8 +193,10 @@ def test_a_full_disk_is_said_and_tried_again_after_a_pause(node, pretend, clock,
 def test_it_ends_with_a_participant_that_is_killed(pretend, tmp_path):
     starts = pretend(STAYS)
     program = (
-        "import sys, time; from pathlib import Path; from mos_client.federation.supernode import SuperNode; p = Path(sys.argv[1]);"
-        "sys.executable = str(p / 'bin' / 'python'); n = SuperNode('127.0.0.1:9', p, p, p / 'flower', ''); n.look_after(); time.sleep(60)"
+        "import sys, time; from pathlib import Path; from mos_client.federation.supernode import SuperNode; "
+        "p = Path(sys.argv[1]);"
+        "sys.executable = str(p / 'bin' / 'python'); n = SuperNode('127.0.0.1:9', p, p, p / 'flower', ''); "
+        "n.look_after(); time.sleep(60)"
     )
     with subprocess.Popen([os.path.realpath(sys.prefix) + "/bin/python", "-c", program, str(tmp_path)]) as participant:
         until(lambda: count(starts) == 1)

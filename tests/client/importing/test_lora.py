@@ -283,14 +283,20 @@ WIDE = {
         ({f"{K}.oft_blocks": torch.ones(2, 2)}, "OFT"),
         ({**PAIR, f"{K}.lora_B.bias": torch.ones(32)}, "a LoRA with biases"),
         (WIDE, rf"{CONV}\.alpha changes a convolution larger than 1x1"),
-        ({f"{K}.lora_down.weight": torch.ones(2, 32, 3, 3), f"{K}.lora_up.weight": torch.ones(32, 2, 1, 1)}, "larger than 1x1"),
-        ({"lora_unet_nowhere.lora_down.weight": torch.ones(2, 2)}, "lora_unet_nowhere, which is not a linear layer .*--base"),
+        (
+            {f"{K}.lora_down.weight": torch.ones(2, 32, 3, 3), f"{K}.lora_up.weight": torch.ones(32, 2, 1, 1)},
+            "larger than 1x1",
+        ),
+        (
+            {"lora_unet_nowhere.lora_down.weight": torch.ones(2, 2)},
+            "lora_unet_nowhere, which is not a linear layer .*--base",
+        ),
         ({"something": torch.ones(2)}, "something is not a LoRA factor"),
         ({**PAIR, f"{K}.alpha": torch.ones(3)}, "expected one finite number"),
         ({**PAIR, f"{K}.alpha": torch.tensor(float("nan"))}, "expected one finite number"),
         ({f"{K}.lora_down.weight": torch.ones(2, 32), f"{K}.lora_up.weight": torch.ones(32, 3)}, "do not form a pair"),
     ],
-)  # fmt: skip
+)
 def test_adapters_other_than_lora_of_linear_layers_are_refused_by_name(sixteen, tensors, said):
     with pytest.raises(ConceptError, match=said):
         pairs_of(tensors, {}, sixteen)
@@ -312,7 +318,10 @@ def test_what_is_written_about_a_lora_is_not_believed_blindly(sixteen, metadata,
 
 
 def test_factors_of_another_shape_than_the_base_s_are_named(sixteen, tmp_path):
-    save_file({f"{K}.lora_down.weight": torch.ones(2, 30), f"{K}.lora_up.weight": torch.ones(32, 2)}, tmp_path / "a.safetensors")  # fmt: skip
+    save_file(
+        {f"{K}.lora_down.weight": torch.ones(2, 30), f"{K}.lora_up.weight": torch.ones(32, 2)},
+        tmp_path / "a.safetensors",
+    )
     with pytest.raises(
         ConceptError, match=r"attn1\.to_q\.lora_A\.weight has shape \(2, 30\), the base needs \(2, 32\)"
     ):
@@ -354,7 +363,9 @@ def test_a_change_of_lower_rank_is_the_nearest_one_and_says_what_it_keeps():
     pair = LowRank(torch.randn(6, 20), torch.randn(30, 6), 4.0)
     U, sigma, Vt = torch.linalg.svd(pair.change(torch.float64))
     nearest, share = truncated(pair, 3)
-    torch.testing.assert_close(nearest.change(torch.float64), U[:, :3] @ torch.diag(sigma[:3]) @ Vt[:3], rtol=1e-4, atol=1e-4)  # fmt: skip
+    torch.testing.assert_close(
+        nearest.change(torch.float64), U[:, :3] @ torch.diag(sigma[:3]) @ Vt[:3], rtol=1e-4, atol=1e-4
+    )
     assert share == pytest.approx(float(sigma[:3].square().sum() / sigma.square().sum()))
     whole, all_of_it = truncated(pair, 50)
     assert (whole.rank, all_of_it) == (6, pytest.approx(1.0))
@@ -379,6 +390,9 @@ def test_a_lora_too_large_for_a_concept_file_is_refused_with_a_rank_that_fits(si
 
 
 def test_a_rank_beyond_that_of_concept_files_is_refused(sixteen, tmp_path):
-    save_file({f"{K}.lora_down.weight": torch.ones(300, 32), f"{K}.lora_up.weight": torch.ones(32, 300)}, tmp_path / "a.safetensors")  # fmt: skip
+    save_file(
+        {f"{K}.lora_down.weight": torch.ones(300, 32), f"{K}.lora_up.weight": torch.ones(32, 300)},
+        tmp_path / "a.safetensors",
+    )
     with pytest.raises(ConceptError, match=r"of rank 300.*--rank 256"):
         imported(sixteen, tmp_path / "a.safetensors", out=tmp_path / "cat.safetensors")

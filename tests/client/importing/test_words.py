@@ -73,7 +73,9 @@ def test_a_textual_inversion_of_xl_has_a_vector_for_each_text_encoder(xl, random
     with torch.no_grad():
         expected, _, pooled, _ = pipeline.encode_prompt("a <x> here", device="cpu", do_classifier_free_guidance=False)
         text = tokenise(xl, "a <cat> here", vocabulary)
-        torch.testing.assert_close(encode_prompts(xl, ["a <cat> here"], vocabulary)[:, 4], expected, rtol=1e-2, atol=5e-3)  # fmt: skip
+        torch.testing.assert_close(
+            encode_prompts(xl, ["a <cat> here"], vocabulary)[:, 4], expected, rtol=1e-2, atol=5e-3
+        )
         torch.testing.assert_close(encode_pooled(xl, [text], vocabulary), pooled, rtol=1e-2, atol=5e-3)
 
 
@@ -111,7 +113,10 @@ def test_vectors_of_different_numbers_for_the_two_text_encoders_are_refused(xl, 
 
 def test_a_lora_and_its_textual_inversion_make_one_concept(sixteen, tmp_path):
     key = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
-    save_file({f"{key}.lora_down.weight": torch.ones(2, 32), f"{key}.lora_up.weight": torch.ones(32, 2)}, tmp_path / "a.safetensors")  # fmt: skip
+    save_file(
+        {f"{key}.lora_down.weight": torch.ones(2, 32), f"{key}.lora_up.weight": torch.ones(32, 2)},
+        tmp_path / "a.safetensors",
+    )
     save_file({"emb_params": vectors(1, 24)}, tmp_path / "b.safetensors")
     files = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
     concept = imported(sixteen, *files, out=tmp_path / "cat.safetensors")
@@ -191,9 +196,12 @@ def test_a_checkpoint_without_embeddings_is_called_by_its_trigger(sixteen, tmp_p
         ({"unet": [1]}, "'unet' does not hold named tensors"),
         ({"unet": {"a": 1}}, "'unet' does not hold named tensors"),
         ({"unet": {"nowhere.lora_down.weight": torch.ones(1, 1)}}, r"unet\.nowhere, which is not a linear layer"),
-        ({"text_encoder": {"text_model.encoder.layers.0.self_attn.q_proj.lora_up.weight": torch.ones(24, 1)}}, "only 1 of its two factors"),
+        (
+            {"text_encoder": {"text_model.encoder.layers.0.self_attn.q_proj.lora_up.weight": torch.ones(24, 1)}},
+            "only 1 of its two factors",
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_checkpoint_that_does_not_fit_is_refused_by_name(sixteen, tmp_path, changed, said):
     params, _ = paper_checkpoint(sixteen)
     torch.save({"params": params | changed}, tmp_path / "edlora.pth")

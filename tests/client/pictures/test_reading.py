@@ -63,7 +63,19 @@ def test_transparent_parts_are_white_and_half_transparent_ones_mixed(tmp_path):
     assert [opened.getpixel((x, 0)) for x in range(3)] == [RED, WHITE, (204, 204, 204)]
 
 
-@pytest.mark.parametrize(("mode", "suffix"), [("L", "png"), ("1", "png"), ("P", "png"), ("P", "gif"), ("LA", "png"), ("CMYK", "jpg"), ("CMYK", "tif"), ("I;16", "png")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("mode", "suffix"),
+    [
+        ("L", "png"),
+        ("1", "png"),
+        ("P", "png"),
+        ("P", "gif"),
+        ("LA", "png"),
+        ("CMYK", "jpg"),
+        ("CMYK", "tif"),
+        ("I;16", "png"),
+    ],
+)
 def test_every_kind_of_picture_becomes_rgb(tmp_path, mode, suffix):
     path = tmp_path / f"a.{suffix}"
     if mode == "I;16":
@@ -131,7 +143,9 @@ def test_a_decompression_bomb_is_a_pictures_error(make_pictures, monkeypatch):
         open_picture(make_pictures(1) / "00.png")
 
 
-@pytest.mark.parametrize(("side", "said"), [(9_700, "9700 x 9700 pixels, more than 64,000,000"), (60_000, "far more than 64,000,000")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("side", "said"), [(9_700, "9700 x 9700 pixels, more than 64,000,000"), (60_000, "far more than 64,000,000")]
+)
 def test_a_header_that_promises_a_bomb_is_enough_to_refuse_it(tmp_path, side, said):
     """A real PNG with a false size in its header; Pillow only warns about the smaller one."""
     halves().save(tmp_path / "bomb.png")

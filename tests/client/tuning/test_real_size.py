@@ -28,8 +28,21 @@ from mos_common.layers import cross_attentions, word_layers
 
 pytestmark = pytest.mark.slow
 GIB = 2**30
-TEXT_L = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12, "projection_dim": 768}  # fmt: skip
-TEXT_G = {"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32, "num_attention_heads": 20, "projection_dim": 1280, "hidden_act": "gelu"}  # fmt: skip
+TEXT_L = {
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "projection_dim": 768,
+}
+TEXT_G = {
+    "hidden_size": 1280,
+    "intermediate_size": 5120,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 20,
+    "projection_dim": 1280,
+    "hidden_act": "gelu",
+}
 UNET_15 = {"sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8}
 UNET_XL = {
     "sample_size": 128,

@@ -35,7 +35,17 @@ def test_the_best_is_the_highest_mean_of_identity_and_adherence_and_the_earliest
     assert watch.best is watch.evaluations[1]
 
 
-@pytest.mark.parametrize(("scores", "finished"), [([], False), ([0.5], False), ([0.5, 0.4], False), ([0.5, 0.4, 0.45], True), ([0.5, 0.4, 0.6], False), ([0.5, 0.5, 0.5], True)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("scores", "finished"),
+    [
+        ([], False),
+        ([0.5], False),
+        ([0.5, 0.4], False),
+        ([0.5, 0.4, 0.45], True),
+        ([0.5, 0.4, 0.6], False),
+        ([0.5, 0.5, 0.5], True),
+    ],
+)
 def test_it_is_finished_after_two_evaluations_without_improvement(scores, finished):
     assert Scripted(2, *(scored(i, score) for i, score in enumerate(scores))).finished is finished
 
