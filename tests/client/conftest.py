@@ -1,4 +1,4 @@
-"""A real server of `mos.v1` on loopback, and command lines as people type them, for tests of the participant's side."""
+"""Fixtures of the participant's side: a `mos.v1` server on loopback, and command lines."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ class Operator:
     server: grpc.Server | None = None
     service: Any = None
     fetched: list[tuple[str, int]] = field(default_factory=list)  # file and offset of every Fetch
-    faults: dict[str, Callable] = field(default_factory=dict)  # what answers in place of Describe or Fetch
+    faults: dict[str, Callable] = field(default_factory=dict)  # handlers that replace Describe or Fetch
     real: dict[str, Callable] = field(default_factory=dict)
 
     def start(self) -> None:
         self.faults.clear()
         self.service = MosService(self.state, self.journal, lambda pem, name: None)
         self.real = {"Describe": self.service.Describe, "Fetch": self.service.Fetch}
-        for name in self.real:  # handlers are bound when the server starts: faults come in behind them
+        for name in self.real:  # handlers are bound when the server starts, so faults are looked up at each call
             setattr(self.service, name, self._answering(name))
         self.server, self.port = start_service(self.service, self.state, f"127.0.0.1:{self.port}")
 
@@ -75,7 +75,7 @@ class Operator:
         )
 
     def publish(self, files: dict[str, bytes]) -> str:
-        """A signed model of the next round."""
+        """Publish a signed model of the next round."""
         round_ = self.journal.rounds.ask(RoundSettings())
         self.write(self.state.artefacts.model(round_.id), files)
         sign_manifest(self.state.artefacts.model(round_.id), self.state.pki.signing_key())
@@ -84,7 +84,7 @@ class Operator:
 
     @staticmethod
     def write(folder: Path, files: dict[str, bytes]) -> str:
-        """A model's folder as the server keeps it; the digest of its manifest."""
+        """Write a model's folder as the server keeps it; return the digest of its manifest."""
         folder.mkdir(parents=True, exist_ok=True)
         for name, data in files.items():
             (folder / name).write_bytes(data)
@@ -98,7 +98,7 @@ class Operator:
 
 @pytest.fixture
 def new_operator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], Operator]]:
-    """Servers with authorities of their own."""
+    """Return a function that starts servers, each with its own certificate authority."""
     made: list[Operator] = []
 
     def new() -> Operator:
@@ -117,7 +117,7 @@ def new_operator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[
 
 @pytest.fixture
 def operator(new_operator: Callable[[], Operator]) -> Operator:
-    """A server that runs."""
+    """A running server."""
     return new_operator()
 
 
@@ -129,7 +129,7 @@ def member(operator: Operator, tmp_path: Path) -> Enrolment:
 
 @pytest.fixture
 def command(monkeypatch, capsys, tmp_path):
-    """Run one command line within an empty folder: (exit code, what it printed, what it said on stderr)."""
+    """Return a function that runs a command in an empty folder: (exit code, stdout, stderr)."""
     monkeypatch.chdir(tmp_path)
 
     def typed(*words: object) -> tuple[int, str, str]:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-# Run first in a process of its own. filelock takes its lock of POSIX for one of the system's own, so that is loaded before
-# fcntl goes; on Windows it has another.
+# Run first in a process of its own. filelock chooses its lock by operating system, so it is loaded
+# before fcntl is removed; on Windows it uses another.
 WITHOUT_POSIX = """
 import builtins, ctypes, os, sys
 import filelock, torch, flwr.app, multiprocessing, subprocess, tempfile, asyncio, concurrent.futures
@@ -79,7 +79,7 @@ def test_locks_keys_and_files_work_without_posix(tmp_path):
 
 @pytest.mark.parametrize("broken", ["sys.modules['ctypes'] = None", "import ctypes; ctypes.CDLL = None"])
 def test_a_supernode_starts_where_prctl_is_missing(tmp_path, broken):
-    """A system of Linux without prctl: what is started in place of Flower's command is still started."""
+    """On a Linux without prctl, the stand-in for Flower's command is still started."""
     from mos_client.federation import supernode
 
     script = tmp_path / "node.py"

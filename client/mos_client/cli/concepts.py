@@ -28,7 +28,7 @@ def check(
         Path | None,
         typer.Option(
             "--masks-with",
-            help="A CLIPSeg folder: write masks for pictures that have none. Needs --class.",
+            help="Folder with a CLIPSeg model: write masks for pictures that have none. Needs --class.",
             show_default="write none",
         ),
     ] = None,
@@ -53,7 +53,7 @@ def check(
 
 
 def inspect(file: Annotated[Path, typer.Argument(help="A concept file.")]) -> None:
-    """Show all that a concept file holds: this, and nothing else, would leave the machine."""
+    """Show everything in a concept file: nothing else would leave this machine."""
     from mos_client.inspection.describe import describe
 
     for line in describe(file):
@@ -84,7 +84,7 @@ def import_(
     author: Author = "",
     licence: Licence = "",
 ) -> None:
-    """Make a concept file of what other tools have tuned. Nothing in their files is executed."""
+    """Make a concept file from other tools' files. Nothing in them is executed."""
     from mos_client.importing.import_files import import_files
     from mos_common.base_model import load_base
 
@@ -112,7 +112,7 @@ def leakage(
         Path | None,
         typer.Option(
             "--others",
-            help="More pictures of the same thing that it was not tuned on: a surer answer.",
+            help="More pictures of the same thing that it was not tuned on, for a more certain answer.",
             show_default="none",
         ),
     ] = None,

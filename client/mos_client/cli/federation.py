@@ -43,11 +43,17 @@ def join(
     base: Base = "tiny",
     state: Annotated[
         Path | None,
-        typer.Option("--state", help="Folder that everything is kept in.", show_default="mos-state/NAME here"),
+        typer.Option(
+            "--state",
+            help="Folder for keys, settings, the concept file and models.",
+            show_default="mos-state/NAME here",
+        ),
     ] = None,
     rounds: Annotated[
         int | None,
-        typer.Option("--rounds", min=1, help="End after this many published models.", show_default="go on for ever"),
+        typer.Option(
+            "--rounds", min=1, help="Stop after this many published models.", show_default="run until stopped"
+        ),
     ] = None,
     steps: Steps = None,
     seed: Seed = 0,
@@ -82,7 +88,7 @@ def join(
     opened = read_kit(kit)
     session = Session(state or Path("mos-state") / concept.strip("<>"), opened.base, request)
     say(
-        f"{len(tuned_on)} pictures to tune on, {len(held_back)} held back to score with; none of them leaves this machine"
+        f"{len(tuned_on)} pictures to tune on, {len(held_back)} held back for scoring; none of them leaves this machine"
     )
     from mos_client.federation.join import join as join_federation
 
@@ -98,7 +104,7 @@ def join(
 
 def download(
     kit: KitFile,
-    out: Annotated[Path, typer.Option("--out", help="Folder in which the model gets its own.")] = Path("models"),
+    out: Annotated[Path, typer.Option("--out", help="Folder to put the model's folder in.")] = Path("models"),
     state: Annotated[
         Path | None,
         typer.Option("--state", help="The state folder of mos-client join.", show_default="the only one in mos-state"),
@@ -122,6 +128,6 @@ def download(
 def _only_state() -> Path:
     folders = [folder for folder in Path("mos-state").glob("*") if (folder / "enrolled.json").is_file()]
     if len(folders) != 1:
-        listed = ", ".join(map(str, folders)) or "there is none in mos-state/"
+        listed = ", ".join(map(str, folders)) or "mos-state/ has none"
         raise RequestError(f"give the state folder of mos-client join with --state ({listed})")
     return folders[0]

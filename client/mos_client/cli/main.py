@@ -63,7 +63,7 @@ def tune(
         Path | None, typer.Option("--tensorboard", help="A folder for TensorBoard's logs.", show_default="no logs")
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume/--anew", help="Go on from an interrupted run of the same pictures and settings.")
+        bool, typer.Option("--resume/--anew", help="Resume an interrupted run of the same pictures and settings.")
     ] = True,
     author: Author = "",
     licence: Licence = "",
@@ -88,7 +88,7 @@ def tune(
         settings={"method": method.value} | tuning_texts(settings or []),
         vram=vram,
     )
-    split_pictures(images)  # says what is wrong with the folder before torch is loaded
+    split_pictures(images)  # fails on an unusable folder before torch is loaded
     out = out or Path(f"{concept.strip('<>')}.safetensors")
     from mos_client.tuning.tune_folder import progress_picture, tune_folder
 
@@ -102,10 +102,11 @@ def tune(
             on_step=lambda step: count(step.number, step.total, f"loss {step.loss:.4f}"),
         )
     say(
-        f"{out} ({out.stat().st_size:,} bytes): draw with it: mos-client draw {out} 'a photo of {concept}' --out picture.png"
+        f"{out} ({out.stat().st_size:,} bytes): draw with it: "
+        f"mos-client draw {out} 'a photo of {concept}' --out picture.png"
     )
     if progress_picture(out).is_file():
-        say(f"drawings made on the way: {progress_picture(out)}")
+        say(f"drawings made while tuning: {progress_picture(out)}")
 
 
 @app.command(
@@ -121,7 +122,7 @@ def draw(
         list[str] | None,
         typer.Option(
             "--region",
-            help='"PROMPT @ x0,y0,x1,y1" in fractions of the picture; repeat it.',
+            help='"PROMPT @ x0,y0,x1,y1" in fractions of the picture; repeatable.',
             show_default="the prompt alone",
         ),
     ] = None,

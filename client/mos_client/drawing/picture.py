@@ -1,4 +1,4 @@
-"""Draw one picture into a file: what `mos-client draw` does."""
+"""Draw one picture into a file, for `mos-client draw`."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def draw_picture(
     """Draw `prompt` with a fused model's folder or a concept file, and write the PNG.
 
     Raises:
-        RequestError: there is no such model, or the prompt names a concept that it does not hold.
+        RequestError: there is no such model, or the prompt names a concept it does not have.
         BaseModelError, ConceptError, FusionError: the model does not fit the base, or is damaged.
 
     """
@@ -53,7 +53,7 @@ def draw_picture(
 
 
 def changes_and_words(model: Path, base: Base) -> tuple[Mapping[str, LowRank], Mapping[str, Tensor]]:
-    """What a fused model's folder or a concept file adds to the base."""
+    """Return the weight changes and the words that a fused model or a concept adds to the base."""
     if model.is_dir():
         fused = read_fused(model)
         check_base(fused, base)

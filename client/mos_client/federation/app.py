@@ -88,6 +88,7 @@ def _session(context: Any) -> Session:
 def _check_base(ours: str, theirs: str) -> None:
     if ours != theirs:
         raise BaseModelError(
-            f"the round fuses on base model {theirs[:12]}, ours is {ours[:12]}: join with the base that the operator uses "
+            f"the round fuses on base model {theirs[:12]}, ours is {ours[:12]}: "
+            "join with the base that the operator uses "
             "(float16 and float32 copies of a model agree, a bfloat16 copy is another one)"
         )

@@ -42,19 +42,21 @@ def download_model(
     checked and kept.
 
     Raises:
-        TrustError: signature or digest do not hold. RequestError: no such model.
-        NetworkError: the server cannot be reached. StateError: no room, or it cannot be written.
+        TrustError: the signature or a digest is wrong.
+        RequestError: there is no such model.
+        NetworkError: the server cannot be reached.
+        StateError: the disk is full, or the folder cannot be written.
 
     """
     with calling(enrolment.kit) as stub:
         described = describe(enrolment, stub, model)
         folder = into / str(described.model)
         if manifest_digest and folder.is_dir() and not _is_whole(folder, enrolment, manifest_digest):
-            shutil.rmtree(folder)  # a candidate that was fused again, or we were killed while we deleted it
+            shutil.rmtree(folder)  # it was fused again, or deleting it was interrupted
         elif folder.is_dir() and (other := _other_manifest(folder, described)):
             _move(
                 folder, folder.with_name(f"{folder.name}.{other[:12]}")
-            )  # a server set back to an older backup counts anew
+            )  # a server restored from an older backup reuses numbers
         if not folder.is_dir():
             part = _part_of(described, into)
             _fetch_all(enrolment, stub, described, part, progress)
@@ -81,10 +83,10 @@ def wait_for_model(
 
 
 def describe(enrolment: Enrolment, stub: Any, model: str) -> Any:
-    """The files of a model, every name and size checked.
+    """Return the server's description of a model, with every file name and size checked.
 
     Raises:
-        TrustError: the server describes something that no model is.
+        TrustError: the description has impossible file names, or is too large.
 
     """
     request = mos_pb2.DescribeRequest(model=model)
@@ -120,7 +122,7 @@ def _part_of(described: Any, into: Path) -> Path:
 
 
 def _other_manifest(folder: Path, described: Any) -> str | None:
-    """The digest of a folder's manifest if it is another than the server's."""
+    """Return the digest of a folder's manifest if it differs from the server's, else None."""
     if not (folder / MANIFEST).is_file():
         return None  # damaged: `_check` says so
     ours = digest_of_file(folder / MANIFEST)
@@ -156,13 +158,13 @@ def _fetch_all(enrolment: Enrolment, stub: Any, described: Any, part: Path, prog
         if digest_of_file(path) != file.sha256.hex():
             path.unlink()
             raise TrustError(
-                f"{file.name} of {described.model} arrived with another digest than announced: download it again"
+                f"{file.name} of {described.model} arrived with a digest other than announced: download it again"
             )
         done += file.size
 
 
 def _fetch(enrolment: Enrolment, stub: Any, model: str, file: Any, path: Path, progress: Callable[[int], None]) -> None:
-    """Fetch what is missing of one file; what there is too much of is dropped."""
+    """Fetch what is missing of one file; a file that is too long is fetched anew."""
     have = path.stat().st_size if path.exists() else 0
     if have > file.size:
         path.unlink()
@@ -189,7 +191,7 @@ def _check(folder: Path, enrolment: Enrolment, manifest_digest: str | None) -> N
         return
     manifest = (folder / MANIFEST).read_bytes()
     if digest_of_bytes(manifest) != manifest_digest:
-        raise TrustError(f"{folder.name} has another manifest than the operator announced: it is not scored")
+        raise TrustError(f"{folder.name} has a manifest other than the one the operator announced: it is not scored")
     check_files(folder, manifest)
 
 

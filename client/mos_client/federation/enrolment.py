@@ -92,8 +92,9 @@ def waiting(call: Callable[[], Any], kit: Kit, say: Say, *, patient: bool = True
     """Return the answer of `call`; retry with growing pauses while the server cannot be reached.
 
     Raises:
-        NetworkError: it cannot be reached and `patient` is False, or it answers something else.
-        TrustError: it refuses us. RequestError: it has no such thing.
+        NetworkError: it cannot be reached and `patient` is False, or it reports another error.
+        TrustError: it refuses this participant.
+        RequestError: it does not have what was asked for.
 
     """
     pause_s, said = 1.0, False
@@ -110,7 +111,7 @@ def waiting(call: Callable[[], Any], kit: Kit, say: Say, *, patient: bool = True
             pause_s = min(pause_s * 1.5, LONGEST_PAUSE_S)
             continue
         if said:
-            say(f"the server at {kit.mos} is there again")
+            say(f"the server at {kit.mos} is reachable again")
         return answer
 
 
@@ -119,7 +120,8 @@ def explained(error: Any, kit: Kit) -> NetworkError | TrustError | RequestError:
     code, details = error.code(), error.details() or ""
     if code in _UNREACHABLE:
         return NetworkError(
-            f"the server at {kit.mos} cannot be reached ({_reason(error)}): is it running, and is this the right network?"
+            f"the server at {kit.mos} cannot be reached ({_reason(error)}): "
+            "is it running, and is this the right network?"
         )
     if code in (grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.UNAUTHENTICATED):
         return TrustError(f"the server refuses: {details}")
@@ -131,5 +133,5 @@ def explained(error: Any, kit: Kit) -> NetworkError | TrustError | RequestError:
 def _reason(error: Any) -> str:
     details = str(error.details() or error.code().name)
     if "CERTIFICATE_VERIFY_FAILED" in details:
-        return "its certificate is not the one of the kit: another server, or somebody in between"
+        return "its certificate is not the one of the kit: another server, or someone in between"
     return "no answer in time" if error.code() == grpc.StatusCode.DEADLINE_EXCEEDED else "no connection"

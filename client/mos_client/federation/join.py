@@ -83,7 +83,7 @@ def serve(session: Session, enrolment: Enrolment, rounds: int | None, say: Say) 
     """Wait for published models and fetch each."""
     stop = threading.Event()
     downloaded, newest = 0, _newest(session)
-    say("waiting for the server to ask; Ctrl-C ends it, and nothing is lost")
+    say("waiting for requests of the server; Ctrl-C stops, and nothing is lost")
     while rounds is None or downloaded < rounds:
         latest = wait_for_model(enrolment, newest, stop)
         assert latest is not None
@@ -98,10 +98,13 @@ def serve(session: Session, enrolment: Enrolment, rounds: int | None, say: Say) 
         say(f"{latest} is published, downloaded and verified: {folder}")
         if token in _tokens(folder):
             say(
-                f'draw with it: mos-client draw {folder} "{token} on the beach" --base {session.request.base} --out picture.png'
+                f'draw with it: mos-client draw {folder} "{token} on the beach" '
+                f"--base {session.request.base} --out picture.png"
             )
         else:
-            say(f"{token} is not in it: the operator sees in mos-server status why; we answer again in the next round")
+            say(
+                f"{token} is not in it: mos-server status tells the operator why; it takes part again in the next round"
+            )
 
 
 def withheld_until(
@@ -116,7 +119,7 @@ def withheld_until(
         answer = app(**request)
         while not announced.wait(0.1):
             if stop.is_set():
-                raise NetworkError("interrupted before it was said what leaves this machine: nothing left it")
+                raise NetworkError("interrupted before you were shown what leaves this machine: nothing left it")
         before_reply()
         return answer
 
@@ -154,9 +157,9 @@ def _answering(
     except KeyboardInterrupt:
         stop.set()
         node.stop()
-        say("interrupted: the same command goes on where this one stopped")
+        say("interrupted: run the same command to resume")
         worker.join(1.0)
-        if worker.is_alive():  # deep in torch, which aborts a process whose interpreter is taken down under it
+        if worker.is_alive():  # in torch, which aborts if the interpreter shuts down under it
             os._exit(INTERRUPTED)
         raise
     finally:

@@ -31,7 +31,7 @@ def current_session(session: Session) -> Session:
 
 
 def rekey_session(session: Session, base: Base) -> Session:
-    """Return the session under the fingerprint of `base`; settings, kit and concept file get it too.
+    """Put the fingerprint of `base` into the session, its settings, kit and concept file.
 
     A concept that was tuned is found again under its new name, and its tensors stay as they are.
 

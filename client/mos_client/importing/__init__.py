@@ -1,1 +1,1 @@
-"""Other people's files as concepts: LoRA of kohya, A1111, diffusers and PEFT, textual inversion, the paper's own checkpoints."""
+"""Import files of other tools: LoRA, textual inversion, and the paper's own checkpoints."""

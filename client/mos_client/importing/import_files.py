@@ -1,4 +1,4 @@
-"""Make a concept file of what people have: what `mos-client import` does."""
+"""Make a concept file of other tools' files, for `mos-client import`."""
 
 from __future__ import annotations
 
@@ -40,34 +40,37 @@ def import_files(
     author: str = "",
     licence: str = "",
 ) -> Concept:
-    """A concept of one LoRA, one textual inversion, or both together; its file is written to `out`.
+    """Make a concept of one LoRA, one textual inversion, or both, and write its file to `out`.
 
-    A LoRA without embeddings is called by `trigger`, the words that its prompts need, else by its class word. `paper_alpha` is the
-    factor that the paper's code multiplies its changes by when it samples. With `rank` every change is brought to at most that rank.
+    Prompts call a LoRA without embeddings by `trigger`, the words that its prompts need, or else
+    by its class word. `paper_alpha` is the factor by which the paper's code scales its changes when
+    it samples. With `rank`, every change is reduced to at most that rank.
 
     Raises:
-        ConceptError: a file cannot be read, is of a kind that is not imported, is too large, or was made for another base.
-        RequestError, StateError: the name or the trigger breaks the grammar, or `out` cannot be written.
+        ConceptError: a file cannot be read, is of a kind that cannot be imported, is too large, or
+            was made for another base.
+        RequestError, StateError: the name or the trigger breaks the grammar, or `out` cannot be
+            written.
 
     """
     check_concept_name(concept)
-    for said, text in (("--class", class_word), ("--trigger", trigger)):
+    for flag, text in (("--class", class_word), ("--trigger", trigger)):
         if TOKEN.search(text):
             raise RequestError(
-                f"{said} {text!r}: expected ordinary words, such as 'cat'; <…> stands for another concept"
+                f"{flag} {text!r}: expected ordinary words, such as 'cat'; <…> stands for another concept"
             )
     check_writable(out)
     pairs: dict[str, LowRank] = {}
     words: Words = ()
     for file in files:
-        of_file, its_words = _read(file, base, paper_alpha)
-        if (pairs and of_file) or (words and its_words):
+        file_pairs, file_words = _read(file, base, paper_alpha)
+        if (pairs and file_pairs) or (words and file_words):
             raise ConceptError(
-                f"{file} is a second {'LoRA' if of_file else 'embedding'}: a concept is made of at most one of each"
+                f"{file} is a second {'LoRA' if file_pairs else 'embedding'}: a concept is made of at most one of each"
             )
-        pairs, words = pairs | of_file, words or its_words
+        pairs, words = pairs | file_pairs, words or file_words
     if words and trigger:
-        raise ConceptError(f"{concept} has words of its own, so it is called by its name: leave out --trigger")
+        raise ConceptError(f"{concept} has words of its own, so prompts call it by its name: leave out --trigger")
     if rank is not None:
         pairs = _of_rank(pairs, rank)
     imported = Concept(
@@ -82,32 +85,32 @@ def import_files(
         trigger="" if words else trigger,
     )
     check_fits(imported, base)
-    words_of(imported, base)  # what it is called by has to be something that the base reads
+    words_of(imported, base)  # raises if the base cannot read the words that prompts call it by
     write_atomically(out, _as_file(imported))
     return imported
 
 
 def _of_rank(pairs: Mapping[str, LowRank], rank: int) -> dict[str, LowRank]:
-    found = {name: truncated(pair, rank) for name, pair in pairs.items()}
-    if found:
-        least = min(found, key=lambda name: found[name][1])
-        log.info("of rank %d it keeps at least %.1f %% of every change (%s)", rank, 100 * found[least][1], least)
-    return {name: pair for name, (pair, _) in found.items()}
+    reduced = {name: truncated(pair, rank) for name, pair in pairs.items()}
+    if reduced:
+        least = min(reduced, key=lambda name: reduced[name][1])
+        log.info("rank %d keeps at least %.1f %% of every change (least: %s)", rank, 100 * reduced[least][1], least)
+    return {name: pair for name, (pair, _) in reduced.items()}
 
 
 def _as_file(concept: Concept) -> bytes:
-    """The concept file, and that it can be read again.
+    """Return the bytes of the concept file, after checking that they can be read again.
 
     Raises:
-        ConceptError: it would break a limit of concept files; the message says which rank would not.
+        ConceptError: the file would exceed a limit; the message gives a rank that fits.
 
     """
     data, highest = concept_to_bytes(concept), max((pair.rank for pair in concept.pairs.values()), default=0)
     if len(data) > MAX_BYTES or highest > MAX_RANK:
         fits = max(1, min(MAX_RANK, highest * MAX_BYTES // len(data)))
         raise ConceptError(
-            f"{concept.name} would be a file of {len(data):,} bytes, of rank {highest}; a concept has at most {MAX_BYTES:,} "
-            f"and {MAX_RANK}: import it with --rank {fits} or lower"
+            f"{concept.name} would be a file of {len(data):,} bytes, of rank {highest}; "
+            f"a concept has at most {MAX_BYTES:,} bytes and rank {MAX_RANK}: import it with --rank {fits} or lower"
         )
     concept_from_bytes(data)
     return data
@@ -115,43 +118,45 @@ def _as_file(concept: Concept) -> bytes:
 
 def _read(file: Path, base: Base, paper_alpha: float) -> tuple[dict[str, LowRank], Words]:
     file, config = _of_peft(file)
-    found, metadata = read_tensors(file)
-    paper = found.get("params", found)
+    content, metadata = read_tensors(file)
+    paper = content.get("params", content)
     if isinstance(paper, Mapping) and any(isinstance(paper.get(part), Mapping) for part in PAPER_PARTS):
         return _paper_checkpoint(paper, base, paper_alpha)
-    if words := textual_inversion(found, base):
+    if words := textual_inversion(content, base):
         return {}, words
-    tensors = {name: tensor for name, tensor in found.items() if isinstance(tensor, Tensor)}
+    tensors = {name: tensor for name, tensor in content.items() if isinstance(tensor, Tensor)}
     if not tensors:
-        raise ConceptError(f"{file} holds no tensors that are known: expected a LoRA or a textual inversion")
+        raise ConceptError(f"{file} has no known tensors: expected a LoRA or a textual inversion")
     return pairs_of(tensors, metadata | config, base), ()
 
 
 def _of_peft(file: Path) -> tuple[Path, dict[str, str]]:
-    """PEFT saves a folder: its alpha is not in the file of tensors but in a configuration beside it."""
+    """Return the file of tensors in a PEFT folder and its configuration, which has the alpha."""
     if file.is_dir():
         file = file / f"{PEFT_FILE}.safetensors"
     config = file.with_name(PEFT_CONFIG)
     if file.stem != PEFT_FILE:
         return file, {}
     if not config.is_file():
-        log.warning("%s is not there: alpha is taken to be the rank", config)
+        log.warning("%s is missing: alpha is assumed to equal the rank", config)
         return file, {}
     return file, {PEFT_CONFIG: config.read_text(encoding="utf-8", errors="replace")}
 
 
 def _paper_checkpoint(params: Mapping[str, Any], base: Base, paper_alpha: float) -> tuple[dict[str, LowRank], Words]:
-    """`edlora.pth`. Its changes are alpha · up · down, not divided by the rank: in our convention their alpha is that times the rank."""
+    """Return pairs and words of `edlora.pth`.
+
+    Its changes are alpha · up · down, not divided by the rank; our alpha is therefore that times
+    the rank.
+    """
     embeddings, *adapters = (params.get(part) or {} for part in PAPER_PARTS)
     tensors: dict[str, Tensor] = {}
-    for part, found in zip(PAPER_PARTS[1:], adapters, strict=True):
-        if not isinstance(found, Mapping) or not all(isinstance(tensor, Tensor) for tensor in found.values()):
-            raise ConceptError(f"its {part!r} is not named tensors, as in the checkpoints of the paper's repository")
-        tensors |= {f"{part}.{name}": tensor for name, tensor in found.items() if not str(name).endswith(".alpha")}
+    for part, adapter in zip(PAPER_PARTS[1:], adapters, strict=True):
+        if not isinstance(adapter, Mapping) or not all(isinstance(tensor, Tensor) for tensor in adapter.values()):
+            raise ConceptError(f"its {part!r} does not hold named tensors, as the paper's checkpoints do")
+        tensors |= {f"{part}.{name}": tensor for name, tensor in adapter.items() if not str(name).endswith(".alpha")}
     if not isinstance(embeddings, Mapping):
-        raise ConceptError(
-            f"its {PAPER_PARTS[0]!r} is not named tensors, as in the checkpoints of the paper's repository"
-        )
+        raise ConceptError(f"its {PAPER_PARTS[0]!r} does not hold named tensors, as the paper's checkpoints do")
     pairs = pairs_of(tensors, {}, base) if tensors else {}
     scaled = {name: LowRank(pair.A, pair.B, paper_alpha * pair.rank) for name, pair in pairs.items()}
     return scaled, paper_words(embeddings, base) if embeddings else ()

@@ -1,7 +1,8 @@
-"""LoRA files of kohya, A1111, diffusers, PEFT and the paper's repository as pairs of our layers.
+"""Read LoRA files of kohya, A1111, diffusers, PEFT and the paper's repository.
 
-Their factors have several names and mean one thing: ΔW = (alpha / rank) · up · down. Linear layers and 1x1 convolutions are taken over;
-whatever cannot be is refused by name, since a LoRA with a part left out draws something else.
+Their factors have several names and mean the same: ΔW = (alpha / rank) · up · down. Linear layers
+and 1x1 convolutions are imported. Anything else is refused by name, since a LoRA with a part
+missing draws something else.
 """
 
 from __future__ import annotations
@@ -40,28 +41,29 @@ OTHER_KINDS = {
 
 
 def pairs_of(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], base: Base) -> dict[str, LowRank]:
-    """The change of every layer.
+    """Return the change of every layer.
 
     Raises:
-        ConceptError: a tensor is of another kind of adapter, of no layer of the base, or half a pair; the message names it.
+        ConceptError: a tensor belongs to another kind of adapter, to no layer of the base, or to an
+            incomplete pair; the message names it.
 
     """
     table, written = spellings(base), _written(metadata)
     halves: dict[str, dict[str, Tensor]] = {}
     alphas: dict[str, float] = {}
     for name, tensor in tensors.items():
-        found = FACTOR.fullmatch(name)
-        if not found:
+        match = FACTOR.fullmatch(name)
+        if not match:
             raise ConceptError(
-                f"{name} is {_kind_of(name)}; only LoRA of linear layers and 1x1 convolutions is imported"
+                f"{name} is {_kind_of(name)}; only LoRAs of linear layers and 1x1 convolutions can be imported"
             )
-        theirs = found["layer"] or found["scaled"]
+        theirs = match["layer"] or match["scaled"]
         if theirs not in table:
             raise ConceptError(_unknown(theirs, name, tensors, base))
-        if found["scaled"]:
+        if match["scaled"]:
             alphas[table[theirs]] = _as_number(name, tensor)
         else:
-            halves.setdefault(table[theirs], {})[HALVES[found["half"]]] = tensor
+            halves.setdefault(table[theirs], {})[HALVES[match["half"]]] = tensor
     pairs = {}
     for layer in sorted(halves.keys() | alphas.keys()):
         both = halves.get(layer, {})
@@ -69,31 +71,32 @@ def pairs_of(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], base: B
             raise ConceptError(f"{layer} has only {len(both)} of its two factors: the file is incomplete")
         A, B = (_as_matrix(layer, both[half]) for half in "AB")
         if A.shape[0] != B.shape[1]:
-            raise ConceptError(f"{layer}: factors of shape {tuple(A.shape)} and {tuple(B.shape)} are no pair")
+            raise ConceptError(f"{layer}: factors of shape {tuple(A.shape)} and {tuple(B.shape)} do not form a pair")
         part, _, module = layer.partition(".")
         pairs[layer] = LowRank(A, B, alphas.get(layer, written(part).alpha_of(module, A.shape[0])))
     return pairs
 
 
 def _as_matrix(layer: str, factor: Tensor) -> Tensor:
-    """A factor as (out x in); that of a 1x1 convolution has two sides of length 1 more."""
+    """Return a factor as (out x in); that of a 1x1 convolution has two more axes of length 1."""
     if factor.ndim == 4 and tuple(factor.shape[2:]) == (1, 1):
         factor = factor[:, :, 0, 0]
     if factor.ndim != 2:
         raise ConceptError(
-            f"{layer}: a factor of shape {tuple(factor.shape)} is of a convolution larger than 1x1, which is not imported"
+            f"{layer}: a factor of shape {tuple(factor.shape)} is of a convolution larger than 1x1, "
+            "which cannot be imported"
         )
     return factor.float()
 
 
 def _as_number(name: str, tensor: Tensor) -> float:
     if tensor.numel() != 1 or not torch.isfinite(tensor).all():
-        raise ConceptError(f"{name} has shape {tuple(tensor.shape)}; an alpha is one finite number")
+        raise ConceptError(f"{name} has shape {tuple(tensor.shape)}; expected one finite number for an alpha")
     return float(tensor)
 
 
 def truncated(pair: LowRank, rank: int) -> tuple[LowRank, float]:
-    """The change of at most that rank that is nearest to a pair's, and the share of ‖ΔW‖² that it keeps.
+    """Return the nearest change of at most `rank`, and the share of ‖ΔW‖² that it keeps.
 
     ΔW = s·B·A = Q_B (s·R_B·R_Aᵀ) Q_Aᵀ: the singular values are those of the small core.
     """
@@ -109,7 +112,7 @@ def truncated(pair: LowRank, rank: int) -> tuple[LowRank, float]:
 
 @dataclass(frozen=True)
 class _Written:
-    """What diffusers writes about one part of the model into a file's metadata, as PEFT calls it; or PEFT of all of it."""
+    """PEFT's configuration of one part of the model (diffusers) or of all of it (PEFT)."""
 
     lora_alpha: float | None
     alpha_pattern: Mapping[str, float]
@@ -117,21 +120,26 @@ class _Written:
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> _Written:
-        """From PEFT's configuration.
+        """Read PEFT's configuration.
 
         Raises:
-            ConceptError: it tells of a kind that is not imported.
+            ConceptError: it is of a kind that cannot be imported.
 
         """
         kind = "DoRA" if config.get("use_dora") else str(config.get("peft_type") or "LORA")
         if kind != "LORA":
-            raise ConceptError(f"the file is a {kind}; only LoRA of linear layers and 1x1 convolutions is imported")
+            raise ConceptError(
+                f"the file is a {kind}; only LoRAs of linear layers and 1x1 convolutions can be imported"
+            )
         alpha = config.get("lora_alpha")
         pattern = {str(end): float(value) for end, value in (config.get("alpha_pattern") or {}).items()}
         return cls(None if alpha is None else float(alpha), pattern, bool(config.get("use_rslora")))
 
     def alpha_of(self, module: str, rank: int) -> float:
-        """The alpha of a module; its rank where nothing was written. Rank-stabilised LoRA divides by the root of the rank."""
+        """Return the alpha of a module, or its rank if none was written.
+
+        Rank-stabilised LoRA divides by the root of the rank.
+        """
         by_name = (alpha for end, alpha in self.alpha_pattern.items() if module == end or module.endswith(f".{end}"))
         alpha = next(by_name, self.lora_alpha)
         if alpha is None:
@@ -140,17 +148,19 @@ class _Written:
 
 
 def _written(metadata: Mapping[str, str]) -> Callable[[str], _Written]:
-    """By part of the model (`unet`, `text_encoder`, …) what the metadata say, else what PEFT's own configuration says.
+    """Return a function from a part of the model, such as `unet`, to its configuration.
+
+    That is the part's own in the metadata, or else PEFT's own configuration.
 
     Raises:
-        ConceptError: they are no JSON, or tell of a kind that is not imported.
+        ConceptError: they are not JSON, or of a kind that cannot be imported.
 
     """
     try:
         config = json.loads(metadata.get("lora_adapter_metadata", "{}"))
         everywhere = _Written.of(json.loads(metadata.get(PEFT_CONFIG, "{}")))
         parts = {key.partition(".")[0] for key in config}
-        found = {
+        by_part = {
             part: _Written.of(
                 {key.partition(".")[2]: value for key, value in config.items() if key.startswith(f"{part}.")}
             )
@@ -158,17 +168,20 @@ def _written(metadata: Mapping[str, str]) -> Callable[[str], _Written]:
         }
     except (ValueError, TypeError, AttributeError) as error:
         raise ConceptError(
-            "what is written about the LoRA (lora_adapter_metadata, adapter_config.json) cannot be read"
+            "the LoRA's configuration (lora_adapter_metadata, adapter_config.json) cannot be read"
         ) from error
-    return lambda part: found.get(part, everywhere)
+    return lambda part: by_part.get(part, everywhere)
 
 
 def _kind_of(name: str) -> str:
-    return next((kind for part, kind in OTHER_KINDS.items() if part in name), "no factor of a LoRA")
+    return next((kind for part, kind in OTHER_KINDS.items() if part in name), "not a LoRA factor")
 
 
 def _unknown(theirs: str, name: str, tensors: Mapping[str, Tensor], base: Base) -> str:
     of_layer = [tensor for other, tensor in tensors.items() if other.startswith(f"{theirs}.")]
     if any(tensor.ndim == 4 and tuple(tensor.shape[2:]) != (1, 1) for tensor in of_layer):
-        return f"{name} changes a convolution larger than 1x1, which is not imported"
-    return f"{name} changes {theirs}, which is no linear layer or 1x1 convolution of {base.name}: import it with the base it was made for (--base)"
+        return f"{name} changes a convolution larger than 1x1, which cannot be imported"
+    return (
+        f"{name} changes {theirs}, which is not a linear layer or 1x1 convolution of {base.name}: "
+        "import it with the base it was made for (--base)"
+    )

@@ -1,8 +1,9 @@
-"""Tensors out of other people's files, without running anything that is in them.
+"""Read tensors from other people's files without running anything in them.
 
-safetensors holds nothing but tensors. A file of `torch.save` is a zip with a pickle, a program that may call any function it names:
-here its instructions are read, not run, until it is certain that it names nothing but tensors and ordered dictionaries; and what
-runs them then is torch's own unpickler for weights, which knows no other functions either.
+safetensors holds only tensors. A file of `torch.save` is a zip with a pickle, a program that may
+call any function it names. Its instructions are read, not run, until it is certain that they name
+only tensors and ordered dictionaries. Then torch's own unpickler for weights runs them, which knows
+no other functions either.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ DAMAGED = (
     AssertionError,
     OverflowError,
 )
-"""What readers of damaged bytes raise."""
+"""Errors that readers raise on damaged bytes."""
 HARMLESS = frozenset(
     {
         ("collections", "OrderedDict"),
@@ -45,19 +46,20 @@ HARMLESS = frozenset(
         *(("torch", f"{kind}Storage") for kind in ("Float", "Half", "BFloat16", "Double", "Long", "Int")),
     }
 )
-"""All that a file of tensors in plain containers needs to name."""
+"""All names that a file of tensors in plain containers needs."""
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
-    """What a file holds: tensors in plain containers, by name, and its metadata.
+    """Return the tensors of a file, by name in plain containers, and its metadata.
 
     Raises:
-        ConceptError: it cannot be read, is too large, or holds anything but tensors in plain containers.
+        ConceptError: it cannot be read, is too large, or holds anything except tensors in plain
+            containers.
 
     """
     try:
         if path.stat().st_size > MAX_BYTES:
-            raise ConceptError(f"{path} has {path.stat().st_size:,} bytes, more than {MAX_BYTES:,}: that is no LoRA")
+            raise ConceptError(f"{path} has {path.stat().st_size:,} bytes, more than {MAX_BYTES:,}: that is not a LoRA")
         if path.suffix.lower() == ".safetensors":
             return _read_safetensors(path)
         return _read_torch(path), {}
@@ -77,35 +79,35 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
 
 def _read_torch(path: Path) -> dict[str, Any]:
     with path.open("rb") as file:
-        begins = file.read(len(ZIP))
-    if begins != ZIP or not zipfile.is_zipfile(path):
-        raise ConceptError(f"{path} is neither safetensors nor a file of torch.save: convert it to safetensors first")
+        magic = file.read(len(ZIP))
+    if magic != ZIP or not zipfile.is_zipfile(path):
+        raise ConceptError(
+            f"{path} is neither a safetensors file nor one that torch.save wrote: convert it to safetensors first"
+        )
     for module, name in _named_by_pickle(path):
         if (module, name) not in HARMLESS:
-            raise ConceptError(
-                f"{path} is refused: it would call {module}.{name}, and a file of weights has no use for that"
-            )
+            raise ConceptError(f"{path} is refused: it would call {module}.{name}, which no file of weights needs")
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        content = torch.load(path, map_location="cpu", weights_only=True)
     except DAMAGED as error:
         raise ConceptError(f"{path} cannot be read ({type(error).__name__}): it is damaged") from error
-    _check_plain(path, found)
-    if not isinstance(found, dict) or not all(isinstance(name, str) for name in found):
-        raise ConceptError(f"{path} holds a {type(found).__name__}; expected named tensors")
-    return found
+    _check_plain(path, content)
+    if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
+        raise ConceptError(f"{path} holds a {type(content).__name__}; expected named tensors")
+    return content
 
 
 def _named_by_pickle(path: Path) -> Iterator[tuple[str, str]]:
-    """(module, name) of everything that the pickle would import; names that are computed are refused as such."""
+    """Yield (module, name) of all that the pickle would import or whose name it computes."""
     try:
         with zipfile.ZipFile(path) as archive:
             entries = [entry for entry in archive.infolist() if entry.filename.endswith(".pkl")]
             unpacked = sum(entry.file_size for entry in archive.infolist())
             packed = any(entry.compress_type for entry in archive.infolist()) or unpacked > path.stat().st_size
             if len(entries) != 1 or packed:
-                raise ConceptError(f"{path} is not laid out as torch.save does: convert it to safetensors first")
+                raise ConceptError(f"{path} is not laid out as torch.save does it: convert it to safetensors first")
             if entries[0].file_size > MAX_PICKLE_BYTES:
-                raise ConceptError(f"{path} is refused: its description alone has {entries[0].file_size:,} bytes")
+                raise ConceptError(f"{path} is refused: its pickle alone has {entries[0].file_size:,} bytes")
             program = archive.read(entries[0])
         for opcode, argument, _ in pickletools.genops(program):
             if opcode.name == "GLOBAL":
@@ -119,19 +121,19 @@ def _named_by_pickle(path: Path) -> Iterator[tuple[str, str]]:
 
 def _check_plain(path: Path, value: object, depth: int = 0) -> None:
     if depth > 8:
-        raise ConceptError(f"{path} is refused: containers within containers, eight deep")
+        raise ConceptError(f"{path} is refused: its containers are nested more than eight deep")
     if isinstance(value, Mapping):
         for key, inner in value.items():
             if not isinstance(key, str | int):
-                raise ConceptError(f"{path} is refused: a {type(key).__name__} is no name of a tensor")
+                raise ConceptError(f"{path} is refused: a {type(key).__name__} cannot name a tensor")
             _check_plain(path, inner, depth + 1)
     elif isinstance(value, list | tuple):
         for inner in value:
             _check_plain(path, inner, depth + 1)
     elif isinstance(value, Tensor):
-        # A view may repeat one number a million times a million: small here, and not to be had in memory.
+        # A view may repeat one number 10¹² times: tiny in the file, too large for memory once used.
         if value.numel() * value.element_size() > value.untyped_storage().nbytes():
-            raise ConceptError(f"{path} is refused: a tensor of shape {tuple(value.shape)} is more than the file holds")
+            raise ConceptError(f"{path} is refused: a tensor of shape {tuple(value.shape)} is larger than its data")
     elif not isinstance(value, str | int | float | bool | None):
         raise ConceptError(
             f"{path} is refused: it holds a {type(value).__name__}, not only tensors in plain containers"

@@ -1,1 +1,1 @@
-"""What a concept file holds, and what it gives away."""
+"""Inspect a concept file: its content, and what it reveals about its pictures."""

@@ -1,4 +1,4 @@
-"""Say what a concept file holds: what `mos-client inspect` prints, and what a participant is shown before an upload."""
+"""Describe a concept file, for `mos-client inspect` and before an upload."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from mos_common.concept import Concept
 from mos_common.concept_file import concept_tensors, content_digest, read_concept
 
 BLOCK = re.compile(r"^(\w+)\..*(?:transformer_blocks|attentions|resnets|layers)\.\d+")
-FEW = 40  # lines that a person still reads; beyond that, layers of a kind share one
+FEW = 40  # lines a person still reads; beyond that, layers of a kind share a line
 
 
 def describe(file: Path) -> Iterator[str]:
-    """Line by line: the file, its metadata, every tensor with shape, number format and bytes.
+    """Yield lines: the file, its metadata, every tensor with shape, dtype and bytes.
 
     Raises:
         ConceptError: it is not a concept file.
@@ -29,7 +29,7 @@ def describe(file: Path) -> Iterator[str]:
 
 
 def describe_concept(concept: Concept) -> Iterator[str]:
-    """The metadata and every tensor of a concept as read from its file."""
+    """Yield the metadata and every tensor of a concept as read from its file."""
     yield f"concept     {concept.name}, a {concept.class_word}"
     yield f"digest      {content_digest(concept)}"
     yield f"base        {concept.base_fingerprint}"
@@ -42,7 +42,7 @@ def describe_concept(concept: Concept) -> Iterator[str]:
 
 
 def describe_briefly(concept: Concept) -> Iterator[str]:
-    """Every tensor with its shape and bytes in at most some `FEW` lines: layers of a kind, block by block of the model, share one."""
+    """Yield every tensor's shape and bytes; beyond `FEW` lines, layers of a kind share one."""
     tensors = sorted(concept_tensors(concept).items())
     kinds: dict[str, list[Tensor]] = {}
     for name, tensor in tensors:
@@ -56,7 +56,7 @@ def describe_briefly(concept: Concept) -> Iterator[str]:
 
 
 def _kind(name: str) -> str:
-    """A tensor's name with a star for the block that it lies in."""
+    """Return a tensor's name with a star for its block."""
     return BLOCK.sub(r"\1.*", name)
 
 

@@ -1,9 +1,10 @@
-"""Does a concept file tell which pictures it was tuned on? A membership-inference attack on one's own file, before others try.
+"""Run a membership-inference attack on one's own concept file, before others do.
 
-The attacker has the file and the base, and a picture that may or may not have been tuned on. He asks how much better than the base the
-concept predicts the noise in it: pictures tuned on gain more. Taking the base's own loss off leaves out how hard a picture is anyway
-(difficulty calibration, Watson et al., arXiv 2111.08440). The score is the chance that a picture tuned on gains more than one held back
-(the area under the ROC curve): 0.5 is guessing, 1 is certainty.
+The attacker has the file, the base, and a picture that may have been tuned on, and measures how
+much better the concept predicts its noise than the base does: pictures tuned on gain more.
+Subtracting the base's loss removes how hard a picture is anyway (difficulty calibration, Watson et
+al., arXiv 2111.08440). The score is the probability that a picture tuned on gains more than one
+held back (the area under the ROC curve): 0.5 is guessing, 1 is certainty.
 """
 
 from __future__ import annotations
@@ -40,49 +41,60 @@ CHANCE = 0.05
 
 @dataclass(frozen=True)
 class Leakage:
-    """What the attack found: by picture how much better than the base the concept predicts its noise."""
+    """The gain of each picture: how much better the concept predicts its noise than the base."""
 
     tuned_on: dict[str, float]
     never_seen: dict[str, float]
 
     @property
     def auc(self) -> float:
-        """The chance that a picture tuned on gains more than one never seen; ties count half."""
+        """The probability that a picture tuned on gains more than another; ties count half."""
         return auc(list(self.tuned_on.values()), list(self.never_seen.values()))
 
     @property
     def p_value(self) -> float:
-        """How often so high a score would come about if it made no difference which pictures were tuned on."""
+        """The probability of a score at least this high if tuning made no difference."""
         return p_value(list(self.tuned_on.values()), list(self.never_seen.values()))
 
     def lines(self) -> Iterator[str]:
-        """What it means, in plain words."""
-        yield "how much better than the base the concept predicts the noise in each picture:"
-        for said, gains in (("tuned on", self.tuned_on), ("never seen", self.never_seen)):
-            yield from (f"  {said:>10}  {name}  {gain:+.4f}" for name, gain in gains.items())
+        """Yield the report, in plain words."""
+        yield "how much better the concept predicts the noise in each picture than the base does:"
+        for label, gains in (("tuned on", self.tuned_on), ("never seen", self.never_seen)):
+            yield from (f"  {label:>10}  {name}  {gain:+.4f}" for name, gain in gains.items())
         yield f"membership score {self.auc:.2f} (0.5 is guessing, 1 is certainty), p = {self.p_value:.3f}"
         counts = f"{len(self.tuned_on)} and {len(self.never_seen)} pictures"
         if 1 / comb(len(self.tuned_on) + len(self.never_seen), len(self.tuned_on)) > CHANCE:
-            yield f"{counts} are too few to show anything, whatever the score: give more that it was not tuned on with --others."
+            yield (
+                f"{counts} are too few to show anything, whatever the score: "
+                "give more pictures that it was not tuned on, with --others."
+            )
         elif self.p_value > CHANCE:
-            yield f"With {counts} this could be chance: nothing is shown, neither that it leaks nor that it does not."
+            yield f"With {counts} this could be chance: it shows neither that the file leaks nor that it does not."
         elif self.auc >= TELLS:
-            yield "Somebody who has the file and one of your pictures can tell that it was tuned on. Fewer steps or a lower rank make that harder."
+            yield (
+                "Somebody who has the file and one of your pictures can tell that it was tuned on. "
+                "Fewer steps or a lower rank make that harder."
+            )
         elif self.auc >= MAY_TELL:
             yield "Somebody who has the file and one of your pictures can often tell that it was tuned on."
         else:
-            yield "This attack tells pictures tuned on from others hardly better than guessing."
+            yield "This attack is hardly better than guessing at which pictures were tuned on."
         yield (
-            "It proves nothing about other attacks, and it is not about likeness: the file is made to draw what the pictures show, "
-            "and identities can be reconstructed from such weights (arXiv 2409.08482). Share it only with people who may draw it."
+            "It proves nothing about other attacks, and it is not about likeness: "
+            "the file is made to draw what the pictures show, "
+            "and identities can be reconstructed from such weights (arXiv 2409.08482). "
+            "Share it only with people who may draw it."
         )
 
 
 def measure_leakage(base: Base, concept: Concept, images: Path, others: Path | None = None) -> Leakage:
-    """Attack a concept with the pictures it was tuned on and those held back, and the pictures of `others` if given.
+    """Attack a concept with the pictures it was tuned on, and with others it has never seen.
+
+    Those are the pictures held back, and those of the folder `others` if given.
 
     Raises:
-        PicturesError: a folder cannot be used. ConceptError: the concept does not fit the base.
+        PicturesError: a folder cannot be used.
+        ConceptError: the concept does not fit the base.
 
     """
     check_fits(concept, base)
@@ -100,15 +112,15 @@ def measure_leakage(base: Base, concept: Concept, images: Path, others: Path | N
 
 
 def auc(members: Sequence[float], others: Sequence[float]) -> float:
-    """P(member > other) + P(member = other) / 2 over all pairs."""
+    """Return P(member > other) + P(member = other) / 2 over all pairs."""
     return sum((m > o) + (m == o) / 2 for m in members for o in others) / (len(members) * len(others))
 
 
 def p_value(members: Sequence[float], others: Sequence[float]) -> float:
-    """The exact permutation test: the share of all ways to call as many of the pictures members that score as high.
+    """Return the p-value of the exact permutation test of Mann and Whitney's rank sum.
 
-    A score is as high as the sum of the members' ranks (Mann and Whitney). Where there are more ways than can be counted, it is the
-    share of those that a fixed generator draws.
+    It is the share of all choices of as many members whose rank sum is at least as high. Beyond
+    `MOST_ORDERS` choices, it is the share among random ones from a fixed seed.
     """
     everything, count = [*members, *others], len(members)
     ranks = [sum((x > y) + (x == y) / 2 for y in everything) for x in everything]
@@ -126,12 +138,12 @@ def _by_name(pictures: Sequence[Picture], folder: Path) -> dict[str, Picture]:
 
 
 def _other_pictures(others: Path, images: Path) -> list[Picture]:
-    """The pictures of `others` that are not among those of `images`, byte for byte."""
+    """Return the pictures of `others` that are not, byte for byte, among those of `images`."""
     known = {picture.path.read_bytes() for picture in find_pictures(images)}
-    found = find_pictures(others)
-    new = [picture for picture in found if picture.path.read_bytes() not in known]
-    if len(new) < len(found):
-        log.warning("%d pictures of %s are in %s too: left out", len(found) - len(new), others, images)
+    candidates = find_pictures(others)
+    new = [picture for picture in candidates if picture.path.read_bytes() not in known]
+    if len(new) < len(candidates):
+        log.warning("%d pictures of %s are also in %s: left out", len(candidates) - len(new), others, images)
     return new
 
 
@@ -150,7 +162,7 @@ def _losses(
     changes: Mapping[str, LowRank],
     words: Vocabulary,
 ) -> list[float]:
-    """The noise loss of each picture over the same times and noises."""
+    """Return the noise loss of each picture, over the same times and noises."""
     from diffusers import DDPMScheduler
 
     scheduler = DDPMScheduler.from_config(base.scheduler.config, clip_sample=False)
@@ -160,10 +172,10 @@ def _losses(
             generator = torch.Generator().manual_seed(0)
             times = spread_times(NOISES, int(scheduler.config.num_train_timesteps), generator).to(base.device)
             noise = torch.randn((NOISES, *latent.shape), generator=generator).to(base.device, base.dtype)
-            many = latent.to(base.device, base.dtype).expand_as(noise)
+            repeated = latent.to(base.device, base.dtype).expand_as(noise)
             losses = []
             for start in range(0, NOISES, AT_ONCE):
                 part = slice(start, start + AT_ONCE)
-                losses.append(float(noise_loss(unet, scheduler, many[part], noise[part], times[part])))
+                losses.append(float(noise_loss(unet, scheduler, repeated[part], noise[part], times[part])))
             means.append(sum(losses) / len(losses))
     return means

@@ -1,1 +1,1 @@
-"""The pictures of one concept: found in any folder, read as people store them, shown to the base model as it likes them."""
+"""The pictures of one concept: find, read, check and crop them for the base model."""

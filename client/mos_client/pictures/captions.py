@@ -1,4 +1,4 @@
-"""What is said about a picture: captions in which `V` stands for the concept."""
+"""Captions of pictures, in which `V` stands for the concept."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ SIDES = {"left": "right", "right": "left"}
 
 
 def read_captions(file: Path | None) -> tuple[str, ...]:
-    """The lines of a caption file; without one, or when it is empty, the templates.
+    """Return the lines of a caption file, or the templates if it is missing or empty.
 
-    A caption may write the concept as V, <TOK> or any <name>; one that does not name it is given it in front.
+    A caption may write the concept as V, <TOK> or any <name>; if it does not, "V, " is prepended.
     """
     if file is None:
         return TEMPLATES
@@ -22,19 +22,19 @@ def read_captions(file: Path | None) -> tuple[str, ...]:
 
 
 def mirrored_caption(caption: str) -> str:
-    """The caption of the mirrored picture: left is right."""
-    return re.sub(r"\b(left|right)\b", lambda found: SIDES[found[0]], caption)
+    """Return the caption of the mirrored picture, with left and right swapped."""
+    return re.sub(r"\b(left|right)\b", lambda match: SIDES[match[0]], caption)
 
 
 def shuffled_caption(caption: str, order: list[int]) -> str:
-    """A caption of comma-separated parts with its parts after the first in another order; `order` permutes them.
+    """Reorder the comma-separated parts of a caption after the first; `order` permutes them.
 
-    The first part names the concept. Tag-like captions are a set; a fixed order is a thing to be learnt by heart.
+    The first part names the concept. Tags are a set: in a fixed order, the order is memorised too.
     """
     first, *rest = (part.strip() for part in caption.split(","))
     return ", ".join([first, *(rest[i] for i in order)])
 
 
 def movable_parts(caption: str) -> int:
-    """How many parts `shuffled_caption` may put into another order."""
+    """Return the number of parts that `shuffled_caption` can reorder."""
     return caption.count(",")

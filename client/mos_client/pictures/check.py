@@ -1,4 +1,4 @@
-"""Look at a folder of pictures before anything is tuned on it: what `mos-client check` does."""
+"""Check a folder of pictures before tuning on it, for `mos-client check`."""
 
 from __future__ import annotations
 
@@ -19,36 +19,39 @@ from mos_common.files import check_writable
 
 
 def check_folder(images: Path, base: Base, out: Path) -> Iterator[str]:
-    """Line by line what was found; the contact sheet is written to `out`.
+    """Yield the report line by line, and write the contact sheet to `out`.
 
     Raises:
-        PicturesError: the folder is missing or holds too few usable pictures; what is wrong with each has been said.
-        RequestError, StateError: the contact sheet would lie among the pictures, or cannot be written.
+        PicturesError: the folder is missing or holds too few usable pictures; the lines before say
+            what is wrong with each.
+        RequestError, StateError: `out` is in the folder of pictures, or cannot be written.
 
     """
     if out.resolve().parent == images.resolve():
-        raise RequestError(f"--out {out} lies among the pictures and would be taken for one: choose another place")
+        raise RequestError(
+            f"--out {out} is in the folder of pictures and would be read as one of them: choose another place"
+        )
     check_writable(out)
-    found = scan(images)
-    yield f"{images}: {_count(len(found.pictures), 'usable picture')}"
-    for skipped in found.skipped:
+    folder = scan(images)
+    yield f"{images}: {_count(len(folder.pictures), 'usable picture')}"
+    for skipped in folder.skipped:
         yield f"  skipped: {skipped.reason}"
-    if len(found.pictures) < FEWEST:
-        raise PicturesError(f"{len(found.pictures)} usable pictures in {images}: at least {FEWEST} are needed")
-    yield from _shapes(found, base)
-    captioned = sum(picture.captions != TEMPLATES for picture in found.pictures)
-    yield f"  captions: {captioned} of {len(found.pictures)}; the others are called {', '.join(map(repr, TEMPLATES))}"
-    masked = sum(map(_masked, found.pictures))
-    yield f"  masks: {masked} of {len(found.pictures)}"
-    if masked < len(found.pictures) and (model := model_on_disk()):
+    if len(folder.pictures) < FEWEST:
+        raise PicturesError(f"{len(folder.pictures)} usable pictures in {images}: at least {FEWEST} are needed")
+    yield from _shapes(folder, base)
+    captioned = sum(picture.captions != TEMPLATES for picture in folder.pictures)
+    yield f"  captions: {captioned} of {len(folder.pictures)}; the others get {', '.join(map(repr, TEMPLATES))}"
+    masked = sum(map(_masked, folder.pictures))
+    yield f"  masks: {masked} of {len(folder.pictures)}"
+    if masked < len(folder.pictures) and (model := model_on_disk()):
         yield f"  masks can be drawn for the others: mos-client check {images} --masks-with {model} --class WORD"
     _, held_back = split_pictures(images)
-    yield f"  held back to score with, never tuned on: {', '.join(picture.path.name for picture in held_back)}"
-    said: dict[Path, list[str]] = {}
-    for picture, remark in remarks(found.pictures, base.picture_size):
-        said.setdefault(picture.path, []).append(remark)
+    yield f"  held back for scoring, never tuned on: {', '.join(picture.path.name for picture in held_back)}"
+    remarks_by_path: dict[Path, list[str]] = {}
+    for picture, remark in remarks(folder.pictures, base.picture_size):
+        remarks_by_path.setdefault(picture.path, []).append(remark)
         yield f"  look at {picture.path.name}: it {remark}"
-    write_contact_sheet(found.pictures, held_back, said, bucket_sizes(base), out)
+    write_contact_sheet(folder.pictures, held_back, remarks_by_path, bucket_sizes(base), out)
     yield f"contact sheet: {out}"
 
 

@@ -1,4 +1,4 @@
-"""One picture of a whole folder: what is shown to the base, what its masks cover, and what is held back."""
+"""A contact sheet of a folder: its pictures as the base sees them, masks, and remarks."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def write_contact_sheet(
     sizes: list[tuple[int, int]],
     out: Path,
 ) -> None:
-    """Write the PNG: every picture as it is cut, shaded where its mask says that the concept is not, remarks in red."""
+    """Write the PNG: every picture as it is cropped, shaded outside its mask, remarks in red."""
     rows = -(-len(pictures) // COLUMNS)
     sheet = Image.new("RGB", (COLUMNS * CELL, rows * (CELL + 3 * LINE)), PAPER)
     pen = ImageDraw.Draw(sheet)
@@ -34,10 +34,10 @@ def write_contact_sheet(
         shown.thumbnail((CELL - 8, CELL - 8))
         sheet.paste(shown, (x + (CELL - shown.width) // 2, y + (CELL - shown.height) // 2))
         pen.text((x + 4, y + CELL), _short(picture.path.name), fill=INK)
-        said = "held back" if picture in held_back else _short(picture.captions[0])
-        pen.text((x + 4, y + CELL + LINE), said, fill=INK)
-        if found := remarks.get(picture.path):
-            pen.text((x + 4, y + CELL + 2 * LINE), _short(found[0]), fill=WARNING)
+        label = "held back" if picture in held_back else _short(picture.captions[0])
+        pen.text((x + 4, y + CELL + LINE), label, fill=INK)
+        if of_picture := remarks.get(picture.path):
+            pen.text((x + 4, y + CELL + 2 * LINE), _short(of_picture[0]), fill=WARNING)
     data = io.BytesIO()
     sheet.save(data, "PNG")
     write_atomically(out, data.getvalue())

@@ -1,4 +1,7 @@
-"""Pictures as something to tune on: latents of every view, masks and captions. Latents are kept on disk: the VAE is run once."""
+"""Prepare pictures for tuning: latents of every view, masks and captions.
+
+Latents are cached on disk, so that the VAE runs once.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +32,10 @@ LATENTS = "latents.safetensors"
 
 @dataclass(frozen=True)
 class Encoded:
-    """One view of a picture as the UNet sees it; `mask` says how much of each cell is the concept, None where nobody said."""
+    """One view of a picture as the UNet sees it.
+
+    `mask` is the share of each cell that the concept covers; None without a mask.
+    """
 
     latent: Float[Tensor, "c h w"]
     mask: Float[Tensor, "h w"] | None = None
@@ -44,12 +50,12 @@ class Example:
     captions: tuple[str, ...]
 
     def captions_of(self, view: Encoded) -> tuple[str, ...]:
-        """Captions that are true of a view."""
+        """Return the captions of a view; those of a mirrored view have left and right swapped."""
         return tuple(map(mirrored_caption, self.captions)) if view.mirrored else self.captions
 
 
 def load_pictures(pictures: Sequence[Picture], size: int) -> Float[Tensor, "n 3 size size"]:
-    """Pictures as squares in [-1, 1], the middle of each: what they are compared with when a concept is scored."""
+    """Return the middle square of each picture in [-1, 1], to compare drawings with."""
     squares = [ImageOps.fit(open_picture(p.path), (size, size), Image.Resampling.LANCZOS) for p in pictures]
     return torch.stack([_as_tensor(square) for square in squares])
 
@@ -57,15 +63,14 @@ def load_pictures(pictures: Sequence[Picture], size: int) -> Float[Tensor, "n 3 
 def load_examples(
     base: Base, pictures: Sequence[Picture], *, crops: int = 1, mirror: bool = False, cache: Path | None = None
 ) -> list[Example]:
-    """Every view of every picture as a latent of `base`. With a folder to `cache` in, they are encoded once.
+    """Return every view of every picture as a latent of `base`, cached in the folder `cache`.
 
     Raises:
-        PicturesError: a picture cannot be read any more.
+        PicturesError: a picture can no longer be read.
 
     """
-    made_of = [base.fingerprint, str(base.dtype), pictures_digest(pictures), crops, mirror]
-    wanted = digest_of_json(made_of)
-    kept = _read_cache(cache, wanted)
+    wanted = digest_of_json([base.fingerprint, str(base.dtype), pictures_digest(pictures), crops, mirror])
+    cached = _read_cache(cache, wanted)
     sizes, examples, fresh = bucket_sizes(base), [], {}
     for i, picture in enumerate(pictures):
         read = read_picture(picture.path)
@@ -74,13 +79,13 @@ def load_examples(
         views = views_of(read.picture, mask, size, crops=crops, mirror=mirror, seed=picture.path.name)
         encoded = []
         for j, view in enumerate(views):
-            latent = kept.get(f"{i}.{j}")
+            latent = cached.get(f"{i}.{j}")
             if latent is None:
                 latent = base.encode_pictures(_as_tensor(view.of(read.picture))[None])[0].float().cpu()
             fresh[f"{i}.{j}"] = latent
             encoded.append(Encoded(latent, _mask_of(mask, view, latent), view.mirrored))
         examples.append(Example(tuple(encoded), picture.captions))
-    if cache is not None and not kept:
+    if cache is not None and not cached:
         write_atomically(cache / LATENTS, save({k: v.contiguous() for k, v in fresh.items()}, {"of": wanted}))
     return examples
 
@@ -92,13 +97,13 @@ def _mask_of(mask: Image.Image | None, view: View, latent: Tensor) -> Tensor | N
 
 
 def _read_cache(folder: Path | None, wanted: str) -> dict[str, Tensor]:
-    """Latents that were kept for just these pictures and settings; none if there are none, or they are damaged."""
+    """Return the latents cached for exactly these pictures and settings; none if damaged."""
     try:
         data = (folder / LATENTS).read_bytes() if folder is not None else b""
         if wanted.encode() in data[: 8 + int.from_bytes(data[:8], "little")]:
             return load(data)
     except (OSError, SafetensorError) as error:
-        log.debug("no latents kept: %s", error)
+        log.debug("no cached latents: %s", error)
     return {}
 
 

@@ -1,11 +1,12 @@
-"""A folder of pictures as people have them: beside each other, in the paper's layout, or in kohya's.
+"""Read a folder of pictures: files side by side, the paper's layout, or kohya's.
 
     pictures/01.jpg                  the pictures; in kohya's layout within folders such as 10_cat/
-    pictures/01.txt (or .caption)    captions, one a line
-    pictures/01.mask.png             masks, white where the concept is; also 01-masklabel.png, or mask/01.png
+    pictures/01.txt (or .caption)    captions, one per line
+    pictures/01.mask.png             masks, white where the concept is;
+                                     also 01-masklabel.png, or mask/01.png
     pictures/{image,caption,mask}/   the layout of the paper's repository
 
-A transparent background is a mask too. What cannot be read is reported and left out.
+A transparent background is a mask too. Files that cannot be read are reported and left out.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ from mos_common.digests import digest_of_file
 from mos_common.errors import PicturesError
 
 log = logging.getLogger(__name__)
-FEWEST = 3  # one to tune on is too few to tell the thing from its place; two are held back
+FEWEST = 3  # with one to tune on, the thing cannot be told from its surroundings
 HELD_BACK = 2
-REPEATS = re.compile(r"\d+_.+")  # kohya's `10_cat`: every picture is drawn equally often here, whatever the number
+REPEATS = re.compile(r"\d+_.+")  # kohya's `10_cat`; the number is ignored, every picture is used equally often
 IMAGE_FOLDERS, CAPTION_FOLDERS, MASK_FOLDERS = ("image", "images"), ("caption", "captions"), ("mask", "masks")
 CAPTION_SUFFIXES = (".txt", ".caption")
 MASK_ENDINGS = (".mask.png", "-masklabel.png")
@@ -33,7 +34,7 @@ MASK_ENDINGS = (".mask.png", "-masklabel.png")
 
 @dataclass(frozen=True)
 class Picture:
-    """One usable picture, and where its captions and mask lie, if it has any."""
+    """One usable picture, and the files with its captions and mask, if it has any."""
 
     path: Path
     caption_file: Path | None = None
@@ -41,7 +42,7 @@ class Picture:
 
     @property
     def captions(self) -> tuple[str, ...]:
-        """What is said about it, with `V` for the concept."""
+        """Its captions, with `V` for the concept."""
         return read_captions(self.caption_file)
 
 
@@ -55,14 +56,14 @@ class Skipped:
 
 @dataclass(frozen=True)
 class Folder:
-    """What a folder holds, by name."""
+    """The usable and the skipped pictures of a folder, sorted by name."""
 
     pictures: tuple[Picture, ...]
     skipped: tuple[Skipped, ...]
 
 
 def scan(folder: Path) -> Folder:
-    """Look at every picture of a folder.
+    """Read every picture of a folder once, and return which are usable.
 
     Raises:
         PicturesError: there is no such folder.
@@ -89,10 +90,11 @@ def scan(folder: Path) -> Folder:
 
 
 def find_pictures(folder: Path) -> list[Picture]:
-    """Every usable picture of a folder, by name. What had to be skipped is logged.
+    """Return every usable picture of a folder, by name; log those that are skipped.
 
     Raises:
-        PicturesError: there is no such folder, or there are too few; what was skipped is named.
+        PicturesError: there is no such folder, or too few are usable; the message names skipped
+            files.
 
     """
     scanned = scan(folder)
@@ -101,15 +103,16 @@ def find_pictures(folder: Path) -> list[Picture]:
     if len(scanned.pictures) < FEWEST:
         because = "".join(f"; {skipped.reason}" for skipped in scanned.skipped[:3])
         raise PicturesError(
-            f"{len(scanned.pictures)} pictures in {folder}: at least {FEWEST} are needed ({', '.join(sorted(SUFFIXES))}), ten or so are good{because}"
+            f"{len(scanned.pictures)} pictures in {folder}: at least {FEWEST} are needed "
+            f"({', '.join(sorted(SUFFIXES))}), about ten are good{because}"
         )
     return list(scanned.pictures)
 
 
 def split_pictures(folder: Path) -> tuple[list[Picture], list[Picture]]:
-    """(pictures to tune on, pictures held back to score identity on): the last two by name are held back.
+    """Return (pictures to tune on, pictures held back for scoring): the last two by name.
 
-    A folder of three keeps one back. Which ones does not depend on the machine.
+    Of three pictures one is held back. The choice does not depend on the machine.
 
     Raises:
         PicturesError: the folder is missing or holds fewer than three usable pictures.
@@ -121,7 +124,7 @@ def split_pictures(folder: Path) -> tuple[list[Picture], list[Picture]]:
 
 
 def pictures_digest(pictures: Sequence[Picture]) -> str:
-    """Sha256 over names, bytes, captions and masks: the same folder gives the same concept."""
+    """Return the SHA-256 of names, bytes, captions and masks: equal folders give equal concepts."""
     digest = hashlib.sha256()
     for picture in pictures:
         digest.update(f"{picture.path.name}\0".encode())
@@ -133,7 +136,7 @@ def pictures_digest(pictures: Sequence[Picture]) -> str:
 
 
 def _candidates(folder: Path) -> Iterator[Path]:
-    """Files that look like pictures, by name, from the first layout that has any."""
+    """Yield files that look like pictures, by name, from the first layout that has any."""
     places = [
         [folder],
         [folder / name for name in IMAGE_FOLDERS],
@@ -150,7 +153,7 @@ def _candidates(folder: Path) -> Iterator[Path]:
 
 
 def _beside(picture: Path, endings: Sequence[str], folders: Sequence[str]) -> Path | None:
-    """The file that goes with a picture: `01.txt` beside `01.png`, or in a folder of captions; that lies beside `image/`."""
+    """Return the file that belongs to a picture: `01.txt` beside `01.png`, or in `caption/`."""
     stem = picture.parent / picture.stem
     places = [stem.with_name(stem.name + ending) for ending in endings]
     above = [picture.parent.parent] if picture.parent.name in IMAGE_FOLDERS else []

@@ -1,4 +1,4 @@
-"""One picture file, however it was stored, as upright RGB and a mask of what is in it."""
+"""Read a picture file of any common format as upright RGB, with its transparency as a mask."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ DAMAGED = (
     struct.error,
     Image.DecompressionBombError,
 )
-"""What Pillow raises over damaged files."""
+"""Errors that Pillow raises on damaged files."""
 SHOWN_THROUGH = 0.02  # a share of transparent pixels above this is a cut-out, not a smoothed edge
 
 
 @dataclass(frozen=True)
 class Read:
-    """A picture as RGB, transparent parts on white; `mask` (8-bit grey) is its alpha channel, where it has a cut-out."""
+    """A picture as RGB on white; `mask` (8-bit grey) is a cut-out's alpha channel, else None."""
 
     picture: Image.Image
     mask: Image.Image | None
 
 
 def read_picture(path: Path) -> Read:
-    """A picture as it is meant to be seen, turned upright as its EXIF data say.
+    """Read a picture and turn it upright as its EXIF data says.
 
     Raises:
         PicturesError: it cannot be read; the message names the file.
@@ -60,33 +60,34 @@ def read_picture(path: Path) -> Read:
 
 
 def open_picture(path: Path) -> Image.Image:
-    """As `read_picture`, without the mask."""
+    """Read a picture without its mask."""
     return read_picture(path).picture
 
 
 def read_mask(path: Path, size: tuple[int, int]) -> Image.Image:
-    """A mask file as 8-bit grey, white where the concept is, of the size of its picture.
+    """Read a mask as 8-bit grey, white where the concept is, resized to its picture.
 
     Raises:
-        PicturesError: it cannot be read, or has another shape than its picture.
+        PicturesError: it cannot be read, or its aspect ratio is not its picture's.
 
     """
     try:
         with _opened(path) as file:
             upright = ImageOps.exif_transpose(file)
-            # A mask of one colour on nothing says what it means by what is not transparent.
+            # A layer of one colour on a transparent background marks the concept by its alpha.
             mask = upright.getchannel("A") if upright.mode in ("RGBA", "LA") else upright.convert("L")
     except DAMAGED as error:
         raise PicturesError(_unreadable(path, error)) from error
     if abs(mask.width / mask.height - size[0] / size[1]) > 0.02 * size[0] / size[1]:
         raise PicturesError(
-            f"mask {path} is {mask.width} x {mask.height}, its picture {size[0]} x {size[1]}: draw it on the picture itself"
+            f"mask {path} is {mask.width} x {mask.height}, its picture {size[0]} x {size[1]}: "
+            "draw the mask on the picture itself"
         )
     return mask.resize(size, Image.Resampling.BILINEAR)
 
 
 def _opened(path: Path) -> Image.Image:
-    """A picture whose size, which is in its header, is not beyond the cap: nothing has been unpacked yet."""
+    """Open a picture, or refuse it by the size in its header, before it is decompressed."""
     with warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning):  # our own cap is lower
         file = Image.open(path)
     if file.width * file.height > MAX_PIXELS:
@@ -109,12 +110,12 @@ def _unreadable(path: Path, error: Exception) -> str:
         )
     if isinstance(error, Image.DecompressionBombError):
         return f"picture {path} has far more than {MAX_PIXELS:,} pixels: make it smaller"
-    return f"picture {path} cannot be read ({type(error).__name__}): repair it or take it out of the folder"
+    return f"picture {path} cannot be read ({type(error).__name__}): repair it or remove it from the folder"
 
 
 @cache
 def _with_heic() -> bool:
-    """Phones store HEIC; Pillow reads it when that plug-in is installed."""
+    """Register the HEIC plug-in with Pillow; return False if it is not installed."""
     try:
         from pillow_heif import register_heif_opener
     except ImportError:

@@ -1,7 +1,7 @@
-"""Masks drawn by a segmentation model that lies on disk, for pictures that have none. Offered, never required.
+"""Draw masks for pictures that have none, with a segmentation model on disk. It is optional.
 
-CLIPSeg (Lüddecke and Ecker, CVPR 2022, arXiv 2112.10003) marks what a word names, here the concept's class word. transformers
-brings the model's code; its weights are the user's, as a folder.
+CLIPSeg (Lüddecke and Ecker, CVPR 2022, arXiv 2112.10003) marks what a word names, here the
+concept's class word. transformers has the model's code; the user gives a folder with its weights.
 """
 
 from __future__ import annotations
@@ -25,12 +25,13 @@ KNOWN = ("CIDAS/clipseg-rd64-refined", "CIDAS/clipseg-rd64", "CIDAS/clipseg-rd16
 
 
 def draw_masks(images: Path, class_word: str, model: Path, device: str = "cpu") -> Iterator[Path]:
-    """Write `NAME.mask.png` beside every picture that has no mask; yields each file.
+    """Write `NAME.mask.png` beside every picture that has no mask, and yield each file.
 
-    A mask that marks nothing is not written: without one the whole picture counts.
+    An empty mask is not written: without a mask the whole picture counts.
 
     Raises:
-        PicturesError: the folder cannot be used. RequestError: `model` is no CLIPSeg folder.
+        PicturesError: the folder cannot be used.
+        RequestError: `model` is not a CLIPSeg folder.
 
     """
     processor, network = _load(model)
@@ -60,20 +61,20 @@ def _load(model: Path) -> tuple[Any, torch.nn.Module]:
     transformers_logging.disable_progress_bar()
     try:
         kind = AutoConfig.from_pretrained(model, local_files_only=True).model_type
-        if kind != "clipseg":  # transformers would read what it can and make the rest up
+        if kind != "clipseg":  # transformers would initialise missing weights at random
             raise ValueError(f"it is a {kind}")
         processor = CLIPSegProcessor.from_pretrained(model, local_files_only=True)
         network = CLIPSegForImageSegmentation.from_pretrained(model, local_files_only=True, use_safetensors=True)
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise RequestError(
-            f"{model} is no CLIPSeg model ({str(error).splitlines()[0]}): give a folder such as that of {KNOWN[0]}"
+            f"{model} is not a CLIPSeg model ({str(error).splitlines()[0]}): give a folder such as that of {KNOWN[0]}"
         ) from error
     return processor, network.eval()
 
 
 def model_on_disk() -> Path | None:
-    """A CLIPSeg model that lies in the hub's cache on this machine, if any; nothing is downloaded."""
+    """Return a CLIPSeg model from this machine's hub cache, or None; nothing is downloaded."""
     from huggingface_hub import try_to_load_from_cache
 
-    found = (try_to_load_from_cache(name, "config.json") for name in KNOWN)
-    return next((Path(path).parent for path in found if isinstance(path, str)), None)
+    configs = (try_to_load_from_cache(name, "config.json") for name in KNOWN)
+    return next((Path(path).parent for path in configs if isinstance(path, str)), None)

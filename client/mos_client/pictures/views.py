@@ -1,7 +1,8 @@
-"""How a picture is shown to the base: at which size, cut where, mirrored or not, and what of it is the concept.
+"""Choose how the base sees a picture: its size, its crop, mirrored or not, and its mask.
 
-Pictures keep their shape as far as the base's sizes allow: of all sizes that have about the base's number of pixels and are made of
-whole cells, the one nearest in aspect ratio. A crop never cuts the concept off, and a mirrored picture has a mirrored caption.
+A picture goes to the size nearest to its aspect ratio, among sizes of about the base's number of
+pixels in whole cells. A crop never cuts off the concept, and a mirrored picture has a mirrored
+caption.
 """
 
 from __future__ import annotations
@@ -16,27 +17,30 @@ from PIL import Image, ImageOps
 
 from mos_common.base_model import Base
 
-LONGEST = 2.0  # sides; beyond twice as wide as high the base has seen next to nothing
-SMALLEST_CROP = 0.8  # of what can be seen of the whole picture
-MASK_KEPT = 0.9  # of the concept that a crop has to show
+LONGEST = 2.0  # aspect ratio; the base has hardly seen pictures beyond it
+SMALLEST_CROP = 0.8  # of the side of the largest crop
+MASK_KEPT = 0.9  # share of the concept that a crop must show
 
 
 @dataclass(frozen=True)
 class View:
-    """One crop: what part of the picture (left, top, right, bottom, in pixels), at which size (width, height), mirrored or not."""
+    """One crop: `box` (left, top, right, bottom) in pixels, resized to `size` (width, height)."""
 
     box: tuple[float, float, float, float]
     size: tuple[int, int]
     mirrored: bool = False
 
     def of(self, picture: Image.Image) -> Image.Image:
-        """The picture as it is shown."""
+        """Return the picture as the base sees it."""
         cut = picture.resize(self.size, Image.Resampling.LANCZOS, box=self.box)
         return ImageOps.mirror(cut) if self.mirrored else cut
 
 
 def bucket_sizes(base: Base) -> list[tuple[int, int]]:
-    """(width, height) of the shapes that a base draws well: whole cells, about the pixels it was trained on, at most 2 to 1."""
+    """Return the sizes (width, height) that a base draws well.
+
+    They have whole cells, about the number of pixels it was trained on, and at most 2 to 1.
+    """
     unit, side = base.size_unit, base.picture_size
     sizes = []
     for width in range(unit, 2 * side + 1, unit):
@@ -47,7 +51,7 @@ def bucket_sizes(base: Base) -> list[tuple[int, int]]:
 
 
 def bucket_for(picture: tuple[int, int], sizes: list[tuple[int, int]]) -> tuple[int, int]:
-    """The size nearest in aspect ratio; of two that are as near, the larger."""
+    """Return the size nearest in aspect ratio; of two equally near, the larger."""
     aspect = picture[0] / picture[1]
     return min(sizes, key=lambda size: (abs(math.log(size[0] / size[1] / aspect)), -size[0] * size[1]))
 
@@ -55,7 +59,7 @@ def bucket_for(picture: tuple[int, int], sizes: list[tuple[int, int]]) -> tuple[
 def views_of(
     picture: Image.Image, mask: Image.Image | None, size: tuple[int, int], *, crops: int, mirror: bool, seed: str
 ) -> Iterator[View]:
-    """The middle of the picture, `crops` - 1 more crops, and each of them mirrored if `mirror`. The same for the same `seed`."""
+    """Yield the middle and `crops` - 1 random crops, each also mirrored if `mirror`."""
     random = Random(seed)
     boxes = [_middle(picture.size, size, 1.0, 0.5, 0.5)]
     for _ in range(crops - 1):
@@ -69,7 +73,10 @@ def views_of(
 
 
 def mask_cells(mask: Image.Image, view: View, cells: tuple[int, int]) -> np.ndarray:
-    """(height, width) in [0, 1]: how much of each latent cell is the concept; `cells` is (width, height)."""
+    """Return the share of each latent cell that the mask covers, (height, width) in [0, 1].
+
+    `cells` is (width, height).
+    """
     share = view.of(mask).resize(cells, Image.Resampling.BOX)
     return np.asarray(share, dtype=np.float32) / 255
 
@@ -77,7 +84,7 @@ def mask_cells(mask: Image.Image, view: View, cells: tuple[int, int]) -> np.ndar
 def _middle(
     picture: tuple[int, int], size: tuple[int, int], scale: float, x: float, y: float
 ) -> tuple[float, float, float, float]:
-    """The largest part of the shape of `size`, times `scale`, whose slack is shared x : 1-x and y : 1-y."""
+    """Return the largest box of the shape of `size`, times `scale`, at (x, y) of the free space."""
     fit = scale * min(picture[0] / size[0], picture[1] / size[1])
     width, height = size[0] * fit, size[1] * fit
     left, top = (picture[0] - width) * x, (picture[1] - height) * y

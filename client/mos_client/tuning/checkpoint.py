@@ -98,8 +98,8 @@ def _take_over(tuning: Tuning, tensors: Mapping[str, Tensor]) -> None:
 
 
 def _digest(tensors: Mapping[str, Tensor], run: str, done: int, evaluations: str) -> str:
-    """Sha256 over everything a checkpoint holds: a file with a flipped bit is not resumed."""
-    # Not `digest_of_tensors`: checkpoints of earlier releases are resumed, and their digests are of these bytes.
+    """Return the SHA-256 of a checkpoint's content: a file with a flipped bit is not resumed."""
+    # Not `digest_of_tensors`: checkpoints of earlier releases are resumed, with digests like this.
     digest = hashlib.sha256(f"{run}\0{done}\0{evaluations}\0".encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name}\0{tuple(tensor.shape)}\0".encode())

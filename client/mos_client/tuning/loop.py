@@ -137,7 +137,7 @@ class Tuning:
         return total
 
     def _add_gradients(self, scheduler: Any, batch: Batch, share: float) -> float:
-        """Add the gradients of `share` times the loss of some pictures; return that part of the loss."""
+        """Add the gradients of `share` times the loss of a batch; return that part of the loss."""
         base, device, weight = self.base, self.base.device, self.config.attention_weight
         texts = [self._tokenised(caption) for caption in batch.captions]
         masks = None if batch.masks is None else batch.masks.to(device)

@@ -46,8 +46,8 @@ def noise_loss(
     error = (predicted.float() - target.float()) ** 2
     if weights is None:
         return error.mean()
-    of_cells = error.mean(dim=1)
-    return ((of_cells * weights).sum(dim=(1, 2)) / weights.sum(dim=(1, 2)).clamp(min=1e-6)).mean()
+    per_cell = error.mean(dim=1)
+    return ((per_cell * weights).sum(dim=(1, 2)) / weights.sum(dim=(1, 2)).clamp(min=1e-6)).mean()
 
 
 def cell_weights(masks: Cells, background: float) -> Cells:

@@ -24,8 +24,8 @@ from mos_common.conditioning import read_prompts
 from mos_common.errors import RequestError
 
 GIB = 2**30
-WORKSPACE = 1.15  # convolutions and the allocator want some more than what is counted
-CONTEXT_GIB = 0.6  # what CUDA itself takes of a card
+WORKSPACE = 1.15  # convolutions and the allocator need somewhat more than is counted
+CONTEXT_GIB = 0.6  # CUDA's own share of GPU memory
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Plan:
     gib: float | None = None
 
     def optimiser(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-        """AdamW over parameter groups."""
+        """Return AdamW over parameter groups."""
         if self.eight_bit:
             from bitsandbytes.optim import AdamW8bit
 
@@ -85,7 +85,8 @@ def choose_plan(base: Base, batch: int, rank: int, gib: float) -> Plan:
     if least - saved <= gib and _has_bitsandbytes():
         return Plan(1, checkpointing=True, eight_bit=True, gib=least - saved)
     raise RequestError(
-        f"{base.name} needs about {least:.1f} GB to be tuned, one picture at a time with gradient checkpointing; {gib:g} GB are too few. "
+        f"{base.name} needs about {least:.1f} GB to be tuned, one picture at a time with gradient checkpointing; "
+        f"{gib:g} GB are too few. "
         "Try --dtype bfloat16, a smaller base, or --device cpu"
     )
 
@@ -134,7 +135,7 @@ def _one_step(base: Base, pictures: int, rank: int) -> None:
     words = torch.zeros(base.layout.word_layers, 2, base.word_width, device=device, requires_grad=True)
     layers = tuned_layers(base, Method.ED_LORA)
     pairs = {layer.name: initial_pair(layer, rank, generator) for layer in layers}
-    # Every picture has a caption of its own at worst, and each is encoded once for every layer.
+    # At worst every picture has its own caption, and each is encoded once for every layer.
     captions = ["photo of a <v>" + " a" * i for i in range(pictures)]
     latents = torch.zeros(pictures, base.latent_channels, size, size, device=device)
     with (
@@ -144,7 +145,7 @@ def _one_step(base: Base, pictures: int, rank: int) -> None:
         times = torch.zeros(pictures, dtype=torch.long, device=device)
         with conditioned(base, read_prompts(base, captions, {"<v>": words})) as unet:
             predicted = unet.predict(latents.to(base.dtype), times)
-            # Within all this: what was checkpointed is computed again on the way back.
+            # Within this block, since the backward pass computes again what was checkpointed.
             torch.autograd.backward(predicted.float().square().mean())
 
 
@@ -152,7 +153,7 @@ class _Ledger:
     """Counts what autograd keeps alive: each storage once, the base's own weights never."""
 
     def __init__(self, weights: Sequence[Tensor]) -> None:
-        self._alive_as_long = weights  # fake weights that nobody holds are made anew, under another address
+        self._alive_as_long = weights  # else fake weights would be made anew, under another address
         self._weights = {weight.untyped_storage()._cdata for weight in weights}
         self._alive: dict[int, tuple[int, int]] = {}
         self._now = self.most = 0
@@ -206,7 +207,7 @@ def _tuned(base: Base, rank: int) -> int:
 
 
 def _optimiser_saving_gib(base: Base, rank: int) -> float:
-    """AdamW keeps 8 bytes a parameter, in 8 bits 2."""
+    """Return the GiB that 8-bit AdamW saves: it keeps 2 bytes per parameter instead of 8."""
     return 6 * _tuned(base, rank) / GIB
 
 

@@ -1,4 +1,4 @@
-"""What one tuning is asked for, as one value: from the flags of a command to the loop."""
+"""The request for one tuning as one value, from the flags of a command to the loop."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ class TuneRequest:
     """Which concept to tune, on which pictures and base model, and how.
 
     `images` is a folder with the pictures of one concept; `class_word` says what it is a kind of.
-    `base` is `tiny`, a diffusers folder or a hub id; without `device` and `dtype` the best there is
-    is taken. Without `steps` the base's preset decides. `settings` are those of `TuningSettings` by
-    name, as values or as text. `vram` is the memory that a step may take, in gigabytes.
+    `base` is `tiny`, a diffusers folder or a hub id; without `device` and `dtype` the best
+    available are used. Without `steps` the base's preset decides. `settings` are those of
+    `TuningSettings` by name, as values or as text. `vram` is the memory that a step may use, in
+    gigabytes.
 
     Raises:
         RequestError: `concept` is not a name like "<cat>", or a setting is unknown or out of range.

@@ -15,7 +15,7 @@ _PRESET = MISSING  # no default of its own: `TuningSettings.of` takes the base's
 
 
 class Method(StrEnum):
-    """What represents a concept: the paper's ED-LoRA, or a method that it is compared with.
+    """How a concept is represented: the paper's ED-LoRA, or a method that it is compared with.
 
     ed-lora            two words with one embedding per layer, and pairs on all attention linears
     lora               one word with one embedding, and the pairs
@@ -48,7 +48,7 @@ class Method(StrEnum):
         return self not in (Method.P_PLUS, Method.TEXTUAL_INVERSION)
 
 
-_METHODS = f"what represents the concept: {', '.join(Method)}"
+_METHODS = f"how the concept is represented: {', '.join(Method)}"
 
 
 @dataclass(frozen=True)
@@ -84,14 +84,14 @@ class TuningSettings:
     )
     method: Method = setting(Method.ED_LORA, _METHODS)
     rank: int = setting(4, "rank of every pair; alpha equals it")
-    words: int = setting(0, "words that represent the concept; 0: as many as the method has")
+    words: int = setting(0, "number of words that represent the concept; 0: the method's own")
     frozen_directions: bool = setting(
         False, "tune only B of every pair, with A from orthogonal rows, so that concepts collide less"
     )
-    seed: int = setting(0, "decides batches, views, captions, times, noise and initial values")
+    seed: int = setting(0, "seed of batches, views, captions, times, noise and initial values")
     last_rate: float = setting(0.0, "learning rate after the last step", unit="share of the first")
     averaging: float = setting(
-        0.0, "decay of the running average of the parameters, which is what comes out; 0: the last step's", unit="share"
+        0.0, "decay of the running average of the parameters, which is the result; 0: the last step's", unit="share"
     )
     norm_stop: float = setting(
         1.4,
@@ -133,7 +133,7 @@ class TuningSettings:
         if wrong := [name for name in rates if not 0 <= getattr(self, name) < 1e6]:
             raise RequestError(f"{wrong[0]} is {getattr(self, wrong[0])}: expected a number from 0")
         if self.averaging == 1:
-            raise RequestError("averaging is 1: an average that keeps everything never moves; expected a share below 1")
+            raise RequestError("averaging is 1: such an average never moves; expected a share below 1")
         if not 1 <= self.crops <= 64 or self.checkpoint_every < 1 or self.watch_every < 0 or self.patience < 1:
             raise RequestError(
                 "expected crops 1 to 64, checkpoint_every and patience from 1, watch_every from 0 (never)"

@@ -47,7 +47,7 @@ def tune_folder(
 ) -> Path:
     """Tune the concept of `request` on its pictures, less two held back, and write it to `out`.
 
-    Beside it goes `NAME.progress.png`, the drawings made on the way. `base` is the request's base
+    Beside it goes `NAME.progress.png`, the drawings made while tuning. `base` is the request's base
     model where the caller has loaded it already; `logs` is a folder for TensorBoard.
 
     Raises:
@@ -76,7 +76,7 @@ def tune_folder(
     )
     checkpoint = work / CHECKPOINT
     if resume and restore(tuning, watch, checkpoint, run, run_before):
-        log.info("going on from step %d of %d", tuning.done, settings.steps)
+        log.info("resuming from step %d of %d", tuning.done, settings.steps)
     with tensorboard(logs) as writer, closing(tuning.steps()) as steps, offloaded(base, settings) as on_gpu:
         for step in steps:
             on_step(step)
@@ -151,6 +151,6 @@ def _choose_best(watch: Watch, tuning: Tuning) -> None:
             best.step,
         )
     elif watch.finished:
-        log.info("finished: no evaluation improved on that at step %d, which is kept", best.step)
+        log.info("finished: no later evaluation was better than that at step %d, which is kept", best.step)
     elif best.step != tuning.done:
         log.info("the state of step %d was the best and is kept", best.step)

@@ -55,7 +55,7 @@ class Evaluation:
 
 
 class Watch:
-    """Evaluates a tuning at intervals, keeps the best state, and tells when to stop."""
+    """Evaluates a tuning at intervals, keeps the best state, and decides when to stop."""
 
     def __init__(
         self,
@@ -140,7 +140,8 @@ class Watch:
             best = "  best" if evaluation is self.best else ""
             pen.text(
                 (6, y * cell + 6),
-                f"step {evaluation.step}{best}\nidentity {evaluation.identity:.3f}\nadherence {evaluation.prompt_adherence:.3f}",
+                f"step {evaluation.step}{best}\nidentity {evaluation.identity:.3f}\n"
+                f"adherence {evaluation.prompt_adherence:.3f}",
                 fill="black",
             )
             for x, picture in enumerate(row):

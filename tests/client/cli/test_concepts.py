@@ -1,4 +1,4 @@
-"""`mos-client check`, `import` and `leakage` as a person types them: what is printed, and the exit codes."""
+"""The output and exit codes of `mos-client check`, `import` and `leakage`."""
 
 from __future__ import annotations
 
@@ -60,7 +60,9 @@ def test_what_cannot_be_imported_is_one_line_and_5(command, random_base_folder, 
     assert not (tmp_path / "cat.safetensors").exists()
 
 
-def test_leakage_prints_every_picture_the_score_and_what_it_means(command, make_concept, make_pictures, random_base_folder, sixteen, tmp_path):  # fmt: skip
+def test_leakage_prints_every_picture_the_score_and_what_it_means(
+    command, make_concept, make_pictures, random_base_folder, sixteen, tmp_path
+):
     write_concept(make_concept(sixteen), tmp_path / "cat.safetensors")
     base = ("--base", random_base_folder(), "--device", "cpu")
     code, out, err = command("leakage", "cat.safetensors", make_pictures(4), *base)

@@ -1,4 +1,4 @@
-"""`mos-client tune`, `draw` and `inspect` as a person types them: what is printed, and the exit codes."""
+"""The output and exit codes of `mos-client tune`, `draw` and `inspect`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def concept_file(sixteen, make_concept, tmp_path) -> Path:
 
 
 def refused(outcome: tuple[int, str, str], code: int, *said: str) -> None:
-    """The exit code, and one line that begins with "error:" and says all of `said`."""
+    """Check the exit code, and that one line begins with "error:" and contains all of `said`."""
     exit_code, out, err = outcome
     assert (exit_code, out) == (code, "")
     (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
@@ -100,7 +100,7 @@ def test_a_bad_flag_value_or_device_is_2(command, make_pictures, random_base_fol
 
 
 def test_a_drawing_is_set_by_flags_and_by_set(command, random_base_folder, concept_file, tmp_path):
-    """The same settings both ways are the same picture; `--set` wins over a flag."""
+    """Both ways give the same picture; `--set` overrides a flag."""
     drawn = ("draw", concept_file, "a <cat>", "--base", random_base_folder(), "--device", "cpu")
     flags = ("--steps", 2, "--guidance", 1, "--width", 32)
     settings = ("--set", "steps=2", "--set", "guidance=1", "--set", "width=32")
@@ -139,7 +139,7 @@ def test_a_concept_file_that_cannot_be_used_is_5(command, concept_file, random_b
 def test_an_output_that_cannot_be_written_is_9_before_any_work(
     command, make_pictures, random_base_folder, concept_file
 ):
-    """A file stands where a folder should be: what a read-only disk looks like to everybody, root too."""
+    """A file is in the place of the folder, which fails for root too, as a read-only disk does."""
     base, inside = ("--base", random_base_folder()), concept_file / "inside"
     code, out, err = command("tune", make_pictures(4), *NAMED, *base, "--steps", 1, "--out", inside)
     refused((code, out, err), 9, "inside", "cannot be written")

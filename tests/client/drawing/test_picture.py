@@ -31,7 +31,7 @@ def concept_file(sixteen, make_concept, tmp_path) -> Path:
 
 @pytest.fixture
 def draws(random_base_folder, tmp_path):
-    """Draw on the random base; gives the picture's pixels."""
+    """Return a function that draws on the random base and returns the pixels."""
 
     def run(model: Path, prompt: str, **changes: object) -> np.ndarray:
         settings = {"base": str(random_base_folder()), "how": HOW, "device": "cpu", **changes}
@@ -95,9 +95,9 @@ def test_a_concept_without_words_is_called_by_its_class_word(sixteen, make_conce
 
 
 def test_progress_is_reported(concept_file, draws):
-    seen = []
-    draws(concept_file, "a <cat>", on_step=lambda done, total: seen.append((done, total)))
-    assert seen[-1][0] == seen[-1][1] == len(seen)
+    progress = []
+    draws(concept_file, "a <cat>", on_step=lambda done, total: progress.append((done, total)))
+    assert progress[-1][0] == progress[-1][1] == len(progress)
 
 
 def test_what_cannot_be_drawn_is_named(concept_file, draws, tmp_path, random_base_folder):

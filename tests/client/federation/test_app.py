@@ -1,4 +1,4 @@
-"""The ClientApp: what it answers to requests as Flower brings them, and what it refuses of a server's."""
+"""The ClientApp: its answers to requests from Flower, and the requests it refuses."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_a_request_for_the_concept_is_answered_with_its_file(ask, participant, s
 
 
 def test_a_state_of_an_earlier_release_answers_under_todays_fingerprint(ask, participant, sixteen, make_concept):
-    """Its settings, and the name and the header of its concept file, have the old fingerprint of the same base."""
+    """Settings, file name and header of the concept have the old fingerprint of the same base."""
     old = replace(participant, fingerprint=sixteen.legacy_fingerprint)
     participant.cached().unlink()
     write_concept(replace(make_concept(sixteen), base_fingerprint=old.fingerprint), old.cached())
@@ -77,10 +77,10 @@ def test_a_state_of_an_earlier_release_answers_under_todays_fingerprint(ask, par
 
 
 def test_nothing_but_the_file_and_two_numbers_leaves(ask, participant, sixteen):
-    """No picture, caption, name of a file or folder, in no record."""
+    """No record contains a picture, a caption, or the name of a file or folder."""
     (participant.request.images / "00.txt").write_text("V in my garden at Elm Street")
     (tuned,) = (participant.state / "concepts").iterdir()
-    tuned.rename(participant.cached())  # a caption is another cache file
+    tuned.rename(participant.cached())  # another caption changes the name of the tuned file
     content = ask("train", ROUND | {"base": sixteen.fingerprint}).content
     assert set(content) == {"concept", "numbers"}
     assert set(content["numbers"]) == {"seconds", "bytes"}
@@ -164,7 +164,7 @@ def test_only_two_kinds_of_request_are_known(ask, kind):
 
 
 def test_what_the_run_says_of_itself_counts_for_nothing(ask, participant, sixteen, tmp_path):
-    """The server's run configuration cannot point anywhere: the state folder is told by our own SuperNode."""
+    """The server's run configuration is ignored: the state folder comes from our own SuperNode."""
     answer = ask("train", ROUND | {"base": sixteen.fingerprint}, state=participant.state, **{"base": "/etc"})
     assert messages.read_upload(answer.content).data == participant.cached().read_bytes()
     with pytest.raises(TrustError, match="without its state folder"):
@@ -183,7 +183,7 @@ def test_a_damaged_cache_is_not_sent(ask, participant, sixteen):
 
 @pytest.fixture
 def candidate(participant, sixteen, make_concept, monkeypatch, tmp_path) -> Path:
-    """A candidate of this participant's concept and another's, where the download would put it."""
+    """A candidate of two participants' concepts, where the download would put it."""
     from mos_client.federation.enrolment import Enrolment
     from mos_server.fusion.fuse import fuse
     from mos_server.fusion.methods.average import AverageSettings

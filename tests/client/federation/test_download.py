@@ -1,4 +1,4 @@
-"""Fetching models from a real server: resumed, checked, whole or not at all."""
+"""Downloads of models from a real server: resumed, checked, and complete or absent."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ def published(operator, files: dict[str, bytes] | None = None) -> tuple[str, dic
 
 
 class Broken(Exception):
-    """Our own failure."""
+    """An error raised by the test."""
 
 
 def breaking_after(operator, chunks: int, times: int = 1) -> None:
-    """The server's stream of the adapter breaks after so many chunks, so many times."""
+    """Break the server's stream of the adapter after a number of chunks, a number of times."""
     fetch, left = operator.real["Fetch"], [times]
 
     def broken(request: mos_pb2.FetchRequest, context: object) -> Iterator[mos_pb2.Chunk]:
@@ -51,20 +51,20 @@ def breaking_after(operator, chunks: int, times: int = 1) -> None:
 
 @pytest.fixture(autouse=True)
 def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Between attempts."""
+    """Do not pause between attempts."""
     monkeypatch.setattr(download, "PAUSE_S", 0.0)
 
 
 def test_a_model_arrives_as_it_was_signed(operator, member, tmp_path):
     model, expected = published(operator)
-    told: list[tuple[int, int]] = []
-    folder = download_model(member, "latest", tmp_path / "models", progress=lambda *now: told.append(now))
+    progress_calls: list[tuple[int, int]] = []
+    folder = download_model(member, "latest", tmp_path / "models", progress=lambda *now: progress_calls.append(now))
     assert folder == tmp_path / "models" / model
     assert contents(folder) == expected
     verify_model(folder, member.kit.signing_key)
     total = sum(map(len, expected.values()))
-    assert told[-1] == (total, total)
-    assert told == sorted(told)
+    assert progress_calls[-1] == (total, total)
+    assert progress_calls == sorted(progress_calls)
     assert [path.name for path in folder.parent.iterdir()] == [model]
 
 
@@ -115,7 +115,7 @@ def test_a_line_that_stays_broken_is_a_network_error_and_keeps_what_came(operato
 
 
 def test_parts_of_another_model_of_that_name_are_never_mixed_in(operator, member, tmp_path):
-    """A round that was set back and run again has other files of the same name and length."""
+    """A round that was reset and run again has other files of the same names and lengths."""
     model, before = published(operator)
 
     def killed(done: int, total: int) -> None:
@@ -153,7 +153,7 @@ def test_a_server_set_back_to_a_backup_counts_anew_and_old_models_are_kept(opera
 
 @pytest.mark.parametrize("change", [lambda data: data[:-1] + b"?", lambda data: data + b"?"], ids=["other", "longer"])
 def test_what_differs_from_its_digest_never_becomes_a_model(operator, member, tmp_path, change):
-    """Damaged on the server's disk, after it was described: nothing is there, and a repaired server is enough."""
+    """A file is damaged on the server after it was described; a repaired server is enough."""
     model, expected = published(operator)
     file = operator.state.artefacts.model(model) / "adapter.safetensors"
     file.write_bytes(change(expected["adapter.safetensors"]))
@@ -176,7 +176,7 @@ def test_a_model_that_another_key_signed_is_not_accepted(operator, new_operator,
 
 @pytest.mark.parametrize("name", ["../escaped", "/tmp/escaped", ".hidden", "", "sub/file", "adapter.safetensors"])
 def test_file_names_of_a_hostile_server_lead_nowhere(operator, member, tmp_path, name):
-    """Out of the folder, hidden, or one name twice: nothing is fetched."""
+    """Names outside the folder, hidden, or repeated: nothing is fetched."""
     model, _ = published(operator)
     hostile = [mos_pb2.File(name="adapter.safetensors", size=1), mos_pb2.File(name=name, size=1)]
     operator.faults["Describe"] = lambda request, context: mos_pb2.Model(model=model, files=hostile)
@@ -220,7 +220,7 @@ def test_a_folder_that_may_not_be_written_is_an_error_of_state(operator, member,
         download_model(member, "latest", tmp_path / "models")
 
 
-def test_whoever_is_barred_is_told_so(operator, member, tmp_path):
+def test_a_barred_participant_is_told_so(operator, member, tmp_path):
     published(operator)
     operator.journal.participants.bar("alice")
     with pytest.raises(TrustError, match=r"the server refuses: .*not admitted"):
@@ -241,7 +241,9 @@ def test_a_server_that_is_away_is_a_network_error(operator, member, tmp_path):
 
 
 def test_a_candidate_is_known_by_the_digest_that_was_announced(operator, member, tmp_path, candidate):
-    """It bears no signature yet. One that was fused again replaces the earlier; another than announced is not scored."""
+    """It has no signature yet. A candidate that was fused again replaces the earlier one; a
+    candidate other than the announced one is not scored.
+    """
     digest = candidate({"adapter.safetensors": b"first"})
     name = "round-001-candidate"
     folder = download_model(member, name, tmp_path, manifest_digest=digest)
@@ -249,14 +251,14 @@ def test_a_candidate_is_known_by_the_digest_that_was_announced(operator, member,
     newer = candidate({"adapter.safetensors": b"second"})
     folder = download_model(member, name, tmp_path, manifest_digest=newer)
     assert (folder / "adapter.safetensors").read_bytes() == b"second"
-    with pytest.raises(TrustError, match="another manifest than the operator announced"):
+    with pytest.raises(TrustError, match="a manifest other than the one the operator announced"):
         download_model(member, name, tmp_path / "elsewhere", manifest_digest=digest)
     assert not (tmp_path / "elsewhere" / name).exists()
 
 
 @pytest.fixture
 def candidate(operator, member, tmp_path, monkeypatch) -> Callable[[dict[str, bytes]], str]:
-    """Write the candidate of a round that alice may score; the digest of its manifest."""
+    """Write the candidate of a round that alice may score; return its manifest's digest."""
     from mos_server.state.records import SCORING, RoundSettings
 
     round_ = operator.journal.rounds.ask(RoundSettings())

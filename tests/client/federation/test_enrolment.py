@@ -1,4 +1,4 @@
-"""From a kit to membership, against a real server over TLS."""
+"""Enrolment with a kit, against a real server over TLS."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mos_common.node_key import key_digest, public_pem
 
 
 def test_a_kit_makes_a_member(operator, tmp_path):
-    """The server knows the key that was made here, and its private half stays here."""
+    """The server learns the public key; the private key stays on this machine."""
     member = enrol(operator.kit("alice"), tmp_path)
     assert member.participant == "alice"
     assert operator.journal.participants.is_admitted(key_digest(public_pem(member.key)))
@@ -52,7 +52,7 @@ def test_an_expired_kit_is_refused_on_both_sides(operator, tmp_path, monkeypatch
 
 
 def test_a_killed_enrolment_goes_on_with_the_same_key(operator, tmp_path, monkeypatch):
-    """The server admitted the key, and we died before we wrote it down: the used token still works for that very key."""
+    """Killed after the server admitted the key: the used token works again for that key."""
     kit = operator.kit()
 
     def killed(*_: object, **__: object) -> None:
@@ -81,7 +81,7 @@ def test_a_new_kit_of_the_same_federation_says_where_the_server_is_now(operator,
 
 
 def test_somebody_in_between_is_found_out(new_operator, tmp_path):
-    """A server with another authority on the kit's address: its certificate does not hold, and the token is not sent."""
+    """The certificate of a server with another authority is refused, and the token is not sent."""
     real, false = new_operator(), new_operator()
     kit = real.kit().model_copy(update={"mos": f"127.0.0.1:{false.port}"})
     with pytest.raises(NetworkError, match=r"cannot be reached"):
@@ -104,7 +104,7 @@ def test_a_server_that_is_away_is_waited_for_and_that_is_said(operator, tmp_path
     assert enrol(kit, tmp_path, say).participant == "alice"
     assert len(said) == 2
     assert "waiting for it, Ctrl-C stops" in said[0]
-    assert "is there again" in said[1]
+    assert "is reachable again" in said[1]
 
 
 @pytest.mark.parametrize("contents", [None, b"", b"[]", b"{}"])

@@ -1,6 +1,7 @@
-"""What the executor runs: the installed ClientApp and nothing that came over the wire, whatever the SuperNode is or sends.
+"""The executor runs the installed ClientApp and never code that came over the wire.
 
-The SuperNode's local interface is replaced by one in this process; messages, records and bundles are Flower's own.
+The SuperNode's local interface is replaced by one in this process; messages, records and bundles
+are Flower's own.
 """
 
 from __future__ import annotations
@@ -106,7 +107,7 @@ def secret_file(tmp_path) -> Path:
 
 @pytest.fixture
 def execute(monkeypatch, secret_file, tmp_path) -> Callable[..., SuperNode]:
-    """Let an executor with `app` take the task of `node`."""
+    """Return a function that lets an executor with `app` take the task of `node`."""
     monkeypatch.setenv("FLWR_HOME", str(tmp_path / "flower"))
 
     def once(node: SuperNode, app: Callable[..., object] = answers, *, checks_digest: bool = True) -> SuperNode:
@@ -123,7 +124,7 @@ def execute(monkeypatch, secret_file, tmp_path) -> Callable[..., SuperNode]:
 
 @pytest.fixture
 def evil_bundle(tmp_path) -> bytes:
-    """A bundle with its own mos_client package, which the pointer names, and a component of its own."""
+    """A bundle with a mos_client package of its own and a component that its pointer names."""
     code = EVIL.format(mark=tmp_path / "PWNED").encode()
     files = {
         "mos_client/__init__.py": code,
@@ -196,11 +197,11 @@ def test_the_operator_is_told_the_kind_of_an_error_only(execute, caplog, error):
     assert (node.answer.error.code, node.answer.error.reason) == (2, type(error).__name__)
     assert node.output.details == type(error).__name__
     assert "/home" not in str(node.output)
-    assert "/home/alice" in caplog.text  # here, on our own side, everything is said
+    assert "/home/alice" in caplog.text  # our own log has the full error
 
 
 def test_a_task_that_was_given_up_meanwhile_does_not_interrupt_us(execute, monkeypatch):
-    """A machine that slept: Flower's own heartbeat would send this process a SIGINT."""
+    """After a machine has slept, Flower's own heartbeat would send this process a SIGINT."""
     beaten, interrupted = threading.Event(), []
     before = signal.signal(signal.SIGINT, lambda *given: interrupted.append(given))
 
@@ -249,7 +250,7 @@ def test_a_supernode_that_goes_away_in_the_middle_is_survived(execute, where):
 
 
 class Looks:
-    """How often it was looked after a SuperNode, and when to stop."""
+    """Counts the checks of the SuperNode, and stops after a number of them."""
 
     def __init__(self, stop: threading.Event, outcomes: list[object]) -> None:
         self.stop, self.outcomes, self.count = stop, outcomes, 0
@@ -271,7 +272,7 @@ def impatient(monkeypatch):
 
 
 def test_a_supernode_that_is_starting_or_gone_is_asked_again(secret_file, impatient):
-    """Nobody listens at port 9; then there is no secret yet; then there is nobody at all."""
+    """Nothing listens at port 9; then there is no secret yet; then no SuperNode at all."""
     stop = threading.Event()
     looks = Looks(stop, [True, True, False, True])
     Executor(lambda: "127.0.0.1:9", secret_file, answers).run(stop, looks)

@@ -1,4 +1,4 @@
-"""`mos-client join` as a person types it: what is found out before the network and before torch, and how it ends."""
+"""`mos-client join`: errors found before the network and torch are used, and how it ends."""
 
 from __future__ import annotations
 
@@ -28,12 +28,13 @@ from mos_common.errors import NetworkError
 from mos_common.kit import Kit, write_kit
 from mos_server.state.pki import create_pki
 
-# The command, with a way out of this machine that tells on whoever takes it, and a list of what was imported at the end.
+# The command, with every network call reported, and the heavy imports listed at the end.
 COMMAND = """
 import atexit, socket, sys
 def tell(address): sys.stderr.write(f"NETWORK {address}\\n"); raise OSError("told")
 socket.socket.connect = lambda self, address: tell(address)
-atexit.register(lambda: sys.stderr.write("IMPORTED " + " ".join(m for m in ("torch", "flwr", "grpc", "transformers", "diffusers") if m in sys.modules) + "\\n"))
+heavy = ("torch", "flwr", "grpc", "transformers", "diffusers")
+atexit.register(lambda: sys.stderr.write("IMPORTED " + " ".join(m for m in heavy if m in sys.modules) + "\\n"))
 from mos_client.cli.main import main
 main()
 """
@@ -41,7 +42,7 @@ main()
 
 @pytest.fixture
 def listener() -> Iterator[socket.socket]:
-    """A port at which somebody listens who counts who comes."""
+    """A port with a listener that counts connections."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         server.settimeout(0.2)
         yield server
@@ -83,15 +84,15 @@ def join(folder: Path, *words: object) -> subprocess.CompletedProcess[str]:
 
 
 def refused(done: subprocess.CompletedProcess[str], code: int, *said: str, imported: str = "") -> None:
-    """One line with all of `said`; nothing was connected to, nothing heavy imported."""
+    """Check for one line with all of `said`, no connection and no heavy import."""
     assert done.returncode == code, done.stderr
     lines = done.stderr.splitlines()
     (line,) = [line for line in lines if line.startswith("error: ")]
     assert all(text in line for text in said), line
     assert "Traceback" not in done.stderr
     assert not [line for line in lines if line.startswith("NETWORK")]
-    (found,) = [line for line in lines if line.startswith("IMPORTED")]
-    assert set(found.split()[1:]) <= set(imported.split())
+    (imports,) = [line for line in lines if line.startswith("IMPORTED")]
+    assert set(imports.split()[1:]) <= set(imported.split())
 
 
 NAMED = ("--concept", "<cat>", "--class", "cat")
@@ -143,7 +144,10 @@ def test_it_waits_for_a_server_that_is_not_there_and_an_interruption_is_130(
     kit = make_kit(ca=create_pki(tmp_path / "pki", "127.0.0.1").authority_pem())
     listener.close()
     pictures = make_pictures(4)
-    program = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from mos_client.cli.main import main; main()"
+    program = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "from mos_client.cli.main import main; main()"
+    )
     words = [sys.executable, "-c", program, "join", str(kit), str(pictures), *NAMED]
     with subprocess.Popen(
         words, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ
@@ -164,7 +168,7 @@ def session(tmp_path, make_pictures) -> Session:
 
 
 def test_what_will_leave_is_shown_and_listed_tensor_by_tensor(session, sixteen, make_concept, tmp_path):
-    """The other road counts the tensors in the file itself; what is shown adds up to them, kind by kind."""
+    """The lines shown add up, kind by kind, to the tensors counted in the file itself."""
     said: list[str] = []
     concept = make_concept(sixteen)
     write_concept(concept, tmp_path / "cat.safetensors")
@@ -199,7 +203,7 @@ def test_few_tensors_are_all_shown_by_name(session, sixteen, make_concept, tmp_p
 
 
 def test_a_concept_that_was_tuned_anew_since_is_announced_anew(session, sixteen, make_concept):
-    """Somebody adds a picture while `join` runs: another file is tuned when the server asks, and said before it leaves."""
+    """A picture added while `join` runs: the new concept is announced before it is sent."""
     said: list[str] = []
     session.cached().parent.mkdir(parents=True)
     write_concept(make_concept(sixteen), session.cached())
@@ -217,7 +221,7 @@ def test_a_concept_that_was_tuned_anew_since_is_announced_anew(session, sixteen,
 
 
 def test_no_reply_leaves_before_it_was_said_what_leaves_with_it():
-    """A server may have asked long before tuning ends: then the reply and the announcement are ready at the same moment."""
+    """If the server asked earlier, reply and announcement are ready at the same moment."""
     announced, stop, replies = threading.Event(), threading.Event(), []
     looked: list[str] = []
     app = withheld_until(announced, stop, "{message} in {context}".format, lambda: looked.append("at the concept file"))
@@ -236,7 +240,7 @@ def test_no_reply_leaves_before_it_was_said_what_leaves_with_it():
 
 
 def test_every_new_model_is_fetched_whatever_happens_on_the_way(session, monkeypatch):
-    """A model from before is not waited for; as many as asked for are fetched, one after the other."""
+    """The requested number of models is fetched in turn; one downloaded before does not count."""
     for name in ("round-002", "round-010"):
         (session.models / name).mkdir(parents=True)
     (session.models / ".round-011.part").mkdir()

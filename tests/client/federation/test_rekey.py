@@ -1,4 +1,4 @@
-"""A participant's state folder of an earlier release gets today's fingerprint, and nothing is tuned again."""
+"""A state folder of an earlier release gets today's fingerprint without tuning again."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def session(sixteen, random_base_folder, make_pictures, tmp_path) -> Session:
 
 @pytest.fixture
 def before(session, sixteen, make_concept, monkeypatch) -> Session:
-    """A state folder of an earlier release, in which the concept has been tuned; tuning again fails the test."""
+    """A state folder of an earlier release with a tuned concept; tuning again fails the test."""
     monkeypatch.setattr(tuning, "tune_folder", lambda *_, **__: pytest.fail("tuned again"))
     old = replace(session, fingerprint=sixteen.legacy_fingerprint)
     write_concept(replace(make_concept(sixteen), base_fingerprint=old.fingerprint), old.cached())
@@ -60,7 +60,7 @@ def test_a_new_kit_finds_the_concept_tuned_under_the_old_fingerprint(before, six
 
 
 def test_a_session_of_today_loads_no_base(session):
-    """A base that does not exist is not missed: the fingerprint says that there is nothing to do."""
+    """The base does not exist, which is not noticed: the fingerprint is already today's."""
     away = replace(session, request=replace(session.request, base="/nowhere/at/all"))
     assert current_session(away) is away
 

@@ -1,4 +1,4 @@
-"""A participant's state folder: its settings, the name of the tuned file, one `join` at a time, readable by its owner."""
+"""A participant's state folder: settings, the name of the tuned file, the lock, permissions."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ from mos_client.pictures.folder import find_pictures, pictures_digest
 from mos_client.tuning.request import TuneRequest
 from mos_common.errors import StateError
 
-HOLDS = "import sys, time; from pathlib import Path; from mos_client.federation.session import locked\nwith locked(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
+HOLDS = (
+    "import sys, time; from pathlib import Path; from mos_client.federation.session import locked\n"
+    "with locked(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
+)
 
 
 def with_request(session: Session, **changes: object) -> Session:
@@ -131,7 +134,7 @@ def test_settings_of_another_release_are_said(session):
 
 
 def test_one_join_at_a_time(tmp_path):
-    with locked(tmp_path / "state"), pytest.raises(StateError, match=r"another mos-client join.*--state"):  # noqa: SIM117
+    with locked(tmp_path / "state"), pytest.raises(StateError, match=r"another mos-client join.*--state"):
         with locked(tmp_path / "state"):
             pass
     with locked(tmp_path / "state"), locked(tmp_path / "other"):

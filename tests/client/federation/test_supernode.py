@@ -1,4 +1,4 @@
-"""The SuperNode under our care: started again however it ends, never twice at once, and gone when we are."""
+"""The supervised SuperNode: restarted when it ends, never twice at once, and ended with us."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ STAYS = "exec sleep 120"
 
 @pytest.fixture
 def clock(monkeypatch) -> SimpleNamespace:
-    """A clock that stands still until somebody sets it."""
+    """A clock that stands still until it is set."""
     clock = SimpleNamespace(now=1000.0)
     monkeypatch.setattr(supernode, "time", SimpleNamespace(monotonic=lambda: clock.now))
     return clock
@@ -33,7 +33,7 @@ def clock(monkeypatch) -> SimpleNamespace:
 
 @pytest.fixture
 def pretend(monkeypatch, tmp_path) -> Callable[[str], Path]:
-    """Put a shell script where `flower-supernode` is looked for; the file in which it writes each start's words."""
+    """Replace `flower-supernode` by a shell script; return the file that logs its arguments."""
     programs, starts = tmp_path / "bin", tmp_path / "starts"
     programs.mkdir()
     (programs / "python").symlink_to(Path(sys.executable))
@@ -79,13 +79,13 @@ def test_however_it_ends_it_is_started_again_after_growing_pauses(node, pretend,
         until(lambda: not node.look_after())
         pauses.append(0.0)
         while not node.look_after():
-            assert count(starts) == number  # not before its time
+            assert count(starts) == number  # still within the pause
             pauses[-1] += 1
             clock.now += 1
         until(lambda started=number + 1: count(starts) == started)
     assert pauses[0] <= 2
     assert pauses == sorted(pauses)
-    # Flower holds a node for online for a minute after its last sign of life, and refuses a second one until then.
+    # Flower counts a node as online for a minute after its last heartbeat, and refuses a second.
     assert pauses[-1] == LONGEST_PAUSE_S > 60
 
 
@@ -150,7 +150,7 @@ def test_it_runs_no_code_of_the_operator_and_listens_on_loopback_alone(node, pre
         assert words[words.index(option) + 1] == value
     assert words[words.index("--superexec-auth-secret-file") + 1] == str(node.secret_file)
     assert "--insecure" not in words
-    assert node.secret_file.read_text() not in starts.read_text()  # others see the list of processes
+    assert node.secret_file.read_text() not in starts.read_text()  # other users see the list of processes
 
 
 def test_one_that_will_not_end_is_ended(node, pretend, monkeypatch):
@@ -161,7 +161,7 @@ def test_one_that_will_not_end_is_ended(node, pretend, monkeypatch):
     pid = node._process.pid
     node.stop()
     assert not alive(pid)
-    node.stop()  # again is nothing
+    node.stop()  # stopping twice has no effect
 
 
 def test_once_stopped_it_is_not_started_again_by_a_thread_that_comes_late(node, pretend):
@@ -193,8 +193,10 @@ def test_a_full_disk_is_said_and_tried_again_after_a_pause(node, pretend, clock,
 def test_it_ends_with_a_participant_that_is_killed(pretend, tmp_path):
     starts = pretend(STAYS)
     program = (
-        "import sys, time; from pathlib import Path; from mos_client.federation.supernode import SuperNode; p = Path(sys.argv[1]);"
-        "sys.executable = str(p / 'bin' / 'python'); n = SuperNode('127.0.0.1:9', p, p, p / 'flower', ''); n.look_after(); time.sleep(60)"
+        "import sys, time; from pathlib import Path; from mos_client.federation.supernode import SuperNode; "
+        "p = Path(sys.argv[1]);"
+        "sys.executable = str(p / 'bin' / 'python'); n = SuperNode('127.0.0.1:9', p, p, p / 'flower', ''); "
+        "n.look_after(); time.sleep(60)"
     )
     with subprocess.Popen([os.path.realpath(sys.prefix) + "/bin/python", "-c", program, str(tmp_path)]) as participant:
         until(lambda: count(starts) == 1)

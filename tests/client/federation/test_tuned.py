@@ -25,7 +25,7 @@ def session(sixteen, random_base_folder, make_pictures, tmp_path) -> Session:
 
 @pytest.fixture
 def tunings(monkeypatch) -> list[Path]:
-    """Replace tuning by something that takes a moment; the file of each."""
+    """Replace tuning by a short pause; return the file of each call."""
     made: list[Path] = []
 
     def pretend(request: TuneRequest, out: Path, **settings: object) -> Path:
@@ -47,7 +47,7 @@ def test_what_was_tuned_once_is_never_tuned_again(session, tunings):
     assert first.parent == session.state / "concepts"
 
 
-def test_two_who_ask_at_once_wait_for_one_tuning(session, tunings):
+def test_two_callers_at_once_wait_for_one_tuning(session, tunings):
     files: list[Path] = []
     threads = [threading.Thread(target=lambda: files.append(tuned_file(session))) for _ in range(4)]
     for thread in threads:
@@ -97,7 +97,7 @@ def test_another_base_than_the_operators_is_said_before_anything_is_tuned(sessio
 
 
 def test_a_concept_is_tuned_on_the_operators_base(session, sixteen):
-    """With nothing replaced: one step on the random base."""
+    """Nothing is replaced: one real step on the random base."""
     from mos_common.concept_file import read_concept
 
     steps: list[object] = []

@@ -1,4 +1,4 @@
-"""LoRA files of other tools as concepts: what every layer's change is, told by hand and by diffusers itself."""
+"""LoRA files of other tools as concepts: changes compared with diffusers and by hand."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from mos_common.errors import ConceptError, RequestError
 from mos_common.layers import adaptable_layers
 from reference.pipelines import ours, pipeline_of, theirs
 
-# How Stability's own code counts the blocks of Stable Diffusion XL that have transformers.
+# Stability's own numbers of the blocks of Stable Diffusion XL that have transformers.
 XL_BLOCKS = {
     "down_blocks_1_attentions_0": "input_blocks_4_1",
     "down_blocks_1_attentions_1": "input_blocks_5_1",
@@ -38,7 +38,7 @@ XL_BLOCKS = {
 
 
 def kohya_name(layer: str, *, stability: bool = False) -> str:
-    """What kohya's scripts call a layer."""
+    """Return the name of a layer in kohya's scripts."""
     part, _, module = layer.partition(".")
     flat = module.replace(".", "_")
     if stability and part == "unet":
@@ -50,9 +50,9 @@ def kohya_name(layer: str, *, stability: bool = False) -> str:
 def kohya_file(
     base, path: Path, *, stability: bool = False, where: str = "", alike: bool = False
 ) -> dict[str, torch.Tensor]:
-    """A kohya file over the transformers and text encoders of `base`; ΔW of every layer by hand.
+    """Write a kohya file for the transformers and text encoders of `base`; return ΔW by layer.
 
-    Ranks and alphas are random, or 2 everywhere if they are to be `alike`.
+    Ranks and alphas are random, or 2 everywhere if `alike`.
     """
     g, two, tensors, changes = torch.Generator().manual_seed(0), len(base.text_encoders) == 2, {}, {}
     prefixes = {"unet": "lora_unet", "text_encoder": "lora_te1" if two else "lora_te", "text_encoder_2": "lora_te2"}
@@ -78,7 +78,7 @@ def kohya_file(
 
 
 def imported(base, *files: Path, out: Path, **settings: object) -> Mapping[str, LowRank]:
-    """The pairs as the concept file holds them."""
+    """Import a file and return the pairs in the concept file."""
     written = import_files(files, concept="<cat>", class_word="cat", base=base, out=out, **settings)
     read = read_concept(out)
     assert read.pairs.keys() == written.pairs.keys()
@@ -108,7 +108,7 @@ def test_a_kohya_file_of_xl_in_either_numbering_of_the_blocks(xl, tmp_path, stab
 
 @pytest.mark.parametrize("kind", ["sixteen", "xl"])
 def test_diffusers_predicts_the_same_noise_with_a_kohya_file(kind, request, random_base_folder, tmp_path):
-    """Of one alpha only: diffusers 0.42 with peft 0.21 leaves alphas out that differ from layer to layer, and warns."""
+    """With one alpha: diffusers 0.42 with peft 0.21 drops alphas that differ between layers."""
     base = request.getfixturevalue(kind)
     file = tmp_path / "lora.safetensors"
     kohya_file(base, file, stability=kind == "xl", alike=True)
@@ -133,7 +133,7 @@ def test_without_an_alpha_it_is_the_rank(sixteen, tmp_path):
 
 
 def with_adapters(pipeline, **config: object) -> None:
-    """Adapters as diffusers' training scripts add them; B is zero at first, so it is made random here."""
+    """Add adapters as diffusers' training scripts do, but with a random B instead of zero."""
     of_unet = ["to_q", "to_k", "to_v", "to_out.0", "proj_in", "ff.net.0.proj"]
     pipeline.unet.add_adapter(LoraConfig(target_modules=of_unet, **config))
     plain = {name: value for name, value in config.items() if not name.endswith("_pattern")}  # of the UNet's layers
@@ -160,7 +160,7 @@ def randomise(*models: torch.nn.Module) -> None:
     ids=["plain", "alpha", "rank-stabilised", "patterns"],
 )
 def test_a_diffusers_file_predicts_the_noise_that_diffusers_predicts(sixteen, random_base_folder, tmp_path, config):
-    """Saved by diffusers' own function with its metadata, loaded by diffusers' own function, the other road."""
+    """Saved by diffusers with its metadata; the reference is loaded by diffusers too."""
     made = pipeline_of(random_base_folder())
     with_adapters(made, **config)
     StableDiffusionPipeline.save_lora_weights(
@@ -175,13 +175,13 @@ def test_a_diffusers_file_predicts_the_noise_that_diffusers_predicts(sixteen, ra
     other.load_lora_weights(tmp_path, weight_name="pytorch_lora_weights.safetensors")
     torch.testing.assert_close(theirs(other), theirs(made), rtol=1e-4, atol=1e-4)
     pairs = imported(sixteen, tmp_path / "pytorch_lora_weights.safetensors", out=tmp_path / "cat.safetensors")
-    found, expected = ours(sixteen, pairs), theirs(other)
+    ours_predicted, expected = ours(sixteen, pairs), theirs(other)
     assert float((expected - plain).norm() / plain.norm()) > 0.05
-    assert float((found - expected).norm() / (expected - plain).norm()) < 1e-2  # of half precision
+    assert float((ours_predicted - expected).norm() / (expected - plain).norm()) < 1e-2  # of half precision
 
 
 def test_a_diffusers_file_of_xl_predicts_the_noise_that_diffusers_predicts(xl, random_base_folder, tmp_path):
-    """With adapters on both text encoders; alphas differ from part to part and are in the metadata only."""
+    """With adapters on both text encoders; alphas differ by part and are only in the metadata."""
     made = pipeline_of(random_base_folder(xl=True), xl=True)
     text = ["q_proj", "k_proj", "v_proj", "out_proj"]
     made.unet.add_adapter(
@@ -201,13 +201,13 @@ def test_a_diffusers_file_of_xl_predicts_the_noise_that_diffusers_predicts(xl, r
     other.load_lora_weights(tmp_path, weight_name="pytorch_lora_weights.safetensors")
     pairs = imported(xl, tmp_path / "pytorch_lora_weights.safetensors", out=tmp_path / "cat.safetensors")
     assert {name.partition(".")[0] for name in pairs} == set(parts)
-    found, expected = ours(xl, pairs), theirs(other)
+    ours_predicted, expected = ours(xl, pairs), theirs(other)
     assert float((expected - plain).norm() / plain.norm()) > 0.05
-    assert float((found - expected).norm() / (expected - plain).norm()) < 1e-2  # of half precision
+    assert float((ours_predicted - expected).norm() / (expected - plain).norm()) < 1e-2  # of half precision
 
 
 def test_a_folder_that_peft_saved_has_its_alpha_in_the_configuration_beside_it(sixteen, random_base_folder, tmp_path):
-    """Also without that configuration it can be read; alpha is the rank then, and that is said."""
+    """Without that configuration alpha is the rank, and a warning says so."""
     unet = pipeline_of(random_base_folder()).unet
     adapted = get_peft_model(unet, LoraConfig(r=2, lora_alpha=6, target_modules=["to_q", "to_v"]))
     randomise(adapted)
@@ -230,7 +230,7 @@ def test_without_peft_s_configuration_the_guess_is_told(sixteen, tmp_path, caplo
     )
     with caplog.at_level(logging.WARNING):
         (pair,) = imported(sixteen, tmp_path / "adapter_model.safetensors", out=tmp_path / "c.safetensors").values()
-    assert "alpha is taken to be the rank" in caplog.text
+    assert "alpha is assumed to equal the rank" in caplog.text
     assert float(pair.change()[0, 0]) == pytest.approx(2.0)
 
 
@@ -283,15 +283,21 @@ WIDE = {
         ({f"{K}.oft_blocks": torch.ones(2, 2)}, "OFT"),
         ({**PAIR, f"{K}.lora_B.bias": torch.ones(32)}, "a LoRA with biases"),
         (WIDE, rf"{CONV}\.alpha changes a convolution larger than 1x1"),
-        ({f"{K}.lora_down.weight": torch.ones(2, 32, 3, 3), f"{K}.lora_up.weight": torch.ones(32, 2, 1, 1)}, "larger than 1x1"),
-        ({"lora_unet_nowhere.lora_down.weight": torch.ones(2, 2)}, "lora_unet_nowhere, which is no linear layer .*--base"),
-        ({"something": torch.ones(2)}, "something is no factor of a LoRA"),
-        ({**PAIR, f"{K}.alpha": torch.ones(3)}, "an alpha is one finite number"),
-        ({**PAIR, f"{K}.alpha": torch.tensor(float("nan"))}, "an alpha is one finite number"),
-        ({f"{K}.lora_down.weight": torch.ones(2, 32), f"{K}.lora_up.weight": torch.ones(32, 3)}, "are no pair"),
+        (
+            {f"{K}.lora_down.weight": torch.ones(2, 32, 3, 3), f"{K}.lora_up.weight": torch.ones(32, 2, 1, 1)},
+            "larger than 1x1",
+        ),
+        (
+            {"lora_unet_nowhere.lora_down.weight": torch.ones(2, 2)},
+            "lora_unet_nowhere, which is not a linear layer .*--base",
+        ),
+        ({"something": torch.ones(2)}, "something is not a LoRA factor"),
+        ({**PAIR, f"{K}.alpha": torch.ones(3)}, "expected one finite number"),
+        ({**PAIR, f"{K}.alpha": torch.tensor(float("nan"))}, "expected one finite number"),
+        ({f"{K}.lora_down.weight": torch.ones(2, 32), f"{K}.lora_up.weight": torch.ones(32, 3)}, "do not form a pair"),
     ],
-)  # fmt: skip
-def test_whatever_is_no_lora_of_linear_layers_is_refused_by_name(sixteen, tensors, said):
+)
+def test_adapters_other_than_lora_of_linear_layers_are_refused_by_name(sixteen, tensors, said):
     with pytest.raises(ConceptError, match=said):
         pairs_of(tensors, {}, sixteen)
 
@@ -312,7 +318,10 @@ def test_what_is_written_about_a_lora_is_not_believed_blindly(sixteen, metadata,
 
 
 def test_factors_of_another_shape_than_the_base_s_are_named(sixteen, tmp_path):
-    save_file({f"{K}.lora_down.weight": torch.ones(2, 30), f"{K}.lora_up.weight": torch.ones(32, 2)}, tmp_path / "a.safetensors")  # fmt: skip
+    save_file(
+        {f"{K}.lora_down.weight": torch.ones(2, 30), f"{K}.lora_up.weight": torch.ones(32, 2)},
+        tmp_path / "a.safetensors",
+    )
     with pytest.raises(
         ConceptError, match=r"attn1\.to_q\.lora_A\.weight has shape \(2, 30\), the base needs \(2, 32\)"
     ):
@@ -350,11 +359,13 @@ def test_two_loras_are_no_concept(sixteen, tmp_path):
 
 
 def test_a_change_of_lower_rank_is_the_nearest_one_and_says_what_it_keeps():
-    """Eckart and Young: the other road is the SVD of the whole matrix."""
+    """By Eckart and Young, the reference is the SVD of the whole matrix."""
     pair = LowRank(torch.randn(6, 20), torch.randn(30, 6), 4.0)
     U, sigma, Vt = torch.linalg.svd(pair.change(torch.float64))
     nearest, share = truncated(pair, 3)
-    torch.testing.assert_close(nearest.change(torch.float64), U[:, :3] @ torch.diag(sigma[:3]) @ Vt[:3], rtol=1e-4, atol=1e-4)  # fmt: skip
+    torch.testing.assert_close(
+        nearest.change(torch.float64), U[:, :3] @ torch.diag(sigma[:3]) @ Vt[:3], rtol=1e-4, atol=1e-4
+    )
     assert share == pytest.approx(float(sigma[:3].square().sum() / sigma.square().sum()))
     whole, all_of_it = truncated(pair, 50)
     assert (whole.rank, all_of_it) == (6, pytest.approx(1.0))
@@ -372,13 +383,16 @@ def test_a_lora_too_large_for_a_concept_file_is_refused_with_a_rank_that_fits(si
     with caplog.at_level(logging.INFO):
         pairs = imported(sixteen, tmp_path / "a.safetensors", out=tmp_path / "cat.safetensors", rank=1)
     assert {pair.rank for pair in pairs.values()} == {1}
-    assert "it keeps at least" in caplog.text
+    assert "rank 1 keeps at least" in caplog.text
     for name, change in changes.items():
         largest = float(torch.linalg.matrix_norm(change, ord=2))
         assert float(pairs[name].change().norm()) == pytest.approx(largest, rel=1e-2)
 
 
 def test_a_rank_beyond_that_of_concept_files_is_refused(sixteen, tmp_path):
-    save_file({f"{K}.lora_down.weight": torch.ones(300, 32), f"{K}.lora_up.weight": torch.ones(32, 300)}, tmp_path / "a.safetensors")  # fmt: skip
+    save_file(
+        {f"{K}.lora_down.weight": torch.ones(300, 32), f"{K}.lora_up.weight": torch.ones(32, 300)},
+        tmp_path / "a.safetensors",
+    )
     with pytest.raises(ConceptError, match=r"of rank 300.*--rank 256"):
         imported(sixteen, tmp_path / "a.safetensors", out=tmp_path / "cat.safetensors")

@@ -1,4 +1,4 @@
-"""Other people's files are read, never run: whatever a pickle would call is refused before anything is called."""
+"""Files are read, never run: a pickle that would call a function is refused first."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ TENSORS = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.ones(2, dtype=torch.
 
 
 class Calls:
-    """Unpickled, it calls a function."""
+    """An object that calls a function when it is unpickled."""
 
     def __init__(self, function: object, *arguments: object) -> None:
         self.call = (function, arguments)
@@ -36,7 +36,7 @@ class Calls:
 
 
 def as_torch_zip(path: Path, program: bytes, compression: int = zipfile.ZIP_STORED) -> Path:
-    """A file laid out as torch.save does, around any pickle."""
+    """Write any pickle into a file laid out as torch.save does it."""
     with zipfile.ZipFile(path, "w", compression) as archive:
         archive.writestr("archive/data.pkl", program)
         archive.writestr("archive/version", "3\n")
@@ -52,24 +52,24 @@ def refused(path: Path, said: str) -> None:
 def test_tensors_in_plain_containers_are_read(tmp_path, containers):
     held = {"params": containers(TENSORS), "list": [torch.nn.Parameter(torch.ones(3)), 1, "x", None, True, 0.5]}
     torch.save(held, tmp_path / "a.pth")
-    found, metadata = read_tensors(tmp_path / "a.pth")
+    read, metadata = read_tensors(tmp_path / "a.pth")
     assert metadata == {}
-    assert torch.equal(found["params"]["a"], TENSORS["a"])
-    assert found["params"]["b"].dtype == torch.float16
-    assert torch.equal(found["list"][0], torch.ones(3))
-    assert found["list"][1:] == [1, "x", None, True, 0.5]
+    assert torch.equal(read["params"]["a"], TENSORS["a"])
+    assert read["params"]["b"].dtype == torch.float16
+    assert torch.equal(read["list"][0], torch.ones(3))
+    assert read["list"][1:] == [1, "x", None, True, 0.5]
 
 
 def test_safetensors_are_read_with_their_metadata(tmp_path):
     save_file(TENSORS, tmp_path / "a.SafeTensors", {"ss_network_dim": "4"})
-    found, metadata = read_tensors(tmp_path / "a.SafeTensors")
-    assert torch.equal(found["a"], TENSORS["a"])
+    read, metadata = read_tensors(tmp_path / "a.SafeTensors")
+    assert torch.equal(read["a"], TENSORS["a"])
     assert metadata == {"ss_network_dim": "4"}
 
 
 @pytest.mark.parametrize("where", ["alone", "among tensors", "deep", "as a key's tensor"])
 def test_a_pickle_that_runs_a_command_is_refused_and_nothing_is_run(tmp_path, where):
-    """The attack is real: Python's own unpickler falls for it."""
+    """The attack is real: Python's own unpickler runs it."""
     marker = tmp_path / "marker"
     attack = Calls(os.system, f"touch {marker}")
     held = {
@@ -87,7 +87,7 @@ def test_a_pickle_that_runs_a_command_is_refused_and_nothing_is_run(tmp_path, wh
 
 
 def eval_by(instruction: str, marker: Path) -> bytes:
-    """A hand-written program that makes `marker` by eval, reached by one instruction or another."""
+    """A hand-written pickle that creates `marker` by eval, with one of several instructions."""
     argument = pickle.dumps(f"open({str(marker)!r}, 'w').close()", protocol=2)[2:-1]  # without its header and its end
     return {
         "GLOBAL": b"\x80\x02cbuiltins\neval\n" + argument + b"\x85R.",
@@ -115,7 +115,7 @@ def test_an_extension_s_number_is_refused(tmp_path):
 def test_a_pickle_without_a_zip_is_refused_unread(tmp_path):
     marker = tmp_path / "marker"
     (tmp_path / "a.pt").write_bytes(eval_by("GLOBAL", marker))
-    refused(tmp_path / "a.pt", "neither safetensors nor a file of torch.save")
+    refused(tmp_path / "a.pt", "neither a safetensors file nor one that torch.save wrote")
     torch.save(TENSORS, tmp_path / "b.pt", _use_new_zipfile_serialization=False)
     refused(tmp_path / "b.pt", "convert it to safetensors first")
     assert not marker.exists()
@@ -127,7 +127,7 @@ def test_a_zip_behind_a_pickle_is_refused(tmp_path):
     torch.save(TENSORS, harmless)
     (tmp_path / "a.pt").write_bytes(eval_by("GLOBAL", marker) + harmless.getvalue())
     assert zipfile.is_zipfile(tmp_path / "a.pt")
-    refused(tmp_path / "a.pt", "neither safetensors nor a file of torch.save")
+    refused(tmp_path / "a.pt", "neither a safetensors file nor one that torch.save wrote")
     assert not marker.exists()
 
 
@@ -143,7 +143,7 @@ def test_anything_but_tensors_in_plain_containers_is_refused(tmp_path, held):
     ("held", "said"),
     [
         ({"a": b"bytes"}, "is refused"),
-        ({1.5: torch.ones(1)}, "a float is no name of a tensor"),
+        ({1.5: torch.ones(1)}, "a float cannot name a tensor"),
         ({3: torch.ones(1)}, "expected named tensors"),
         ([torch.ones(1)], "holds a list; expected named tensors"),
         (torch.ones(1), "holds a Tensor; expected named tensors"),
@@ -168,7 +168,7 @@ def test_a_zip_bomb_is_refused_unpacked_or_nested(tmp_path):
 
 
 def test_entries_that_share_their_bytes_are_refused(tmp_path):
-    """The same megabyte a hundred times: the directory says more than the file holds."""
+    """A hundred entries share one megabyte: the directory claims more than the file holds."""
     path = as_torch_zip(tmp_path / "a.pt", b"\x80\x02}.")
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr("archive/data/0", bytes(1_000_000))
@@ -185,14 +185,14 @@ def test_entries_that_share_their_bytes_are_refused(tmp_path):
 
 def test_a_long_description_is_refused_unread(tmp_path, monkeypatch):
     monkeypatch.setattr(safe_reading, "MAX_PICKLE_BYTES", 100)
-    refused(as_torch_zip(tmp_path / "a.pt", bytes(101)), "its description alone has 101 bytes")
+    refused(as_torch_zip(tmp_path / "a.pt", bytes(101)), "its pickle alone has 101 bytes")
 
 
 def test_a_tensor_that_is_more_than_the_file_holds_is_refused(tmp_path):
-    """One number, said to be repeated a million times a million: four terabytes once somebody computes with it."""
+    """One number expanded to a million by a million: four terabytes once it is used."""
     torch.save({"a": torch.ones(1).expand(10**6, 10**6)}, tmp_path / "a.pt")
     assert (tmp_path / "a.pt").stat().st_size < 5_000
-    refused(tmp_path / "a.pt", r"a tensor of shape \(1000000, 1000000\) is more than the file holds")
+    refused(tmp_path / "a.pt", r"a tensor of shape \(1000000, 1000000\) is larger than its data")
 
 
 def test_containers_without_end_are_refused(tmp_path):
@@ -200,17 +200,17 @@ def test_containers_without_end_are_refused(tmp_path):
     for _ in range(12):
         held = {"a": held}
     torch.save(held, tmp_path / "a.pt")
-    refused(tmp_path / "a.pt", "containers within containers")
+    refused(tmp_path / "a.pt", "containers are nested")
     around: dict = {}
     around["a"] = around
     torch.save(around, tmp_path / "b.pt")
-    refused(tmp_path / "b.pt", "containers within containers")
+    refused(tmp_path / "b.pt", "containers are nested")
 
 
 def test_a_file_beyond_the_cap_is_refused_unread(tmp_path, monkeypatch):
     monkeypatch.setattr(safe_reading, "MAX_BYTES", 10)
     save_file(TENSORS, tmp_path / "a.safetensors")
-    refused(tmp_path / "a.safetensors", "more than 10: that is no LoRA")
+    refused(tmp_path / "a.safetensors", "more than 10: that is not a LoRA")
 
 
 def test_a_missing_file_is_named(tmp_path):

@@ -1,4 +1,4 @@
-"""Textual inversions and the paper's checkpoints as words: told by diffusers and by hand."""
+"""Textual inversions and the paper's checkpoints, compared with diffusers and by hand."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def imported(base, *files: Path, out: Path, **settings: object):
 @pytest.mark.parametrize("count", [1, 3])
 @pytest.mark.parametrize("kind", ["diffusers", "diffusers .bin", "A1111 .pt", "A1111 .safetensors"])
 def test_a_textual_inversion_is_encoded_as_diffusers_encodes_it(sixteen, random_base_folder, tmp_path, kind, count):
-    """Of one vector or several, whoever wrote it."""
+    """With one vector or several, in every known format."""
     words = vectors(count, 24)
     file = tmp_path / ("ti.safetensors" if "safetensors" in kind or kind == "diffusers" else "ti.pt")
     if kind == "diffusers":
@@ -49,10 +49,10 @@ def test_a_textual_inversion_is_encoded_as_diffusers_encodes_it(sixteen, random_
     with torch.no_grad():
         expected = pipeline.encode_prompt("a <x> here", "cpu", 1, do_classifier_free_guidance=False)[0]
         concept = imported(sixteen, file, out=tmp_path / "cat.safetensors")
-        found = encode_prompts(sixteen, ["a <cat> here"], {"<cat>": words_of(concept, sixteen)})
+        encoded = encode_prompts(sixteen, ["a <cat> here"], {"<cat>": words_of(concept, sixteen)})
     assert concept.words[0].shape == (16, count, 24)
     for layer in range(16):
-        torch.testing.assert_close(found[:, layer], expected, rtol=1e-2, atol=5e-3)  # of half precision
+        torch.testing.assert_close(encoded[:, layer], expected, rtol=1e-2, atol=5e-3)  # of half precision
 
 
 def test_one_vector_without_a_dimension_of_its_own_is_a_word(sixteen):
@@ -63,34 +63,36 @@ def test_one_vector_without_a_dimension_of_its_own_is_a_word(sixteen):
 def test_a_textual_inversion_of_xl_has_a_vector_for_each_text_encoder(xl, random_base_folder, tmp_path):
     save_file({"clip_l": vectors(2, 24), "clip_g": vectors(2, 32, seed=1)}, tmp_path / "ti.safetensors")
     pipeline = StableDiffusionXLPipeline.from_pretrained(random_base_folder(xl=True), add_watermarker=False)
-    found = load_file(tmp_path / "ti.safetensors")
+    content = load_file(tmp_path / "ti.safetensors")
     for name, number in (("clip_l", ""), ("clip_g", "_2")):
         encoder, tokenizer = getattr(pipeline, f"text_encoder{number}"), getattr(pipeline, f"tokenizer{number}")
-        pipeline.load_textual_inversion(found[name], token="<x>", text_encoder=encoder, tokenizer=tokenizer)
+        pipeline.load_textual_inversion(content[name], token="<x>", text_encoder=encoder, tokenizer=tokenizer)
     concept = imported(xl, tmp_path / "ti.safetensors", out=tmp_path / "cat.safetensors")
     assert [words.shape for words in concept.words] == [(11, 2, 24), (11, 2, 32)]
     vocabulary = {"<cat>": words_of(concept, xl)}
     with torch.no_grad():
         expected, _, pooled, _ = pipeline.encode_prompt("a <x> here", device="cpu", do_classifier_free_guidance=False)
         text = tokenise(xl, "a <cat> here", vocabulary)
-        torch.testing.assert_close(encode_prompts(xl, ["a <cat> here"], vocabulary)[:, 4], expected, rtol=1e-2, atol=5e-3)  # fmt: skip
+        torch.testing.assert_close(
+            encode_prompts(xl, ["a <cat> here"], vocabulary)[:, 4], expected, rtol=1e-2, atol=5e-3
+        )
         torch.testing.assert_close(encode_pooled(xl, [text], vocabulary), pooled, rtol=1e-2, atol=5e-3)
 
 
 @pytest.mark.parametrize(
-    ("found", "said"),
+    ("content", "said"),
     [
-        ({"emb_params": torch.ones(1, 768)}, "has width 768, .* reads 24: it was made for another base"),
-        ({"clip_l": torch.ones(1, 24), "clip_g": torch.ones(1, 32)}, "has width 24 and 32, .* reads 24"),
+        ({"emb_params": torch.ones(1, 768)}, "has width 768, .* has 24: it was made for another base"),
+        ({"clip_l": torch.ones(1, 24), "clip_g": torch.ones(1, 32)}, "has width 24 and 32, .* has 24"),
     ],
 )
-def test_an_embedding_of_another_base_is_refused(sixteen, found, said):
+def test_an_embedding_of_another_base_is_refused(sixteen, content, said):
     with pytest.raises(ConceptError, match=said):
-        textual_inversion(found, sixteen)
+        textual_inversion(content, sixteen)
 
 
 @pytest.mark.parametrize(
-    "found",
+    "content",
     [
         {"string_to_param": {}},
         {"string_to_param": [1]},
@@ -99,8 +101,8 @@ def test_an_embedding_of_another_base_is_refused(sixteen, found, said):
         {"a": {}, "b": 1},
     ],
 )
-def test_what_is_no_textual_inversion_is_none(sixteen, found):
-    assert textual_inversion(found, sixteen) is None
+def test_what_is_no_textual_inversion_is_none(sixteen, content):
+    assert textual_inversion(content, sixteen) is None
 
 
 def test_vectors_of_different_numbers_for_the_two_text_encoders_are_refused(xl, tmp_path):
@@ -111,7 +113,10 @@ def test_vectors_of_different_numbers_for_the_two_text_encoders_are_refused(xl, 
 
 def test_a_lora_and_its_textual_inversion_make_one_concept(sixteen, tmp_path):
     key = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
-    save_file({f"{key}.lora_down.weight": torch.ones(2, 32), f"{key}.lora_up.weight": torch.ones(32, 2)}, tmp_path / "a.safetensors")  # fmt: skip
+    save_file(
+        {f"{key}.lora_down.weight": torch.ones(2, 32), f"{key}.lora_up.weight": torch.ones(32, 2)},
+        tmp_path / "a.safetensors",
+    )
     save_file({"emb_params": vectors(1, 24)}, tmp_path / "b.safetensors")
     files = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
     concept = imported(sixteen, *files, out=tmp_path / "cat.safetensors")
@@ -124,15 +129,15 @@ def test_a_lora_and_its_textual_inversion_make_one_concept(sixteen, tmp_path):
 
 def test_what_holds_neither_is_refused(sixteen, tmp_path):
     torch.save({"epoch": 3, "optimizer": {"lr": 0.1}}, tmp_path / "a.pt")
-    with pytest.raises(ConceptError, match=r"a\.pt holds no tensors that are known"):
+    with pytest.raises(ConceptError, match=r"a\.pt has no known tensors"):
         imported(sixteen, tmp_path / "a.pt", out=tmp_path / "cat.safetensors")
 
 
 def paper_checkpoint(base, rank: int = 4) -> tuple[dict, dict[str, torch.Tensor]]:
-    """`edlora.pth` as the paper's code writes it, and up · down of every layer.
+    """Write `edlora.pth` as the paper's code does; return up · down of every layer.
 
-    LoRA on all linears of the text encoder's attention and on linears and 1x1 convolutions of the UNet's transformers; two words of
-    one embedding a cross-attention layer.
+    LoRA on all linears of the text encoder's attention, and on linears and 1x1 convolutions of the
+    UNet's transformers; two words with one embedding per cross-attention layer.
     """
     g = torch.Generator().manual_seed(2)
     params: dict = {"new_concept_embedding": {}, "text_encoder": {}, "unet": {}}
@@ -187,13 +192,16 @@ def test_a_checkpoint_without_embeddings_is_called_by_its_trigger(sixteen, tmp_p
     [
         ({"new_concept_embedding": {"<p>": torch.ones(7, 24)}}, r"<p> is \(7, 24\); .* has 16 cross-attention layers"),
         ({"new_concept_embedding": {"<p>": "x"}}, "<p> is str"),
-        ({"new_concept_embedding": [1]}, "'new_concept_embedding' is not named tensors"),
-        ({"unet": [1]}, "'unet' is not named tensors"),
-        ({"unet": {"a": 1}}, "'unet' is not named tensors"),
-        ({"unet": {"nowhere.lora_down.weight": torch.ones(1, 1)}}, r"unet\.nowhere, which is no linear layer"),
-        ({"text_encoder": {"text_model.encoder.layers.0.self_attn.q_proj.lora_up.weight": torch.ones(24, 1)}}, "only 1 of its two factors"),
+        ({"new_concept_embedding": [1]}, "'new_concept_embedding' does not hold named tensors"),
+        ({"unet": [1]}, "'unet' does not hold named tensors"),
+        ({"unet": {"a": 1}}, "'unet' does not hold named tensors"),
+        ({"unet": {"nowhere.lora_down.weight": torch.ones(1, 1)}}, r"unet\.nowhere, which is not a linear layer"),
+        (
+            {"text_encoder": {"text_model.encoder.layers.0.self_attn.q_proj.lora_up.weight": torch.ones(24, 1)}},
+            "only 1 of its two factors",
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_checkpoint_that_does_not_fit_is_refused_by_name(sixteen, tmp_path, changed, said):
     params, _ = paper_checkpoint(sixteen)
     torch.save({"params": params | changed}, tmp_path / "edlora.pth")

@@ -1,4 +1,4 @@
-"""The membership attack on one's own concept: its statistic by another road, a case whose answer is known, and its words."""
+"""The membership attack: its statistic, a case with a known answer, and the report."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ GAINS = st.lists(st.integers(-3, 3).map(float), min_size=1, max_size=4)
 
 @given(GAINS, GAINS)
 def test_the_score_is_the_rank_sum_of_mann_and_whitney(members, others):
-    """U/(nm) with U = R - n(n+1)/2 from the members' ranks; those that tie share the middle one."""
+    """U/(nm) with U = R - n(n+1)/2 from the members' ranks; ties share the mean rank."""
     everything = sorted([*members, *others])
     rank = {x: np.mean([i + 1 for i, y in enumerate(everything) if y == x]) for x in everything}
     n = len(members)
@@ -53,7 +53,7 @@ def test_of_very_many_orders_a_sample_that_is_always_the_same_is_enough():
 
 
 def write_pictures(folder: Path, count: int, seed: int) -> Path:
-    """Soft coloured patterns that have nothing in common."""
+    """Write soft coloured patterns that have nothing in common."""
     folder.mkdir()
     g = np.random.default_rng(seed)
     for i in range(count):
@@ -64,7 +64,7 @@ def write_pictures(folder: Path, count: int, seed: int) -> Path:
 
 @pytest.fixture(scope="module")
 def case(tiny, tmp_path_factory) -> tuple[Path, Path, Concept, Concept]:
-    """Four pictures to tune on, two held back, four others; a concept as it starts, and one that has learnt four by heart."""
+    """Pictures tuned on, held back and others; an untuned and an overfitted concept."""
     root = tmp_path_factory.mktemp("leakage")
     images, others = write_pictures(root / "images", 6, 1), write_pictures(root / "others", 4, 2)
     config = TuningSettings(
@@ -85,30 +85,30 @@ def case(tiny, tmp_path_factory) -> tuple[Path, Path, Concept, Concept]:
 
 def test_a_concept_that_has_learnt_its_pictures_by_heart_is_told_on(tiny, case):
     images, others, _, over_fitted = case
-    found = measure_leakage(tiny, over_fitted, images, others)
-    assert list(found.tuned_on) == ["00.png", "01.png", "02.png", "03.png"]
-    assert list(found.never_seen) == ["04.png", "05.png", *(f"others/0{i}.png" for i in range(4))]
-    assert found.auc >= 0.9
-    assert found.p_value < 0.05
-    assert "can tell that it was tuned on" in "\n".join(found.lines())
+    result = measure_leakage(tiny, over_fitted, images, others)
+    assert list(result.tuned_on) == ["00.png", "01.png", "02.png", "03.png"]
+    assert list(result.never_seen) == ["04.png", "05.png", *(f"others/0{i}.png" for i in range(4))]
+    assert result.auc >= 0.9
+    assert result.p_value < 0.05
+    assert "can tell that it was tuned on" in "\n".join(result.lines())
 
 
 def test_a_concept_that_was_never_tuned_is_at_chance(tiny, case):
-    """Its pairs are zero; that its new word means something else to the base is no member's advantage."""
+    """Its pairs are zero; a new word that means something else gives members no advantage."""
     images, others, untouched, _ = case
-    found = measure_leakage(tiny, untouched, images, others)
-    assert 0.2 <= found.auc <= 0.8
-    assert found.p_value > 0.05
-    assert "could be chance: nothing is shown" in "\n".join(found.lines())
+    result = measure_leakage(tiny, untouched, images, others)
+    assert 0.2 <= result.auc <= 0.8
+    assert result.p_value > 0.05
+    assert "could be chance: it shows neither" in "\n".join(result.lines())
 
 
 def test_a_concept_that_changes_nothing_gains_nothing(tiny, case):
-    """Called by its class word and without changes it is the base: every gain is zero, and ties are guessing."""
+    """With its class word and no changes it is the base: every gain is zero, and ties score 0.5."""
     images, *_ = case
     same = Concept("<cat>", "cat", tiny.fingerprint, {})
-    found = measure_leakage(tiny, same, images)
-    assert set(found.tuned_on.values()) | set(found.never_seen.values()) == {0.0}
-    assert (found.auc, found.p_value) == (0.5, 1.0)
+    result = measure_leakage(tiny, same, images)
+    assert set(result.tuned_on.values()) | set(result.never_seen.values()) == {0.0}
+    assert (result.auc, result.p_value) == (0.5, 1.0)
 
 
 def test_others_that_were_tuned_on_are_no_others(tiny, case, caplog, tmp_path):
@@ -118,8 +118,8 @@ def test_others_that_were_tuned_on_are_no_others(tiny, case, caplog, tmp_path):
     write_pictures(tmp_path / "new", 1, 9)
     (tmp_path / "new" / "00.png").rename(tmp_path / "9.png")
     with caplog.at_level(logging.WARNING):
-        found = measure_leakage(tiny, Concept("<cat>", "cat", tiny.fingerprint, {}), images, tmp_path)
-    assert list(found.never_seen) == ["04.png", "05.png", f"{tmp_path.name}/9.png"]
+        result = measure_leakage(tiny, Concept("<cat>", "cat", tiny.fingerprint, {}), images, tmp_path)
+    assert list(result.never_seen) == ["04.png", "05.png", f"{tmp_path.name}/9.png"]
     assert "2 pictures of" in caplog.text
 
 
@@ -128,7 +128,7 @@ def test_a_concept_of_another_base_is_refused(tiny, sixteen, make_concept, case)
         measure_leakage(tiny, make_concept(sixteen), case[0])
 
 
-def told(members: list[float], others: list[float]) -> str:
+def report_of(members: list[float], others: list[float]) -> str:
     names = [{f"{kind}{i}.png": x for i, x in enumerate(xs)} for kind, xs in (("m", members), ("o", others))]
     return "\n".join(Leakage(*names).lines())
 
@@ -139,19 +139,19 @@ def told(members: list[float], others: list[float]) -> str:
         ([5, 6, 7, 8, 9], [0, 1, 2, 3, 4], "can tell that it was tuned on"),
         ([*range(10, 40)], [*range(30)], "can often tell"),
         ([*range(25, 225)], [*range(200)], "hardly better than guessing"),
-        ([0, 2, 4, 6, 8], [1, 3, 5, 7, 9], "With 5 and 5 pictures this could be chance: nothing is shown"),
+        ([0, 2, 4, 6, 8], [1, 3, 5, 7, 9], "With 5 and 5 pictures this could be chance: it shows neither"),
         ([5, 6, 7, 8], [1, 2], "4 and 2 pictures are too few to show anything, whatever the score.*--others"),
     ],
 )
 def test_what_a_score_means_is_said_in_plain_words(members, others, said):
-    lines = told([*map(float, members)], [*map(float, others)])
+    lines = report_of([*map(float, members)], [*map(float, others)])
     assert re.search(said, lines), lines
 
 
 def test_what_it_does_not_prove_is_always_said():
-    lines = told([1.0, 2.0, 3.0, 4.0], [0.0, 0.5, 0.7, 0.8])
+    lines = report_of([1.0, 2.0, 3.0, 4.0], [0.0, 0.5, 0.7, 0.8])
     for text in (
-        "how much better than the base",
+        "how much better the concept predicts",
         "tuned on  m0.png  +1.0000",
         "never seen  o3.png  +0.8000",
         "membership score 1.00 (0.5 is guessing, 1 is certainty), p = 0.014",

@@ -1,4 +1,4 @@
-"""`mos-client check`: what is said about a folder before an hour is spent on it, and the contact sheet."""
+"""`mos-client check`: its report on a folder of pictures, and the contact sheet."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from mos_common.errors import PicturesError, RequestError, StateError
 
 
 def noise(seed: int, size: tuple[int, int] = (96, 96)) -> Image.Image:
-    """A picture with detail at every scale, like none of another seed."""
+    """A picture with detail at every scale, unlike that of any other seed."""
     g = np.random.default_rng(seed)
     coarse = Image.fromarray(g.integers(0, 256, (6, 6, 3), dtype=np.uint8)).resize(size, Image.Resampling.BICUBIC)
     fine = g.integers(-40, 40, (size[1], size[0], 3))
@@ -75,7 +75,7 @@ def test_a_picture_much_blurrier_than_the_others_is_reported(folder):
 
 
 def test_sharpness_is_the_variance_of_the_laplacian():
-    """Of a 4-neighbour Laplacian computed by hand, offset by 128 and cut to a byte as Pillow does."""
+    """By hand, with a 4-neighbour Laplacian offset by 128 and clamped to a byte as in Pillow."""
     grey = np.random.default_rng(0).integers(100, 140, (20, 30)).astype(np.uint8)
     x = grey.astype(int)
     by_hand = x[:-2, 1:-1] + x[2:, 1:-1] + x[1:-1, :-2] + x[1:-1, 2:] - 4 * x[1:-1, 1:-1] + 128
@@ -84,7 +84,7 @@ def test_sharpness_is_the_variance_of_the_laplacian():
 
 
 def test_a_picture_smaller_than_the_base_s_is_reported(folder):
-    assert [name for name, said in said_of(folder, smallest=96) if "enlarged to 96 it shows no more" in said] == [
+    assert [name for name, said in said_of(folder, smallest=96) if "enlarging it to 96 adds no detail" in said] == [
         "02.png",
         "03.png",
     ]
@@ -92,18 +92,18 @@ def test_a_picture_smaller_than_the_base_s_is_reported(folder):
 
 def test_pictures_are_looked_at_one_after_the_other(folder, monkeypatch):
     """A hundred photographs at once would be gigabytes."""
-    seen: list[weakref.ref] = []
+    opened_pictures: list[weakref.ref] = []
 
     def opened(path: Path) -> Image.Image:
         gc.collect()
-        assert sum(picture() is not None for picture in seen) <= 1, "those before the last are let go"
+        assert sum(picture() is not None for picture in opened_pictures) <= 1, "those before the last are let go"
         picture = open_picture(path)
-        seen.append(weakref.ref(picture))
+        opened_pictures.append(weakref.ref(picture))
         return picture
 
     monkeypatch.setattr(quality, "open_picture", opened)
     assert said_of(folder) == []
-    assert len(seen) == 4
+    assert len(opened_pictures) == 4
 
 
 def test_everything_that_was_found_is_told(folder, tiny, tmp_path):
@@ -118,9 +118,9 @@ def test_everything_that_was_found_is_told(folder, tiny, tmp_path):
     for line in (
         f"{folder}: 6 usable pictures\n",
         "06.png cannot be read",
-        "captions: 1 of 6; the others are called 'photo of a V', 'V'",
+        "captions: 1 of 6; the others get 'photo of a V', 'V'",
         "masks: 2 of 6",
-        "held back to score with, never tuned on: 04.png, 05.png",
+        "held back for scoring, never tuned on: 04.png, 05.png",
         "look at 05.png: it is much blurrier",
         f"contact sheet: {tmp_path / 'sheet.png'}",
     ):
@@ -143,7 +143,7 @@ def test_too_few_are_an_error_after_what_is_wrong_with_each_was_said(folder, tin
 
 
 def test_a_sheet_among_the_pictures_or_at_no_place_is_refused_before_anything_is_read(folder, tiny, tmp_path):
-    with pytest.raises(RequestError, match="would be taken for one"):
+    with pytest.raises(RequestError, match="would be read as one"):
         checked(folder, tiny, folder / "check.png")
     with pytest.raises(StateError, match="cannot be written"):
         checked(folder, tiny, folder / "00.png" / "check.png")

@@ -1,4 +1,4 @@
-"""Folders of pictures, in every layout that people have: what is found, what is skipped, what is held back, what a caption means."""
+"""Folders of pictures in every layout: usable, skipped and held-back files, and captions."""
 
 from __future__ import annotations
 
@@ -56,8 +56,8 @@ def test_a_broken_picture_is_reported_and_skipped_and_the_others_are_used(make_p
     (folder / "04.png").unlink()
     (folder / "04.png").mkdir()
     with caplog.at_level(logging.WARNING):
-        found = find_pictures(folder)
-    assert [p.path.name for p in found] == ["00.png", "01.png", "02.png"]
+        pictures_found = find_pictures(folder)
+    assert [p.path.name for p in pictures_found] == ["00.png", "01.png", "02.png"]
     assert [skipped.path.name for skipped in scan(folder).skipped] == ["03.png", "04.png"]
     assert "skipped: " in caplog.text
     assert "03.png cannot be read" in caplog.text
@@ -77,10 +77,10 @@ def test_the_layout_of_the_paper_s_repository(make_pictures, tmp_path):
         (root / kind).mkdir()
     (root / "caption" / "02.txt").write_text("a photo of <TOK>")
     Image.new("L", (64, 64), 255).save(root / "mask" / "01.png")
-    found = find_pictures(root)
-    assert [p.path.name for p in found] == ["00.png", "01.png", "02.png", "03.png"]
-    assert [p.captions for p in found] == [TEMPLATES, TEMPLATES, ("a photo of V",), TEMPLATES]
-    assert [p.mask_file for p in found] == [None, root / "mask" / "01.png", None, None]
+    pictures_found = find_pictures(root)
+    assert [p.path.name for p in pictures_found] == ["00.png", "01.png", "02.png", "03.png"]
+    assert [p.captions for p in pictures_found] == [TEMPLATES, TEMPLATES, ("a photo of V",), TEMPLATES]
+    assert [p.mask_file for p in pictures_found] == [None, root / "mask" / "01.png", None, None]
 
 
 def test_the_layout_of_kohya(make_pictures, tmp_path):
@@ -88,9 +88,9 @@ def test_the_layout_of_kohya(make_pictures, tmp_path):
     shutil.move(make_pictures(3, "a"), root / "10_sks cat")
     shutil.move(make_pictures(2, "b"), root / "5_cat")
     (root / "10_sks cat" / "01.caption").write_text("cat, sitting, indoors")
-    found = find_pictures(root)
-    assert len(found) == 5
-    assert ("V, cat, sitting, indoors",) in [p.captions for p in found]
+    pictures_found = find_pictures(root)
+    assert len(pictures_found) == 5
+    assert ("V, cat, sitting, indoors",) in [p.captions for p in pictures_found]
 
 
 @pytest.mark.parametrize("name", ["01.mask.png", "01-masklabel.png", "mask/01.png", "masks/01.png"])
@@ -98,9 +98,9 @@ def test_masks_are_found_and_are_no_pictures(make_pictures, name):
     folder = make_pictures(4)
     (folder / name).parent.mkdir(exist_ok=True)
     Image.new("L", (64, 64), 255).save(folder / name)
-    found = find_pictures(folder)
-    assert [p.path.name for p in found] == ["00.png", "01.png", "02.png", "03.png"]
-    assert [p.mask_file for p in found] == [None, folder / name, None, None]
+    pictures_found = find_pictures(folder)
+    assert [p.path.name for p in pictures_found] == ["00.png", "01.png", "02.png", "03.png"]
+    assert [p.mask_file for p in pictures_found] == [None, folder / name, None, None]
 
 
 def test_a_folder_named_image_may_be_given_itself_and_its_neighbours_are_found(make_pictures, tmp_path):
@@ -206,11 +206,11 @@ def test_the_digest_is_of_names_bytes_and_captions(make_pictures, tmp_path):
     moved = shutil.copytree(folder, tmp_path / "elsewhere")
     os.utime(moved / "00.png", (0, 0))
     assert pictures_digest(find_pictures(moved)) == digest
-    found = {digest}
+    pictures_found = {digest}
     (moved / "00.txt").write_text("V sits")
-    found.add(pictures_digest(find_pictures(moved)))
+    pictures_found.add(pictures_digest(find_pictures(moved)))
     halves().save(moved / "01.png")
-    found.add(pictures_digest(find_pictures(moved)))
+    pictures_found.add(pictures_digest(find_pictures(moved)))
     (moved / "02.png").rename(moved / "02b.png")
-    found.add(pictures_digest(find_pictures(moved)))
-    assert len(found) == 4
+    pictures_found.add(pictures_digest(find_pictures(moved)))
+    assert len(pictures_found) == 4

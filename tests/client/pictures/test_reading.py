@@ -1,4 +1,4 @@
-"""One picture file: what is read of it, how it is turned upright, what its transparent parts say."""
+"""Picture files: their formats, orientation, transparency and damage."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ def halves(mode: str = "RGB") -> Image.Image:
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_a_picture_is_turned_as_the_camera_was_held(tmp_path, orientation):
-    """EXIF says how the stored rows lie; the other road turns them by hand."""
+    """The reference turns the stored rows by hand, as EXIF defines them."""
     upright = halves()
-    back = {  # what a camera stores so that the viewer, told `orientation`, sees `upright`
+    back = {  # the rows that a camera stores for `upright` at this `orientation`
         1: None,
         2: Image.Transpose.FLIP_LEFT_RIGHT,
         3: Image.Transpose.ROTATE_180,
@@ -63,7 +63,19 @@ def test_transparent_parts_are_white_and_half_transparent_ones_mixed(tmp_path):
     assert [opened.getpixel((x, 0)) for x in range(3)] == [RED, WHITE, (204, 204, 204)]
 
 
-@pytest.mark.parametrize(("mode", "suffix"), [("L", "png"), ("1", "png"), ("P", "png"), ("P", "gif"), ("LA", "png"), ("CMYK", "jpg"), ("CMYK", "tif"), ("I;16", "png")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("mode", "suffix"),
+    [
+        ("L", "png"),
+        ("1", "png"),
+        ("P", "png"),
+        ("P", "gif"),
+        ("LA", "png"),
+        ("CMYK", "jpg"),
+        ("CMYK", "tif"),
+        ("I;16", "png"),
+    ],
+)
 def test_every_kind_of_picture_becomes_rgb(tmp_path, mode, suffix):
     path = tmp_path / f"a.{suffix}"
     if mode == "I;16":
@@ -107,7 +119,7 @@ def test_damaged_bytes_are_never_more_than_a_pictures_error(tmp_path_factory, ki
 @pytest.mark.parametrize("content", [b"", b"not a picture", b"\x89PNG\r\n\x1a\n" + b"\0" * 50])
 def test_a_broken_picture_is_named(tmp_path, content):
     (tmp_path / "03.png").write_bytes(content)
-    with pytest.raises(PicturesError, match=r"03\.png cannot be read.*repair it or take it out"):
+    with pytest.raises(PicturesError, match=r"03\.png cannot be read.*repair it or remove it"):
         open_picture(tmp_path / "03.png")
 
 
@@ -131,9 +143,11 @@ def test_a_decompression_bomb_is_a_pictures_error(make_pictures, monkeypatch):
         open_picture(make_pictures(1) / "00.png")
 
 
-@pytest.mark.parametrize(("side", "said"), [(9_700, "9700 x 9700 pixels, more than 64,000,000"), (60_000, "far more than 64,000,000")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("side", "said"), [(9_700, "9700 x 9700 pixels, more than 64,000,000"), (60_000, "far more than 64,000,000")]
+)
 def test_a_header_that_promises_a_bomb_is_enough_to_refuse_it(tmp_path, side, said):
-    """A real PNG whose header was made to say more; Pillow itself only warns of the smaller one."""
+    """A real PNG with a false size in its header; Pillow only warns about the smaller one."""
     halves().save(tmp_path / "bomb.png")
     content = bytearray((tmp_path / "bomb.png").read_bytes())
     content[16:24] = struct.pack(">II", side, side)
@@ -192,13 +206,13 @@ def test_a_cut_out_is_a_mask_and_an_opaque_picture_has_none(tmp_path):
 def test_a_mask_is_white_where_the_concept_is_and_brought_to_the_picture_s_size(tmp_path, mode):
     mask = Image.new("L", (16, 8), 0)
     mask.paste(255, (8, 0, 16, 8))
-    if mode == "LA":  # a drawing program's layer: what was painted, on nothing
+    if mode == "LA":  # a drawing program's layer: paint on a transparent background
         mask = Image.merge("LA", (Image.new("L", (16, 8), 0), mask))
     mask.convert(mode).save(tmp_path / "a.mask.png")
-    found = np.asarray(read_mask(tmp_path / "a.mask.png", (8, 4)))
-    assert found.shape == (4, 8)
-    assert (found[:, :3] < 10).all()
-    assert (found[:, 5:] > 245).all()
+    grey = np.asarray(read_mask(tmp_path / "a.mask.png", (8, 4)))
+    assert grey.shape == (4, 8)
+    assert (grey[:, :3] < 10).all()
+    assert (grey[:, 5:] > 245).all()
 
 
 def test_a_mask_of_another_shape_is_refused(tmp_path):

@@ -18,7 +18,7 @@ from mos_common.errors import PicturesError, RequestError
 
 
 def write_clipseg(folder: Path, tokenizer: object, bias: float) -> Path:
-    """A random CLIPSeg; a large `bias` makes it mark everything, a small one nothing."""
+    """Write a random CLIPSeg; a large `bias` makes it mark everything, a small one nothing."""
     from transformers import ViTImageProcessorPil
 
     sides = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2}
@@ -107,7 +107,7 @@ def test_a_mask_that_marks_nothing_is_not_written(clipseg, make_pictures):
 def test_what_is_no_clipseg_model_is_refused(clipseg, make_pictures, random_base_folder, tmp_path):
     folder = make_pictures(3)
     for model in (tmp_path / "nowhere", folder, random_base_folder() / "text_encoder"):
-        with pytest.raises(RequestError, match="is no CLIPSeg model"):
+        with pytest.raises(RequestError, match="is not a CLIPSeg model"):
             list(draw_masks(folder, "cat", model))
     with pytest.raises(PicturesError, match="no folder of pictures"):
         list(draw_masks(tmp_path / "nowhere", "cat", clipseg["all"]))

@@ -1,4 +1,4 @@
-"""How a picture is shown to the base: sizes that fit its shape, crops that keep the concept, mirrored pictures and captions."""
+"""How the base sees a picture: sizes that fit it, crops that keep the concept, mirroring."""
 
 from __future__ import annotations
 

@@ -37,8 +37,8 @@ def test_the_loss_is_the_mean_square_of_what_the_base_predicts_wrongly(base, kin
     target = noise if kind == "epsilon" else kept.sqrt() * noise - (1 - kept).sqrt() * latents
     features = text[:, None].expand(-1, base.layout.word_layers, -1, -1)
     with torch.no_grad(), conditioned(base, Conditioning(features)) as unet:
-        found = noise_loss(unet, scheduler, latents, noise, times)
-    torch.testing.assert_close(found, ((predicted - target) ** 2).mean(), rtol=1e-4, atol=1e-6)
+        value = noise_loss(unet, scheduler, latents, noise, times)
+    torch.testing.assert_close(value, ((predicted - target) ** 2).mean(), rtol=1e-4, atol=1e-6)
 
 
 def test_gradients_reach_every_layer_s_text(base):
@@ -63,7 +63,7 @@ def test_a_base_that_predicts_something_else_is_refused_by_name(base):
 
 @given(st.integers(1, 40), st.integers(0, 10_000))
 def test_times_are_spread_one_to_each_part(count, seed):
-    """Shifted by one offset, so every time is as likely as any other; sorted, neighbours are total/count apart."""
+    """One random offset makes all times equally likely; sorted neighbours are total/count apart."""
     times = spread_times(count, 1000, torch.Generator().manual_seed(seed))
     assert times.dtype == torch.int64
     assert times.min() >= 0
@@ -90,16 +90,16 @@ def test_weights_choose_which_cells_count_and_pictures_count_alike(base):
     weights = cell_weights(masks, 0.25)
     scheduler = scheduler_of(base, prediction_type="epsilon")
     with torch.no_grad(), conditioned(base, Conditioning(features)) as unet:
-        found = noise_loss(unet, scheduler, latents, noise, times, weights)
+        value = noise_loss(unet, scheduler, latents, noise, times, weights)
         predicted = unet.predict(scheduler.add_noise(latents, noise, times), times)
     error = ((predicted - noise) ** 2).mean(dim=1)
     by_hand = [float((error[i] * weights[i]).sum() / weights[i].sum()) for i in range(3)]
-    assert float(found) == pytest.approx(sum(by_hand) / 3, rel=1e-5)
+    assert float(value) == pytest.approx(sum(by_hand) / 3, rel=1e-5)
     assert set(weights.unique().tolist()) == {0.25, 1.0}
 
 
 def test_a_masked_loss_sends_no_gradient_from_the_background(tiny):
-    """What is wrong outside the mask does not matter: the loss is the same whatever noise is asked for there."""
+    """Errors outside the mask do not count: the loss is the same for any target noise there."""
     latents, noise, times, text = batch(tiny)
     features = text[:, None].expand(-1, tiny.layout.word_layers, -1, -1)
     masks = torch.zeros(3, *latents.shape[2:])
@@ -110,7 +110,7 @@ def test_a_masked_loss_sends_no_gradient_from_the_background(tiny):
     noisy = scheduler.add_noise(latents, noise, times)
 
     class Fixed:
-        """The same noisy latents whatever the noise: only the target differs."""
+        """A scheduler with the same noisy latents for any noise: only the target differs."""
 
         config = scheduler.config
 
@@ -129,18 +129,18 @@ def test_a_masked_loss_sends_no_gradient_from_the_background(tiny):
 
 
 def test_watched_words_are_columns_of_the_attention_s_softmax(base):
-    """Asked of one layer by hand: softmax(q kᵀ/√d), the mean over heads, its columns of the watched positions."""
+    """For one layer by hand: softmax(q kᵀ/√d), averaged over heads, at the watched positions."""
     latents, _, times, text = batch(base)
     features = text[:, None].expand(-1, base.layout.word_layers, -1, -1)
     watched = WatchedWords(torch.tensor([[2, 3], [5, 6], [1, 2]]))
-    seen = {}
+    recorded = {}
     module = base.layout.cross_attentions[1].module
-    handle = module.to_q.register_forward_hook(lambda _m, _i, out: seen.update(query=out))
+    handle = module.to_q.register_forward_hook(lambda _m, _i, out: recorded.update(query=out))
     with torch.no_grad(), conditioned(base, Conditioning(features), watched=watched) as unet:
         unet.predict(latents, times)
     handle.remove()
     heads = module.heads
-    query = seen["query"].unflatten(2, (heads, -1)).transpose(1, 2)
+    query = recorded["query"].unflatten(2, (heads, -1)).transpose(1, 2)
     key = module.to_k(text).unflatten(2, (heads, -1)).transpose(1, 2)
     attention = (query @ key.transpose(2, 3) / key.shape[-1] ** 0.5).softmax(dim=-1).mean(dim=1)
     assert sorted(watched.maps) == list(range(len(base.layout.cross_attentions)))

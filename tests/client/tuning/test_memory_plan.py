@@ -1,4 +1,4 @@
-"""Plans that fit: what a step is said to keep is what it keeps, and the fastest plan that fits is taken."""
+"""Memory plans: the predicted memory is the real one, and the fastest plan that fits is used."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mos_common.errors import RequestError
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_what_is_counted_on_shapes_is_what_a_real_step_keeps(base, checkpointing):
-    """The other road: the same count over real tensors, by the storages that autograd really saves."""
+    """The reference counts real tensors, by the storages that autograd saves."""
     counted = kept_bytes(base, 2, 4, checkpointing)
     real = kept_bytes(base, 2, 4, checkpointing, fake=False)
     assert counted == pytest.approx(real, rel=0.02)
@@ -74,7 +74,7 @@ def test_a_plan_says_itself():
 
 
 def test_weights_moments_and_what_is_kept_add_up(tiny):
-    """16 bytes for each tuned number (value, gradient, two moments), the rest with some more for workspace."""
+    """16 bytes per tuned number (value, gradient, two moments), the rest scaled for workspace."""
     kept, small = kept_bytes(tiny, 1, 1, False) / GIB, step_gib(tiny, 1, 1, False)
     weights = sum(p.numel() * 4 for m in (tiny.unet, tiny.text_encoder) for p in m.parameters()) / GIB
     tuned = memory_plan._tuned(tiny, 1)
@@ -82,7 +82,7 @@ def test_weights_moments_and_what_is_kept_add_up(tiny):
 
 
 def test_parts_that_a_step_does_not_need_wait_off_the_card_and_come_back_to_draw(monkeypatch):
-    """No card here: a base that says it is on one, and modules that only write down where they are sent."""
+    """No GPU is needed: the base claims to be on one, and modules record where they move."""
 
     class Part(torch.nn.Module):
         def __init__(self, name: str) -> None:

@@ -1,4 +1,4 @@
-"""What each method tunes, and settings by which concepts collide less."""
+"""The parameters that each method tunes, and settings that reduce collisions of concepts."""
 
 from __future__ import annotations
 
@@ -53,25 +53,30 @@ def test_layerwise_words_go_their_own_ways_and_a_single_one_is_the_same_everywhe
 
 
 def test_plain_lora_writes_the_class_word_where_v_stands_and_encodes_a_text_once(tiny, monkeypatch):
-    """Its text encoder is left alone, so nothing it reads is tuned."""
-    seen = []
+    """With the text encoder frozen, nothing that it reads is tuned."""
+    encoded = []
     encode = type(tiny.text_encoder).forward
     monkeypatch.setattr(
-        type(tiny.text_encoder), "forward", lambda self, ids, **k: seen.append(ids.tolist()) or encode(self, ids, **k)
+        type(tiny.text_encoder),
+        "forward",
+        lambda self, ids, **k: encoded.append(ids.tolist()) or encode(self, ids, **k),
     )
     tuning = tuning_of(tiny, replace(CONFIG, method=Method.PLAIN_LORA, learning_rate_text=0.0, steps=8))
     list(tuning.steps())
-    texts = {tuple(row) for ids in seen for row in ids}
+    texts = {tuple(row) for ids in encoded for row in ids}
     wanted = {
         tuple(tiny.tokenizer(t, padding="max_length", max_length=56).input_ids) for t in ("photo of a cat", "cat")
     }
     assert texts <= wanted
-    assert len(seen) <= 2
+    assert len(encoded) <= 2
     assert not any(name.startswith("text_encoder") for name in tuning.pairs)
 
 
 def test_frozen_directions_of_different_pictures_are_rows_of_one_orthogonal_matrix(base):
-    """Every A is orthonormal; rows of two concepts are the same or orthogonal; another seed changes nothing, other pictures do."""
+    """Every A is orthonormal, and rows of two concepts are equal or orthogonal.
+
+    Other pictures change the choice of rows; another seed does not.
+    """
     frozen = replace(CONFIG, frozen_directions=True, rank=4)
     others = [Example((Encoded(example.views[0].latent + 1),), example.captions) for example in examples(base)]
     one, again = tuning_of(base, frozen), tuning_of(base, replace(frozen, seed=5))
@@ -96,7 +101,7 @@ def test_frozen_directions_stay_while_the_rest_is_tuned(base):
 
 
 def test_more_words_stand_in_prompts_and_in_the_file(base):
-    """Three words: two start as noise, the last as the class word, as with two; each has a place in every prompt."""
+    """Of three words, two start as noise and the last as the class word; prompts contain all."""
     tuning = tuning_of(base, replace(CONFIG, words=3))
     assert torch.equal(tuning.words[:, 2], words_at_start(base)[:, 1])
     assert len(tokenise(base, "photo of a <v>", tuning.vocabulary).words) == 3

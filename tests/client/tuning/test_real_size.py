@@ -1,6 +1,7 @@
-"""Two optimiser steps on models of the widths that people use: Stable Diffusion 1.5 and XL, random weights, on the CPU.
+"""Two optimiser steps on random models as large as Stable Diffusion 1.5 and XL, on the CPU.
 
-Run with `-m slow`; prints seconds and the peak of memory. Weights are bfloat16 and latents 32 x 32, so that XL fits into 20 GiB.
+Run with `-m slow`; prints seconds and peak memory. Weights are bfloat16 and latents 32 x 32, so
+that XL fits into 20 GiB.
 """
 
 from __future__ import annotations
@@ -27,8 +28,21 @@ from mos_common.layers import cross_attentions, word_layers
 
 pytestmark = pytest.mark.slow
 GIB = 2**30
-TEXT_L = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12, "projection_dim": 768}  # fmt: skip
-TEXT_G = {"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32, "num_attention_heads": 20, "projection_dim": 1280, "hidden_act": "gelu"}  # fmt: skip
+TEXT_L = {
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "projection_dim": 768,
+}
+TEXT_G = {
+    "hidden_size": 1280,
+    "intermediate_size": 5120,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 20,
+    "projection_dim": 1280,
+    "hidden_act": "gelu",
+}
 UNET_15 = {"sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8}
 UNET_XL = {
     "sample_size": 128,
@@ -46,7 +60,10 @@ UNET_XL = {
 
 
 def filled(make: Callable[[], nn.Module]) -> Any:
-    """A model of random weights, of a size that keeps variances; made without memory first, since its own start takes minutes."""
+    """Return a model with random weights that keep variances.
+
+    It is built on the meta device, since its own initialisation takes minutes.
+    """
     with torch.device("meta"):
         model = make()
     model = model.to(torch.bfloat16).to_empty(device="cpu")
@@ -81,7 +98,7 @@ def base_of(kind: str, make_tokenizer: Callable[..., Any]) -> Base:
         parts["text_encoder_2"] = filled(lambda: CLIPTextModelWithProjection(text_config(tokenizer, TEXT_G)))
         parts["tokenizer_2"] = make_tokenizer()
     levels = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
-    vae = AutoencoderKL(block_out_channels=(8,) * 4, norm_num_groups=4, **levels)  # tells sizes only: it is not run
+    vae = AutoencoderKL(block_out_channels=(8,) * 4, norm_num_groups=4, **levels)  # gives sizes only: it is not run
     scheduler = DDPMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
     return Base(kind, tokenizer, vae=vae, scheduler=scheduler, fingerprint="0" * 64, **parts)
 
@@ -91,7 +108,7 @@ def base_of(kind: str, make_tokenizer: Callable[..., Any]) -> Base:
     [("1.5", 0.86e9, 16, 16, (2, 4)), ("XL", 2.57e9, 70, 11, (8, 16))],
 )
 def test_two_steps_of_real_size(kind, parameters, attentions, words, megabytes, make_tokenizer, capsys):
-    """The model is what its name says, the losses are numbers, every change has moved, and the concept file is small."""
+    """Sizes are right, losses finite, every pair is tuned, and the concept file is small."""
     started = time.monotonic()
     base = base_of(kind, make_tokenizer)
     assert sum(p.numel() for p in base.unet.parameters()) == pytest.approx(parameters, rel=0.01)

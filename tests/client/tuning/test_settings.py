@@ -44,7 +44,7 @@ def test_any_setting_can_be_given_as_text_and_wrong_ones_are_refused_by_name(tin
 
 
 def test_every_setting_is_described_and_can_be_given_by_name(tiny):
-    """The field of each line is a setting of `--set`; its default, given as text, changes nothing."""
+    """Each line names a setting of `--set`; its default, given as text, changes nothing."""
     usual = TuningSettings.of(tiny.preset)
     described = [line.split(":")[0].partition("=") for line in describe_settings(TuningSettings)]
     assert [name for name, _, _ in described] == [field.name for field in fields(TuningSettings)]

@@ -1,4 +1,4 @@
-"""Our step and the rivals' of tests/bench/bench_tuning.py compute the same: comparing their speed is honest."""
+"""Our step and the rivals' of tests/bench/bench_tuning.py compute the same result."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def pictures(base) -> torch.Tensor:
 
 
 def ours(base, pictures: torch.Tensor, config: TuningSettings = CONFIG) -> tuple[Tuning, list[Batch]]:
-    """A tuning of ours, and the batches that it will see."""
+    """Our tuning, and the batches that it will see."""
     examples = [Example((Encoded(latent),), CAPTIONS) for latent in base.encode_pictures(pictures)]
     tuning = Tuning(base, "cat", examples, config)
     same = torch.Generator()
@@ -42,13 +42,13 @@ def ours(base, pictures: torch.Tensor, config: TuningSettings = CONFIG) -> tuple
 
 
 def straightforward(tuning: Tuning) -> Straightforward:
-    """The other road, from where ours starts."""
+    """The straightforward loop, from the same start as ours."""
     A = {name: A.detach().clone() for name, (A, _) in tuning.pairs.items()}
     return Straightforward(tuning.base, tuning.words.detach().clone(), A, RATES)
 
 
 def shown(batch: Batch, base, pictures: torch.Tensor) -> torch.Tensor:
-    """The pictures that a batch's latents are of."""
+    """Return the pictures of a batch's latents."""
     latents = base.encode_pictures(pictures)
     return pictures[[int((latents - latent).abs().sum(dim=(1, 2, 3)).argmin()) for latent in batch.latents]]
 
@@ -87,8 +87,8 @@ def test_three_steps_have_the_losses_of_the_straightforward_loop_and_leave_its_o
 def test_the_first_loss_with_a_single_embedding_is_that_of_plain_lora(base, pictures):
     tuning, (batch, *_) = ours(base, pictures, replace(CONFIG, method=Method.PLAIN_LORA))
     other = SingleEmbedding(base, "cat", RATES)
-    found = other.step(batch.latents, batch.captions, batch.noise, batch.times)
-    assert next(tuning.steps()).loss == pytest.approx(found, rel=1e-5)
+    result = other.step(batch.latents, batch.captions, batch.noise, batch.times)
+    assert next(tuning.steps()).loss == pytest.approx(result, rel=1e-5)
     adapted = sum(p.numel() for group in other.optimiser.param_groups for p in group["params"])
     assert adapted == sum(p.numel() for p in tuning.parameters), "the same linears get a pair of the same rank"
 

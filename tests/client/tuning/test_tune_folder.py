@@ -1,4 +1,4 @@
-"""Tuning a folder into a file: the same to the bit, whatever interrupts it; and everything that may be in the way."""
+"""Tuning a folder into a file: bit-identical after any interruption, and all its errors."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def pictures(make_pictures) -> Path:
 
 @pytest.fixture
 def tune(sixteen, pictures, tmp_path):
-    """Tune on the random base; the file's path and bytes can be asked of what it returns."""
+    """Return a function that tunes on the random base and returns the file's path."""
 
     def run(name: str = "cat", **changes: object) -> Path:
         asked = {field.name for field in fields(TuneRequest)}
@@ -53,13 +53,13 @@ def tune(sixteen, pictures, tmp_path):
 
 @pytest.fixture(scope="module")
 def kept() -> dict[str, bytes]:
-    """The undisturbed run's bytes: tuned once, since pictures and settings are the same in every test."""
+    """The bytes of an undisturbed run: tuned once, since every test uses the same settings."""
     return {}
 
 
 @pytest.fixture
 def whole(tune, kept, tmp_path) -> bytes:
-    """What an undisturbed run writes."""
+    """Return the bytes that an undisturbed run writes."""
     if not kept:
         out = tune("whole")
         kept["bytes"] = out.read_bytes()
@@ -75,7 +75,7 @@ def stop_after(step: int):
     return stop
 
 
-# In a process of its own: the same settings; the second argument says after which step the process is killed, 0 for never.
+# The same settings in another process, killed after the step in its second argument (0: never).
 ALONE = """
 import os, signal, sys
 from pathlib import Path
@@ -116,13 +116,13 @@ def test_nothing_is_left_beside_the_file(tune, tmp_path):
 
 
 def test_every_step_is_reported(tune):
-    seen = []
-    tune(on_step=lambda step: seen.append((step.number, step.total)))
-    assert seen == [(n, STEPS) for n in range(1, STEPS + 1)]
+    reported = []
+    tune(on_step=lambda step: reported.append((step.number, step.total)))
+    assert reported == [(n, STEPS) for n in range(1, STEPS + 1)]
 
 
 def test_held_back_pictures_change_nothing(tune, whole, pictures):
-    """The last two are for scoring: other pictures in their place give the same file."""
+    """The last two are for scoring: replacing them gives the same file."""
     for picture in find_pictures(pictures)[-2:]:
         picture.path.write_bytes((pictures / "00.png").read_bytes())
     assert tune().read_bytes() == whole
@@ -140,7 +140,7 @@ def test_author_and_licence_change_the_file_and_not_the_digest(tune, whole):
 
 
 def test_the_same_file_over_two_processes_and_across_a_kill(tune, whole, random_base_folder, pictures, tmp_path):
-    """One process undisturbed; one killed (SIGKILL) after step 3 of 4, its work gone on with here: the same bytes."""
+    """A run killed (SIGKILL) after step 3 of 4 and resumed writes the same bytes."""
     base, other, broken = str(random_base_folder()), tmp_path / "other", tmp_path / "broken"
     finished = alone(other, 0, base, pictures)
     assert finished.returncode == 0, finished.stderr
@@ -163,11 +163,11 @@ def test_an_interruption_goes_on_where_the_last_checkpoint_was(tune, whole, capl
     steps = []
     assert tune(on_step=lambda step: steps.append(step.number)).read_bytes() == whole
     assert steps == [3, 4]
-    assert "going on from step 2 of 4" in caplog.text
+    assert "resuming from step 2 of 4" in caplog.text
 
 
 def test_what_was_seen_on_the_way_survives_a_kill_too(tune, random_base_folder, pictures, tmp_path):
-    """Looks at every step, killed after the third: file and picture of the progress are those of an undisturbed run."""
+    """Killed after step 3: concept and progress picture are those of an undisturbed run."""
     base, other, broken = str(random_base_folder()), tmp_path / "other", tmp_path / "broken"
     finished, killed = alone(other, 0, base, pictures, watch=1), alone(broken, 3, base, pictures, watch=1)
     assert finished.returncode == 0, finished.stderr
@@ -178,7 +178,7 @@ def test_what_was_seen_on_the_way_survives_a_kill_too(tune, random_base_folder, 
 
 
 def test_a_run_that_an_earlier_release_began_goes_on(tune, whole, sixteen):
-    """It knew the base by the old fingerprint."""
+    """Its checkpoint has the base's old fingerprint."""
     with pytest.raises(KeyboardInterrupt):
         tune(loaded=replace(sixteen, fingerprint=sixteen.legacy_fingerprint), on_step=stop_after(3))
     steps = []
@@ -281,7 +281,7 @@ def test_an_output_that_cannot_be_written_is_refused_before_anything_is_tuned(tu
     ("number", "message"), [(errno.ENOSPC, "the disk is full; make room"), (errno.EROFS, "give this user the right")]
 )
 def test_a_disk_that_fills_up_loses_no_more_than_two_steps(tune, whole, tmp_path, monkeypatch, number, message):
-    """The write of the finished file fails; the checkpoint is still there and the next run ends in the same file."""
+    """Writing the finished file fails; the checkpoint remains and the next run resumes."""
 
     def full(_descriptor: int) -> None:
         raise OSError(number, os.strerror(number))

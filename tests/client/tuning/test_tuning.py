@@ -1,4 +1,4 @@
-"""ED-LoRA tuning: what it changes, what it leaves alone, where it starts, what each switch does."""
+"""ED-LoRA tuning: its start, the parameters it changes, and the effect of each setting."""
 
 from __future__ import annotations
 
@@ -61,12 +61,12 @@ def test_of_each_pair_a_is_random_and_b_is_zero(sixteen):
 
 
 def test_the_first_step_s_loss_is_the_base_s_own(base):
-    """B = 0 and V = (noise, class word): the other road draws the same numbers by hand and asks the untouched base."""
+    """With B = 0 and V = (noise, class word), the base's own loss on the same draws."""
     tuning = tuning_of(base)
     words, latents = tuning.words.detach().clone(), torch.stack([e.views[0].latent for e in examples(base)])
     g = torch.Generator()
     g.set_state(tuning.generator.get_state())
-    found = next(tuning.steps()).loss
+    first_loss = next(tuning.steps()).loss
 
     chosen = torch.randperm(3, generator=g)[:2]
     texts = [("photo of a <v>", "<v>")[int(torch.randint(2, (1,), generator=g))] for _ in chosen]
@@ -78,7 +78,7 @@ def test_the_first_step_s_loss_is_the_base_s_own(base):
     scheduler = DDPMScheduler.from_config({**base.scheduler.config, "clip_sample": False})
     with torch.no_grad(), conditioned(base, read_prompts(base, texts, {"<v>": words})) as unet:
         expected = noise_loss(unet, scheduler, latents[chosen], noise, times)
-    assert found == pytest.approx(float(expected), rel=1e-5)
+    assert first_loss == pytest.approx(float(expected), rel=1e-5)
 
 
 def test_only_words_and_pairs_receive_gradients_and_the_base_stays_bit_identical(base):
@@ -155,7 +155,7 @@ def test_changes_are_what_was_tuned_with_alpha_equal_to_the_rank(sixteen):
 
 
 def test_tuning_lowers_the_loss(tiny):
-    """On one picture, measured before and after with the same noise, which tuning has not seen."""
+    """On one picture, before and after, with the same noise, unseen in tuning."""
     config = replace(CONFIG, steps=12, batch=4, learning_rate_unet=5e-3, learning_rate_text=5e-3)
     tuning = Tuning(tiny, "cat", examples(tiny, 1), config)
     latent = tuning.examples[0].views[0].latent
@@ -181,8 +181,8 @@ def test_the_same_seed_is_the_same_run_and_another_is_not(sixteen):
 
 def test_rates_fall_linearly_from_the_full_rate(sixteen):
     tuning = tuning_of(sixteen, replace(CONFIG, steps=4))
-    seen = [tuning.optimiser.param_groups[0]["lr"] for _ in tuning.steps()]
-    assert seen == pytest.approx([1e-2, 0.75e-2, 0.5e-2, 0.25e-2])
+    rates = [tuning.optimiser.param_groups[0]["lr"] for _ in tuning.steps()]
+    assert rates == pytest.approx([1e-2, 0.75e-2, 0.5e-2, 0.25e-2])
 
 
 def test_words_stop_growing_at_a_multiple_of_the_median_norm_of_the_table(base):
@@ -229,7 +229,7 @@ def test_a_mask_changes_the_loss_only_where_masked_loss_is_on(tiny):
 
 
 def test_what_comes_out_is_the_running_average(sixteen):
-    """By hand over the values after each step: a₁ = p₁, aₙ = kₙ aₙ₋₁ + (1-kₙ) pₙ with kₙ = min(decay, n/(n+10)), n from 0."""
+    """By hand: a₁ = p₁, aₙ = kₙ aₙ₋₁ + (1-kₙ) pₙ with kₙ = min(decay, n/(n+10)), n from 0."""
     tuning = tuning_of(sixteen, replace(CONFIG, averaging=0.6, steps=30))
     expected = None
     for step in tuning.steps():
@@ -249,12 +249,12 @@ def test_what_comes_out_is_the_running_average(sixteen):
 
 def test_rates_may_end_above_zero(sixteen):
     tuning = tuning_of(sixteen, replace(CONFIG, steps=4, last_rate=0.5))
-    seen = [tuning.optimiser.param_groups[0]["lr"] for _ in tuning.steps()]
-    assert seen == pytest.approx([1e-2, 0.875e-2, 0.75e-2, 0.625e-2])
+    rates = [tuning.optimiser.param_groups[0]["lr"] for _ in tuning.steps()]
+    assert rates == pytest.approx([1e-2, 0.875e-2, 0.75e-2, 0.625e-2])
 
 
 def test_micro_batches_and_checkpointing_take_the_same_step(base):
-    """The gradient of a mean is the mean of the parts' gradients; what is computed again is the same."""
+    """The gradient of a mean is the mean of the parts' gradients; recomputing changes nothing."""
     config = replace(CONFIG, batch=3, steps=2)
     plans = [Plan(3), Plan(2), Plan(1, checkpointing=True)]
     ends = []
@@ -264,7 +264,7 @@ def test_micro_batches_and_checkpointing_take_the_same_step(base):
         ends.append((losses, [parameter.detach().clone() for parameter in tuning.parameters]))
     for losses, values in ends[1:]:
         assert losses == pytest.approx(ends[0][0], rel=1e-4)
-        # AdamW's first steps are signs of gradients: tiny differences of tiny gradients may turn one over
+        # AdamW's first steps are signs of gradients: tiny differences may flip one
         alike = [
             torch.isclose(a, b, rtol=1e-3, atol=1e-5).float().mean() for a, b in zip(values, ends[0][1], strict=True)
         ]

@@ -1,4 +1,4 @@
-"""Tuning on a base laid out like Stable Diffusion XL: from pictures to a concept file, and what changes."""
+"""Tuning on a base laid out like Stable Diffusion XL, from pictures to a concept file."""
 
 from __future__ import annotations
 
@@ -33,10 +33,12 @@ def test_two_steps_move_words_and_pairs_of_both_text_encoders_and_the_file_draws
     losses = [step.loss for step in tuning.steps()]
     assert len(losses) == 2
     moved = tuning.words.detach() - started
-    for part in torch.split(moved, [24, 32], dim=2):  # all layers but where a word does not reach: XL pools the first
+    for part in torch.split(
+        moved, [24, 32], dim=2
+    ):  # all layers except where a word does not reach: XL pools the first
         assert (part.abs().amax(dim=(1, 2)) > 0).all()
     still = {name for name, (_, B) in tuning.pairs.items() if not B.any()}
-    # XL reads the last but one layer of the first text encoder: its last layer is not run for anything
+    # XL reads the last but one layer of the first text encoder: the last is unused
     assert {name.rpartition(".self_attn")[0] for name in still} == {"text_encoder.text_model.encoder.layers.1"}
     assert all(torch.equal(tensor, before[name]) for name, tensor in xl.text_encoder_2.state_dict().items())
 

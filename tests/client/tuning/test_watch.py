@@ -1,4 +1,4 @@
-"""Evaluations while tuning: which state is kept, when tuning stops, when it is called overfitting."""
+"""Evaluations while tuning: the state that is kept, when to stop, and overfitting."""
 
 from __future__ import annotations
 
@@ -35,7 +35,17 @@ def test_the_best_is_the_highest_mean_of_identity_and_adherence_and_the_earliest
     assert watch.best is watch.evaluations[1]
 
 
-@pytest.mark.parametrize(("scores", "finished"), [([], False), ([0.5], False), ([0.5, 0.4], False), ([0.5, 0.4, 0.45], True), ([0.5, 0.4, 0.6], False), ([0.5, 0.5, 0.5], True)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("scores", "finished"),
+    [
+        ([], False),
+        ([0.5], False),
+        ([0.5, 0.4], False),
+        ([0.5, 0.4, 0.45], True),
+        ([0.5, 0.4, 0.6], False),
+        ([0.5, 0.5, 0.5], True),
+    ],
+)
 def test_it_is_finished_after_two_evaluations_without_improvement(scores, finished):
     assert Scripted(2, *(scored(i, score) for i, score in enumerate(scores))).finished is finished
 
@@ -57,7 +67,7 @@ def test_contexts_that_are_watched_are_not_those_that_are_scored():
 
 @pytest.fixture
 def run(sixteen, make_pictures, tmp_path):
-    """Tune a little on the random base; changes of settings by name."""
+    """Return a function that tunes a little on the random base, with settings changed by name."""
     pictures = make_pictures(4)
 
     def tune(name: str = "cat", **settings: object):
@@ -74,7 +84,7 @@ def run(sixteen, make_pictures, tmp_path):
 
 
 def test_it_stops_when_it_gets_no_better_and_keeps_the_best(run, monkeypatch, caplog):
-    """Scores are given: best after the second step. The file holds the parameters of that step."""
+    """With given scores, best after step 2, the file holds the parameters of that step."""
     scores = iter([0.5, 0.6, 0.55, 0.5, 0.4, 0.3])
     real = Watch.evaluate
     bests = []
@@ -116,7 +126,7 @@ def test_overfitting_is_logged(run, monkeypatch, caplog):
 
 
 def test_evaluations_are_drawn_at_fixed_seeds_and_leave_the_tuning_as_it_was(run, sixteen):
-    """The same run evaluated often, seldom and never ends in the same parameters (before the best is chosen)."""
+    """Evaluated often, seldom or never, a run has the same parameters before the best is chosen."""
     ends = []
     for every in (0, 2, 1):
         states = {}
