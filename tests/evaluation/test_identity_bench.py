@@ -13,7 +13,7 @@ import pytest
 from mos_bench.identity.command import QUICK
 from mos_bench.identity.concepts import in_fusion_order, spare_icons, spare_people, split, tiny_concepts
 from mos_bench.identity.protocol import KINDS, prompts_for
-from mos_bench.identity.statistics import interval, paired, share, sign_flip, student_quantile, widened_tail
+from mos_bench.identity.statistics import interval, paired, share, sign_flip, widened_tail
 from mos_bench.identity.tuning import ED_LORA, SHIPPED, Studio
 from mos_common.concept import check_fits
 from mos_common.errors import RequestError
@@ -169,9 +169,11 @@ def test_seeds_that_agree_add_nothing_and_seeds_that_differ_widen_the_interval()
     assert apart.high - apart.low > 1.2 * (same.high - same.low)
 
 
-@pytest.mark.parametrize(("freedom", "quantile"), [(1, 12.7062), (7, 2.3646), (31, 2.0395), (100000, 1.95996)])
-def test_quantiles_of_student_are_those_of_the_table(freedom, quantile):
-    assert student_quantile(0.975, freedom) == pytest.approx(quantile, abs=2e-4)
+@pytest.mark.parametrize(("concepts", "quantile"), [(2, 12.7062), (3, 4.3027), (7, 2.4469)])
+def test_intervals_of_few_concepts_reach_as_far_as_students_table_says(concepts, quantile):
+    x = RNG.normal(size=(concepts, 1))
+    found = interval(x)
+    assert found.high - found.mean == pytest.approx(quantile * x.std(ddof=1) / sqrt(concepts), rel=1e-4)
 
 
 def test_the_tail_becomes_the_normal_one_with_many_concepts():

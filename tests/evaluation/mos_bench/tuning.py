@@ -16,8 +16,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from scipy import stats
 
-from mos_bench.identity.statistics import LEVEL, student_quantile
+from mos_bench.identity.statistics import LEVEL
 from mos_bench.pictures import compose_pictures
 from mos_bench.teach import chosen, class_word_of, taught_on
 from mos_client.pictures.examples import load_pictures
@@ -139,7 +140,7 @@ def mean_and_margin(values: np.ndarray) -> tuple[float, float]:
     count = len(values)
     if count < 2:
         return float(values.mean()), float("inf")
-    t = student_quantile((1 + LEVEL) / 2, count - 1)
+    t = stats.t.ppf((1 + LEVEL) / 2, count - 1)
     return float(values.mean()), float(t * values.std(ddof=1) / count**0.5)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from mos_bench.identity.concepts import BenchConcept
 from mos_bench.identity.models import Model
-from mos_bench.identity.statistics import Interval, Matrix, interval, paired, share, stacked
+from mos_bench.identity.statistics import ConceptScores, Interval, interval, paired, share, stacked
 from mos_bench.identity.workshop import Scores, Workshop
 
 FIGURES = ("image_alignment", "identity_accuracy", "text_alignment", "diversity")
@@ -38,10 +38,10 @@ class Case:
     name: str
     scores: Mapping[str, Scores]
     about: Mapping[str, object] = field(default_factory=dict)
-    drift: Matrix | None = None
-    whole: Matrix | None = None
+    drift: ConceptScores | None = None
+    whole: ConceptScores | None = None
 
-    def matrix(self, figure: str, only: Sequence[str] | None = None) -> Matrix:
+    def matrix(self, figure: str, only: Sequence[str] | None = None) -> ConceptScores:
         """One row a concept (of `only`, or all), one column a seed."""
         return stacked([_OF[figure](scores) for name, scores in self.scores.items() if only is None or name in only])
 
