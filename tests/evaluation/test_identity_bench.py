@@ -14,7 +14,7 @@ from mos_bench.identity.command import QUICK
 from mos_bench.identity.concepts import in_fusion_order, spare_icons, spare_people, split, tiny_concepts
 from mos_bench.identity.protocol import KINDS, prompts_for
 from mos_bench.identity.statistics import interval, paired, share, sign_flip, widened_tail
-from mos_bench.identity.tuning import ED_LORA, SHIPPED, Studio
+from mos_bench.identity.tuning import ED_LORA, SHIPPED, TunedConcepts
 from mos_common.concept import check_fits
 from mos_common.errors import RequestError
 from mos_common.names import CONCEPT_NAME
@@ -65,12 +65,12 @@ def test_no_concept_is_among_what_the_witnesses_learn_from(concepts):
 
 def test_what_quick_needs_comes_with_the_package_as_it_would_be_tuned(tiny, concepts, tmp_path):
     """Pictures, preset and base are those that the files were made from, or the command would silently tune sixteen concepts anew."""
-    studio = Studio(tiny, tmp_path, tuned=tmp_path / "tuned")
+    tuned = TunedConcepts(tiny, tmp_path, tuned=tmp_path / "tuned")
     for half in ("dev", "test"):
         for concept in in_fusion_order(split(concepts)[half])[: max(QUICK)]:
-            path = studio.path(concept, ED_LORA)
+            path = tuned.path(concept, ED_LORA)
             assert path.parent == SHIPPED, concept.name
-            check_fits(studio.concept(concept, ED_LORA), tiny)
+            check_fits(tuned.concept(concept, ED_LORA), tiny)
     assert {path.suffix for path in SHIPPED.iterdir()} == {".safetensors"}
     assert len(list(SHIPPED.iterdir())) == 2 * max(QUICK)
 

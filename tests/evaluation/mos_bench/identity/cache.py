@@ -28,8 +28,8 @@ from mos_common.digests import digest_of_json
 from mos_common.errors import StateError
 from mos_common.fingerprint import sampler_of
 
-Table = Literal["drawing", "features", "seen"]
-TABLES: tuple[Table, ...] = ("drawing", "features", "seen")
+Table = Literal["drawings", "features", "answers"]
+TABLES: tuple[Table, ...] = ("drawings", "features", "answers")
 AT_ONCE = 500
 WAIT_S = 60.0
 
@@ -89,7 +89,7 @@ class Cache:
 
     def picture(self, key: str) -> Float[Tensor, "3 h w"]:
         """A drawing, in [-1, 1]."""
-        return picture_from(self.get("drawing", key))
+        return picture_from(self.get("drawings", key))
 
     def vector(self, key: str) -> Float[Tensor, " features"]:
         """Features."""
@@ -97,7 +97,7 @@ class Cache:
 
     def answer(self, key: str) -> Any:
         """What was seen."""
-        return json.loads(self.get("seen", key))
+        return json.loads(self.get("answers", key))
 
 
 def picture_bytes(picture: Float[Tensor, "3 h w"]) -> bytes:

@@ -6,11 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+from jaxtyping import Float
 
+from mos_bench.identity.bench import Bench
 from mos_bench.identity.concepts import BenchConcept
 from mos_bench.identity.models import Model
+from mos_bench.identity.scoring import PromptScores, Scores
 from mos_bench.identity.statistics import ConceptScores, Interval, interval, paired, share, stacked
-from mos_bench.identity.workshop import Scores, Workshop
 
 FIGURES = ("image_alignment", "identity_accuracy", "text_alignment", "diversity")
 UNITS = {
@@ -38,8 +40,8 @@ class Case:
     name: str
     scores: Mapping[str, Scores]
     about: Mapping[str, object] = field(default_factory=dict)
-    drift: ConceptScores | None = None
-    whole: ConceptScores | None = None
+    drift: PromptScores | None = None
+    whole: Float[np.ndarray, "pictures seeds"] | None = None
 
     def matrix(self, figure: str, only: Sequence[str] | None = None) -> ConceptScores:
         """One row a concept (of `only`, or all), one column a seed."""
@@ -63,37 +65,37 @@ class Case:
         return replace(self, scores={name: self.scores[name] for name in other.scores})
 
 
-def single_case(workshop: Workshop, models: Mapping[str, Model], concepts: Sequence[BenchConcept], name: str) -> Case:
+def single_case(bench: Bench, models: Mapping[str, Model], concepts: Sequence[BenchConcept], name: str) -> Case:
     """Each concept under its own model; the drawings are made now."""
-    requests = [request for concept in concepts for request in workshop.requests(models[concept.name], concept)]
-    workshop.draw(requests, name)
-    if workshop.sharing.helper:
+    requests = [request for concept in concepts for request in bench.drawings.requests(models[concept.name], concept)]
+    bench.drawings.draw(requests, name)
+    if bench.sharing.helper:
         return Case(name, {})
-    return Case(name, {c.name: workshop.scores(models[c.name], c) for c in concepts})
+    return Case(name, {c.name: bench.scoring.scores(models[c.name], c) for c in concepts})
 
 
-def shared_case(workshop: Workshop, model: Model, concepts: Sequence[BenchConcept], name: str, **about: object) -> Case:
+def shared_case(bench: Bench, model: Model, concepts: Sequence[BenchConcept], name: str, **about: object) -> Case:
     """Several concepts under one model, and what it does to ordinary prompts; the drawings are there. Helpers do not score."""
-    if workshop.sharing.helper:
+    if bench.sharing.helper:
         return Case(name, {}, about)
-    scores = {concept.name: workshop.scores(model, concept) for concept in concepts}
-    return Case(name, scores, about, workshop.drift(model))
+    scores = {concept.name: bench.scoring.scores(model, concept) for concept in concepts}
+    return Case(name, scores, about, bench.scoring.drift(model))
 
 
-def floor_case(workshop: Workshop, model: Model, concepts: Sequence[BenchConcept]) -> Case:
+def floor_case(bench: Bench, model: Model, concepts: Sequence[BenchConcept]) -> Case:
     """What the untouched base draws for the class word."""
-    workshop.draw([r for c in concepts for r in workshop.requests(model, c, of_class=True)], "class word")
-    if workshop.sharing.helper:
+    bench.drawings.draw([r for c in concepts for r in bench.drawings.requests(model, c, of_class=True)], "class word")
+    if bench.sharing.helper:
         return Case("class word (floor)", {})
-    return Case("class word (floor)", {c.name: workshop.scores(model, c, of_class=True) for c in concepts})
+    return Case("class word (floor)", {c.name: bench.scoring.scores(model, c, of_class=True) for c in concepts})
 
 
-def ceiling_case(workshop: Workshop, concepts: Sequence[BenchConcept]) -> Case:
-    """What real pictures score, through the VAE (`gallery.Ceiling`); text: what the witnesses confirm of their class and place."""
+def ceiling_case(bench: Bench, concepts: Sequence[BenchConcept]) -> Case:
+    """What real pictures score, through the VAE (`references.Ceiling`); text: what the witnesses confirm of their class and place."""
     found: dict[str, Scores] = {}
-    for concept in () if workshop.sharing.helper else concepts:
-        ceiling = workshop.gallery.ceilings[concept.name]
-        text = workshop.text_ceiling(concept)
+    for concept in () if bench.sharing.helper else concepts:
+        ceiling = bench.scoring.references.ceilings[concept.name]
+        text = bench.scoring.text_ceiling(concept)
         image, right, said = (np.array([[value]]) for value in (ceiling.image, ceiling.accuracy, text))
         found[concept.name] = Scores(image, right, said, float("nan"))
     return Case("real pictures (ceiling)", found)

@@ -130,11 +130,11 @@ def identity(
     helper: Helper = False,
 ) -> None:
     """The paper's tables and the honest ones: identity, text alignment and drift, on concepts that the base never saw."""
-    from mos_bench.identity.command import PAPER, Asked, run_identity, sized
+    from mos_bench.identity.command import PAPER, Options, run_identity, sized
 
     of_size, of_ranks, parts, protocol = sized(quick, full)
     how = PAPER if scorer == "clip" else protocol.how
-    asked = Asked(
+    options = Options(
         out=out,
         parts=tuple(only.split(",")) if only else parts,
         half=split,
@@ -160,9 +160,11 @@ def identity(
         device=device,
         dtype=dtype,
     )
-    asked = replace(asked, fused=fused or asked.fused, methods=tuple(methods.split(",")) if methods else asked.methods)
+    options = replace(
+        options, fused=fused or options.fused, methods=tuple(methods.split(",")) if methods else options.methods
+    )
     with helpers(0 if helper else jobs - 1):
-        run_identity(asked, helper=helper)
+        run_identity(options, helper=helper)
 
 
 def settings(
@@ -191,8 +193,8 @@ def settings(
     helper: Helper = False,
 ) -> None:
     """What each setting of fusion does to identity, text alignment and drift, one changed at a time, on dev."""
+    from mos_bench.identity.concept_drawings import Protocol
     from mos_bench.identity.study import COUNTS, Study, run_study
-    from mos_bench.identity.workshop import Protocol
 
     protocol = Protocol(prompts=prompts or 1, seeds=seeds or 1, probed=8 if probed is None else probed)
     study = Study(

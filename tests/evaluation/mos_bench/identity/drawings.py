@@ -58,13 +58,13 @@ def draw_all(base: Base, cache: Cache, sharing: Sharing, requests: Sequence[Requ
     batches = [group[i : i + BATCH] for group in together.values() for i in range(0, len(group), BATCH)]
 
     def missing(batch: list[Request]) -> list[str]:
-        return cache.missing("drawing", [request.key for request in batch])
+        return cache.missing("drawings", [request.key for request in batch])
 
     def do(batch: list[Request]) -> None:
         wanted = set(missing(batch))
         left = [request for request in batch if request.key in wanted]
         pictures = _drawn(base, left)
-        cache.put("drawing", {request.key: picture_bytes(p) for request, p in zip(left, pictures, strict=True)})
+        cache.put("drawings", {request.key: picture_bytes(p) for request, p in zip(left, pictures, strict=True)})
 
     sharing.all_of(what, batches, key=lambda batch: batch[0].key, done=lambda batch: not missing(batch), do=do)
 

@@ -11,7 +11,7 @@ from mos_bench.identity.curve import Curve
 from mos_bench.identity.methods import GRADIENT
 from mos_bench.identity.results import table
 from mos_bench.identity.statistics import Interval, Paired, paired
-from mos_bench.identity.tables import Before
+from mos_bench.identity.tables import TableRow
 
 SHOWN = ("image_alignment", "identity_accuracy", "text_alignment")
 HEADS = ("image alignment", "identity accuracy", "text alignment")
@@ -49,7 +49,7 @@ def gains_table(curve: Curve, rank: int) -> str:
     return table(["n", "ours less", *HEADS, "drift"], rows)
 
 
-def before_table(rows: Sequence[Before], concepts: Sequence[BenchConcept], bounds: Sequence[Case]) -> str:
+def single_and_fused_table(rows: Sequence[TableRow], concepts: Sequence[BenchConcept], bounds: Sequence[Case]) -> str:
     """Table (a) or (b): single → fused, over all and by category."""
     categories = {c.category: [x.name for x in concepts if x.category == c.category] for c in concepts}
     groups = {"all": [concept.name for concept in concepts], **categories}
@@ -65,7 +65,7 @@ def before_table(rows: Sequence[Before], concepts: Sequence[BenchConcept], bound
     return table(["method", "category", *HEADS], lines)
 
 
-def rivals_table(rows: Sequence[Before]) -> str:
+def rivals_table(rows: Sequence[TableRow]) -> str:
     """The last row of a table against each of the others."""
     ours = rows[-1].fused
     lines = [[row.title, *(_gain(paired(ours.matrix(f), row.fused.matrix(f))) for f in SHOWN)] for row in rows[:-1]]

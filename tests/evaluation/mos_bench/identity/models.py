@@ -1,7 +1,7 @@
 """What drawings are made with: the base alone, one tuned concept, or concepts fused by some method.
 
 A `Model` knows what it is by digests and loads its weights only when something is really drawn with it. Fused models are kept in
-files named by their recipe: base, concepts, weights and settings, and the code of fusion itself, so that changed code fuses anew.
+files named by their spec: base, concepts, weights and settings, and the code of fusion itself, so that changed code fuses anew.
 A drawing is keyed by the digest of the tensors that came out: where those are the same, it is not drawn again.
 """
 
@@ -79,7 +79,7 @@ def words_only(base: Base, concept: Concept) -> Model:
 
 
 @dataclass(frozen=True)
-class Recipe:
+class FusionSpec:
     """One fused model to make. `scale` multiplies what comes out: λ of the scaled sum."""
 
     concepts: tuple[Concept, ...]
@@ -93,44 +93,44 @@ class Recipe:
         return key_of(drawn_on(base), digests, self.settings.method, asdict(self.settings), code)
 
 
-class Kitchen:
+class FusedModels:
     """Makes fused models, once: `folder` keeps them and the second moments that they share."""
 
     def __init__(self, base: Base, folder: Path) -> None:
         self.base, self.folder = base, folder
 
-    def path(self, recipe: Recipe) -> Path:
+    def path(self, spec: FusionSpec) -> Path:
         """Where the changes are kept."""
-        return self.folder / "fused" / f"{recipe.name(self.base)}.safetensors"
+        return self.folder / "fused" / f"{spec.name(self.base)}.safetensors"
 
-    def made(self, recipe: Recipe) -> bool:
+    def has(self, spec: FusionSpec) -> bool:
         """Whether it is there already."""
-        return self.path(recipe).is_file()
+        return self.path(spec).is_file()
 
-    def make(self, recipe: Recipe) -> None:
+    def make(self, spec: FusionSpec) -> None:
         """Fuse, unless that was done before."""
-        if self.made(recipe):
+        if self.has(spec):
             return
-        named = [NamedConcept("", concept) for concept in recipe.concepts]
-        fused = fuse(self.base, named, recipe.settings, moments_dir=self.folder / "moments", progress=lambda line: None)
+        named = [NamedConcept("", concept) for concept in spec.concepts]
+        fused = fuse(self.base, named, spec.settings, moments_dir=self.folder / "moments", progress=lambda line: None)
         tensors = {}
         for name, pair in fused.changes.items():
             tensors[f"{name}.A"] = pair.A.float().contiguous()
             tensors[f"{name}.B"] = (pair.scale * pair.B).float().contiguous()
         told = {
             "digest": digest_of_tensors(tensors),
-            "method": recipe.settings.method,
+            "method": spec.settings.method,
             "drift": json.dumps(fused.manifest.drift),
             "excluded": json.dumps([excluded.token for excluded in fused.manifest.excluded]),
         }
-        write_atomically(self.path(recipe), save(tensors, told))
+        write_atomically(self.path(spec), save(tensors, told))
 
-    def model(self, recipe: Recipe) -> Model:
+    def model(self, spec: FusionSpec) -> Model:
         """The model, made before."""
-        path = self.path(recipe)
+        path = self.path(spec)
         with safe_open(path, "pt") as file:
             digest = file.metadata()["digest"]
-        return Model(digest, lambda: _read(path), _words(self.base, recipe.concepts), recipe.scale)
+        return Model(digest, lambda: _read(path), _words(self.base, spec.concepts), spec.scale)
 
 
 def _read(path: Path) -> Changes:

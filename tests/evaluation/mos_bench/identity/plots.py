@@ -11,7 +11,7 @@ from typing import Any
 from mos_bench.identity.cases import Case
 from mos_bench.identity.curve import Curve
 from mos_bench.identity.methods import GRADIENT
-from mos_bench.identity.tables import Before
+from mos_bench.identity.tables import TableRow
 from mos_common.errors import RequestError
 from mos_common.files import write_atomically
 
@@ -53,7 +53,7 @@ def plot_curve(curve: Curve, rank: int, path: Path) -> None:
     _save(figure, path)
 
 
-def plot_before(rows: Sequence[Before], path: Path) -> None:
+def plot_single_and_fused(rows: Sequence[TableRow], path: Path) -> None:
     """Single and fused side by side, as in the paper's tables."""
     figure, axes = _figure(1, 3, (15, 0.7 + 0.5 * len(rows)))
     for axis, name in zip(axes, list(TITLES)[:3], strict=True):
@@ -102,7 +102,7 @@ def plot_settings(points: Mapping[str, Mapping[str, Mapping[int, float]]], path:
 
 
 def require_matplotlib() -> None:
-    """Asked before hours of work, not after.
+    """Options before hours of work, not after.
 
     Raises:
         RequestError: it is not installed.

@@ -14,7 +14,7 @@ from mos_bench.identity.cases import FIGURES, UNITS, Case
 from mos_bench.identity.curve import Curve
 from mos_bench.identity.methods import GRADIENT
 from mos_bench.identity.statistics import Interval, paired
-from mos_bench.identity.tables import Before
+from mos_bench.identity.tables import TableRow
 from mos_bench.rows import Row, device_name, versions
 from mos_common.files import write_atomically
 
@@ -99,7 +99,7 @@ def _add_gains(results: Results, case: Case, rival: Case) -> None:
         results.add(case.name, f"{name}_p", gain.p, "probability")
 
 
-def before_rows(rows: Sequence[Before], table: str) -> Results:
+def single_and_fused_rows(rows: Sequence[TableRow], table: str) -> Results:
     """Table 1 or 2: single and fused of each row."""
     results = Results()
     for row in rows:

@@ -55,14 +55,19 @@ class Sharing:
                 if left:
                     time.sleep(WAIT_S)
 
+    def lock_file(self, key: str) -> Path:
+        """Return the file that is locked while a piece is worked on.
+
+        256 files serve any number of pieces: two that share one wait for each other.
+        """
+        return self.folder / hashlib.sha256(key.encode()).hexdigest()[:2]
+
     @contextmanager
     def _locked(self, key: str) -> Iterator[bool]:
         if self.helper and os.getppid() != self._parent:
             raise StateError("the process that this one helped is gone")
         self.folder.mkdir(parents=True, exist_ok=True)
-        # A few hundred lock files do for any number of pieces: who meets another's lock by chance only waits a little.
-        path = self.folder / hashlib.sha256(key.encode()).hexdigest()[:2]
-        lock = FileLock(path)
+        lock = FileLock(self.lock_file(key))
         try:
             lock.acquire(timeout=0)
         except Timeout:

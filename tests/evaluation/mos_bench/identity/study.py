@@ -17,17 +17,18 @@ from pathlib import Path
 
 import torch
 
+from mos_bench.identity.bench import Bench
 from mos_bench.identity.cases import Case
-from mos_bench.identity.command import Asked, open_workshop, publish_file
+from mos_bench.identity.command import Options, open_bench, publish_file
+from mos_bench.identity.concept_drawings import Protocol
 from mos_bench.identity.concepts import BenchConcept
 from mos_bench.identity.curve import RANKS, measure_methods, singles_of
-from mos_bench.identity.groups import measure_groups
+from mos_bench.identity.layer_groups import measure_groups
 from mos_bench.identity.methods import Method
 from mos_bench.identity.plots import plot_settings, require_matplotlib
 from mos_bench.identity.results import Results, plain, table, write_table
 from mos_bench.identity.statistics import paired
 from mos_bench.identity.tuning import Variant
-from mos_bench.identity.workshop import Protocol, Workshop
 from mos_bench.rows import command_line, device_name, versions
 from mos_common.base_model import load_base
 from mos_common.errors import RequestError
@@ -130,10 +131,10 @@ def run_study(study: Study, *, helper: bool = False) -> Results | None:
     torch.set_num_threads(1)
     require_matplotlib()
     started, base = time.monotonic(), load_base(study.base, device=study.device, dtype=study.dtype)
-    asked = Asked(study.out, half=study.half, protocol=study.protocol, tuned=study.tuned, steps=study.steps)
-    workshop = open_workshop(asked, base, helper=helper)
-    with closing(workshop.cache):
-        cases = measure_settings(workshop, study)
+    options = Options(study.out, half=study.half, protocol=study.protocol, tuned=study.tuned, steps=study.steps)
+    bench = open_bench(options, base, helper=helper)
+    with closing(bench.cache):
+        cases = measure_settings(bench, study)
     if helper:
         return None
     results, points, text = study_rows(cases)
@@ -155,36 +156,36 @@ def run_study(study: Study, *, helper: bool = False) -> Results | None:
     return results
 
 
-def measure_settings(workshop: Workshop, study: Study) -> dict[int, dict[str, Case]]:
+def measure_settings(bench: Bench, study: Study) -> dict[int, dict[str, Case]]:
     """By n and name of the setting; `single` is there too."""
-    counts = workshop.counts_in(study.half, study.counts)
-    concepts, variant = workshop.half(study.half)[: max(counts)], RANKS[study.rank]
-    workshop.studio.tune_all(concepts, variant, workshop.sharing)
+    counts = bench.counts_in(study.half, study.counts)
+    concepts, variant = bench.half(study.half)[: max(counts)], RANKS[study.rank]
+    bench.tuned.tune_all(concepts, variant, bench.sharing)
     methods = [Method(name, settings) for name, settings in study.settings().items()]
     found: dict[int, dict[str, Case]] = {}
     for n in counts:
         chosen = concepts[:n]
-        cases = measure_methods(workshop, chosen, variant, methods, {})
-        found[n] = {"single": singles_of(workshop, workshop.probed(chosen), variant)}
+        cases = measure_methods(bench, chosen, variant, methods, {})
+        found[n] = {"single": singles_of(bench, bench.probed(chosen), variant)}
         found[n] |= {case.name: case for case in cases}
         if study.asks_for("groups"):
-            found[n] |= measure_groups(workshop, chosen, variant, methods[0])
+            found[n] |= measure_groups(bench, chosen, variant, methods[0])
         if study.asks_for("tuning") and n <= TUNED_ANEW:
-            found[n] |= measure_tunings(workshop, chosen, variant, study.point)
+            found[n] |= measure_tunings(bench, chosen, variant, study.point)
     return found
 
 
 def measure_tunings(
-    workshop: Workshop, concepts: Sequence[BenchConcept], variant: Variant, settings: GradientSettings
+    bench: Bench, concepts: Sequence[BenchConcept], variant: Variant, settings: GradientSettings
 ) -> dict[str, Case]:
     """Concepts that were tuned otherwise, each alone and all in one model by these settings."""
     found: dict[str, Case] = {}
     for title, changes in TUNINGS.items():
         other = Variant(f"{variant.title} {title}", {**variant.settings, **changes})
-        workshop.studio.tune_all(concepts, other, workshop.sharing)
-        alone = singles_of(workshop, workshop.probed(concepts), other)
+        bench.tuned.tune_all(concepts, other, bench.sharing)
+        alone = singles_of(bench, bench.probed(concepts), other)
         found[f"{title}, single"] = alone
-        (found[title],) = measure_methods(workshop, concepts, other, [Method(title, settings)], {})
+        (found[title],) = measure_methods(bench, concepts, other, [Method(title, settings)], {})
     return found
 
 

@@ -43,7 +43,7 @@ P_PLUS = Variant("P+", {"method": "p-plus"})
 TEXTUAL_INVERSION = Variant("Textual Inversion", {"method": "textual-inversion"})
 
 
-class Studio:
+class TunedConcepts:
     """Pictures in `folder`/pictures, concept files in `tuned`, which may be another machine's; a few come with the package."""
 
     def __init__(self, base: Base, folder: Path, *, tuned: Path, steps: int | None = None) -> None:

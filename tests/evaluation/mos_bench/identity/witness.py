@@ -62,7 +62,7 @@ class Claim:
 
 
 @dataclass(frozen=True)
-class Learnt:
+class ProbeSizes:
     """How many pictures the witnesses learn from: `each` of every class."""
 
     each: int = 12
@@ -99,8 +99,8 @@ def part_of(picture: Float[Tensor, "*n 3 h w"], side: Side) -> Float[Tensor, "*n
 class Witnesses:
     """One probe for each thing that is asked. They learn when the first question is put, and are kept in `folder`."""
 
-    def __init__(self, base: Base, folder: Path | None = None, sizes: Learnt | None = None) -> None:
-        self.base, self.sizes = base, sizes or Learnt()
+    def __init__(self, base: Base, folder: Path | None = None, sizes: ProbeSizes | None = None) -> None:
+        self.base, self.sizes = base, sizes or ProbeSizes()
         self.scorer = ImageScorer()
         self.name = key_of("witnesses", digest_of_code(WITNESSED_BY), base.fingerprint, asdict(self.sizes))
         self._file = None if folder is None else folder / f"witnesses.{self.name[:16]}.safetensors"

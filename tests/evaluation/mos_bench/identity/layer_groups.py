@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from mos_bench.identity.bench import Bench
 from mos_bench.identity.cache import key_of
 from mos_bench.identity.cases import Case, shared_case, single_case
 from mos_bench.identity.concepts import BenchConcept
 from mos_bench.identity.methods import Method
 from mos_bench.identity.models import Model
 from mos_bench.identity.tuning import Variant
-from mos_bench.identity.workshop import Workshop
 from mos_common.base_model import Base
 from mos_common.concept import Concept
 from mos_common.concept_file import content_digest
@@ -23,23 +23,21 @@ from mos_common.edlora import LowRank
 from mos_common.layers import Group, adaptable_layers
 
 
-def measure_groups(
-    workshop: Workshop, concepts: Sequence[BenchConcept], variant: Variant, method: Method
-) -> dict[str, Case]:
+def measure_groups(bench: Bench, concepts: Sequence[BenchConcept], variant: Variant, method: Method) -> dict[str, Case]:
     """By name: every group of the fused model exchanged for each concept's own, and every group alone (with its drift)."""
-    base, probed = workshop.base, workshop.probed(concepts)
-    recipe = workshop.recipe(concepts, variant, method)
-    workshop.fuse_all([recipe], f"{method.name} of {len(concepts)}")
-    fused, cases = workshop.kitchen.model(recipe), dict[str, Case]()
+    base, probed = bench.base, bench.probed(concepts)
+    spec = bench.spec(concepts, variant, method)
+    bench.fuse_all([spec], f"{method.name} of {len(concepts)}")
+    fused, cases = bench.fused.model(spec), dict[str, Case]()
     for group in Group:
         name = f"own {group}"
-        models = {c.name: with_own(base, fused, workshop.studio.concept(c, variant), group) for c in probed}
-        cases[name] = single_case(workshop, models, probed, name)
+        models = {c.name: with_own(base, fused, bench.tuned.concept(c, variant), group) for c in probed}
+        cases[name] = single_case(bench, models, probed, name)
     for group in Group:
         name, model = f"fused {group} alone", alone(base, fused, group)
-        requests = [request for concept in probed for request in workshop.requests(model, concept)]
-        workshop.draw([*requests, *workshop.unrelated(model)], name)
-        cases[name] = shared_case(workshop, model, probed, name)
+        requests = [request for concept in probed for request in bench.drawings.requests(model, concept)]
+        bench.drawings.draw([*requests, *bench.drawings.unrelated(model)], name)
+        cases[name] = shared_case(bench, model, probed, name)
     return cases
 
 

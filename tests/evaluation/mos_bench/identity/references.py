@@ -18,7 +18,7 @@ from mos_bench.identity.cache import Cache, key_of, vector_bytes
 from mos_bench.identity.concepts import BenchConcept
 from mos_bench.identity.recogniser import Recogniser
 from mos_bench.identity.scorers import Scorer, all_pairs, scored_by
-from mos_bench.identity.tuning import Studio
+from mos_bench.identity.tuning import TunedConcepts
 from mos_client.pictures.examples import load_pictures
 from mos_client.pictures.folder import split_pictures
 from mos_common.base_model import Base
@@ -35,19 +35,21 @@ class Ceiling:
 
 
 @dataclass(frozen=True)
-class Gallery:
+class References:
     """The held-back pictures' features of every concept, the recogniser of all, and each one's ceiling."""
 
-    references: dict[str, Features]
+    held_back: dict[str, Features]
     recogniser: Recogniser
     ceilings: dict[str, Ceiling]
 
 
-def gallery_of(base: Base, studio: Studio, concepts: Sequence[BenchConcept], scorer: Scorer, cache: Cache) -> Gallery:
+def references_of(
+    base: Base, tuned_concepts: TunedConcepts, concepts: Sequence[BenchConcept], scorer: Scorer, cache: Cache
+) -> References:
     """Features are computed once per concept, base and scorer."""
     tuned_on, references, held = {}, {}, {}
     for concept in concepts:
-        tuned, rebuilt, real = _features(base, studio, concept, scorer, cache)
+        tuned, rebuilt, real = _features(base, tuned_concepts, concept, scorer, cache)
         tuned_on[concept.name], held[concept.name], references[concept.name] = tuned, rebuilt, real
     labels = [name for name, features in tuned_on.items() for _ in features]
     recogniser = Recogniser.of(torch.cat(list(tuned_on.values())), labels)
@@ -58,17 +60,17 @@ def gallery_of(base: Base, studio: Studio, concepts: Sequence[BenchConcept], sco
         )
         for name in references
     }
-    return Gallery(references, recogniser, ceilings)
+    return References(references, recogniser, ceilings)
 
 
 def _features(
-    base: Base, studio: Studio, concept: BenchConcept, scorer: Scorer, cache: Cache
+    base: Base, tuned_concepts: TunedConcepts, concept: BenchConcept, scorer: Scorer, cache: Cache
 ) -> tuple[Features, Features, Features]:
     """Of the pictures tuned on through the VAE, those held back through the VAE, and those held back as they are."""
-    tuned_on, held_back = split_pictures(studio.pictures(concept))
+    tuned_on, held_back = split_pictures(tuned_concepts.pictures(concept))
     count, held = len(tuned_on), len(held_back)
     keys = [
-        key_of("picture", base.fingerprint, studio.digest(concept), scored_by(scorer), i)
+        key_of("picture", base.fingerprint, tuned_concepts.digest(concept), scored_by(scorer), i)
         for i in range(count + 2 * held)
     ]
     if cache.missing("features", keys):
