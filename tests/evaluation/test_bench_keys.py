@@ -1,4 +1,4 @@
-"""What the bench keeps is known by everything that decides it: sampler, scorer and code."""
+"""Cache keys of the bench depend on sampler, scorer and code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`--set` of the bench: gradient fusion is measured with it, and what each axis changes is changed from there."""
+"""`--set` of the bench changes gradient fusion, and the axes of the study start from it."""
 
 from __future__ import annotations
 

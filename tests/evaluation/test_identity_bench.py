@@ -1,4 +1,4 @@
-"""Who is measured, by which prompts; intervals and tests against closed forms."""
+"""Concepts, prompts, and intervals and tests against closed forms."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_no_concept_is_among_what_the_witnesses_learn_from(concepts):
 
 
 def test_what_quick_needs_comes_with_the_package_as_it_would_be_tuned(tiny, concepts, tmp_path):
-    """Pictures, preset and base are those that the files were made from, or the command would silently tune sixteen concepts anew."""
+    """Otherwise the command would silently tune sixteen concepts again."""
     tuned = TunedConcepts(tiny, tmp_path, tuned=tmp_path / "tuned")
     for half in ("dev", "test"):
         for concept in in_fusion_order(split(concepts)[half])[: max(QUICK)]:
@@ -129,14 +129,14 @@ def test_an_interval_of_normal_data_is_students():
 
 
 def test_intervals_of_eight_concepts_hold_what_they_promise():
-    """Of 200 samples of 8 about 95 % of intervals hold the true mean; plain percentiles would hold some 88 %."""
+    """About 95 % of 200 intervals hold the true mean; plain percentiles would hold 88 %."""
     held = [(i := interval(RNG.normal(size=(8, 1)))).low <= 0 <= i.high for _ in range(200)]
     assert 0.91 <= np.mean(held) <= 0.99
 
 
 @pytest.mark.parametrize("n", [2, 3, 5])
 def test_intervals_of_few_concepts_hold_what_they_promise_too(n):
-    """The range of what was seen would hold the mean of two in half of all samples only."""
+    """The observed range would hold the mean of two in half of all samples only."""
     held = [(i := interval(RNG.normal(size=(n, 1)))).low <= 0 <= i.high for _ in range(4000)]
     assert 0.935 <= np.mean(held) <= 0.965
 

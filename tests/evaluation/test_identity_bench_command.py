@@ -1,4 +1,4 @@
-"""The command: everything is made once, a killed run goes on, and every table, plot and sheet comes out."""
+"""The command makes everything once, continues after a kill, and writes all tables and plots."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def witnesses(tiny):
 
 @pytest.fixture
 def open_bench(tiny, make_concept, witnesses, tmp_path):
-    """Opens a open_bench on four concepts (two dev, two test) that were never really tuned, again and again on one folder."""
+    """Open a bench on four concepts (two dev, two test) with random tuned files, in one folder."""
     concepts, caches = tiny_concepts()[::16], []
 
     def opened(protocol: Protocol = PROTOCOL, *variants) -> Bench:
@@ -105,7 +105,7 @@ def test_a_second_run_draws_nothing_and_finds_the_same(open_bench, drawn):
 
 
 def test_disjoint_sets_are_fused_by_themselves_and_pooled(open_bench):
-    """Two models of one concept each: both concepts are scored, and nothing is lost by the average of one."""
+    """Two models of one concept each: both are scored, and averaging one loses nothing."""
     curve = measure_curve(open_bench(), "test", [1, 2], [AVERAGE, SUM], [4], disjoint=True)
     alone, together = curve.case(1, "average"), curve.case(2, "average")
     assert alone.about["sets"] == 2 and together.about["sets"] == 1
@@ -189,7 +189,7 @@ def test_a_picture_of_two_counts_as_whole_only_with_both_in_their_places(
 
 
 def test_a_concept_with_all_scenes_of_its_own_is_what_it_is_alone(open_bench, tiny):
-    """Exchanged one after the other, in a model of two; and without two of three groups only the third one's changes are on."""
+    """Groups are exchanged one after the other; each group alone leaves only its changes."""
     mine = open_bench()
     concepts = mine.half("test")
     own = mine.tuned.concept(concepts[0], ED_LORA)
@@ -325,7 +325,8 @@ def test_every_table_plot_and_sheet_comes_out(open_bench, monkeypatch, tmp_path,
     }
     assert {"n=2 average", "n=2 sum-tuned"} <= {row["case"] for row in told["rows"]}
     page = (tmp_path / "docs" / "results.md").read_text()
-    for heading in ("(a)", "(b)", "(c)", "(d)", "(e)", "(f)"):
+    headings = ("Table 1", "Table 2", "Identity against", "Several concepts", "Drift of", "Figure 3")
+    for heading in headings:
         assert heading in page
     for name in ("curve-rank4", "table1", "table2", "multi", "multi-sheet", "figure3", "figure3-sheet"):
         with Image.open(to / f"{name}.png") as picture:

@@ -1,4 +1,4 @@
-"""Scores move the way they claim: on real pictures, on strangers', on CLIP against numbers by hand."""
+"""Scores on real pictures and on other concepts' pictures, and CLIP against numbers by hand."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_the_scorer_looks_at_the_picture_not_at_its_neighbours_in_the_batch(pict
 
 
 def test_pictures_that_show_what_the_prompt_names_score_high_and_others_low(pictures, witnesses):
-    """Real pictures of twelve known contexts: their own claims are confirmed, those of the next context are not."""
+    """Real pictures of twelve contexts confirm their own claims, not those of the next context."""
     from mos_tiny.recipe.demonstration import CONTEXTS
     from mos_tiny.recipe.world import SCENES
 
@@ -148,7 +148,7 @@ def test_what_witnesses_learnt_is_kept(tiny, tmp_path, monkeypatch):
 
 
 def test_a_recogniser_ignores_what_varies_within_a_name():
-    """Two names a little apart on one axis, with much noise on another: the plain nearest mean is often wrong."""
+    """Two names differ on one axis, with much noise on another: the plain mean is often wrong."""
     generator = torch.Generator().manual_seed(0)
     labels = ["a", "b"] * 200
     rows = torch.randn(400, 2, generator=generator) * torch.tensor([0.1, 3.0])
@@ -192,7 +192,7 @@ def clip_folder(tmp_path_factory):
 
 
 def test_clip_scores_are_the_papers_formulas(clip_folder, pictures):
-    """By hand: the model's own forward on pictures prepared by Pillow and numpy, cosines from plain numpy."""
+    """The model's own forward on pictures prepared by Pillow and numpy; cosines by numpy."""
     from PIL import Image
     from transformers import CLIPModel, CLIPTokenizer
 
@@ -251,7 +251,7 @@ def test_a_concept_that_does_not_say_what_it_is_is_refused(tmp_path, told):
 
 
 def test_another_base_is_judged_by_clip_on_folders_of_its_own(sixteen, clip_folder, make_pictures, tmp_path):
-    """The same bench on another base: pictures of people's own, prompts in ordinary English, CLIP for both alignments."""
+    """Folders of pictures, prompts in ordinary English, and CLIP for both alignments."""
     for i in range(4):
         folder = make_pictures(4, f"concepts/{i}", side=64)
         told = {"name": f"<thing-{i}>", "class": "cup", "category": "objects"}

@@ -29,7 +29,7 @@ from mos_common.shell import say
 
 @dataclass
 class Bench:
-    """Tuned concepts, fused models, drawings and scores. A drawing is recognised among `concepts`."""
+    """Tuned concepts, fused models, drawings and scores of one base."""
 
     base: Base
     protocol: Protocol
@@ -93,7 +93,7 @@ class Bench:
         return fitting
 
     def probed(self, concepts: Sequence[BenchConcept]) -> list[BenchConcept]:
-        """Return the fused concepts that are scored: the first ones, so that every n shares them."""
+        """Return the concepts that are scored: the first ones, so that every n shares them."""
         return list(concepts[: self.protocol.probed or len(concepts)])
 
     def spec(

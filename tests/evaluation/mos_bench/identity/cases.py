@@ -1,4 +1,4 @@
-"""A case is one way to draw some concepts, scored; its figures are what tables, plots and the JSON file are made of."""
+"""Cases: some concepts drawn in one way and scored, for the tables, plots and the JSON file."""
 
 from __future__ import annotations
 
@@ -32,9 +32,11 @@ _OF: Mapping[str, Callable[[Scores], np.ndarray]] = {
 
 @dataclass(frozen=True)
 class Case:
-    """`about` says what it is (n, method, rank, variant, λ …); `scores` are by concept; `drift` is ordinary prompts × seeds.
+    """The scores of some concepts drawn in one way.
 
-    `whole`, of pictures that show several concepts, is pictures × seeds: whether each of them was recognised where it was asked to be.
+    `about` describes it (n, method, rank, variant, λ, …), `scores` are by concept, `drift` is
+    ordinary prompts x seeds. `whole` is pictures x seeds for pictures of several concepts: 1 where
+    every concept was recognised in its part.
     """
 
     name: str
@@ -44,11 +46,14 @@ class Case:
     whole: Float[np.ndarray, "pictures seeds"] | None = None
 
     def matrix(self, figure: str, only: Sequence[str] | None = None) -> ConceptScores:
-        """One row a concept (of `only`, or all), one column a seed."""
+        """Return one row per concept (of `only`, or all) and one column per seed."""
         return stacked([_OF[figure](scores) for name, scores in self.scores.items() if only is None or name in only])
 
     def figure(self, figure: str, only: Sequence[str] | None = None) -> Interval:
-        """Its mean with a 95 % interval; `drift` over ordinary prompts, `all_recognised` over pictures."""
+        """Return the mean with a 95 % interval.
+
+        `drift` is over ordinary prompts, `all_recognised` over pictures.
+        """
         if figure == "drift":
             return interval(self.drift if self.drift is not None else np.empty((0, 1)))
         if figure == "all_recognised":
@@ -57,16 +62,16 @@ class Case:
         return found.within(0, 1) if figure in ("identity_accuracy", "text_alignment") else found
 
     def change(self, figure: str, before: Case, only: Sequence[str] | None = None) -> Interval:
-        """How much higher it is than before, on the same concepts and seeds."""
+        """Return the difference to `before` on the same concepts and seeds."""
         return paired(self.matrix(figure, only), before.restricted(self).matrix(figure, only)).difference
 
     def restricted(self, other: Case) -> Case:
-        """The same case on the concepts of another, in its order."""
+        """Return the case on the concepts of another, in that one's order."""
         return replace(self, scores={name: self.scores[name] for name in other.scores})
 
 
 def single_case(bench: Bench, models: Mapping[str, Model], concepts: Sequence[BenchConcept], name: str) -> Case:
-    """Each concept under its own model; the drawings are made now."""
+    """Draw and score each concept under its own model."""
     requests = [request for concept in concepts for request in bench.drawings.requests(models[concept.name], concept)]
     bench.drawings.draw(requests, name)
     if bench.sharing.helper:
@@ -75,7 +80,10 @@ def single_case(bench: Bench, models: Mapping[str, Model], concepts: Sequence[Be
 
 
 def shared_case(bench: Bench, model: Model, concepts: Sequence[BenchConcept], name: str, **about: object) -> Case:
-    """Several concepts under one model, and what it does to ordinary prompts; the drawings are there. Helpers do not score."""
+    """Score several concepts under one model, and its drift; their drawings must exist.
+
+    Helpers do not score.
+    """
     if bench.sharing.helper:
         return Case(name, {}, about)
     scores = {concept.name: bench.scoring.scores(model, concept) for concept in concepts}
@@ -83,7 +91,7 @@ def shared_case(bench: Bench, model: Model, concepts: Sequence[BenchConcept], na
 
 
 def floor_case(bench: Bench, model: Model, concepts: Sequence[BenchConcept]) -> Case:
-    """What the untouched base draws for the class word."""
+    """Draw and score the class word on the untouched base."""
     bench.drawings.draw([r for c in concepts for r in bench.drawings.requests(model, c, of_class=True)], "class word")
     if bench.sharing.helper:
         return Case("class word (floor)", {})
@@ -91,7 +99,10 @@ def floor_case(bench: Bench, model: Model, concepts: Sequence[BenchConcept]) -> 
 
 
 def ceiling_case(bench: Bench, concepts: Sequence[BenchConcept]) -> Case:
-    """What real pictures score, through the VAE (`references.Ceiling`); text: what the witnesses confirm of their class and place."""
+    """Score real pictures through the VAE (`references.Ceiling`).
+
+    Text alignment is the share of their class and place that the witnesses confirm.
+    """
     found: dict[str, Scores] = {}
     for concept in () if bench.sharing.helper else concepts:
         ceiling = bench.scoring.references.ceilings[concept.name]

@@ -1,4 +1,4 @@
-"""`mos-bench identity`: parse flags, measure the parts that were options for, write what came out."""
+"""`mos-bench identity`: parse flags, measure the requested parts, write the results."""
 
 from __future__ import annotations
 
@@ -50,6 +50,7 @@ from mos_common.errors import RequestError
 from mos_common.files import write_atomically
 from mos_common.shell import say
 
+P_MEANS = "p is the two-sided p-value of a sign-flip permutation test"
 PARTS = ("curve", "table1", "table2", "multi", "figure3")
 QUICK, SHEETS = (3, 8), 4
 PAPER = Drawing(
@@ -62,7 +63,7 @@ PAPER = Drawing(
 
 @dataclass(frozen=True)
 class Options:
-    """What the command line says."""
+    """The options of the command line."""
 
     out: Path
     parts: tuple[str, ...] = PARTS
@@ -107,7 +108,7 @@ class Options:
 
 
 def sized(quick: bool, full: bool) -> tuple[tuple[int, ...], tuple[int, ...], tuple[str, ...], Protocol]:
-    """Counts, ranks, parts and protocol of `--quick`, the default and `--full`.
+    """Return counts, ranks, parts and protocol of `--quick`, the default and `--full`.
 
     Raises:
         RequestError: both at once.
@@ -123,7 +124,7 @@ def sized(quick: bool, full: bool) -> tuple[tuple[int, ...], tuple[int, ...], tu
 
 
 def open_bench(options: Options, base: Base, *, helper: bool = False) -> Bench:
-    """The tools for what was options."""
+    """Return the bench for these options."""
     clip = Clip(options.clip) if options.clip else None
     scorer: Scorer = VisionModel(options.vision) if options.vision else clip or EfficientNet()
     return Bench.on(
@@ -141,16 +142,18 @@ def open_bench(options: Options, base: Base, *, helper: bool = False) -> Bench:
 
 
 def run_identity(options: Options, *, helper: bool = False) -> Results | None:
-    """Measure; a helper only does its share of the work, and writes no tables."""
+    """Measure, and write the results; a helper only does its share of the work."""
     torch.set_num_threads(1)
     started, base = time.monotonic(), load_base(options.base, device=options.device, dtype=options.dtype)
     to = options.out / "results"
     if to.is_dir() and not any(options.out.glob("*/cache.sqlite")):
-        raise RequestError(f"{to} is no measurement's: its tables would be replaced. Give --out a folder of its own")
+        raise RequestError(
+            f"{to} holds no measurement, and its files would be replaced: give --out a folder of its own"
+        )
     require_matplotlib()
     bench, results, sections = open_bench(options, base, helper=helper), Results(), list[str]()
     if not helper:
-        shutil.rmtree(to, ignore_errors=True)  # tables of another run, all of which the cache can make again
+        shutil.rmtree(to, ignore_errors=True)  # the cache can make the tables of an earlier run again
     with closing(bench.cache):
         for part in options.parts:
             rows, section = MEASURES[part](bench, options, to, helper)
@@ -171,9 +174,10 @@ def run_identity(options: Options, *, helper: bool = False) -> Results | None:
 
 
 def publish(results: Path, docs: Path, *, sheets: bool = True) -> None:
-    """Copy a run's page, tables and pictures into `docs`; without `sheets`, its contact sheets stay out.
+    """Copy a run's page, tables and pictures into `docs`.
 
-    Fragments of the page (the other *.md), identity.csv and identity.json stay out too: they repeat the page and the tables.
+    Contact sheets are copied only with `sheets`. Fragments of the page (the other *.md),
+    identity.csv and identity.json are left out, since they repeat the page and the tables.
     """
     page = (results / "results.md").read_text(encoding="utf-8")
     lines = [line for line in page.splitlines() if sheets or not line.startswith("![") or "sheet" not in line]
@@ -184,7 +188,7 @@ def publish(results: Path, docs: Path, *, sheets: bool = True) -> None:
 
 
 def publish_file(file: Path, docs: Path) -> None:
-    """Copy one file into `docs`; a PNG is written with 256 colours, at about a third of its size."""
+    """Copy one file into `docs`; reduce a PNG to 256 colours, a third of its size."""
     content = io.BytesIO(file.read_bytes())
     if file.suffix == ".png":
         with Image.open(content) as picture:
@@ -200,12 +204,12 @@ def _curve(bench: Bench, options: Options, to: Path, helper: bool) -> tuple[Resu
     curve = measure_curve(bench, options.half, counts, methods, options.ranks, disjoint=options.disjoint)
     if helper:
         return Results(), ""
-    rows, text = curve_rows(curve), ["## (c) Identity against the number of concepts"]
+    rows, text = curve_rows(curve), ["## Identity against the number of concepts"]
     for rank in options.ranks:
         plot_curve(curve, rank, to / f"curve-rank{rank}.png")
         text += [f"### Rank {rank}", curve_table(curve, rank, curve.bounds), f"![rank {rank}](curve-rank{rank}.png)"]
-        text += ["Ours against each rival, paired by concept and seed:", gains_table(curve, rank)]
-        text += [f"(e) Drift of the base, rank {rank}:", drift_table(curve, rank)]
+        text += [f"Ours − each rival, paired by concept and seed; {P_MEANS}:", gains_table(curve, rank)]
+        text += [f"Drift of the base, rank {rank}:", drift_table(curve, rank)]
     if curve.chosen:
         text += ["### λ, chosen on dev", chosen_table(curve)]
     text += _curve_sheets(bench, options, curve, max(counts), to)
@@ -214,7 +218,7 @@ def _curve(bench: Bench, options: Options, to: Path, helper: bool) -> tuple[Resu
 
 
 def _curve_sheets(bench: Bench, options: Options, curve: Curve, most: int, to: Path) -> list[str]:
-    """The first probed concepts at the largest n."""
+    """Write sheets of the first probed concepts at the largest n."""
     text, rank = list[str](), options.ranks[0]
     probed = [concept for concept in bench.half(options.half) if concept.name in curve.singles[rank].scores]
     at_most = [case for case in curve.cases if case.about["n"] == most and case.about["rank"] == rank]
@@ -242,14 +246,12 @@ def _single_and_fused(bench: Bench, options: Options, to: Path, helper: bool, na
     if helper:
         return Results(), ""
     plot_single_and_fused(rows, to / f"{name}.png")
-    title = (
-        "(a) The paper's Table 1: single → fused" if name == "table1" else "(b) The paper's Table 2: tuning x fusion"
-    )
+    title = "The paper's Table 1: single → fused" if name == "table1" else "The paper's Table 2: tuning x fusion"
     text = [
         f"## {title}",
         f"{min(options.fused, len(bench.half(options.half)))} concepts in one model.",
         single_and_fused_table(rows, probed, bounds),
-        "The last row's fused model less each other's, paired by concept and seed:",
+        "The last row's fused model − each other row's, paired by concept and seed:",
         rivals_table(rows),
     ]
     text.append(f"![{name}]({name}.png)")
@@ -264,7 +266,7 @@ def _multi(bench: Bench, options: Options, to: Path, helper: bool) -> tuple[Resu
     ceiling = ceiling_case(bench, bench.probed(bench.half(options.half)[: options.fused]))
     if helper:
         return Results(), ""
-    title = "(d) Several concepts in one picture, each in its own part"
+    title = "Several concepts in one picture, each in its own part"
     return _written(bench, to, "multi", title, cases, [ceiling], multi_table(cases, ceiling))
 
 
@@ -274,14 +276,17 @@ def _figure_3(bench: Bench, options: Options, to: Path, helper: bool) -> tuple[R
     bounds = [floor_case(bench, untouched(), probed), ceiling_case(bench, probed)]
     if helper:
         return Results(), ""
-    title = "(f) What embeddings alone carry (the paper's Figure 3)"
+    title = "What embeddings alone carry (the paper's Figure 3)"
     return _written(bench, to, "figure3", title, cases, bounds, case_table(cases, bounds))
 
 
 def _written(
     bench: Bench, to: Path, name: str, title: str, cases: Sequence[Case], bounds: Sequence[Case], shown: str
 ) -> tuple[Results, str]:
-    """Write a table of cases, its plot and its contact sheet; its rows, and its section of the page."""
+    """Write a table of cases, its plot and its contact sheet.
+
+    Return its rows and its section of the page.
+    """
     plot_cases(cases, bounds, to / f"{name}.png")
     case_sheet(bench, cases, to / f"{name}-sheet.png", title)
     text = "\n\n".join([f"## {title}", shown, f"![{name}]({name}.png)", f"![{name} sheet]({name}-sheet.png)"])

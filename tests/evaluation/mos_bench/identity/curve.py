@@ -1,8 +1,9 @@
-"""Table (c): identity kept against the number of fused concepts, for every method, at two ranks; and (e): drift of the base.
+"""Identity against the number of fused concepts, by method and rank, and drift of the base.
 
-At every n the first n concepts of the test half are fused, and the first few of them scored: the same ones at every n. Few concepts say
-little about a method; `disjoint` fuses as many sets of n as the half has, and pools their scores. A λ is chosen at each n on the dev half,
-fused and scored in the same way.
+At every n the first n concepts of the test half are fused, and the first few of them are scored,
+the same at every n. Since few concepts say little about a method, `disjoint` fuses as many sets of
+n as the half has and pools their scores. λ is chosen at each n on the dev half, fused and scored in
+the same way.
 """
 
 from __future__ import annotations
@@ -28,7 +29,10 @@ RANKS = {4: ED_LORA, 1: ED_LORA_1}
 
 @dataclass
 class Curve:
-    """All cases of one half, by name; `singles` are those before fusion, by rank; `chosen` says which λ dev chose and why."""
+    """All cases of one half.
+
+    `singles` are the cases before fusion, by rank; `chosen` records each λ chosen on dev and why.
+    """
 
     cases: list[Case] = field(default_factory=list)
     singles: dict[int, Case] = field(default_factory=dict)
@@ -36,12 +40,12 @@ class Curve:
     chosen: list[dict[str, object]] = field(default_factory=list)
 
     def case(self, n: int, method: str, rank: int = 4) -> Case | None:
-        """One of the cases, if it was measured."""
+        """Return one of the cases, or None if it was not measured."""
         wanted = (n, method, rank)
         return next((c for c in self.cases if (c.about["n"], c.about["method"], c.about["rank"]) == wanted), None)
 
     def rivals(self, case: Case) -> list[Case]:
-        """The other methods at the same n and rank."""
+        """Return the other methods at the same n and rank."""
         same = [other for other in self.cases if all(other.about[k] == case.about[k] for k in ("n", "rank"))]
         return [other for other in same if other.about["method"] != case.about["method"]]
 
@@ -78,12 +82,12 @@ def measure_curve(
 
 
 def sets_of(concepts: Sequence[BenchConcept], n: int, *, disjoint: bool) -> list[Sequence[BenchConcept]]:
-    """The first n, or every n after one another; who is left over at the end is in none."""
+    """Return the first n concepts, or with `disjoint` every consecutive n."""
     return [concepts[start : start + n] for start in range(0, len(concepts) - n + 1 if disjoint else 1, n)]
 
 
 def pooled(cases: Sequence[Case]) -> Case:
-    """The same method on several sets: everybody's scores, and the mean drift of every ordinary prompt."""
+    """Return one case of the same method on several sets, with the mean drift of every prompt."""
     first = cases[0]
     scores = {name: scores for case in cases for name, scores in case.scores.items()}
     drifts = [case.drift for case in cases if case.drift is not None]
@@ -92,7 +96,7 @@ def pooled(cases: Sequence[Case]) -> Case:
 
 
 def singles_of(bench: Bench, concepts: Sequence[BenchConcept], variant: Variant) -> Case:
-    """Every concept before fusion."""
+    """Score every concept before fusion."""
     models = {c.name: single(bench.base, bench.tuned.concept(c, variant)) for c in concepts}
     return single_case(bench, models, concepts, f"single {variant.title}")
 
@@ -104,7 +108,7 @@ def measure_methods(
     methods: Sequence[Method],
     scales: Mapping[str, float],
 ) -> list[Case]:
-    """Fused by each method: the probed concepts' scores, and drift."""
+    """Fuse by each method; return the probed concepts' scores and drift."""
     probed, models = bench.probed(concepts), {}
     for method in methods:
         spec = bench.spec(concepts, variant, method, scales.get(method.name, 1.0))
@@ -128,7 +132,10 @@ def choose_scale(
     *,
     disjoint: bool = False,
 ) -> float:
-    """The λ of the highest image alignment on dev concepts, fused n at a time; the smallest of equals. Written down in `chosen`."""
+    """Return the λ with the highest image alignment on dev concepts fused n at a time.
+
+    Ties go to the smallest. The choice is appended to `chosen`.
+    """
     sets, scales = sets_of(bench.half("dev"), n, disjoint=disjoint), method.scales(n)
     bench.tuned.tune_all([concept for one in sets for concept in one], variant, bench.sharing)
     specs = {scale: [bench.spec(one, variant, method, scale) for one in sets] for scale in scales}
@@ -161,7 +168,10 @@ def choose_scale(
 
 
 def _named(case: Case, n: int, rank: int, bench: Bench) -> Case:
-    """`n=14 gradient`, `n=14 rank=1 gradient`; n·r/d says how full the narrowest layer is."""
+    """Return the case named `n=14 gradient` or `n=14 rank=1 gradient`.
+
+    n·r/d is how full the narrowest layer is.
+    """
     method = case.about["method"]
     name = f"n={n} {method}" if rank == 4 else f"n={n} rank={rank} {method}"
     filled = n * rank / bench.base.token_table.shape[1]

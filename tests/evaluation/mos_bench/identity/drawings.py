@@ -1,4 +1,4 @@
-"""Drawings as requests: what is there is looked up, the rest is drawn in batches that share a model, a size and regions."""
+"""Requests for drawings: the missing ones are drawn in batches of one model, size and regions."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from mos_common.edlora import attached
 from mos_common.regions import Region
 
 BATCH = 16
-# The code that decides what is drawn: when it changes, everything is drawn anew.
+# The code that decides a drawing: when it changes, everything is drawn again.
 DRAWN_BY = (
     *(
         f"mos_common.{name}"
@@ -31,7 +31,7 @@ DRAWN_BY = (
 
 @dataclass(frozen=True)
 class Request:
-    """One picture that is wanted."""
+    """A request for one picture."""
 
     model: Model
     prompt: str
@@ -42,7 +42,7 @@ class Request:
 
     @cached_property
     def key(self) -> str:
-        """What it is by everything that made it."""
+        """The digest of everything that decides the picture."""
         texts = " ".join([self.prompt, *(region.prompt for region in self.regions)])
         regions = [asdict(region) for region in self.regions]
         made_of = self.model.made_of(texts)
@@ -50,7 +50,10 @@ class Request:
 
 
 def draw_all(base: Base, cache: Cache, sharing: Sharing, requests: Sequence[Request], what: str) -> None:
-    """Return when all of them are in the cache. Batches are cut before anyone looks what is there: every process has the same."""
+    """Return when all requests are in the cache.
+
+    Batches are formed before the cache is read, so every process has the same ones.
+    """
     together: dict[object, list[Request]] = {}
     for request in {request.key: request for request in requests}.values():
         alike = (request.model.attached, request.model.scale, request.how, request.regions)

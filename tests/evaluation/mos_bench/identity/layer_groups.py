@@ -1,7 +1,8 @@
-"""Where fusing loses identity, and where it moves the base: one group of layers at a time.
+"""Where fusion loses identity and where it moves the base: one group of layers at a time.
 
-A fused model is taken apart. With the *own* changes of one group (text encoder, keys and values, the rest of the UNet), every concept is
-drawn as if fusion had cost nothing there; with one fused group *alone*, as if nothing else had been tuned.
+With each concept's *own* changes in one group (text encoder, keys and values, the rest of the
+UNet), it is drawn as if fusion had cost nothing there. With one fused group *alone*, it is drawn as
+if nothing else had been tuned.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from mos_common.layers import Group, adaptable_layers
 
 
 def measure_groups(bench: Bench, concepts: Sequence[BenchConcept], variant: Variant, method: Method) -> dict[str, Case]:
-    """By name: every group of the fused model exchanged for each concept's own, and every group alone (with its drift)."""
+    """Return cases by name: each group exchanged for the concept's own, and each group alone."""
     base, probed = bench.base, bench.probed(concepts)
     spec = bench.spec(concepts, variant, method)
     bench.fuse_all([spec], f"{method.name} of {len(concepts)}")
@@ -42,7 +43,7 @@ def measure_groups(bench: Bench, concepts: Sequence[BenchConcept], variant: Vari
 
 
 def with_own(base: Base, fused: Model, concept: Concept, group: Group) -> Model:
-    """A fused model with one group's changes from a concept."""
+    """Return a fused model with one group's changes from a concept."""
     here = _names(base, group)
 
     def load() -> dict[str, LowRank]:
@@ -54,7 +55,7 @@ def with_own(base: Base, fused: Model, concept: Concept, group: Group) -> Model:
 
 
 def alone(base: Base, fused: Model, group: Group) -> Model:
-    """A fused model without the other groups' changes."""
+    """Return a fused model without the other groups' changes."""
     here = _names(base, group)
 
     def load() -> dict[str, LowRank]:

@@ -1,9 +1,10 @@
-"""Table (d): several concepts in one picture, with and without regions; each looked for where it was asked to be.
+"""Several concepts in one picture, with and without regions, each scored in its own part.
 
-Pictures are as wide as there are concepts: 64 x 128 for two, 64 x 192 for three. Concept i is to stand in the i-th part, which is
-cut out and recognised among all concepts. Without regions one prompt names all of them; with regions the prompt names their classes, and
-the prompt of region i names concept i in the place of its class, so that it still tells the whole picture. The floor is the untouched base
-told the classes: pictures of the same size and place.
+A picture is as wide as its number of concepts: 64 x 128 for two, 64 x 192 for three. Concept i
+belongs in the i-th part, which is cut out and recognised among all concepts. Without regions one
+prompt names all concepts. With regions the prompt names their classes, and the prompt of region i
+names concept i in place of its class, so it still describes the whole picture. The floor is the
+untouched base with the class words.
 """
 
 from __future__ import annotations
@@ -35,20 +36,20 @@ PLACES = ("in the city", "on a pink background", "in the desert", "in a room")
 
 @dataclass(frozen=True)
 class Scene:
-    """Concepts for one picture, from left to right, and where they are."""
+    """The concepts of one picture, from left to right, and its place."""
 
     concepts: tuple[BenchConcept, ...]
     place: str
 
     def sentence(self, subjects: Sequence[str]) -> str:
-        """One sentence about all of them."""
+        """Return one sentence about all of them."""
         if len(subjects) == 2:
             return f"{subjects[0]} on the left and {subjects[1]} on the right {self.place}"
         return f"{' and '.join(subjects)} {self.place}"
 
 
 def scenes_of(concepts: Sequence[BenchConcept], size: int) -> list[Scene]:
-    """Every concept with those after it, in a circle: each stands at every place once."""
+    """Return scenes that start at every concept in a circle: each stands at every place once."""
     count = len(concepts) if len(concepts) > size else 1
     return [
         Scene(tuple(concepts[(i + j) % len(concepts)] for j in range(size)), PLACES[i % len(PLACES)])
@@ -58,7 +59,7 @@ def scenes_of(concepts: Sequence[BenchConcept], size: int) -> list[Scene]:
 
 
 def request_for(bench: Bench, model: Model, scene: Scene, seed: int, how: str) -> Request:
-    """One picture of a scene, told as one of `WAYS`."""
+    """Return a request for one picture of a scene, described in one of `WAYS`."""
     size, base = len(scene.concepts), bench.base
     shape = replace(bench.protocol.how, height=base.picture_size, width=size * base.picture_size)
     names = [concept.name for concept in scene.concepts]
@@ -74,7 +75,7 @@ def request_for(bench: Bench, model: Model, scene: Scene, seed: int, how: str) -
 
 
 def measure_multi(bench: Bench, half: str, count: int = FUSED, sizes: Sequence[int] = (2, 3)) -> list[Case]:
-    """Accuracy and image alignment within each one's own part, on the base for the floor and for three ways to fuse."""
+    """Measure accuracy and image alignment in each part: the floor and three ways to fuse."""
     concepts = bench.half(half)[:count]
     bench.tuned.tune_all(concepts, ED_LORA, bench.sharing)
     scales = {SUM_TUNED.name: choose_scale(bench, SUM_TUNED, len(concepts), ED_LORA, [])}
@@ -118,7 +119,7 @@ def scene_case(bench: Bench, model: Model, scenes: Sequence[Scene], how: str, na
 
 
 def _scored(bench: Bench, key: str, place: int, size: int, concept: BenchConcept) -> tuple[float, float]:
-    """Image alignment of one part of a picture, and whether its concept was recognised in it."""
+    """Return image alignment of one part, and 1 if its concept was recognised there."""
     name = key_of(key, [place, size], scored_by(bench.scoring.scorer))
     if bench.cache.missing("features", [name]):
         picture = bench.cache.picture(key)

@@ -1,8 +1,9 @@
-"""What drawings are compared with: the held-back pictures of every concept, and who is who among all of them.
+"""References: the held-back pictures of every concept, and the recogniser of all concepts.
 
-Image alignment is with held-back pictures. Identity accuracy asks which of all concepts a drawing is most like (`recogniser.py`).
-Concepts are known by the pictures they were tuned on, through the VAE as all drawings are; so the ceiling, held-back pictures
-through the VAE, is asked of exactly the same rule.
+Image alignment compares with held-back pictures. Identity accuracy asks which concept a drawing
+resembles most (`recogniser.py`). The recogniser learns from the pictures used for tuning, passed
+through the VAE as all drawings are. The ceiling applies the same rule to held-back pictures through
+the VAE.
 """
 
 from __future__ import annotations
@@ -28,7 +29,10 @@ Features = Float[Tensor, "n features"]
 
 @dataclass(frozen=True)
 class Ceiling:
-    """What real pictures of a concept score, through the VAE: image alignment of those tuned on, accuracy of those held back."""
+    """Scores of real pictures through the VAE.
+
+    `image` is the alignment of pictures tuned on, `accuracy` that of held-back ones.
+    """
 
     image: float
     accuracy: float
@@ -36,7 +40,7 @@ class Ceiling:
 
 @dataclass(frozen=True)
 class References:
-    """The held-back pictures' features of every concept, the recogniser of all, and each one's ceiling."""
+    """Features of held-back pictures, the recogniser of all concepts, and their ceilings."""
 
     held_back: dict[str, Features]
     recogniser: Recogniser
@@ -46,7 +50,7 @@ class References:
 def references_of(
     base: Base, tuned_concepts: TunedConcepts, concepts: Sequence[BenchConcept], scorer: Scorer, cache: Cache
 ) -> References:
-    """Features are computed once per concept, base and scorer."""
+    """Compute references; features are computed once per concept, base and scorer."""
     tuned_on, references, held = {}, {}, {}
     for concept in concepts:
         tuned, rebuilt, real = _features(base, tuned_concepts, concept, scorer, cache)
@@ -66,7 +70,7 @@ def references_of(
 def _features(
     base: Base, tuned_concepts: TunedConcepts, concept: BenchConcept, scorer: Scorer, cache: Cache
 ) -> tuple[Features, Features, Features]:
-    """Of the pictures tuned on through the VAE, those held back through the VAE, and those held back as they are."""
+    """Return features of pictures tuned on (VAE), held back (VAE), and held back as they are."""
     tuned_on, held_back = split_pictures(tuned_concepts.pictures(concept))
     count, held = len(tuned_on), len(held_back)
     keys = [

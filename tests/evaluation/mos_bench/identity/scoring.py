@@ -98,7 +98,7 @@ class Scoring:
         return float(np.mean(means))
 
     def choice_file(self, pairs: Sequence[tuple[Model, BenchConcept]]) -> Path:
-        """Return the file of a choice by `image_alignment`, named by the drawings and references."""
+        """Return the file of a choice by `image_alignment`, named by drawings and references."""
         drawings = [[request.key for request in self.drawings.requests(*pair)] for pair in pairs]
         key = key_of(drawings, [self.tuned.digest(concept) for _, concept in pairs], scored_by(self.scorer))
         return self.folder / "choices" / f"{key}.json"

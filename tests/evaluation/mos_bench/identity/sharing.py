@@ -1,7 +1,8 @@
-"""Several processes, one piece of work after the other: whoever takes a piece locks it, and a lock ends with its process.
+"""Work shared by several processes: a process locks the piece it works on.
 
-Every process walks through the same plan. At each stage it takes what nobody has taken, and waits at the end until all of the stage
-is done; so a stage may need everything that the stages before it made. A killed process leaves its piece undone and unlocked.
+Every process follows the same plan. At each stage it takes pieces that nobody has taken, then waits
+until the stage is done, so a stage may use everything that earlier stages made. A lock ends with
+its process: a killed process leaves its piece undone and unlocked.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ Piece = TypeVar("Piece")
 
 
 class Sharing:
-    """Locks in `folder`. A helper stops when the process that started it is gone, and says nothing."""
+    """Locks in `folder`. A helper prints nothing and stops when its parent process is gone."""
 
     def __init__(self, folder: Path, *, helper: bool = False) -> None:
         self.folder, self.helper, self._parent = folder, helper, os.getppid()
@@ -38,7 +39,7 @@ class Sharing:
         done: Callable[[Piece], bool],
         do: Callable[[Piece], None],
     ) -> None:
-        """Return when every piece is done, by this process or by another."""
+        """Return when every piece is done, by this process or another."""
         left = [piece for piece in pieces if not done(piece)]
         if not left:
             return
@@ -65,7 +66,7 @@ class Sharing:
     @contextmanager
     def _locked(self, key: str) -> Iterator[bool]:
         if self.helper and os.getppid() != self._parent:
-            raise StateError("the process that this one helped is gone")
+            raise StateError("the parent process of this helper is gone")
         self.folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.lock_file(key))
         try:

@@ -1,4 +1,4 @@
-"""Contact sheets: the same prompts and seeds, row by row, so that people see what the numbers say."""
+"""Contact sheets: the same prompts and seeds, row by row."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ ROWS = 16
 
 @dataclass(frozen=True)
 class Line:
-    """One line of a sheet: what it is called, and its pictures."""
+    """One line of a sheet: its title and its pictures."""
 
     title: str
     pictures: Sequence[Tensor]
 
 
 def concept_sheet(bench: Bench, concept: BenchConcept, cases: Sequence[Case], path: Path, title: str) -> None:
-    """The concept's held-back pictures, then each case's drawings of it at the first seed, one column a prompt."""
+    """Write held-back pictures, then each case's drawings at the first seed."""
     _, held_back = split_pictures(bench.tuned.pictures(concept))
     lines = [Line("held back", list(load_pictures(held_back, bench.base.picture_size)))]
     for case in cases:
@@ -43,7 +43,7 @@ def concept_sheet(bench: Bench, concept: BenchConcept, cases: Sequence[Case], pa
 
 
 def write_sheet(path: Path, lines: Sequence[Line], title: str) -> None:
-    """A picture of labelled lines of pictures."""
+    """Write a picture of labelled lines of pictures."""
     lines = lines[:ROWS]
     widths = [sum(_width(picture) + GAP for picture in line.pictures) for line in lines]
     sheet = Image.new("RGB", (MARGIN + max([*widths, 200]), HEAD + len(lines) * (HEIGHT + GAP)), "white")
@@ -62,7 +62,7 @@ def write_sheet(path: Path, lines: Sequence[Line], title: str) -> None:
 
 
 def case_sheet(bench: Bench, cases: Sequence[Case], path: Path, title: str, columns: int = 6) -> None:
-    """One line a case, its first drawings: for pictures that belong to several concepts."""
+    """Write one line per case with its first drawings, for pictures of several concepts."""
     lines = []
     for case in cases:
         keys = list(dict.fromkeys(key for scores in case.scores.values() for key in scores.drawings))[:columns]

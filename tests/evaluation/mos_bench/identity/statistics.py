@@ -1,4 +1,4 @@
-"""Means with intervals over concepts and seeds, and paired comparisons of two methods. All functions are pure.
+"""Means with intervals over concepts and seeds, and paired comparisons of two methods.
 
 A score is a matrix with one row per concept and one column per seed (a mean over prompts). Both
 rows and columns are samples of what could have been measured, and a seed is the same noise for
@@ -28,14 +28,14 @@ RESAMPLES = 4000
 FEWEST_FOR_BOOTSTRAP = 8
 """The fewest concepts for which the widened bootstrap interval has the coverage that it states."""
 MOST_FOR_EXACT = 12
-"""Up to this many concepts every pattern of signs is tried; beyond it, `SIGN_PATTERNS` random ones."""
+"""Up to this many concepts every pattern of signs is tried, else `SIGN_PATTERNS` random ones."""
 SIGN_PATTERNS = 10_000
 ConceptScores = Float[np.ndarray, "concepts seeds"]
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean and the ends of its 95 % interval over `concepts` concepts (for a proportion: pictures)."""
+    """A mean and the ends of its 95 % interval over `concepts` concepts (or pictures)."""
 
     mean: float
     low: float
@@ -68,7 +68,7 @@ class Paired:
 
 
 def interval(values: ConceptScores, *, seed: int = 0) -> Interval:
-    """Return the mean of a score over concepts and seeds with its interval; a single concept has none.
+    """Return the mean over concepts and seeds with its interval; a single concept has none.
 
     Rows of NaN are concepts that were not measured; they are left out.
     """
@@ -88,7 +88,7 @@ def interval(values: ConceptScores, *, seed: int = 0) -> Interval:
 
 
 def _bootstrap(x: ConceptScores, seed: int) -> tuple[float, float]:
-    """Return the ends of the widened percentile interval, resampling rows and columns independently."""
+    """Return the widened percentile interval; rows and columns are resampled independently."""
 
     def mean_of(rows: Int[np.ndarray, "*n rows"], *columns: Int[np.ndarray, "*n columns"], axis: int) -> np.ndarray:
         which = columns[0][..., None, :] if columns else np.zeros((1, 1), int)
@@ -152,7 +152,7 @@ def sign_flip(differences: Float[np.ndarray, " concepts"], *, seed: int = 0) -> 
 
 
 def widened_tail(n: int, level: float = LEVEL) -> float:
-    """Return a' above: the probability to cut off at each end of the bootstrap's distribution for n samples."""
+    """Return a' above: the probability to cut off at each end for n samples."""
     t = float(stats.t.ppf((1 + level) / 2, n - 1))
     return float(stats.norm.cdf(-sqrt(n / (n - 1)) * t))
 

@@ -1,4 +1,4 @@
-"""Tables (a), (b) and (f): the paper's Table 1 (single to fused), its Table 2 (tuning × fusion), and its Figure 3 (embeddings alone)."""
+"""The paper's Tables 1 (single to fused) and 2 (tuning x fusion), and its Figure 3."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ TABLE_1: tuple[tuple[str, Variant, Method | None], ...] = (
 
 @dataclass(frozen=True)
 class TableRow:
-    """A method of Table 1: its concepts alone, and in one model."""
+    """One row of Table 1 or 2: concepts alone, and in one model."""
 
     title: str
     single: Case
@@ -39,7 +39,7 @@ class TableRow:
 
 
 def measure_table_1(bench: Bench, half: str, count: int = FUSED) -> list[TableRow]:
-    """Words alone change no weights: several of them in one model are what they were, so single is fused."""
+    """Measure Table 1. Words alone change no weights, so their fused case is the single one."""
     concepts, rows = bench.half(half)[:count], []
     for title, variant, method in TABLE_1:
         needed = bench.probed(concepts) if method is None else concepts
@@ -53,7 +53,7 @@ def measure_table_1(bench: Bench, half: str, count: int = FUSED) -> list[TableRo
 
 
 def measure_table_2(bench: Bench, half: str, count: int = FUSED) -> list[TableRow]:
-    """LoRA and ED-LoRA, each merged in three ways; λ of the sum is chosen for each on dev."""
+    """Measure LoRA and ED-LoRA, each merged in three ways; λ of the sum is chosen on dev."""
     concepts, rows = bench.half(half)[:count], []
     for variant in (LORA, ED_LORA):
         bench.tuned.tune_all(concepts, variant, bench.sharing)
@@ -66,7 +66,7 @@ def measure_table_2(bench: Bench, half: str, count: int = FUSED) -> list[TableRo
 
 
 def measure_figure_3(bench: Bench, half: str, count: int = FUSED) -> list[Case]:
-    """The untouched base told V's words, and the same words with the changes, for LoRA and for ED-LoRA."""
+    """Measure V's words on the untouched base and with the changes, for LoRA and ED-LoRA."""
     concepts = bench.probed(bench.half(half)[:count])
     cases = []
     for variant in (LORA, ED_LORA):
