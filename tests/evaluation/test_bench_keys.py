@@ -1,4 +1,4 @@
-"""What the bench keeps is known by everything that decides it: sampler, scorer and code."""
+"""Cache keys of the bench depend on sampler, scorer and code."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from mos_bench.identity.cache import drawn_on
 from mos_bench.identity.drawings import DRAWN_BY, Request
-from mos_bench.identity.models import FUSED_BY, Recipe, untouched
+from mos_bench.identity.models import FUSED_BY, FusionSpec, untouched
 from mos_bench.identity.scorers import SCORED_BY, EfficientNet, scored_by
 from mos_bench.identity.witness import WITNESSED_BY
 from mos_bench.teach import TAUGHT_BY, taught_on
@@ -28,8 +28,8 @@ def test_another_sampler_is_another_drawing_fused_model_and_lesson(sixteen, eule
     assert euler.fingerprint == sixteen.fingerprint
     requests = [Request(untouched(), "a cat", 0, Drawing(), base=drawn_on(base)).key for base in (sixteen, euler)]
     assert requests[0] != requests[1]
-    recipe = Recipe((make_concept(sixteen),), GradientSettings())
-    assert recipe.name(sixteen) != recipe.name(euler)
+    spec = FusionSpec((make_concept(sixteen),), GradientSettings())
+    assert spec.name(sixteen) != spec.name(euler)
     assert taught_on(sixteen) != taught_on(euler)
 
 

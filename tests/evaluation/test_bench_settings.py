@@ -1,4 +1,4 @@
-"""`--set` of the bench: gradient fusion is measured with it, and what each axis changes is changed from there."""
+"""`--set` of the bench changes gradient fusion, and the axes of the study start from it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mos_bench.identity.command import Asked
+from mos_bench.identity.command import Options
 from mos_bench.identity.methods import AVERAGE, GRADIENT
 from mos_bench.identity.study import Study
 from mos_common.errors import RequestError
@@ -22,8 +22,8 @@ def test_it_changes_gradient_fusion_and_no_other_method():
 
 def test_it_is_refused_where_it_would_not_be_heard():
     with pytest.raises(RequestError, match="--only curve"):
-        Asked(Path("out"), sets=("preserve=2",))
-    assert Asked(Path("out"), parts=("curve",), sets=("preserve=2",)).sets == ("preserve=2",)
+        Options(Path("out"), sets=("preserve=2",))
+    assert Options(Path("out"), parts=("curve",), sets=("preserve=2",)).sets == ("preserve=2",)
 
 
 def test_a_study_goes_from_there():

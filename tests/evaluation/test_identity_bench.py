@@ -1,4 +1,4 @@
-"""Who is measured, by which prompts; intervals and tests against closed forms."""
+"""Concepts, prompts, and intervals and tests against closed forms."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import pytest
 from mos_bench.identity.command import QUICK
 from mos_bench.identity.concepts import in_fusion_order, spare_icons, spare_people, split, tiny_concepts
 from mos_bench.identity.protocol import KINDS, prompts_for
-from mos_bench.identity.statistics import interval, paired, share, sign_flip, student_quantile, widened_tail
-from mos_bench.identity.tuning import ED_LORA, SHIPPED, Studio
+from mos_bench.identity.statistics import interval, paired, share, sign_flip, widened_tail
+from mos_bench.identity.tuning import ED_LORA, SHIPPED, TunedConcepts
 from mos_common.concept import check_fits
 from mos_common.errors import RequestError
 from mos_common.names import CONCEPT_NAME
@@ -64,13 +64,13 @@ def test_no_concept_is_among_what_the_witnesses_learn_from(concepts):
 
 
 def test_what_quick_needs_comes_with_the_package_as_it_would_be_tuned(tiny, concepts, tmp_path):
-    """Pictures, preset and base are those that the files were made from, or the command would silently tune sixteen concepts anew."""
-    studio = Studio(tiny, tmp_path, tuned=tmp_path / "tuned")
+    """Otherwise the command would silently tune sixteen concepts again."""
+    tuned = TunedConcepts(tiny, tmp_path, tuned=tmp_path / "tuned")
     for half in ("dev", "test"):
         for concept in in_fusion_order(split(concepts)[half])[: max(QUICK)]:
-            path = studio.path(concept, ED_LORA)
+            path = tuned.path(concept, ED_LORA)
             assert path.parent == SHIPPED, concept.name
-            check_fits(studio.concept(concept, ED_LORA), tiny)
+            check_fits(tuned.concept(concept, ED_LORA), tiny)
     assert {path.suffix for path in SHIPPED.iterdir()} == {".safetensors"}
     assert len(list(SHIPPED.iterdir())) == 2 * max(QUICK)
 
@@ -129,14 +129,14 @@ def test_an_interval_of_normal_data_is_students():
 
 
 def test_intervals_of_eight_concepts_hold_what_they_promise():
-    """Of 200 samples of 8 about 95 % of intervals hold the true mean; plain percentiles would hold some 88 %."""
+    """About 95 % of 200 intervals hold the true mean; plain percentiles would hold 88 %."""
     held = [(i := interval(RNG.normal(size=(8, 1)))).low <= 0 <= i.high for _ in range(200)]
     assert 0.91 <= np.mean(held) <= 0.99
 
 
 @pytest.mark.parametrize("n", [2, 3, 5])
 def test_intervals_of_few_concepts_hold_what_they_promise_too(n):
-    """The range of what was seen would hold the mean of two in half of all samples only."""
+    """The observed range would hold the mean of two in half of all samples only."""
     held = [(i := interval(RNG.normal(size=(n, 1)))).low <= 0 <= i.high for _ in range(4000)]
     assert 0.935 <= np.mean(held) <= 0.965
 
@@ -169,9 +169,11 @@ def test_seeds_that_agree_add_nothing_and_seeds_that_differ_widen_the_interval()
     assert apart.high - apart.low > 1.2 * (same.high - same.low)
 
 
-@pytest.mark.parametrize(("freedom", "quantile"), [(1, 12.7062), (7, 2.3646), (31, 2.0395), (100000, 1.95996)])
-def test_quantiles_of_student_are_those_of_the_table(freedom, quantile):
-    assert student_quantile(0.975, freedom) == pytest.approx(quantile, abs=2e-4)
+@pytest.mark.parametrize(("concepts", "quantile"), [(2, 12.7062), (3, 4.3027), (7, 2.4469)])
+def test_intervals_of_few_concepts_reach_as_far_as_students_table_says(concepts, quantile):
+    x = RNG.normal(size=(concepts, 1))
+    found = interval(x)
+    assert found.high - found.mean == pytest.approx(quantile * x.std(ddof=1) / sqrt(concepts), rel=1e-4)
 
 
 def test_the_tail_becomes_the_normal_one_with_many_concepts():

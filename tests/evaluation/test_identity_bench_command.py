@@ -1,4 +1,4 @@
-"""The command: everything is made once, a killed run goes on, and every table, plot and sheet comes out."""
+"""The command makes everything once, continues after a kill, and writes all tables and plots."""
 
 from __future__ import annotations
 
@@ -22,20 +22,22 @@ import mos_bench.identity.multi as multi
 import mos_bench.identity.study as study
 import mos_bench.identity.tables as tables
 from mos_bench.demo import run_demo
+from mos_bench.identity.bench import Bench
 from mos_bench.identity.cases import Case
-from mos_bench.identity.command import Asked, run_identity, sized
+from mos_bench.identity.command import Options, run_identity, sized
+from mos_bench.identity.concept_drawings import Protocol
 from mos_bench.identity.concepts import tiny_concepts
 from mos_bench.identity.curve import Curve, measure_curve, sets_of
-from mos_bench.identity.groups import alone, with_own
+from mos_bench.identity.layer_groups import alone, with_own
 from mos_bench.identity.markdown import curve_table
 from mos_bench.identity.methods import AVERAGE, SUM_TUNED, Method
 from mos_bench.identity.models import single, untouched, words_only
 from mos_bench.identity.scorers import EfficientNet
+from mos_bench.identity.scoring import Scores
 from mos_bench.identity.sharing import Sharing
 from mos_bench.identity.study import Study, measure_settings, study_rows
 from mos_bench.identity.tuning import CUSTOM_DIFFUSION, ED_LORA, LORA, P_PLUS, TEXTUAL_INVERSION, Variant
-from mos_bench.identity.witness import Learnt, Witnesses
-from mos_bench.identity.workshop import Protocol, Scores, Workshop
+from mos_bench.identity.witness import ProbeSizes, Witnesses
 from mos_client.pictures.examples import load_pictures
 from mos_client.pictures.folder import find_pictures
 from mos_common.base_model import load_base
@@ -52,21 +54,21 @@ GRADIENT = Method("gradient", GradientSettings(steps=1, contexts=("V in the snow
 
 @pytest.fixture(scope="module")
 def witnesses(tiny):
-    return Witnesses(tiny, sizes=Learnt(each=1, scenes=40, people=40, colours=40))
+    return Witnesses(tiny, sizes=ProbeSizes(each=1, scenes=40, people=40, colours=40))
 
 
 @pytest.fixture
-def workshop(tiny, make_concept, witnesses, tmp_path):
-    """Opens a workshop on four concepts (two dev, two test) that were never really tuned, again and again on one folder."""
+def open_bench(tiny, make_concept, witnesses, tmp_path):
+    """Open a bench on four concepts (two dev, two test) with random tuned files, in one folder."""
     concepts, caches = tiny_concepts()[::16], []
 
-    def opened(protocol: Protocol = PROTOCOL, *variants) -> Workshop:
-        found = Workshop.on(tiny, tmp_path / "out", protocol, scorer=EfficientNet(), concepts=concepts)
-        found.witnesses = witnesses
+    def opened(protocol: Protocol = PROTOCOL, *variants) -> Bench:
+        found = Bench.on(tiny, tmp_path / "out", protocol, scorer=EfficientNet(), concepts=concepts)
+        found.scoring.witnesses = witnesses
         caches.append(found.cache)
         for i, concept in enumerate(concepts):
             for variant in variants or (ED_LORA,):
-                path = found.studio.path(concept, variant)
+                path = found.tuned.path(concept, variant)
                 if not path.is_file():
                     random = make_concept(tiny, concept.name, seed=i, strength=0.05, class_word=concept.class_word)
                     write_concept(random, path)
@@ -90,11 +92,11 @@ def drawn(monkeypatch):
     return counts
 
 
-def test_a_second_run_draws_nothing_and_finds_the_same(workshop, drawn):
+def test_a_second_run_draws_nothing_and_finds_the_same(open_bench, drawn):
     methods = [AVERAGE, SUM]
-    first = measure_curve(workshop(), "test", [2], methods, [4])
+    first = measure_curve(open_bench(), "test", [2], methods, [4])
     once = drawn.total()
-    again = measure_curve(workshop(), "test", [2], methods, [4])
+    again = measure_curve(open_bench(), "test", [2], methods, [4])
     assert once > 0 and drawn.total() == once
     for one, other in zip(first.cases, again.cases, strict=True):
         np.testing.assert_array_equal(one.matrix("image_alignment"), other.matrix("image_alignment"))
@@ -102,9 +104,9 @@ def test_a_second_run_draws_nothing_and_finds_the_same(workshop, drawn):
     assert first.chosen == again.chosen
 
 
-def test_disjoint_sets_are_fused_by_themselves_and_pooled(workshop):
-    """Two models of one concept each: both concepts are scored, and nothing is lost by the average of one."""
-    curve = measure_curve(workshop(), "test", [1, 2], [AVERAGE, SUM], [4], disjoint=True)
+def test_disjoint_sets_are_fused_by_themselves_and_pooled(open_bench):
+    """Two models of one concept each: both are scored, and averaging one loses nothing."""
+    curve = measure_curve(open_bench(), "test", [1, 2], [AVERAGE, SUM], [4], disjoint=True)
     alone, together = curve.case(1, "average"), curve.case(2, "average")
     assert alone.about["sets"] == 2 and together.about["sets"] == 1
     assert set(alone.scores) == set(together.scores) and len(alone.scores) == 2
@@ -116,11 +118,11 @@ def test_disjoint_sets_are_fused_by_themselves_and_pooled(workshop):
     assert [list(one) for one in sets_of(range(7), 3, disjoint=False)] == [[0, 1, 2]]
 
 
-def test_a_killed_run_goes_on_from_what_it_had(workshop, drawn, monkeypatch):
+def test_a_killed_run_goes_on_from_what_it_had(open_bench, drawn, monkeypatch):
     model, counting = untouched(), drawings.draw
-    mine = workshop()
-    wanted = [request for concept in mine.concepts for request in mine.requests(model, concept, of_class=True)]
-    wanted += mine.unrelated(model)
+    mine = open_bench()
+    wanted = [request for concept in mine.concepts for request in mine.drawings.requests(model, concept, of_class=True)]
+    wanted += mine.drawings.unrelated(model)
     calls = []
 
     def killed(*arguments, **others):
@@ -131,32 +133,32 @@ def test_a_killed_run_goes_on_from_what_it_had(workshop, drawn, monkeypatch):
 
     monkeypatch.setattr(drawings, "draw", killed)
     with pytest.raises(KeyboardInterrupt):
-        mine.draw(wanted, "half")
+        mine.drawings.draw(wanted, "half")
     before = drawn.total()
     monkeypatch.setattr(drawings, "draw", counting)
-    again = workshop()
-    again.draw(wanted, "the rest")
+    again = open_bench()
+    again.drawings.draw(wanted, "the rest")
     assert 0 < before < drawn.total() == len({request.key for request in wanted})
 
 
-def test_the_untouched_base_does_not_drift_and_a_changed_one_does(workshop, tiny):
-    mine = workshop()
+def test_the_untouched_base_does_not_drift_and_a_changed_one_does(open_bench, tiny):
+    mine = open_bench()
     concept = mine.half("test")[0]
-    changed = single(tiny, mine.studio.concept(concept, ED_LORA))
-    mine.draw([*mine.unrelated(untouched()), *mine.unrelated(changed)], "ordinary")
-    assert mine.drift(untouched()).max() < 1e-5
-    assert mine.drift(changed).mean() > 1e-4
+    changed = single(tiny, mine.tuned.concept(concept, ED_LORA))
+    mine.drawings.draw([*mine.drawings.unrelated(untouched()), *mine.drawings.unrelated(changed)], "ordinary")
+    assert mine.scoring.drift(untouched()).max() < 1e-5
+    assert mine.scoring.drift(changed).mean() > 1e-4
 
 
-def test_words_alone_leave_ordinary_prompts_as_they_were(workshop, tiny):
+def test_words_alone_leave_ordinary_prompts_as_they_were(open_bench, tiny):
     """They are even the same drawings: nothing of the concept is in what made them."""
-    mine = workshop()
-    told = words_only(tiny, mine.studio.concept(mine.half("test")[0], ED_LORA))
-    assert [r.key for r in mine.unrelated(told)] == [r.key for r in mine.unrelated(untouched())]
+    mine = open_bench()
+    told = words_only(tiny, mine.tuned.concept(mine.half("test")[0], ED_LORA))
+    assert [r.key for r in mine.drawings.unrelated(told)] == [r.key for r in mine.drawings.unrelated(untouched())]
 
 
-def test_drawings_that_are_all_the_same_have_no_diversity(workshop, monkeypatch):
-    mine = workshop(replace(PROTOCOL, seeds=3))
+def test_drawings_that_are_all_the_same_have_no_diversity(open_bench, monkeypatch):
+    mine = open_bench(replace(PROTOCOL, seeds=3))
     concept = mine.half("test")[0]
 
     def same(base, prompts, seeds, **others):
@@ -164,41 +166,41 @@ def test_drawings_that_are_all_the_same_have_no_diversity(workshop, monkeypatch)
 
     monkeypatch.setattr(drawings, "draw", same)
     model = untouched()
-    mine.draw(mine.requests(model, concept, of_class=True), "the same")
-    assert mine.scores(model, concept, of_class=True).diversity == pytest.approx(0, abs=1e-4)
+    mine.drawings.draw(mine.drawings.requests(model, concept, of_class=True), "the same")
+    assert mine.scoring.scores(model, concept, of_class=True).diversity == pytest.approx(0, abs=1e-4)
 
 
 @pytest.mark.parametrize(("shown", "each", "all_of_them"), [((0, 1), 1.0, 1.0), ((0, 0), 0.5, 0.0), ((1, 0), 0.0, 0.0)])
 def test_a_picture_of_two_counts_as_whole_only_with_both_in_their_places(
-    workshop, tiny, monkeypatch, shown, each, all_of_them
+    open_bench, tiny, monkeypatch, shown, each, all_of_them
 ):
-    mine = workshop()
+    mine = open_bench()
     two = mine.half("test")
     real = [
-        tiny.decode_latents(tiny.encode_pictures(load_pictures(find_pictures(mine.studio.pictures(c))[:1], 64)))[0]
+        tiny.decode_latents(tiny.encode_pictures(load_pictures(find_pictures(mine.tuned.pictures(c))[:1], 64)))[0]
         for c in two
     ]
     side_by_side = torch.cat([real[i] for i in shown], dim=2)
     monkeypatch.setattr(drawings, "draw", lambda base, prompts, seeds, **others: side_by_side[None])
-    (group,) = multi.groups_of(two, 2)
-    case = multi._case(mine, untouched(), [group], multi.CLASSES, "two")
+    (scene,) = multi.scenes_of(two, 2)
+    case = multi.scene_case(mine, untouched(), [scene], multi.CLASSES, "two")
     assert case.figure("identity_accuracy").mean == each
     assert case.figure("all_recognised").mean == all_of_them
 
 
-def test_a_concept_with_all_groups_of_its_own_is_what_it_is_alone(workshop, tiny):
-    """Exchanged one after the other, in a model of two; and without two of three groups only the third one's changes are on."""
-    mine = workshop()
+def test_a_concept_with_all_scenes_of_its_own_is_what_it_is_alone(open_bench, tiny):
+    """Groups are exchanged one after the other; each group alone leaves only its changes."""
+    mine = open_bench()
     concepts = mine.half("test")
-    own = mine.studio.concept(concepts[0], ED_LORA)
-    recipe = mine.recipe(concepts, ED_LORA, AVERAGE)
-    mine.fuse_all([recipe], "two")
-    fused = mixed = mine.kitchen.model(recipe)
+    own = mine.tuned.concept(concepts[0], ED_LORA)
+    spec = mine.spec(concepts, ED_LORA, AVERAGE)
+    mine.fuse_all([spec], "two")
+    fused = mixed = mine.fused.model(spec)
     for group in Group:
         mixed = with_own(tiny, mixed, own, group)
     models = {"fused": fused, "mixed": mixed, "single": single(tiny, own)}
-    requests = {name: mine.requests(model, concepts[0]) for name, model in models.items()}
-    mine.draw([request for of_model in requests.values() for request in of_model], "three")
+    requests = {name: mine.drawings.requests(model, concepts[0]) for name, model in models.items()}
+    mine.drawings.draw([request for of_model in requests.values() for request in of_model], "three")
     pictures = {name: torch.stack([mine.cache.picture(r.key) for r in rs[:1]]) for name, rs in requests.items()}
     assert torch.equal(pictures["mixed"], pictures["single"])
     assert not torch.equal(pictures["fused"], pictures["single"])
@@ -217,23 +219,20 @@ def test_a_curve_shows_diversity_where_there_are_seeds_to_differ(diversity, show
     assert len({line.count("|") for line in lines}) == 1
 
 
-def test_a_drawing_is_known_by_what_made_it(workshop, tiny):
-    mine = workshop()
+def test_a_drawing_is_known_by_what_made_it(open_bench, tiny):
+    mine = open_bench()
     first, second = mine.half("test")
-    one, other = (single(tiny, mine.studio.concept(c, ED_LORA)) for c in (first, second))
-    keys = {r.key for model, c in ((one, first), (other, second)) for r in mine.requests(model, c)}
-    keys |= {r.key for r in mine.requests(untouched(), first, of_class=True)}
-    keys |= {r.key for r in mine.requests(replace(one, scale=0.5), first)}
+    one, other = (single(tiny, mine.tuned.concept(c, ED_LORA)) for c in (first, second))
+    keys = {r.key for model, c in ((one, first), (other, second)) for r in mine.drawings.requests(model, c)}
+    keys |= {r.key for r in mine.drawings.requests(untouched(), first, of_class=True)}
+    keys |= {r.key for r in mine.drawings.requests(replace(one, scale=0.5), first)}
     assert len(keys) == 4 * 4
 
 
 def test_a_piece_that_another_process_has_taken_is_waited_for(tmp_path):
     sharing, finished = Sharing(tmp_path), set()
     done = []
-    with sharing._locked("mine") as got:
-        assert got
-        path = next(iter(tmp_path.iterdir()))
-    file = path.open("w")
+    file = sharing.lock_file("mine").open("w")
     fcntl.flock(file, fcntl.LOCK_EX)
 
     def other() -> None:
@@ -245,14 +244,14 @@ def test_a_piece_that_another_process_has_taken_is_waited_for(tmp_path):
     assert done == []
 
 
-def test_more_concepts_than_there_are_is_said_not_measured_under_a_wrong_name(workshop, capsys):
-    mine = workshop()
+def test_more_concepts_than_there_are_is_said_not_measured_under_a_wrong_name(open_bench, capsys):
+    mine = open_bench()
     assert mine.counts_in("test", (1, 2, 14)) == [1, 2]
     assert "n = 14 left out: test has 2 concepts" in capsys.readouterr().out
     with pytest.raises(RequestError, match="test has 2 concepts"):
         mine.counts_in("test", (14, 40))
     with pytest.raises(RequestError, match="--ranks 2: choose from 4, 1"):
-        Asked(mine.kitchen.folder, ranks=(4, 2))
+        Options(mine.fused.folder, ranks=(4, 2))
 
 
 @pytest.mark.parametrize(
@@ -269,7 +268,7 @@ def test_folders_of_others_are_not_replaced(tmp_path):
     (tmp_path / "results").mkdir()
     (tmp_path / "results" / "thesis.md").write_text("years of work")
     with pytest.raises(RequestError, match="a folder of its own"):
-        run_identity(Asked(tmp_path))
+        run_identity(Options(tmp_path))
     with pytest.raises(RequestError, match="no demo"):
         run_demo(tmp_path)
     assert (tmp_path / "results" / "thesis.md").read_text() == "years of work"
@@ -278,14 +277,14 @@ def test_folders_of_others_are_not_replaced(tmp_path):
 def test_clip_judges_concepts_of_the_world_and_the_packages_scorers_those_of_tiny(tmp_path):
     for wrong in ({"scorer": "clip", "clip": tmp_path}, {"concepts": tmp_path}):
         with pytest.raises(RequestError, match="go together"):
-            Asked(tmp_path, **wrong)
+            Options(tmp_path, **wrong)
 
 
-def test_what_another_number_format_draws_is_kept_apart(workshop, tmp_path):
-    mine, base = workshop(), load_base("tiny", dtype="bfloat16")
-    half = Workshop.on(base, tmp_path / "out", PROTOCOL, scorer=mine.scorer, concepts=mine.concepts)
+def test_what_another_number_format_draws_is_kept_apart(open_bench, tmp_path):
+    mine, base = open_bench(), load_base("tiny", dtype="bfloat16")
+    half = Bench.on(base, tmp_path / "out", PROTOCOL, scorer=mine.scoring.scorer, concepts=mine.concepts)
     half.cache.close()
-    assert half.kitchen.folder != mine.kitchen.folder and half.kitchen.folder.parent == mine.kitchen.folder.parent
+    assert half.fused.folder != mine.fused.folder and half.fused.folder.parent == mine.fused.folder.parent
 
 
 def test_quick_default_and_full_are_one_command():
@@ -297,15 +296,15 @@ def test_quick_default_and_full_are_one_command():
         sized(quick=True, full=True)
 
 
-def test_every_table_plot_and_sheet_comes_out(workshop, monkeypatch, tmp_path, capsys):
+def test_every_table_plot_and_sheet_comes_out(open_bench, monkeypatch, tmp_path, capsys):
     variants = (ED_LORA, LORA, P_PLUS, TEXTUAL_INVERSION, CUSTOM_DIFFUSION)
-    monkeypatch.setattr(command, "open_workshop", lambda *a, **k: workshop(PROTOCOL, *variants))
+    monkeypatch.setattr(command, "open_bench", lambda *a, **k: open_bench(PROTOCOL, *variants))
     monkeypatch.setattr(command, "CURVE", (AVERAGE, SUM, GRADIENT))
     for module in (tables, multi):
         monkeypatch.setattr(module, "SUM_TUNED", SUM)
         monkeypatch.setattr(module, "GRADIENT", GRADIENT)
     monkeypatch.setattr(tables, "TABLE_1", (*tables.TABLE_1[:-1], ("ours", ED_LORA, GRADIENT)))
-    asked = Asked(
+    options = Options(
         tmp_path / "out",
         counts=(2,),
         ranks=(4,),
@@ -315,7 +314,7 @@ def test_every_table_plot_and_sheet_comes_out(workshop, monkeypatch, tmp_path, c
         parts=command.PARTS,
         methods=("average", "sum-tuned", "gradient"),
     )
-    run_identity(asked)
+    run_identity(options)
     to = tmp_path / "out" / "results"
     told = json.loads((to / "identity.json").read_bytes())
     assert set(told) == {"device", "versions", "rows"}
@@ -326,7 +325,8 @@ def test_every_table_plot_and_sheet_comes_out(workshop, monkeypatch, tmp_path, c
     }
     assert {"n=2 average", "n=2 sum-tuned"} <= {row["case"] for row in told["rows"]}
     page = (tmp_path / "docs" / "results.md").read_text()
-    for heading in ("(a)", "(b)", "(c)", "(d)", "(e)", "(f)"):
+    headings = ("Table 1", "Table 2", "Identity against", "Several concepts", "Drift of", "Figure 3")
+    for heading in headings:
         assert heading in page
     for name in ("curve-rank4", "table1", "table2", "multi", "multi-sheet", "figure3", "figure3-sheet"):
         with Image.open(to / f"{name}.png") as picture:
@@ -340,15 +340,15 @@ def test_every_table_plot_and_sheet_comes_out(workshop, monkeypatch, tmp_path, c
     assert published == {"results.md", *tables_on_page, *shown}
 
 
-def test_the_settings_study_compares_with_the_defaults(workshop, monkeypatch):
+def test_the_settings_study_compares_with_the_defaults(open_bench, monkeypatch):
     """Settings, other tunings against each alone, and the model taken apart."""
     diagonal = replace(GRADIENT.settings, ridge_kind="diagonal")
     monkeypatch.setattr(study, "BASE", GRADIENT.settings)
     monkeypatch.setattr(study, "AXES", {"ridge_kind": {"diagonal": diagonal}})
     monkeypatch.setattr(study, "TUNINGS", {"words 3": {"words": "3"}})
-    asked = Study(workshop().kitchen.folder, counts=(2,), only=("ridge_kind", "tuning", "groups"), protocol=PROTOCOL)
+    asked = Study(open_bench().fused.folder, counts=(2,), only=("ridge_kind", "tuning", "groups"), protocol=PROTOCOL)
     other = Variant(f"{ED_LORA.title} words 3", {"words": "3"})
-    results, points, text = study_rows(measure_settings(workshop(PROTOCOL, ED_LORA, other), asked))
+    results, points, text = study_rows(measure_settings(open_bench(PROTOCOL, ED_LORA, other), asked))
     assert points["image alignment"].keys() == {"ridge_kind diagonal", "words 3"}
     parts = {f"own {group}" for group in Group} | {f"fused {group} alone" for group in Group}
     names = {"single", "defaults", "ridge_kind diagonal", "words 3", "words 3, single", *parts}

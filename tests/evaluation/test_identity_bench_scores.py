@@ -1,4 +1,4 @@
-"""Scores move the way they claim: on real pictures, on strangers', on CLIP against numbers by hand."""
+"""Scores on real pictures and on other concepts' pictures, and CLIP against numbers by hand."""
 
 from __future__ import annotations
 
@@ -9,15 +9,17 @@ import numpy as np
 import pytest
 import torch
 
+import mos_bench.identity.witness as witness
+from mos_bench.identity.bench import Bench
 from mos_bench.identity.cache import Cache, key_of, picture_bytes, picture_from
 from mos_bench.identity.cases import floor_case
+from mos_bench.identity.concept_drawings import Protocol
 from mos_bench.identity.concepts import concepts_in, tiny_concepts, write_pictures
 from mos_bench.identity.models import untouched
 from mos_bench.identity.protocol import prompts_for
 from mos_bench.identity.recogniser import Recogniser
 from mos_bench.identity.scorers import PREFIX, Clip, EfficientNet, VisionModel, all_pairs, clip_text_alignment
-from mos_bench.identity.witness import Claim, Learnt, Witnesses, claims_of, composed, part_of
-from mos_bench.identity.workshop import Protocol, Workshop
+from mos_bench.identity.witness import Claim, ProbeSizes, Witnesses, claims_of, composed, part_of
 from mos_client.pictures.examples import load_pictures
 from mos_client.pictures.folder import split_pictures
 from mos_common.digests import digest_of_file
@@ -58,7 +60,7 @@ def recogniser(features):
 
 @pytest.fixture(scope="module")
 def witnesses(tiny):
-    return Witnesses(tiny, sizes=Learnt(each=4, scenes=300, people=90, colours=90))
+    return Witnesses(tiny, sizes=ProbeSizes(each=4, scenes=300, people=90, colours=90))
 
 
 def test_real_pictures_are_recognised_and_strangers_are_not(features, recogniser):
@@ -103,7 +105,7 @@ def test_the_scorer_looks_at_the_picture_not_at_its_neighbours_in_the_batch(pict
 
 
 def test_pictures_that_show_what_the_prompt_names_score_high_and_others_low(pictures, witnesses):
-    """Real pictures of twelve known contexts: their own claims are confirmed, those of the next context are not."""
+    """Real pictures of twelve contexts confirm their own claims, not those of the next context."""
     from mos_tiny.recipe.demonstration import CONTEXTS
     from mos_tiny.recipe.world import SCENES
 
@@ -136,17 +138,17 @@ def test_the_halves_of_a_wide_picture_are_asked_for_themselves(world, witnesses)
     )
 
 
-def test_what_witnesses_learnt_is_kept(tiny, tmp_path):
-    sizes = Learnt(each=1, scenes=40, people=40, colours=40)
+def test_what_witnesses_learnt_is_kept(tiny, tmp_path, monkeypatch):
+    sizes = ProbeSizes(each=1, scenes=40, people=40, colours=40)
     first, second = (Witnesses(tiny, tmp_path, sizes) for _ in range(2))
     pictures = torch.rand(4, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
     said = first.answer("hair", pictures)
-    second._learnt = None  # a second lesson would fail
+    monkeypatch.setattr(witness, "classes", None)  # learning again would fail
     assert second.answer("hair", pictures) == said
 
 
 def test_a_recogniser_ignores_what_varies_within_a_name():
-    """Two names a little apart on one axis, with much noise on another: the plain nearest mean is often wrong."""
+    """Two names differ on one axis, with much noise on another: the plain mean is often wrong."""
     generator = torch.Generator().manual_seed(0)
     labels = ["a", "b"] * 200
     rows = torch.randn(400, 2, generator=generator) * torch.tensor([0.1, 3.0])
@@ -158,8 +160,8 @@ def test_a_recogniser_ignores_what_varies_within_a_name():
 def test_a_cache_gives_back_what_it_took(tmp_path):
     cache = Cache(tmp_path / "cache.sqlite")
     picture = (torch.arange(3 * 8 * 8).reshape(3, 8, 8) % 256).float() / 127.5 - 1
-    cache.put("drawing", {"a": picture_bytes(picture)})
-    assert cache.missing("drawing", ["a", "b", "b"]) == ["b"]
+    cache.put("drawings", {"a": picture_bytes(picture)})
+    assert cache.missing("drawings", ["a", "b", "b"]) == ["b"]
     torch.testing.assert_close(cache.picture("a"), picture)
     torch.testing.assert_close(picture_from(picture_bytes(picture)), picture)
     cache.close()
@@ -190,7 +192,7 @@ def clip_folder(tmp_path_factory):
 
 
 def test_clip_scores_are_the_papers_formulas(clip_folder, pictures):
-    """By hand: the model's own forward on pictures prepared by Pillow and numpy, cosines from plain numpy."""
+    """The model's own forward on pictures prepared by Pillow and numpy; cosines by numpy."""
     from PIL import Image
     from transformers import CLIPModel, CLIPTokenizer
 
@@ -249,7 +251,7 @@ def test_a_concept_that_does_not_say_what_it_is_is_refused(tmp_path, told):
 
 
 def test_another_base_is_judged_by_clip_on_folders_of_its_own(sixteen, clip_folder, make_pictures, tmp_path):
-    """The same workshop on another base: pictures of people's own, prompts in ordinary English, CLIP for both alignments."""
+    """Folders of pictures, prompts in ordinary English, and CLIP for both alignments."""
     for i in range(4):
         folder = make_pictures(4, f"concepts/{i}", side=64)
         told = {"name": f"<thing-{i}>", "class": "cup", "category": "objects"}
@@ -259,13 +261,13 @@ def test_another_base_is_judged_by_clip_on_folders_of_its_own(sixteen, clip_fold
         prompts=1, seeds=2, probed=2, how=Drawing(steps=1, scheduler="DDIMScheduler", negative="lowres")
     )
     concepts = concepts_in(tmp_path / "concepts")
-    workshop = Workshop.on(sixteen, tmp_path / "out", protocol, scorer=clip, concepts=concepts, tiny=False, clip=clip)
-    case = floor_case(workshop, untouched(), workshop.half("test"))
-    keys = [request.key for request in workshop.requests(untouched(), concepts[0], of_class=True)]
+    bench = Bench.on(sixteen, tmp_path / "out", protocol, scorer=clip, concepts=concepts, tiny=False, clip=clip)
+    case = floor_case(bench, untouched(), bench.half("test"))
+    keys = [request.key for request in bench.drawings.requests(untouched(), concepts[0], of_class=True)]
     prompts = [prompt.about_class("cup") for prompt in prompts_for(concepts[0], each=1, tiny=False)]
-    pictures = torch.stack([workshop.cache.picture(key) for key in keys])
+    pictures = torch.stack([bench.cache.picture(key) for key in keys])
     by_hand = clip_text_alignment(clip.features(pictures), clip.text_features([p for p in prompts for _ in range(2)]))
-    workshop.cache.close()
+    bench.cache.close()
     assert len(case.scores) == 2 and prompts[0] == "a photo of a cup in the jungle"
     assert case.figure("text_alignment").mean == pytest.approx(float(by_hand.mean()), abs=2e-3)
     assert 0 <= case.figure("image_alignment").mean <= 1

@@ -1,4 +1,4 @@
-"""What a run of the bench leaves in the docs: its page, tables and pictures, each once."""
+"""Publishing copies the page, tables and pictures of a run into the docs, each once."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_without_sheets_neither_the_files_nor_the_page_have_them(results, tmp_pa
 
 
 def test_a_published_picture_is_smaller_and_looks_the_same(results, tmp_path):
-    """The mean error is below 20 of 255 levels on noise, which is the worst case for 256 colours."""
+    """The mean error is below 20 of 255 levels on noise, the worst case for 256 colours."""
     publish(results, tmp_path / "docs")
     before, after = results / "curve.png", tmp_path / "docs" / "curve.png"
     assert after.stat().st_size < before.stat().st_size / 2

@@ -1,4 +1,4 @@
-"""What `mos-bench tuning` says of its outcomes, by hand, and the masks of the pictures that it tunes on."""
+"""The table of `mos-bench tuning` by hand, and the masks of its pictures."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def outcome(variant: str, identity: str, way: float, following: float) -> Outcom
 
 
 def test_changes_are_paired_and_identities_that_only_one_has_do_not_count():
-    """Preset .5, .7, .9 and changed .4, .5, .6: -.1, -.2, -.3, so -.2 with t(2) = 4.3027 times .1 / √3 beside it."""
+    """Differences -.1, -.2, -.3 give -.2 ± t(2) = 4.3027 times .1 / √3."""
     outcomes = [outcome(PRESET, name, way, 0.5) for name, way in (("a", 0.5), ("b", 0.7), ("c", 0.9), ("d", 9.0))]
     outcomes += [outcome("masked loss", name, way, 0.5) for name, way in (("a", 0.4), ("b", 0.5), ("c", 0.6))]
     line = next(line for line in table(outcomes) if line.startswith("| masked loss"))
@@ -38,7 +38,7 @@ def test_every_variant_is_made_of_settings_that_tuning_knows_and_no_two_are_the_
 
 
 def test_a_mask_is_the_subject_whatever_lies_behind_it(tmp_path):
-    """Outside the mask two people composed by the same name are the same picture: only the background is left."""
+    """Outside the masks two people composed under one name give the same picture."""
     world, (one, other) = World(), kept_subjects("own styles")[:2]
     for folder, views in (("one", one), ("other", other)):
         compose_pictures(tmp_path / folder, "same", views, world, masks=True)

@@ -22,14 +22,17 @@ add_version(app)
 
 @app.command(epilog="Example: mos-bench demo --out build/demo")
 def demo(
-    out: Annotated[Path, typer.Option("--out", help="Everything is written here; what was here is removed.")] = Path(
+    out: Annotated[Path, typer.Option("--out", help="Output folder; its earlier content is removed.")] = Path(
         "build/demo"
     ),
     steps: Annotated[
         int | None, typer.Option("--steps", help="Optimiser steps per concept; default: the base's preset.")
     ] = None,
 ) -> None:
-    """Three participants, one round, one picture: the real commands as real processes over TLS on loopback."""
+    """Run three participants, one round and one picture with the real commands.
+
+    Every command is a process of its own, and they talk over TLS on loopback.
+    """
     from mos_bench.demo import run_demo
 
     run_demo(out, steps=steps)
@@ -37,16 +40,18 @@ def demo(
 
 @app.command(epilog="Example: mos-bench teach --each 4 --out build/teach")
 def teach(
-    out: Annotated[Path, typer.Option("--out", help="Concepts and scores; what is there is kept.")] = Path(
+    out: Annotated[Path, typer.Option("--out", help="Folder of concepts and scores; existing ones are kept.")] = Path(
         "build/teach"
     ),
     each: Annotated[int, typer.Option("--each", min=1, help="Identities of each of three kinds.")] = 4,
     base: Annotated[str, typer.Option("--base", help="`tiny`, or a diffusers folder of the same world.")] = "tiny",
     steps: Annotated[int | None, typer.Option("--steps", help="Optimiser steps; default: the base's preset.")] = None,
-    part: Annotated[int, typer.Option("--part", min=0, help="Which share of the work this process does.")] = 0,
-    parts: Annotated[int, typer.Option("--parts", min=1, help="How many processes share it.")] = 1,
+    part: Annotated[
+        int, typer.Option("--part", min=0, help="The share of the work that this process does, from 0.")
+    ] = 0,
+    parts: Annotated[int, typer.Option("--parts", min=1, help="Number of processes that share the work.")] = 1,
 ) -> None:
-    """Tune identities that the base never saw, and score how far towards their own pictures that comes."""
+    """Tune identities that the base never saw, and score their drawings."""
     from mos_bench.teach import run_teach
 
     run_teach(out, each=each, base=base, steps=steps, part=part, parts=parts)
@@ -54,7 +59,7 @@ def teach(
 
 @app.command(epilog="Example: mos-bench tuning --each 4 --out build/tuning")
 def tuning(
-    out: Annotated[Path, typer.Option("--out", help="Scores and tables; what is there is kept.")] = Path(
+    out: Annotated[Path, typer.Option("--out", help="Folder of scores and tables; existing ones are kept.")] = Path(
         "build/tuning"
     ),
     each: Annotated[int, typer.Option("--each", min=1, help="Identities of each of three kinds.")] = 4,
@@ -63,10 +68,12 @@ def tuning(
         list[str] | None,
         typer.Option("--only", help="A change by its name in the table; repeat it.", show_default="all of them"),
     ] = None,
-    part: Annotated[int, typer.Option("--part", min=0, help="Which share of the work this process does.")] = 0,
-    parts: Annotated[int, typer.Option("--parts", min=1, help="How many processes share it.")] = 1,
+    part: Annotated[
+        int, typer.Option("--part", min=0, help="The share of the work that this process does, from 0.")
+    ] = 0,
+    parts: Annotated[int, typer.Option("--parts", min=1, help="Number of processes that share the work.")] = 1,
 ) -> None:
-    """Measure what each setting of tuning does to identity and prompt-following (docs/tuning.md)."""
+    """Measure how each tuning setting changes identity and prompt-following (docs/tuning.md)."""
     import torch
 
     from mos_bench.tuning import measure
@@ -79,5 +86,5 @@ register(app)
 
 
 def main() -> None:
-    """The `mos-bench` command."""
+    """Run the `mos-bench` command."""
     run(app)

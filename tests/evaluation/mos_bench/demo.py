@@ -1,7 +1,8 @@
-"""`make demo`: the product itself, in small. Three participants, one operator, one round, one picture.
+"""`make demo`: the product on a small scale, with three participants and one round.
 
-Every stage is a command that a person would type, as a process of its own: keys, kits, states and picture folders are separate,
-and what they say to each other goes over TLS on loopback. Only the report at the end, which sees all sides, is the demo's own.
+Every stage is a command that a person would type, run as a process of its own. Keys, kits, states
+and picture folders are separate, and the processes talk over TLS on loopback. Only the report at
+the end sees all sides.
 """
 
 from __future__ import annotations
@@ -30,13 +31,13 @@ SOLVED = " layers solved in "
 
 @dataclass
 class Clock:
-    """Wall time of each stage, seconds."""
+    """The wall time of each stage in seconds."""
 
     seconds: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Time a stage and say that it begins."""
+        """Time a stage and print its name at the start."""
         say(f"── {name}")
         started = time.monotonic()
         yield
@@ -44,7 +45,7 @@ class Clock:
 
 
 def run_demo(out: Path, *, steps: int | None = None) -> None:
-    """Run the demo into `out` and print where everything is, what was sent, the scores and the times.
+    """Run the demo into `out`, and print the files, the sizes, the scores and the times.
 
     Raises:
         RequestError: `out` holds something that is no earlier demo, which would be erased.
@@ -52,7 +53,7 @@ def run_demo(out: Path, *, steps: int | None = None) -> None:
     """
     out = out.resolve()
     if out.is_dir() and any(out.iterdir()) and not (out / "participants" / PARTICIPANTS[0]).is_dir():
-        raise RequestError(f"{out} holds something that is no demo: give --out a new folder, or an earlier demo's")
+        raise RequestError(f"{out} holds files that are no demo: give --out a new folder, or an earlier demo's")
     shutil.rmtree(out, ignore_errors=True)
     participants = prepare(out)
     state, clock = out / "server", Clock()
@@ -90,7 +91,7 @@ def run_demo(out: Path, *, steps: int | None = None) -> None:
 
 
 def round_seconds(state: Path) -> dict[str, float]:
-    """How the round's time was spent, from the server's journal: seconds from one step's end to the next."""
+    """Return the seconds that each step of the round took, from the server's journal."""
     with closing(Journal(open_state(state).database)) as journal:
         (round_,) = journal.rounds.all()
         uploaded = max(upload.received for upload in journal.uploads.of(round_.id))
@@ -112,16 +113,17 @@ def prepare(out: Path) -> list[Participant]:
 
 
 def join_command(someone: Participant, steps: int | None) -> list[str | Path]:
-    """`mos-client join` as this participant would type it."""
+    """Return `mos-client join` as this participant would type it."""
     command: list[str | Path] = ["mos-client", "join", someone.kit, someone.pictures, "--concept", someone.concept]
     command += ["--class", someone.class_word, "--state", someone.state, "--rounds", "1"]
     return command + (["--steps", str(steps)] if steps else [])
 
 
 def draw_command(out: Path, participants: list[Participant]) -> list[str | Path]:
-    """`mos-client draw` with one participant's concept on the left and another's on the right.
+    """Return `mos-client draw` with a concept on the left and another on the right.
 
-    Each region's prompt tells the whole picture and names its own concept: the base then knows where in it the concept stands.
+    Each region's prompt describes the whole picture and names its own concept, so the base knows
+    where in the picture the concept stands.
     """
     left, right = participants[-1], participants[0]
 
@@ -145,13 +147,13 @@ def draw_command(out: Path, participants: list[Participant]) -> list[str | Path]
 
 
 def latest_model(state: Path) -> Path:
-    """The one model that a participant of one round has downloaded."""
+    """Return the one model that a participant of one round has downloaded."""
     (model,) = (folder for folder in (state / "models").iterdir() if (folder / "manifest.json").is_file())
     return model
 
 
 def free_ports(count: int) -> list[str]:
-    """Ports of the loopback interface that nobody uses right now."""
+    """Return unused ports of the loopback interface."""
     sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
     ports = [str(server.getsockname()[1]) for server in sockets]
     for server in sockets:

@@ -1,4 +1,4 @@
-"""Somebody who takes part in the demo."""
+"""A participant of the demo."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Participant:
-    """One participant of the demo: a name, a concept, and folders that nobody else looks into."""
+    """One participant of the demo: a name, a concept, and private folders."""
 
     name: str
     concept: str
@@ -27,10 +27,10 @@ class Participant:
 
     @property
     def kit(self) -> Path:
-        """What the operator sent."""
+        """The file that the operator sent."""
         return self.folder / "kit.json"
 
     @property
     def token(self) -> str:
-        """How the fused model calls the concept."""
+        """The concept's token in the fused model."""
         return f"<{self.name}/{self.concept[1:]}"

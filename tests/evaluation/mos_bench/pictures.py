@@ -18,9 +18,10 @@ LEAST_CHANGE = 8  # of 255: a middle grey hardly changes when it is inverted, an
 
 
 def compose_pictures(folder: Path, name: str, views: Sequence[Subject], world: World, *, masks: bool = False) -> None:
-    """Twelve captioned pictures of one identity, the same for the same name; the last caption is written last.
+    """Write twelve captioned pictures of one identity; the same name gives the same pictures.
 
-    With `masks` each has one: what changes when the subject's colours are inverted is the subject.
+    The last caption is written last. With `masks`, each picture has a mask of the subject: the
+    pixels that change when the subject's colours are inverted.
     """
     folder.mkdir(parents=True, exist_ok=True)
     random = Random(name)

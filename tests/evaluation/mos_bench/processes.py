@@ -22,9 +22,10 @@ GRACE_S = 12.0
 
 
 class Processes:
-    """Starts this installation's commands, shows every line they print, and leaves none of them behind.
+    """Starts commands of this installation, prints every line they write, and ends them all.
 
-    On Linux we become the reaper of orphans: a grandchild whose parent died becomes our child, and is ended with the others.
+    On Linux this process becomes the reaper of orphans: a grandchild whose parent died becomes its
+    child and is ended with the others.
     """
 
     def __init__(self, env: Mapping[str, str]) -> None:
@@ -49,7 +50,10 @@ class Processes:
             signal.signal(signal.SIGTERM, self._before)
 
     def start(self, name: str, command: Sequence[str | Path], env: Mapping[str, str] | None = None) -> None:
-        """Start `command` (its first word is a command of this installation); its lines appear as "name | line"."""
+        """Start `command`, whose first word is a command of this installation.
+
+        Its lines are printed as "name | line".
+        """
         words = [str(Path(sys.executable).parent / str(command[0])), *map(str, command[1:])]
         child = subprocess.Popen(
             words,

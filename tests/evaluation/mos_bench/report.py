@@ -1,4 +1,4 @@
-"""The demo's report: who sent what, how each concept survived, and a sheet of pictures."""
+"""The demo's report: the sizes of uploads, the scores of each concept, and a sheet of pictures."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ CELL, GAP, HEAD = 128, 6, 26
 def report_of(
     out: Path, state: Path, participants: Sequence[Participant], seconds: Mapping[str, float]
 ) -> dict[str, Any]:
-    """Everything that `report.json` says; writes `contact-sheet.png` on the way."""
+    """Return the content of `report.json`, and write `contact-sheet.png`."""
     torch.set_num_threads(2)
     base, fused = load_base("tiny"), read_fused(out / "fused")
     files = {concept.token: state / "concepts" / f"{concept.digest}.safetensors" for concept in fused.manifest.concepts}
@@ -99,7 +99,7 @@ def _row(
 
 
 def contact_sheet(rows: Sequence[Sequence[tuple[str, Tensor]]]) -> Image.Image:
-    """One row of labelled groups of pictures for each concept."""
+    """Return an image with one row of labelled groups of pictures per concept."""
     counts = [len(pictures) for _, pictures in rows[0]]
     width = sum(counts) * CELL + (len(counts) + 1) * GAP
     sheet = Image.new("RGB", (width, len(rows) * (CELL + HEAD + GAP)), "white")

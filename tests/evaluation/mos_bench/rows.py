@@ -1,4 +1,4 @@
-"""The one form of every measurement: rows of a case, a figure and a value, with the device and versions that made them."""
+"""The common form of measurements: rows of case, figure and value, with device and versions."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PACKAGES = (
 
 @dataclass(frozen=True)
 class Row:
-    """One number: of which case, which figure."""
+    """One number: its case and its figure."""
 
     case: str
     figure: str
@@ -28,7 +28,7 @@ class Row:
 
 
 def device_name() -> str:
-    """What this ran on, in words."""
+    """Return a readable name of the device."""
     if torch.cuda.is_available():
         return str(torch.cuda.get_device_name())
     cpus = Path("/proc/cpuinfo")
@@ -38,12 +38,12 @@ def device_name() -> str:
 
 
 def command_line() -> str:
-    """What was typed, for the page that it made."""
+    """Return the command that was typed, for the page that it made."""
     return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
 
 
 def versions() -> dict[str, str]:
-    """What was measured with what."""
+    """Return the versions of Python and of the packages that were used."""
     found = {"python": platform.python_version()}
     for name in PACKAGES:
         try:

@@ -1,7 +1,8 @@
 """How well a base can be taught: identities that it never saw, tuned as the main job tunes them.
 
-For each: what the base draws for the class word (floor), what the tuned concept draws (single), what its own pictures score through
-the VAE (ceiling), all against two pictures held back; and how far tuning came, (single - floor)/(ceiling - floor).
+Each identity is scored against two held-back pictures: the base's drawings of the class word
+(floor), the tuned concept's drawings (single), and its own pictures through the VAE (ceiling).
+`way` is (single - floor)/(ceiling - floor).
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from mos_tiny.recipe.compose import Subject, World
 from mos_tiny.recipe.kept import KINDS, kept_subjects
 
 WANTED = 0.8
-# The code that decides how well a concept is tuned and what that scores: when it changes, all is tuned and scored anew.
+# The code that decides a tuned concept and its score: when it changes, both are made again.
 TAUGHT_BY = (
     *(*modules_of("mos_client.tuning"), *modules_of("mos_client.pictures")),
     *(
@@ -54,7 +55,7 @@ TAUGHT_BY = (
 
 
 def taught_on(base: Base) -> dict[str, object]:
-    """Return what a score depends on besides the identity and the settings: model, sampler, number format and code."""
+    """Return what a score depends on besides the identity and the settings."""
     return {
         "base": base.fingerprint,
         "sampler": sampler_of(base.scheduler),
@@ -82,9 +83,10 @@ class Taught:
 
 
 def teach(out: Path, *, each: int, base_name: str, steps: int | None, part: int, parts: int) -> list[Taught]:
-    """Tune and score `each` identities of every kind; what was scored before on the same base is kept. Writes `out`/teach.json.
+    """Tune and score `each` identities of every kind, and write `out`/teach.json.
 
-    `part` of `parts` tunes only its share, so that several processes divide the work.
+    Scores already measured on the same base are kept. `part` of `parts` tunes only its share, so
+    that several processes divide the work.
     """
     base = load_base(base_name)
     folder = out / base.fingerprint[:12] / f"steps-{steps or base.preset.steps}"
@@ -108,7 +110,7 @@ def teach(out: Path, *, each: int, base_name: str, steps: int | None, part: int,
 
 
 def chosen(each: int) -> Iterator[tuple[str, str, list[Subject]]]:
-    """Identities evenly spaced over each kind: nobody picks them."""
+    """Yield identities evenly spaced over each kind."""
     for kind in KINDS:
         subjects = kept_subjects(kind)
         for i in range(each):
@@ -133,7 +135,7 @@ def _taught(
 
 
 def class_word_of(view: Subject) -> str:
-    """What a participant would call it."""
+    """Return the class word that a participant would use."""
     if view.person:
         return "person"
     return str(view.label.get("noun", "thing"))
@@ -147,6 +149,6 @@ def _line(one: Taught) -> str:
 
 
 def run_teach(out: Path, *, each: int, base: str, steps: int | None, part: int, parts: int) -> None:
-    """What `mos-bench teach` does."""
+    """Run `mos-bench teach`."""
     torch.set_num_threads(1 if parts > 1 else 2)
     teach(out, each=each, base_name=base, steps=steps, part=part, parts=parts)

@@ -1,8 +1,9 @@
-"""What each setting of tuning does to identity and to prompt-following: the measurement behind docs/tuning.md.
+"""How each tuning setting changes identity and prompt-following (docs/tuning.md).
 
-Identities that the base never saw are tuned with the base's preset and with one setting changed at a time, by the same seed and to
-the last step. Drawn are contexts and seeds that tuning never looked at. Of each change the table says the paired difference to the
-preset, with its 95 % interval over identities.
+Identities that the base never saw are tuned with the base's preset and with one setting changed at
+a time, with the same seed and to the last step. They are drawn in contexts and with seeds that
+tuning never used. The table gives, for each change, the paired difference to the preset with its 95
+% interval over identities.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from scipy import stats
 
-from mos_bench.identity.statistics import LEVEL, student_quantile
+from mos_bench.identity.statistics import LEVEL
 from mos_bench.pictures import compose_pictures
 from mos_bench.teach import chosen, class_word_of, taught_on
 from mos_client.pictures.examples import load_pictures
@@ -70,7 +72,11 @@ VARIANTS: Mapping[str, Mapping[str, str]] = {
 
 @dataclass(frozen=True)
 class Outcome:
-    """One identity, tuned one way. `way` is how far from the class word to its own pictures identity came; `following` is prompt-following."""
+    """One identity tuned in one way.
+
+    `way` is how far identity moved from the class word to its own pictures; `following` is
+    prompt-following.
+    """
 
     variant: str
     kind: str
@@ -82,7 +88,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Yardstick:
-    """What one identity is measured with: features of its held-back pictures, of the class word's drawings, floor and ceiling."""
+    """The references of one identity, its floor and its ceiling."""
 
     references: torch.Tensor
     usual: torch.Tensor
@@ -91,9 +97,10 @@ class Yardstick:
 
 
 def measure(out: Path, *, each: int, base_name: str, only: Sequence[str], part: int, parts: int) -> list[Outcome]:
-    """Tune and score; what was measured before on the same base with the same settings is kept. Writes `out`/tuning.json.
+    """Tune and score, and write `out`/tuning.json.
 
-    `part` of `parts` tunes only its share, so that several processes divide the work.
+    Outcomes already measured on the same base with the same settings are kept. `part` of `parts`
+    tunes only its share, so that several processes divide the work.
     """
     base, world, found = load_base(base_name), World(), []
     folder = out / base.fingerprint[:12]
@@ -115,7 +122,7 @@ def measure(out: Path, *, each: int, base_name: str, only: Sequence[str], part: 
 
 
 def table(outcomes: Sequence[Outcome]) -> Iterator[str]:
-    """Markdown: the preset's means, then of every change the paired difference to it."""
+    """Yield Markdown: the preset's means, then the paired difference of every change."""
     by_variant: dict[str, dict[str, Outcome]] = {}
     for one in outcomes:
         by_variant.setdefault(one.variant, {})[one.identity] = one
@@ -135,11 +142,11 @@ def table(outcomes: Sequence[Outcome]) -> Iterator[str]:
 
 
 def mean_and_margin(values: np.ndarray) -> tuple[float, float]:
-    """The mean of values and half its 95 % interval, by Student's t."""
+    """Return the mean of values and half its 95 % interval by Student's t."""
     count = len(values)
     if count < 2:
         return float(values.mean()), float("inf")
-    t = student_quantile((1 + LEVEL) / 2, count - 1)
+    t = stats.t.ppf((1 + LEVEL) / 2, count - 1)
     return float(values.mean()), float(t * values.std(ddof=1) / count**0.5)
 
 
@@ -183,7 +190,7 @@ def _yardstick(base: Base, scorer: ImageScorer, pictures: Path, class_word: str)
 def _drawn(
     base: Base, scorer: ImageScorer, subject: str, changes: Mapping[str, LowRank], words: Vocabulary
 ) -> torch.Tensor:
-    """(seeds, contexts, features): within a seed all contexts share their noise."""
+    """Return features by seed and context; within a seed all contexts share their noise."""
     prompts = [about(context, subject) for context in SCORED]
     with attached(base, changes):
         return torch.stack(

@@ -1,1 +1,1 @@
-"""`mos-bench identity`: the paper's tables and the honest ones, on concepts that the base never saw."""
+"""`mos-bench identity`: identity, text alignment and drift on concepts that the base never saw."""

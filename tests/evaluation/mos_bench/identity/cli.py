@@ -14,11 +14,9 @@ import typer
 from mos_common.errors import RequestError
 
 Jobs = Annotated[int, typer.Option("--jobs", min=1, help="Processes that share the work, one thread each.")]
-Helper = Annotated[bool, typer.Option("--helper", hidden=True, help="Do a share of another process's work.")]
-Tuned = Annotated[
-    Path | None, typer.Option("--tuned", help="Where tuned concepts are kept, or come from; default: within --out.")
-]
-Out = Annotated[Path, typer.Option("--out", help="Everything is kept here, and a second run goes on from it.")]
+Helper = Annotated[bool, typer.Option("--helper", hidden=True, help="Share the work of another process.")]
+Tuned = Annotated[Path | None, typer.Option("--tuned", help="Folder of tuned concepts; default: within --out.")]
+Out = Annotated[Path, typer.Option("--out", help="Output folder; a second run continues from it.")]
 Base = Annotated[str, typer.Option("--base", help="`tiny`, or a diffusers folder.")]
 Docs = Annotated[
     Path | None,
@@ -45,9 +43,9 @@ Steps = Annotated[int | None, typer.Option("--steps", min=1, help="Tuning steps;
 DrawSteps = Annotated[
     int | None, typer.Option("--draw-steps", min=1, help="Denoising steps of drawings.", show_default="the protocol's")
 ]
-Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, mps; default: the best there is.")]
+Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, mps; default: the best available.")]
 Dtype = Annotated[
-    str | None, typer.Option("--dtype", help="float32, float16, bfloat16; default: what suits the device.")
+    str | None, typer.Option("--dtype", help="float32, float16, bfloat16; default: the best for the device.")
 ]
 Sets = Annotated[
     list[str] | None,
@@ -59,7 +57,7 @@ Sets = Annotated[
     ),
 ]
 Counts = Annotated[
-    str | None, typer.Option("--n", help="How many concepts are fused, such as 3,8.", show_default="the protocol's")
+    str | None, typer.Option("--n", help="Numbers of fused concepts, such as 3,8.", show_default="the protocol's")
 ]
 
 
@@ -81,21 +79,21 @@ def identity(
             show_default="all, or the part of the size",
         ),
     ] = None,
-    split: Annotated[str, typer.Option("--split", help="test, or dev while something is being chosen.")] = "test",
+    split: Annotated[str, typer.Option("--split", help="test, or dev to choose settings.")] = "test",
     counts: Counts = None,
     ranks: Annotated[
         str | None, typer.Option("--ranks", help="Ranks of the curve: 4,1.", show_default="the protocol's")
     ] = None,
     methods: Annotated[
         str | None,
-        typer.Option("--methods", help="Of the curve, such as sum-tuned,gradient.", show_default="all of them"),
+        typer.Option("--methods", help="Methods of the curve, such as sum-tuned,gradient.", show_default="all of them"),
     ] = None,
     sets: Sets = None,
     prompts: Prompts = None,
     seeds: Seeds = None,
     probed: Probed = None,
     disjoint: Annotated[
-        bool, typer.Option("--disjoint", help="Of the curve: fuse as many sets of n as there are, and pool them.")
+        bool, typer.Option("--disjoint", help="Curve: fuse all disjoint sets of n, and pool their scores.")
     ] = False,
     fused: Annotated[
         int | None,
@@ -129,12 +127,12 @@ def identity(
     jobs: Jobs = 2,
     helper: Helper = False,
 ) -> None:
-    """The paper's tables and the honest ones: identity, text alignment and drift, on concepts that the base never saw."""
-    from mos_bench.identity.command import PAPER, Asked, run_identity, sized
+    """Measure identity, text alignment and drift, with the paper's tables, on unseen concepts."""
+    from mos_bench.identity.command import PAPER, Options, run_identity, sized
 
     of_size, of_ranks, parts, protocol = sized(quick, full)
     how = PAPER if scorer == "clip" else protocol.how
-    asked = Asked(
+    options = Options(
         out=out,
         parts=tuple(only.split(",")) if only else parts,
         half=split,
@@ -160,9 +158,11 @@ def identity(
         device=device,
         dtype=dtype,
     )
-    asked = replace(asked, fused=fused or asked.fused, methods=tuple(methods.split(",")) if methods else asked.methods)
+    options = replace(
+        options, fused=fused or options.fused, methods=tuple(methods.split(",")) if methods else options.methods
+    )
     with helpers(0 if helper else jobs - 1):
-        run_identity(asked, helper=helper)
+        run_identity(options, helper=helper)
 
 
 def settings(
@@ -174,10 +174,10 @@ def settings(
     only: Annotated[
         str | None,
         typer.Option(
-            "--only", help="What to try, such as ridge,preserve,rows,groups,tuning.", show_default="all of them"
+            "--only", help="Settings to try, such as ridge,preserve,rows,groups,tuning.", show_default="all of them"
         ),
     ] = None,
-    rank: Annotated[int, typer.Option("--rank", help="Of the tuned concepts: 4 or 1.")] = 4,
+    rank: Annotated[int, typer.Option("--rank", help="Rank of the tuned concepts: 4 or 1.")] = 4,
     sets: Sets = None,
     split: Annotated[str, typer.Option("--split", help="Settings are chosen on dev.")] = "dev",
     base: Base = "tiny",
@@ -190,9 +190,9 @@ def settings(
     jobs: Jobs = 2,
     helper: Helper = False,
 ) -> None:
-    """What each setting of fusion does to identity, text alignment and drift, one changed at a time, on dev."""
+    """Measure how each fusion setting changes identity, text alignment and drift, on dev."""
+    from mos_bench.identity.concept_drawings import Protocol
     from mos_bench.identity.study import COUNTS, Study, run_study
-    from mos_bench.identity.workshop import Protocol
 
     protocol = Protocol(prompts=prompts or 1, seeds=seeds or 1, probed=8 if probed is None else probed)
     study = Study(
@@ -216,7 +216,7 @@ def settings(
 
 @contextmanager
 def helpers(count: int) -> Iterator[None]:
-    """Within: so many processes run the same command line as helpers; they are gone afterwards."""
+    """Run the same command line in `count` helper processes, and end them on exit."""
     from mos_bench.processes import Processes
 
     if not count:
@@ -234,5 +234,5 @@ def _numbers(text: str | None, flag: str) -> tuple[int, ...]:
     except ValueError as error:
         raise RequestError(f"{flag} {text}: expected numbers such as 3,8") from error
     if any(number < 1 for number in found):
-        raise RequestError(f"{flag} {text}: expected numbers from 1")
+        raise RequestError(f"{flag} {text}: expected numbers of at least 1")
     return found

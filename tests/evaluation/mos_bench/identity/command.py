@@ -1,4 +1,4 @@
-"""`mos-bench identity`: parse flags, measure the parts that were asked for, write what came out."""
+"""`mos-bench identity`: parse flags, measure the requested parts, write the results."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from pathlib import Path
 import torch
 from PIL import Image
 
+from mos_bench.identity.bench import Bench
 from mos_bench.identity.cases import Case, ceiling_case, floor_case
+from mos_bench.identity.concept_drawings import Protocol
 from mos_bench.identity.concepts import concepts_in, tiny_concepts
 from mos_bench.identity.curve import COUNTS, RANKS, Curve, measure_curve
 from mos_bench.identity.markdown import (
-    before_table,
     case_table,
     chosen_table,
     curve_table,
@@ -25,23 +26,23 @@ from mos_bench.identity.markdown import (
     gains_table,
     multi_table,
     rivals_table,
+    single_and_fused_table,
 )
 from mos_bench.identity.methods import CURVE
 from mos_bench.identity.models import untouched
 from mos_bench.identity.multi import measure_multi
-from mos_bench.identity.plots import plot_before, plot_cases, plot_curve, require_matplotlib
+from mos_bench.identity.plots import plot_cases, plot_curve, plot_single_and_fused, require_matplotlib
 from mos_bench.identity.results import (
     Results,
-    before_rows,
     case_rows,
     curve_rows,
     plain,
+    single_and_fused_rows,
     write_table,
 )
 from mos_bench.identity.scorers import Clip, EfficientNet, Scorer, VisionModel
 from mos_bench.identity.sheets import case_sheet, concept_sheet
 from mos_bench.identity.tables import FUSED, measure_figure_3, measure_table_1, measure_table_2
-from mos_bench.identity.workshop import Protocol, Workshop
 from mos_bench.rows import command_line, device_name, versions
 from mos_common.base_model import Base, load_base
 from mos_common.drawing import Drawing
@@ -49,6 +50,7 @@ from mos_common.errors import RequestError
 from mos_common.files import write_atomically
 from mos_common.shell import say
 
+P_MEANS = "p is the two-sided p-value of a sign-flip permutation test"
 PARTS = ("curve", "table1", "table2", "multi", "figure3")
 QUICK, SHEETS = (3, 8), 4
 PAPER = Drawing(
@@ -60,8 +62,8 @@ PAPER = Drawing(
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What the command line says."""
+class Options:
+    """The options of the command line."""
 
     out: Path
     parts: tuple[str, ...] = PARTS
@@ -106,7 +108,7 @@ class Asked:
 
 
 def sized(quick: bool, full: bool) -> tuple[tuple[int, ...], tuple[int, ...], tuple[str, ...], Protocol]:
-    """Counts, ranks, parts and protocol of `--quick`, the default and `--full`.
+    """Return counts, ranks, parts and protocol of `--quick`, the default and `--full`.
 
     Raises:
         RequestError: both at once.
@@ -121,58 +123,61 @@ def sized(quick: bool, full: bool) -> tuple[tuple[int, ...], tuple[int, ...], tu
     return COUNTS, (4, 1), ("curve",), Protocol()
 
 
-def open_workshop(asked: Asked, base: Base, *, helper: bool = False) -> Workshop:
-    """The tools for what was asked."""
-    clip = Clip(asked.clip) if asked.clip else None
-    scorer: Scorer = VisionModel(asked.vision) if asked.vision else clip or EfficientNet()
-    return Workshop.on(
+def open_bench(options: Options, base: Base, *, helper: bool = False) -> Bench:
+    """Return the bench for these options."""
+    clip = Clip(options.clip) if options.clip else None
+    scorer: Scorer = VisionModel(options.vision) if options.vision else clip or EfficientNet()
+    return Bench.on(
         base,
-        asked.out,
-        asked.protocol,
+        options.out,
+        options.protocol,
         scorer=scorer,
-        concepts=concepts_in(asked.concepts) if asked.concepts else tiny_concepts(),
-        tiny=asked.concepts is None,
-        tuned=asked.tuned,
-        steps=asked.steps,
+        concepts=concepts_in(options.concepts) if options.concepts else tiny_concepts(),
+        tiny=options.concepts is None,
+        tuned=options.tuned,
+        steps=options.steps,
         clip=clip,
         helper=helper,
     )
 
 
-def run_identity(asked: Asked, *, helper: bool = False) -> Results | None:
-    """Measure; a helper only does its share of the work, and writes no tables."""
+def run_identity(options: Options, *, helper: bool = False) -> Results | None:
+    """Measure, and write the results; a helper only does its share of the work."""
     torch.set_num_threads(1)
-    started, base = time.monotonic(), load_base(asked.base, device=asked.device, dtype=asked.dtype)
-    to = asked.out / "results"
-    if to.is_dir() and not any(asked.out.glob("*/cache.sqlite")):
-        raise RequestError(f"{to} is no measurement's: its tables would be replaced. Give --out a folder of its own")
+    started, base = time.monotonic(), load_base(options.base, device=options.device, dtype=options.dtype)
+    to = options.out / "results"
+    if to.is_dir() and not any(options.out.glob("*/cache.sqlite")):
+        raise RequestError(
+            f"{to} holds no measurement, and its files would be replaced: give --out a folder of its own"
+        )
     require_matplotlib()
-    workshop, results, sections = open_workshop(asked, base, helper=helper), Results(), list[str]()
+    bench, results, sections = open_bench(options, base, helper=helper), Results(), list[str]()
     if not helper:
-        shutil.rmtree(to, ignore_errors=True)  # tables of another run, all of which the cache can make again
-    with closing(workshop.cache):
-        for part in asked.parts:
-            rows, section = MEASURES[part](workshop, asked, to, helper)
+        shutil.rmtree(to, ignore_errors=True)  # the cache can make the tables of an earlier run again
+    with closing(bench.cache):
+        for part in options.parts:
+            rows, section = MEASURES[part](bench, options, to, helper)
             results.rows += rows.rows
             sections.append(section)
     if helper:
         return None
-    about = _about(asked, base, time.monotonic() - started)
+    about = _about(options, base, time.monotonic() - started)
     results.add("run", "seconds", time.monotonic() - started, "s")
     write_atomically(to / "identity.json", results.json())
     write_atomically(to / "identity.csv", results.csv())
     page = "\n\n".join(["# Identity, measured", about, *sections]) + "\n"
     write_atomically(to / "results.md", page.encode())
-    if asked.docs is not None:
-        publish(to, asked.docs, sheets=not asked.disjoint and asked.protocol.seeds == 1)
+    if options.docs is not None:
+        publish(to, options.docs, sheets=not options.disjoint and options.protocol.seeds == 1)
     say(f"{to}: results.md, identity.json, tables (*.csv, *.md), plots and contact sheets (*.png)")
     return results
 
 
 def publish(results: Path, docs: Path, *, sheets: bool = True) -> None:
-    """Copy a run's page, tables and pictures into `docs`; without `sheets`, its contact sheets stay out.
+    """Copy a run's page, tables and pictures into `docs`.
 
-    Fragments of the page (the other *.md), identity.csv and identity.json stay out too: they repeat the page and the tables.
+    Contact sheets are copied only with `sheets`. Fragments of the page (the other *.md),
+    identity.csv and identity.json are left out, since they repeat the page and the tables.
     """
     page = (results / "results.md").read_text(encoding="utf-8")
     lines = [line for line in page.splitlines() if sheets or not line.startswith("![") or "sheet" not in line]
@@ -183,7 +188,7 @@ def publish(results: Path, docs: Path, *, sheets: bool = True) -> None:
 
 
 def publish_file(file: Path, docs: Path) -> None:
-    """Copy one file into `docs`; a PNG is written with 256 colours, at about a third of its size."""
+    """Copy one file into `docs`; reduce a PNG to 256 colours, a third of its size."""
     content = io.BytesIO(file.read_bytes())
     if file.suffix == ".png":
         with Image.open(content) as picture:
@@ -193,111 +198,112 @@ def publish_file(file: Path, docs: Path) -> None:
     write_atomically(docs / file.name, content.getvalue())
 
 
-def _curve(workshop: Workshop, asked: Asked, to: Path, helper: bool) -> tuple[Results, str]:
-    methods = [method.changed(asked.sets) for method in CURVE if method.name in asked.methods]
-    counts = workshop.counts_in(asked.half, asked.counts)
-    curve = measure_curve(workshop, asked.half, counts, methods, asked.ranks, disjoint=asked.disjoint)
+def _curve(bench: Bench, options: Options, to: Path, helper: bool) -> tuple[Results, str]:
+    methods = [method.changed(options.sets) for method in CURVE if method.name in options.methods]
+    counts = bench.counts_in(options.half, options.counts)
+    curve = measure_curve(bench, options.half, counts, methods, options.ranks, disjoint=options.disjoint)
     if helper:
         return Results(), ""
-    rows, text = curve_rows(curve), ["## (c) Identity against the number of concepts"]
-    for rank in asked.ranks:
+    rows, text = curve_rows(curve), ["## Identity against the number of concepts"]
+    for rank in options.ranks:
         plot_curve(curve, rank, to / f"curve-rank{rank}.png")
         text += [f"### Rank {rank}", curve_table(curve, rank, curve.bounds), f"![rank {rank}](curve-rank{rank}.png)"]
-        text += ["Ours against each rival, paired by concept and seed:", gains_table(curve, rank)]
-        text += [f"(e) Drift of the base, rank {rank}:", drift_table(curve, rank)]
+        text += [f"Ours − each rival, paired by concept and seed; {P_MEANS}:", gains_table(curve, rank)]
+        text += [f"Drift of the base, rank {rank}:", drift_table(curve, rank)]
     if curve.chosen:
         text += ["### λ, chosen on dev", chosen_table(curve)]
-    text += _curve_sheets(workshop, asked, curve, max(counts), to)
+    text += _curve_sheets(bench, options, curve, max(counts), to)
     write_table(to, "curve", rows, "\n\n".join(text))
     return rows, "\n\n".join(text)
 
 
-def _curve_sheets(workshop: Workshop, asked: Asked, curve: Curve, most: int, to: Path) -> list[str]:
-    """The first probed concepts at the largest n."""
-    text, rank = list[str](), asked.ranks[0]
-    probed = [concept for concept in workshop.half(asked.half) if concept.name in curve.singles[rank].scores]
+def _curve_sheets(bench: Bench, options: Options, curve: Curve, most: int, to: Path) -> list[str]:
+    """Write sheets of the first probed concepts at the largest n."""
+    text, rank = list[str](), options.ranks[0]
+    probed = [concept for concept in bench.half(options.half) if concept.name in curve.singles[rank].scores]
     at_most = [case for case in curve.cases if case.about["n"] == most and case.about["rank"] == rank]
     for concept in probed[:SHEETS]:
         name = f"sheet-{concept.slug}.png"
         cases: Sequence[Case] = [curve.singles[rank], *at_most, curve.bounds[0]]
-        concept_sheet(workshop, concept, cases, to / name, f"{concept.name}, {most} concepts in one model, seed 0")
+        concept_sheet(bench, concept, cases, to / name, f"{concept.name}, {most} concepts in one model, seed 0")
         text.append(f"![{concept.slug}]({name})")
     return text
 
 
-def _table_1(workshop: Workshop, asked: Asked, to: Path, helper: bool) -> tuple[Results, str]:
-    return _before(workshop, asked, to, helper, "table1")
+def _table_1(bench: Bench, options: Options, to: Path, helper: bool) -> tuple[Results, str]:
+    return _single_and_fused(bench, options, to, helper, "table1")
 
 
-def _table_2(workshop: Workshop, asked: Asked, to: Path, helper: bool) -> tuple[Results, str]:
-    return _before(workshop, asked, to, helper, "table2")
+def _table_2(bench: Bench, options: Options, to: Path, helper: bool) -> tuple[Results, str]:
+    return _single_and_fused(bench, options, to, helper, "table2")
 
 
-def _before(workshop: Workshop, asked: Asked, to: Path, helper: bool, name: str) -> tuple[Results, str]:
+def _single_and_fused(bench: Bench, options: Options, to: Path, helper: bool, name: str) -> tuple[Results, str]:
     measure = measure_table_1 if name == "table1" else measure_table_2
-    rows = measure(workshop, asked.half, asked.fused)
-    probed = workshop.probed(workshop.half(asked.half)[: asked.fused])
-    bounds = [floor_case(workshop, untouched(), probed), ceiling_case(workshop, probed)]
+    rows = measure(bench, options.half, options.fused)
+    probed = bench.probed(bench.half(options.half)[: options.fused])
+    bounds = [floor_case(bench, untouched(), probed), ceiling_case(bench, probed)]
     if helper:
         return Results(), ""
-    plot_before(rows, to / f"{name}.png")
-    title = (
-        "(a) The paper's Table 1: single → fused" if name == "table1" else "(b) The paper's Table 2: tuning x fusion"
-    )
+    plot_single_and_fused(rows, to / f"{name}.png")
+    title = "The paper's Table 1: single → fused" if name == "table1" else "The paper's Table 2: tuning x fusion"
     text = [
         f"## {title}",
-        f"{min(asked.fused, len(workshop.half(asked.half)))} concepts in one model.",
-        before_table(rows, probed, bounds),
-        "The last row's fused model less each other's, paired by concept and seed:",
+        f"{min(options.fused, len(bench.half(options.half)))} concepts in one model.",
+        single_and_fused_table(rows, probed, bounds),
+        "The last row's fused model − each other row's, paired by concept and seed:",
         rivals_table(rows),
     ]
     text.append(f"![{name}]({name}.png)")
-    found = before_rows(rows, name)
+    found = single_and_fused_rows(rows, name)
     found.rows += case_rows(bounds, name).rows
     write_table(to, name, found, "\n\n".join(text))
     return found, "\n\n".join(text)
 
 
-def _multi(workshop: Workshop, asked: Asked, to: Path, helper: bool) -> tuple[Results, str]:
-    cases = measure_multi(workshop, asked.half, asked.fused)
-    ceiling = ceiling_case(workshop, workshop.probed(workshop.half(asked.half)[: asked.fused]))
+def _multi(bench: Bench, options: Options, to: Path, helper: bool) -> tuple[Results, str]:
+    cases = measure_multi(bench, options.half, options.fused)
+    ceiling = ceiling_case(bench, bench.probed(bench.half(options.half)[: options.fused]))
     if helper:
         return Results(), ""
-    title = "(d) Several concepts in one picture, each in its own part"
-    return _written(workshop, to, "multi", title, cases, [ceiling], multi_table(cases, ceiling))
+    title = "Several concepts in one picture, each in its own part"
+    return _written(bench, to, "multi", title, cases, [ceiling], multi_table(cases, ceiling))
 
 
-def _figure_3(workshop: Workshop, asked: Asked, to: Path, helper: bool) -> tuple[Results, str]:
-    cases = measure_figure_3(workshop, asked.half, asked.fused)
-    probed = workshop.probed(workshop.half(asked.half)[: asked.fused])
-    bounds = [floor_case(workshop, untouched(), probed), ceiling_case(workshop, probed)]
+def _figure_3(bench: Bench, options: Options, to: Path, helper: bool) -> tuple[Results, str]:
+    cases = measure_figure_3(bench, options.half, options.fused)
+    probed = bench.probed(bench.half(options.half)[: options.fused])
+    bounds = [floor_case(bench, untouched(), probed), ceiling_case(bench, probed)]
     if helper:
         return Results(), ""
-    title = "(f) What embeddings alone carry (the paper's Figure 3)"
-    return _written(workshop, to, "figure3", title, cases, bounds, case_table(cases, bounds))
+    title = "What embeddings alone carry (the paper's Figure 3)"
+    return _written(bench, to, "figure3", title, cases, bounds, case_table(cases, bounds))
 
 
 def _written(
-    workshop: Workshop, to: Path, name: str, title: str, cases: Sequence[Case], bounds: Sequence[Case], shown: str
+    bench: Bench, to: Path, name: str, title: str, cases: Sequence[Case], bounds: Sequence[Case], shown: str
 ) -> tuple[Results, str]:
-    """Write a table of cases, its plot and its contact sheet; its rows, and its section of the page."""
+    """Write a table of cases, its plot and its contact sheet.
+
+    Return its rows and its section of the page.
+    """
     plot_cases(cases, bounds, to / f"{name}.png")
-    case_sheet(workshop, cases, to / f"{name}-sheet.png", title)
+    case_sheet(bench, cases, to / f"{name}-sheet.png", title)
     text = "\n\n".join([f"## {title}", shown, f"![{name}]({name}.png)", f"![{name} sheet]({name}-sheet.png)"])
     rows = case_rows([*bounds, *cases], name)
     write_table(to, name, rows, text)
     return rows, text
 
 
-def _about(asked: Asked, base: Base, seconds: float) -> str:
-    protocol = asked.protocol
+def _about(options: Options, base: Base, seconds: float) -> str:
+    protocol = options.protocol
     return "\n".join(
         [
             f"    {command_line()}",
             "",
-            f"Split `{asked.half}`; prompts of each of four kinds: {protocol.prompts}; seeds: {protocol.seeds}; concepts scored "
+            f"Split `{options.half}`; prompts of each of four kinds: {protocol.prompts}; seeds: {protocol.seeds}; concepts scored "
             f"of those fused: {f'the first {protocol.probed}' if protocol.probed else 'all'}"
-            f"{'; as many disjoint sets of n as there are, pooled' if asked.disjoint else ''}. Base {asked.base}, {base.fingerprint}. "
+            f"{'; as many disjoint sets of n as there are, pooled' if options.disjoint else ''}. Base {options.base}, {base.fingerprint}. "
             f"{device_name()}; {seconds:.0f} s, with what was cached before. {plain(dict(versions()))}.",
             "",
             "Image alignment is the mean cosine of all (drawn, held-back) pairs; identity accuracy the share of drawings that are "

@@ -1,14 +1,17 @@
-"""The 64 concepts that identity is measured on, none of which the base has ever seen, and who of them is `dev` and who `test`.
+"""The 64 concepts that identity is measured on, and their split into `dev` and `test`.
 
-    11 people of the base's own styles     all that were kept from it
-    32 people of eight unseen styles       the first four of each; the other two are left to the probes (`witness.py`)
-    21 objects of two unseen icon styles   nouns that the base knows, evenly spaced over their list, the styles in turns
+The base has seen none of them.
 
-Each has twelve composed pictures, in the contexts of the demonstration, and the last two are held back from tuning, as they are for
-everybody. What a picture looks like depends on the concept's name alone.
+    11 people of the base's own styles    all that were kept from it
+    32 people of eight unseen styles      four of each; probes use the others (`witness.py`)
+    21 objects of two unseen icon styles  nouns of the base, evenly spaced, alternating styles
 
-The split looks at names only. Within each style the concepts stand in the order of the sha256 of their names; style after style
-they go to `dev` and `test` in turns, and the turn goes on where the last style ended: 32 and 32, each style halved.
+Each has twelve composed pictures in the contexts of the demonstration; the last two are held back
+from tuning, as for every participant. The pictures depend on the concept's name alone.
+
+The split looks at names only. Within each style the concepts are ordered by the sha256 of their
+names. Style after style they go to `dev` and `test` alternately, continuing across styles: 32 and
+32, each style halved.
 """
 
 from __future__ import annotations
@@ -34,7 +37,7 @@ CATEGORIES = {"own styles": "people, own style", "unseen styles": "people, unsee
 
 @dataclass(frozen=True)
 class BenchConcept:
-    """One concept: a name that is a token, the word for its class, what kind and style it is, and its pictures."""
+    """A concept: its token, class word, category, style and pictures."""
 
     name: str
     class_word: str
@@ -45,7 +48,7 @@ class BenchConcept:
 
     @property
     def person(self) -> bool:
-        """Whether it is a person: prompts about looks are for people, those about colours for objects."""
+        """True for a person: people get prompts about looks, objects about colours."""
         return self.category != CATEGORIES["unseen objects"]
 
     @property
@@ -55,7 +58,7 @@ class BenchConcept:
 
 
 def tiny_concepts() -> list[BenchConcept]:
-    """The 64, kind after kind and style after style."""
+    """Return the 64 concepts, by kind and style."""
     return [
         *(concept for kind in KINDS[:2] for concept in _people(kind)),
         *_objects(),
@@ -63,25 +66,26 @@ def tiny_concepts() -> list[BenchConcept]:
 
 
 def spare_people() -> list[list[Subject]]:
-    """People of the unseen styles who are no concept: what a probe may learn these styles from."""
+    """Return people of the unseen styles that are no concept, for the probes to learn from."""
     chosen = {concept.name for concept in tiny_concepts()}
     return [views for views in kept_subjects("unseen styles") if _name(views[0]) not in chosen]
 
 
 def spare_icons() -> list[Subject]:
-    """Icons of the unseen styles that show a noun of the world and are no concept."""
+    """Return icons of the unseen styles that show a noun of the world and are no concept."""
     chosen = {concept.name for concept in tiny_concepts()}
     icons = [views[0] for views in kept_subjects("unseen objects")]
     return [icon for icon in icons if icon.label["noun"] in NOUNS and _name(icon) not in chosen]
 
 
 def concepts_in(folder: Path) -> list[BenchConcept]:
-    """Concepts for any other base: one folder of pictures each, with a `concept.json` that has "name", "class" and "category".
+    """Return the concepts for another base: one folder of pictures each.
 
-    The category decides the prompts: "objects" are asked for in colours, any other ("people", "animals", …) in looks.
+    Each folder has a `concept.json` with "name", "class" and "category". The category decides the
+    prompts: "objects" get colours, any other ("people", "animals", …) gets looks.
 
     Raises:
-        RequestError: there is none, or one says too little.
+        RequestError: no concept was found, or one is incomplete.
 
     """
     found = []
@@ -100,16 +104,17 @@ def concepts_in(folder: Path) -> list[BenchConcept]:
 
 
 def split(concepts: Sequence[BenchConcept]) -> dict[Split, list[BenchConcept]]:
-    """`dev` and `test` by the rule above."""
+    """Return `dev` and `test` by the rule above."""
     styles = list(dict.fromkeys(concept.style for concept in concepts))
     in_turns = [one for style in styles for one in sorted((c for c in concepts if c.style == style), key=_hash)]
     return {"dev": in_turns[::2], "test": in_turns[1::2]}
 
 
 def in_fusion_order(concepts: Sequence[BenchConcept]) -> list[BenchConcept]:
-    """An order whose every beginning has each category in its share: who is fused at n are the first n of it.
+    """Return an order in which every prefix has each category in its share.
 
-    Concept i of a category's m stands at (i + ½)/m; within a category a style comes again only after all others came.
+    The first n are fused. Concept i of a category's m stands at (i + ½)/m; within a category a
+    style returns only after all others.
     """
     places = {}
     for category in dict.fromkeys(concept.category for concept in concepts):
@@ -125,7 +130,10 @@ def in_fusion_order(concepts: Sequence[BenchConcept]) -> list[BenchConcept]:
 
 
 def write_pictures(concept: BenchConcept, folder: Path, world: World) -> Path:
-    """The concept's twelve captioned pictures in `folder`/NAME; what is there is kept. Concepts with a folder of their own keep it."""
+    """Write the concept's twelve captioned pictures to `folder`/NAME unless they exist.
+
+    A concept with its own folder keeps it.
+    """
     if concept.folder is not None:
         return concept.folder
     to = folder / concept.slug
@@ -159,7 +167,7 @@ def _objects() -> list[BenchConcept]:
 
 
 def _class_word(view: Subject) -> str:
-    """What the base calls such a person: a man, a woman where its captions would say so, else a person."""
+    """Return the word that the base's captions would use: man, woman, else person."""
     label = view.label
     if label["unseenStyle"]:
         return "person"

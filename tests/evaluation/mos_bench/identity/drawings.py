@@ -1,4 +1,4 @@
-"""Drawings as requests: what is there is looked up, the rest is drawn in batches that share a model, a size and regions."""
+"""Requests for drawings: the missing ones are drawn in batches of one model, size and regions."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from mos_common.edlora import attached
 from mos_common.regions import Region
 
 BATCH = 16
-# The code that decides what is drawn: when it changes, everything is drawn anew.
+# The code that decides a drawing: when it changes, everything is drawn again.
 DRAWN_BY = (
     *(
         f"mos_common.{name}"
@@ -31,7 +31,7 @@ DRAWN_BY = (
 
 @dataclass(frozen=True)
 class Request:
-    """One picture that is wanted."""
+    """A request for one picture."""
 
     model: Model
     prompt: str
@@ -42,7 +42,7 @@ class Request:
 
     @cached_property
     def key(self) -> str:
-        """What it is by everything that made it."""
+        """The digest of everything that decides the picture."""
         texts = " ".join([self.prompt, *(region.prompt for region in self.regions)])
         regions = [asdict(region) for region in self.regions]
         made_of = self.model.made_of(texts)
@@ -50,7 +50,10 @@ class Request:
 
 
 def draw_all(base: Base, cache: Cache, sharing: Sharing, requests: Sequence[Request], what: str) -> None:
-    """Return when all of them are in the cache. Batches are cut before anyone looks what is there: every process has the same."""
+    """Return when all requests are in the cache.
+
+    Batches are formed before the cache is read, so every process has the same ones.
+    """
     together: dict[object, list[Request]] = {}
     for request in {request.key: request for request in requests}.values():
         alike = (request.model.attached, request.model.scale, request.how, request.regions)
@@ -58,13 +61,13 @@ def draw_all(base: Base, cache: Cache, sharing: Sharing, requests: Sequence[Requ
     batches = [group[i : i + BATCH] for group in together.values() for i in range(0, len(group), BATCH)]
 
     def missing(batch: list[Request]) -> list[str]:
-        return cache.missing("drawing", [request.key for request in batch])
+        return cache.missing("drawings", [request.key for request in batch])
 
     def do(batch: list[Request]) -> None:
         wanted = set(missing(batch))
         left = [request for request in batch if request.key in wanted]
         pictures = _drawn(base, left)
-        cache.put("drawing", {request.key: picture_bytes(p) for request, p in zip(left, pictures, strict=True)})
+        cache.put("drawings", {request.key: picture_bytes(p) for request, p in zip(left, pictures, strict=True)})
 
     sharing.all_of(what, batches, key=lambda batch: batch[0].key, done=lambda batch: not missing(batch), do=do)
 

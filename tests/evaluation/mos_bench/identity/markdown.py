@@ -1,4 +1,4 @@
-"""The tables as people read them. Numbers are means with 95 % intervals over concepts and seeds."""
+"""The tables in Markdown. Numbers are means with 95 % intervals over concepts and seeds."""
 
 from __future__ import annotations
 
@@ -11,14 +11,17 @@ from mos_bench.identity.curve import Curve
 from mos_bench.identity.methods import GRADIENT
 from mos_bench.identity.results import table
 from mos_bench.identity.statistics import Interval, Paired, paired
-from mos_bench.identity.tables import Before
+from mos_bench.identity.tables import TableRow
 
 SHOWN = ("image_alignment", "identity_accuracy", "text_alignment")
 HEADS = ("image alignment", "identity accuracy", "text alignment")
 
 
 def curve_table(curve: Curve, rank: int, bounds: Sequence[Case]) -> str:
-    """Table (c) at one rank, with floor, ceiling and single; with diversity where there are seeds to differ."""
+    """Return the curve at one rank, with floor, ceiling and single.
+
+    Diversity is included when there are several seeds.
+    """
     several = not isnan(curve.singles[rank].figure("diversity").mean)
 
     def cells(case: Case, *others: str) -> list[str]:
@@ -36,7 +39,7 @@ def curve_table(curve: Curve, rank: int, bounds: Sequence[Case]) -> str:
 
 
 def gains_table(curve: Curve, rank: int) -> str:
-    """Ours against every rival, concept for concept; drift against theirs, prompt for prompt."""
+    """Return our method minus every rival, paired by concept; drift is paired by prompt."""
     rows = []
     for case in curve.cases:
         if case.about["method"] != GRADIENT.name or case.about["rank"] != rank:
@@ -46,11 +49,11 @@ def gains_table(curve: Curve, rank: int) -> str:
             if case.drift is not None and rival.drift is not None:
                 found.append(paired(case.drift, rival.drift))
             rows.append([case.about["n"], rival.about["method"], *map(_gain, found)])
-    return table(["n", "ours less", *HEADS, "drift"], rows)
+    return table(["n", "ours − rival", *HEADS, "drift"], rows)
 
 
-def before_table(rows: Sequence[Before], concepts: Sequence[BenchConcept], bounds: Sequence[Case]) -> str:
-    """Table (a) or (b): single → fused, over all and by category."""
+def single_and_fused_table(rows: Sequence[TableRow], concepts: Sequence[BenchConcept], bounds: Sequence[Case]) -> str:
+    """Return Table 1 or 2: single → fused, over all concepts and by category."""
     categories = {c.category: [x.name for x in concepts if x.category == c.category] for c in concepts}
     groups = {"all": [concept.name for concept in concepts], **categories}
     lines = [
@@ -65,27 +68,27 @@ def before_table(rows: Sequence[Before], concepts: Sequence[BenchConcept], bound
     return table(["method", "category", *HEADS], lines)
 
 
-def rivals_table(rows: Sequence[Before]) -> str:
-    """The last row of a table against each of the others."""
+def rivals_table(rows: Sequence[TableRow]) -> str:
+    """Return the last row of a table minus each of the others."""
     ours = rows[-1].fused
     lines = [[row.title, *(_gain(paired(ours.matrix(f), row.fused.matrix(f))) for f in SHOWN)] for row in rows[:-1]]
-    return table([f"{rows[-1].title}, less", *HEADS], lines)
+    return table([f"{rows[-1].title} − other", *HEADS], lines)
 
 
 def case_table(cases: Sequence[Case], bounds: Sequence[Case]) -> str:
-    """Table (f)."""
+    """Return the table of cases."""
     return table(["case", *HEADS], [[case.name, *_cells(case)] for case in [*bounds, *cases]])
 
 
 def multi_table(cases: Sequence[Case], ceiling: Case) -> str:
-    """Table (d): image alignment and accuracy of each subject in its own part, and how many pictures have all of them right."""
+    """Return scores of each subject in its own part, and of whole pictures."""
     figures = ("image_alignment", "identity_accuracy", "all_recognised")
     lines = [[case.name, *(_short(case.figure(figure)) for figure in figures)] for case in [ceiling, *cases]]
     return table(["case", *HEADS[:2], "all recognised in one picture"], lines)
 
 
 def drift_table(curve: Curve, rank: int) -> str:
-    """Table (e): what each method does to ordinary prompts."""
+    """Return the drift of ordinary prompts by method."""
     counts = list(dict.fromkeys(case.about["n"] for case in curve.cases))
     methods = list(dict.fromkeys(str(case.about["method"]) for case in curve.cases))
     rows = []
@@ -96,7 +99,7 @@ def drift_table(curve: Curve, rank: int) -> str:
 
 
 def chosen_table(curve: Curve) -> str:
-    """Which λ dev chose, and what each reached there."""
+    """Return the λ chosen on dev, and the image alignment of each candidate."""
     rows = []
     for one in curve.chosen:
         reached = one["dev_image_alignment"]

@@ -1,8 +1,9 @@
-"""The ways to fuse that are compared, each with the λ that suits it best.
+"""The fusion methods that are compared, each with its best λ.
 
-`average` is FedAvg with 1/n. Those that are linear in a factor λ (the scaled sum, TIES, DARE) get the λ that scores the highest image
-alignment on dev concepts at the same n, with the same prompts and seeds: what is chosen is what is compared. `gradient-paper` is
-L-BFGS with the paper's stops and inputs, `gradient` is ours with its defaults.
+`average` is FedAvg with 1/n. Methods that are linear in a factor λ (the scaled sum, TIES, DARE) get
+the λ with the highest image alignment on dev concepts at the same n, with the same prompts and
+seeds. `gradient-paper` is L-BFGS with the paper's stops and inputs; `gradient` is ours with its
+defaults.
 """
 
 from __future__ import annotations
@@ -23,20 +24,20 @@ from mos_server.fusion.methods.ties import TiesSettings
 
 @dataclass(frozen=True)
 class Method:
-    """One way to fuse; `grid` are the λ to choose from, none for a method without."""
+    """A fusion method; `grid` holds the candidates for λ, if it has one."""
 
     name: str
     settings: MethodSettings
     grid: tuple[float, ...] = ()
 
     def scales(self, n: int) -> tuple[float, ...]:
-        """The λ to try with n concepts. The scaled sum may always be the average: 1/n is among its λ."""
+        """Return the λ to try with n concepts; the scaled sum always includes the average, 1/n."""
         if self.settings.method != "sum":
             return self.grid
         return tuple(sorted({*self.grid, round(1 / n, 4)}))
 
     def changed(self, texts: Sequence[str]) -> Method:
-        """Return gradient fusion with what `--set` says; any other method as it is.
+        """Return gradient fusion with the settings of `--set`; any other method unchanged.
 
         Raises:
             RequestError: it has no such setting, or a value is not of its type or range.

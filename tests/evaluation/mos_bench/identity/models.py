@@ -1,8 +1,9 @@
-"""What drawings are made with: the base alone, one tuned concept, or concepts fused by some method.
+"""Models to draw with: the base alone, one tuned concept, or fused concepts.
 
-A `Model` knows what it is by digests and loads its weights only when something is really drawn with it. Fused models are kept in
-files named by their recipe: base, concepts, weights and settings, and the code of fusion itself, so that changed code fuses anew.
-A drawing is keyed by the digest of the tensors that came out: where those are the same, it is not drawn again.
+A `Model` is identified by digests and loads its weights only when it draws. Fused models are kept
+in files named by their specification (base, concepts, weights, settings) and the code of fusion, so
+changed code fuses anew. A drawing is keyed by the digest of the resulting tensors: if they are the
+same, it is not drawn again.
 """
 
 from __future__ import annotations
@@ -29,13 +30,17 @@ from mos_server.fusion.methods.method import MethodSettings
 from mos_server.fusion.statistics import RECORDED_BY
 
 Changes = Mapping[str, LowRank]
-# The code that decides what a fused model is: when it changes, models are fused anew.
+# The code that decides a fused model: when it changes, models are fused again.
 FUSED_BY = tuple(dict.fromkeys([*modules_of("mos_server.fusion"), *RECORDED_BY]))
 
 
 @dataclass(frozen=True)
 class Model:
-    """`attached` says which changes are on, `words` maps each token to its embeddings and their digest; `load` gives the changes."""
+    """A model, loaded lazily.
+
+    `attached` identifies the changes, `words` maps each token to its embeddings and their digest,
+    `load` returns the changes.
+    """
 
     attached: str
     load: Callable[[], Changes] = field(repr=False)
@@ -43,14 +48,14 @@ class Model:
     scale: float = 1.0
 
     def changes(self) -> Changes:
-        """The changes, each times `scale`."""
+        """Return the changes, each times `scale`."""
         loaded = self.load()
         if self.scale == 1:
             return loaded
         return {name: replace(pair, alpha=pair.alpha * self.scale) for name, pair in loaded.items()}
 
     def made_of(self, prompt: str) -> object:
-        """What of this model a drawing of `prompt` depends on."""
+        """Return the parts of this model that a drawing of `prompt` depends on."""
         return [
             self.attached,
             self.scale,
@@ -59,78 +64,78 @@ class Model:
 
     @property
     def vocabulary(self) -> dict[str, Tensor]:
-        """Every token's embeddings."""
+        """The embeddings of every token."""
         return {token: words for token, (_, words) in self.words.items()}
 
 
 def untouched() -> Model:
-    """The base as it came."""
+    """Return the base without changes."""
     return Model("", dict)
 
 
 def single(base: Base, concept: Concept) -> Model:
-    """One concept's own model."""
+    """Return one concept's own model."""
     return Model(content_digest(concept), lambda: concept.pairs, _words(base, [concept]))
 
 
 def words_only(base: Base, concept: Concept) -> Model:
-    """The untouched base, told the concept's words: what embeddings alone carry (figure 3 of the paper)."""
+    """Return the untouched base with the concept's words (figure 3 of the paper)."""
     return Model("", dict, _words(base, [concept]))
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """One fused model to make. `scale` multiplies what comes out: λ of the scaled sum."""
+class FusionSpec:
+    """One fused model to make; `scale` multiplies its changes: λ of the scaled sum."""
 
     concepts: tuple[Concept, ...]
     settings: MethodSettings
     scale: float = 1.0
 
     def name(self, base: Base) -> str:
-        """What makes it what it is."""
+        """Return the digest that names the fused model."""
         digests = sorted(content_digest(concept) for concept in self.concepts)
         code = digest_of_code(FUSED_BY)
         return key_of(drawn_on(base), digests, self.settings.method, asdict(self.settings), code)
 
 
-class Kitchen:
-    """Makes fused models, once: `folder` keeps them and the second moments that they share."""
+class FusedModels:
+    """Fused models, each made once, and the second moments they share, in `folder`."""
 
     def __init__(self, base: Base, folder: Path) -> None:
         self.base, self.folder = base, folder
 
-    def path(self, recipe: Recipe) -> Path:
-        """Where the changes are kept."""
-        return self.folder / "fused" / f"{recipe.name(self.base)}.safetensors"
+    def path(self, spec: FusionSpec) -> Path:
+        """Return the file of the changes."""
+        return self.folder / "fused" / f"{spec.name(self.base)}.safetensors"
 
-    def made(self, recipe: Recipe) -> bool:
-        """Whether it is there already."""
-        return self.path(recipe).is_file()
+    def has(self, spec: FusionSpec) -> bool:
+        """Return True if the model was already made."""
+        return self.path(spec).is_file()
 
-    def make(self, recipe: Recipe) -> None:
-        """Fuse, unless that was done before."""
-        if self.made(recipe):
+    def make(self, spec: FusionSpec) -> None:
+        """Fuse, unless already done."""
+        if self.has(spec):
             return
-        named = [NamedConcept("", concept) for concept in recipe.concepts]
-        fused = fuse(self.base, named, recipe.settings, moments_dir=self.folder / "moments", progress=lambda line: None)
+        named = [NamedConcept("", concept) for concept in spec.concepts]
+        fused = fuse(self.base, named, spec.settings, moments_dir=self.folder / "moments", progress=lambda line: None)
         tensors = {}
         for name, pair in fused.changes.items():
             tensors[f"{name}.A"] = pair.A.float().contiguous()
             tensors[f"{name}.B"] = (pair.scale * pair.B).float().contiguous()
         told = {
             "digest": digest_of_tensors(tensors),
-            "method": recipe.settings.method,
+            "method": spec.settings.method,
             "drift": json.dumps(fused.manifest.drift),
             "excluded": json.dumps([excluded.token for excluded in fused.manifest.excluded]),
         }
-        write_atomically(self.path(recipe), save(tensors, told))
+        write_atomically(self.path(spec), save(tensors, told))
 
-    def model(self, recipe: Recipe) -> Model:
-        """The model, made before."""
-        path = self.path(recipe)
+    def model(self, spec: FusionSpec) -> Model:
+        """Return a model that was made."""
+        path = self.path(spec)
         with safe_open(path, "pt") as file:
             digest = file.metadata()["digest"]
-        return Model(digest, lambda: _read(path), _words(self.base, recipe.concepts), recipe.scale)
+        return Model(digest, lambda: _read(path), _words(self.base, spec.concepts), spec.scale)
 
 
 def _read(path: Path) -> Changes:

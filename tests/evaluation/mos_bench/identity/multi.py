@@ -1,9 +1,10 @@
-"""Table (d): several concepts in one picture, with and without regions; each looked for where it was asked to be.
+"""Several concepts in one picture, with and without regions, each scored in its own part.
 
-Pictures are as wide as there are concepts: 64 x 128 for two, 64 x 192 for three. Concept i is to stand in the i-th part, which is
-cut out and recognised among all concepts. Without regions one prompt names all of them; with regions the prompt names their classes, and
-the prompt of region i names concept i in the place of its class, so that it still tells the whole picture. The floor is the untouched base
-told the classes: pictures of the same size and place.
+A picture is as wide as its number of concepts: 64 x 128 for two, 64 x 192 for three. Concept i
+belongs in the i-th part, which is cut out and recognised among all concepts. Without regions one
+prompt names all concepts. With regions the prompt names their classes, and the prompt of region i
+names concept i in place of its class, so it still describes the whole picture. The floor is the
+untouched base with the class words.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
+from mos_bench.identity.bench import Bench
 from mos_bench.identity.cache import drawn_on, key_of, vector_bytes
 from mos_bench.identity.cases import Case
 from mos_bench.identity.concepts import BenchConcept
@@ -22,9 +24,9 @@ from mos_bench.identity.drawings import Request
 from mos_bench.identity.methods import AVERAGE, GRADIENT, SUM_TUNED
 from mos_bench.identity.models import Model, untouched
 from mos_bench.identity.scorers import all_pairs, scored_by
+from mos_bench.identity.scoring import Scores
 from mos_bench.identity.tables import FUSED
 from mos_bench.identity.tuning import ED_LORA
-from mos_bench.identity.workshop import Scores, Workshop
 from mos_common.regions import Region
 from mos_tiny.recipe.world import with_article
 
@@ -33,82 +35,82 @@ PLACES = ("in the city", "on a pink background", "in the desert", "in a room")
 
 
 @dataclass(frozen=True)
-class Group:
-    """Concepts for one picture, from left to right, and where they are."""
+class Scene:
+    """The concepts of one picture, from left to right, and its place."""
 
     concepts: tuple[BenchConcept, ...]
     place: str
 
-    def told(self, subjects: Sequence[str]) -> str:
-        """One sentence about all of them."""
+    def sentence(self, subjects: Sequence[str]) -> str:
+        """Return one sentence about all of them."""
         if len(subjects) == 2:
             return f"{subjects[0]} on the left and {subjects[1]} on the right {self.place}"
         return f"{' and '.join(subjects)} {self.place}"
 
 
-def groups_of(concepts: Sequence[BenchConcept], size: int) -> list[Group]:
-    """Every concept with those after it, in a circle: each stands at every place once."""
+def scenes_of(concepts: Sequence[BenchConcept], size: int) -> list[Scene]:
+    """Return scenes that start at every concept in a circle: each stands at every place once."""
     count = len(concepts) if len(concepts) > size else 1
     return [
-        Group(tuple(concepts[(i + j) % len(concepts)] for j in range(size)), PLACES[i % len(PLACES)])
+        Scene(tuple(concepts[(i + j) % len(concepts)] for j in range(size)), PLACES[i % len(PLACES)])
         for i in range(count)
         if len(concepts) >= size
     ]
 
 
-def request_for(workshop: Workshop, model: Model, group: Group, seed: int, how: str) -> Request:
-    """One picture of a group, told as one of `WAYS`."""
-    size, base = len(group.concepts), workshop.base
-    shape = replace(workshop.protocol.how, height=base.picture_size, width=size * base.picture_size)
-    names = [concept.name for concept in group.concepts]
-    classes = [with_article(concept.class_word) for concept in group.concepts]
+def request_for(bench: Bench, model: Model, scene: Scene, seed: int, how: str) -> Request:
+    """Return a request for one picture of a scene, described in one of `WAYS`."""
+    size, base = len(scene.concepts), bench.base
+    shape = replace(bench.protocol.how, height=base.picture_size, width=size * base.picture_size)
+    names = [concept.name for concept in scene.concepts]
+    classes = [with_article(concept.class_word) for concept in scene.concepts]
     if how != REGIONS:
-        told = group.told(classes if how == CLASSES else names)
+        told = scene.sentence(classes if how == CLASSES else names)
         return Request(model, told, seed, shape, base=drawn_on(base))
     boxes = []
     for i, name in enumerate(names):
         subjects = [name if i == j else classes[j] for j in range(size)]
-        boxes.append(Region(group.told(subjects), i / size, 0, (i + 1) / size, 1))
-    return Request(model, group.told(classes), seed, shape, tuple(boxes), drawn_on(base))
+        boxes.append(Region(scene.sentence(subjects), i / size, 0, (i + 1) / size, 1))
+    return Request(model, scene.sentence(classes), seed, shape, tuple(boxes), drawn_on(base))
 
 
-def measure_multi(workshop: Workshop, half: str, count: int = FUSED, sizes: Sequence[int] = (2, 3)) -> list[Case]:
-    """Accuracy and image alignment within each one's own part, on the base for the floor and for three ways to fuse."""
-    concepts = workshop.half(half)[:count]
-    workshop.studio.tune_all(concepts, ED_LORA, workshop.sharing)
-    scales = {SUM_TUNED.name: choose_scale(workshop, SUM_TUNED, len(concepts), ED_LORA, [])}
-    groups = {size: groups_of(workshop.probed(concepts), size) for size in sizes}
+def measure_multi(bench: Bench, half: str, count: int = FUSED, sizes: Sequence[int] = (2, 3)) -> list[Case]:
+    """Measure accuracy and image alignment in each part: the floor and three ways to fuse."""
+    concepts = bench.half(half)[:count]
+    bench.tuned.tune_all(concepts, ED_LORA, bench.sharing)
+    scales = {SUM_TUNED.name: choose_scale(bench, SUM_TUNED, len(concepts), ED_LORA, [])}
+    scenes = {size: scenes_of(bench.probed(concepts), size) for size in sizes}
     cases = [
-        _case(workshop, untouched(), groups[size], CLASSES, f"{size} in one picture, class words (floor)")
+        scene_case(bench, untouched(), scenes[size], CLASSES, f"{size} in one picture, class words (floor)")
         for size in sizes
     ]
     for method in (AVERAGE, SUM_TUNED, GRADIENT):
-        recipe = workshop.recipe(concepts, ED_LORA, method, scales.get(method.name, 1.0))
-        workshop.fuse_all([recipe], f"{method.name} of {len(concepts)}")
-        model = workshop.kitchen.model(recipe)
+        spec = bench.spec(concepts, ED_LORA, method, scales.get(method.name, 1.0))
+        bench.fuse_all([spec], f"{method.name} of {len(concepts)}")
+        model = bench.fused.model(spec)
         cases += [
-            _case(workshop, model, groups[size], how, f"{size} in one picture, {how}, {method.name}")
+            scene_case(bench, model, scenes[size], how, f"{size} in one picture, {how}, {method.name}")
             for size in sizes
             for how in (NAMES, REGIONS)
         ]
     return [case for case in cases if case.scores]
 
 
-def _case(workshop: Workshop, model: Model, groups: Sequence[Group], how: str, name: str) -> Case:
-    seeds = range(workshop.protocol.seeds)
+def scene_case(bench: Bench, model: Model, scenes: Sequence[Scene], how: str, name: str) -> Case:
+    seeds = range(bench.protocol.seeds)
     requests = {
-        (g, seed): request_for(workshop, model, group, seed, how) for g, group in enumerate(groups) for seed in seeds
+        (g, seed): request_for(bench, model, scene, seed, how) for g, scene in enumerate(scenes) for seed in seeds
     }
-    workshop.draw(list(requests.values()), name)
-    if workshop.sharing.helper:
+    bench.drawings.draw(list(requests.values()), name)
+    if bench.sharing.helper:
         return Case(name, {})
     found: dict[str, list[list[tuple[float, float]]]] = {}
     keys: dict[str, list[str]] = {}
-    whole = np.ones((len(groups), len(seeds)))
-    for g, group in enumerate(groups):
-        for place, concept in enumerate(group.concepts):
+    whole = np.ones((len(scenes), len(seeds)))
+    for g, scene in enumerate(scenes):
+        for place, concept in enumerate(scene.concepts):
             drawn = [requests[g, seed].key for seed in seeds]
-            row = [_scored(workshop, key, place, len(group.concepts), concept) for key in drawn]
+            row = [_scored(bench, key, place, len(scene.concepts), concept) for key in drawn]
             found.setdefault(concept.name, []).append(row)
             keys.setdefault(concept.name, []).extend(drawn)
             whole[g] *= [right for _, right in row]
@@ -116,18 +118,18 @@ def _case(workshop: Workshop, model: Model, groups: Sequence[Group], how: str, n
     return Case(name, scores, whole=whole)
 
 
-def _scored(workshop: Workshop, key: str, place: int, size: int, concept: BenchConcept) -> tuple[float, float]:
-    """Image alignment of one part of a picture, and whether its concept was recognised in it."""
-    name = key_of(key, [place, size], scored_by(workshop.scorer))
-    if workshop.cache.missing("features", [name]):
-        picture = workshop.cache.picture(key)
+def _scored(bench: Bench, key: str, place: int, size: int, concept: BenchConcept) -> tuple[float, float]:
+    """Return image alignment of one part, and 1 if its concept was recognised there."""
+    name = key_of(key, [place, size], scored_by(bench.scoring.scorer))
+    if bench.cache.missing("features", [name]):
+        picture = bench.cache.picture(key)
         side = picture.shape[2] // size
         part = picture[None, :, :, place * side : (place + 1) * side]
-        workshop.cache.put("features", {name: vector_bytes(workshop.scorer.features(part)[0])})
-    features = torch.nn.functional.normalize(workshop.cache.vector(name)[None], dim=1)
-    gallery = workshop.gallery
-    alike = float(all_pairs(features, gallery.references[concept.name])[0])
-    return alike, float(gallery.recogniser.who(features)[0] == concept.name)
+        bench.cache.put("features", {name: vector_bytes(bench.scoring.scorer.features(part)[0])})
+    features = torch.nn.functional.normalize(bench.cache.vector(name)[None], dim=1)
+    references = bench.scoring.references
+    alike = float(all_pairs(features, references.held_back[concept.name])[0])
+    return alike, float(references.recogniser.who(features)[0] == concept.name)
 
 
 def _scores(rows: Sequence[Sequence[tuple[float, float]]], drawings: Sequence[str]) -> Scores:

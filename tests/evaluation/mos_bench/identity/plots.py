@@ -11,7 +11,7 @@ from typing import Any
 from mos_bench.identity.cases import Case
 from mos_bench.identity.curve import Curve
 from mos_bench.identity.methods import GRADIENT
-from mos_bench.identity.tables import Before
+from mos_bench.identity.tables import TableRow
 from mos_common.errors import RequestError
 from mos_common.files import write_atomically
 
@@ -32,7 +32,10 @@ COLOURS = {
 
 
 def plot_curve(curve: Curve, rank: int, path: Path) -> None:
-    """What fusing does to each figure against n, one line a method; concept for concept, since every n has others."""
+    """Plot the change of each figure by fusion against n, one line per method.
+
+    Changes are paired by concept, since the concepts differ with n.
+    """
     figure, axes = _figure(1, 4, (16, 4.2))
     single = curve.singles[rank]
     for axis, (name, title) in zip(axes, TITLES.items(), strict=True):
@@ -53,8 +56,8 @@ def plot_curve(curve: Curve, rank: int, path: Path) -> None:
     _save(figure, path)
 
 
-def plot_before(rows: Sequence[Before], path: Path) -> None:
-    """Single and fused side by side, as in the paper's tables."""
+def plot_single_and_fused(rows: Sequence[TableRow], path: Path) -> None:
+    """Plot single and fused side by side, as in the paper's tables."""
     figure, axes = _figure(1, 3, (15, 0.7 + 0.5 * len(rows)))
     for axis, name in zip(axes, list(TITLES)[:3], strict=True):
         for y, row in enumerate(reversed(rows)):
@@ -70,7 +73,7 @@ def plot_before(rows: Sequence[Before], path: Path) -> None:
 
 
 def plot_cases(cases: Sequence[Case], bounds: Sequence[Case], path: Path) -> None:
-    """Bars of image alignment and accuracy."""
+    """Plot bars of image alignment and accuracy."""
     figure, axes = _figure(1, 2, (13, 0.8 + 0.32 * len([*bounds, *cases])))
     everything = [*bounds, *cases][::-1]
     for axis, name in zip(axes, list(TITLES)[:2], strict=True):
@@ -83,7 +86,7 @@ def plot_cases(cases: Sequence[Case], bounds: Sequence[Case], path: Path) -> Non
 
 
 def plot_settings(points: Mapping[str, Mapping[str, Mapping[int, float]]], path: Path, title: str) -> None:
-    """The settings study: for each figure and n the settings as bars about the base point."""
+    """Plot the settings study: settings as bars about the base point, by figure and n."""
     names = list(points)
     figure, axes = _figure(1, len(names), (5.5 * len(names), 1 + 0.3 * len(next(iter(points.values())))))
     for axis, name in zip(axes, names, strict=True):
@@ -102,7 +105,7 @@ def plot_settings(points: Mapping[str, Mapping[str, Mapping[int, float]]], path:
 
 
 def require_matplotlib() -> None:
-    """Asked before hours of work, not after.
+    """Check that matplotlib is installed, before hours of work.
 
     Raises:
         RequestError: it is not installed.

@@ -1,11 +1,13 @@
-"""What is drawn of every concept: 5 context, 5 style, 5 interaction and 5 attribute prompts, as in the paper's evaluation.
+"""The prompts: 5 context, 5 style, 5 interaction and 5 attribute prompts, as in the paper.
 
-Said in the words that `tiny` knows (`mos_tiny.recipe.world`); for other bases there is a second list in ordinary English. No background
-here is one that fusion records of a concept (`mos_common.prompts.RECORDED`); five stand in ordinary prompts that the base is recorded on. Interactions are wide pictures
-on `tiny`, which learnt two subjects side by side in 64 x 128; what is scored of them is the half where the concept was asked to be.
+They use the words that `tiny` knows (`mos_tiny.recipe.world`); other bases have a second list in
+ordinary English. No background is one that fusion records of a concept
+(`mos_common.prompts.RECORDED`); five are in ordinary prompts that the base is recorded on.
+Interactions are wide pictures on `tiny`, which learnt two subjects side by side in 64 x 128; only
+the concept's half is scored.
 
-A prompt knows what its picture must show: `background`, `partner` (whatever else is there), and a `look` (a person's style, hair or
-clothes, an object's colour), all of which the witnesses can see.
+A prompt knows what its picture must show: `background`, `partner` (the other subject), and a `look`
+(a person's style, hair or clothes, an object's colour). The witnesses can check all of them.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ EACH = 5
 
 @dataclass(frozen=True)
 class Prompt:
-    """One prompt about V. `partners` are two other subjects, the first of which is taken that V's class is not."""
+    """One prompt about V. The partner is the first of `partners` that is not V's class."""
 
     kind: Kind
     text: str
@@ -36,18 +38,18 @@ class Prompt:
     side: Side = ""
 
     def about(self, subject: str, *, class_word: str) -> str:
-        """The prompt with a concept's token in the place of V."""
+        """Return the prompt with a concept's token in place of V."""
         text = self.text.replace("PARTNER", with_article(self.partner(class_word) or "x"))
         return re.sub(r"\bV\b", lambda _: subject, text)
 
     def about_class(self, class_word: str) -> str:
-        """The prompt about anything of the class: "a red V" is "a red car", "V" is "a car"."""
+        """Return the prompt about the class: "a red V" is "a red car", "V" is "a car"."""
         text = self.text.replace("PARTNER", with_article(self.partner(class_word) or "x"))
         text = re.sub(r"\b(a|an) (\w+) V\b", lambda match: f"{match[1]} {match[2]} {class_word}", text)
         return re.sub(r"\bV\b", lambda _: with_article(class_word), text)
 
     def partner(self, class_word: str) -> str:
-        """What else is in the picture, empty for nothing."""
+        """Return the other subject in the picture, or an empty string."""
         return next((noun for noun in self.partners if noun != class_word), "")
 
 
@@ -123,10 +125,10 @@ _REAL_OF_OBJECTS = ("a red V", "a blue V", "a wet V", "a shiny V", "a small V")
 
 
 def prompts_for(concept: BenchConcept, *, each: int, tiny: bool) -> list[Prompt]:
-    """The first `each` prompts of every kind that fit the concept.
+    """Return the first `each` prompts of every kind that fit the concept.
 
     Raises:
-        RequestError: there are not so many.
+        RequestError: `each` is out of range.
 
     """
     if not 1 <= each <= EACH:

@@ -1,4 +1,4 @@
-"""Rows of numbers, and the files that are written from them: JSON in the benches' form, CSV, Markdown."""
+"""Rows of numbers, and the JSON, CSV and Markdown files written from them."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ from mos_bench.identity.cases import FIGURES, UNITS, Case
 from mos_bench.identity.curve import Curve
 from mos_bench.identity.methods import GRADIENT
 from mos_bench.identity.statistics import Interval, paired
-from mos_bench.identity.tables import Before
+from mos_bench.identity.tables import TableRow
 from mos_bench.rows import Row, device_name, versions
 from mos_common.files import write_atomically
 
 
 @dataclass
 class Results:
-    """Rows that came together; what is not a number (nothing was measured) is left out."""
+    """Collected rows; values that are not finite are left out."""
 
     rows: list[Row] = field(default_factory=list)
 
     def add(self, case: str, figure: str, value: float, unit: str = "") -> None:
-        """Take a number."""
+        """Add a number."""
         if math.isfinite(value):
             self.rows.append(Row(case, figure, round(float(value), 5), unit or UNITS.get(figure, "cosine")))
 
     def add_interval(self, case: str, figure: str, found: Interval, unit: str = "") -> None:
-        """A mean, and both ends."""
+        """Add a mean and both ends of its interval."""
         for end, value in (("", found.mean), ("_low", found.low), ("_high", found.high)):
             self.add(case, figure + end, value, unit or UNITS.get(figure, "cosine"))
 
     def add_case(self, case: Case, before: Case | None = None) -> None:
-        """All figures of a case, and what changed from before."""
+        """Add all figures of a case, and their changes from `before`."""
         for figure in FIGURES:
             self.add_interval(case.name, figure, case.figure(figure))
         if case.drift is not None:
@@ -54,12 +54,12 @@ class Results:
                 self.add(case.name, key, value, "factor")
 
     def json(self) -> bytes:
-        """The benches' form."""
+        """Return the rows as JSON with device and versions."""
         told = {"device": device_name(), "versions": versions(), "rows": [asdict(row) for row in self.rows]}
         return json.dumps(told, indent=1, ensure_ascii=False).encode() + b"\n"
 
     def csv(self) -> bytes:
-        """A line a number."""
+        """Return the rows as CSV."""
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(["case", "figure", "value", "unit"])
@@ -68,7 +68,7 @@ class Results:
 
 
 def curve_rows(curve: Curve) -> Results:
-    """Every case of the curve, and for ours what it gains over each rival, concept for concept."""
+    """Return every case of the curve, and our method's gains over each rival."""
     results = Results()
     for bound in [*curve.bounds, *curve.singles.values()]:
         results.add_case(bound)
@@ -82,7 +82,7 @@ def curve_rows(curve: Curve) -> Results:
 
 
 def _add_gains(results: Results, case: Case, rival: Case) -> None:
-    """What a case gains over a rival on the same concepts and seeds, and how much more or less the base drifts."""
+    """Add the paired gains of a case over a rival, and the difference in drift."""
     over = f"gain_over_{str(rival.about['method']).replace('-', '_')}"
     for figure, name in (
         ("image_alignment", over),
@@ -99,8 +99,8 @@ def _add_gains(results: Results, case: Case, rival: Case) -> None:
         results.add(case.name, f"{name}_p", gain.p, "probability")
 
 
-def before_rows(rows: Sequence[Before], table: str) -> Results:
-    """Table 1 or 2: single and fused of each row."""
+def single_and_fused_rows(rows: Sequence[TableRow], table: str) -> Results:
+    """Return single and fused of each row of Table 1 or 2."""
     results = Results()
     for row in rows:
         results.add_case(_renamed(row.single, f"{table}: {row.title}, single"))
@@ -113,7 +113,7 @@ def before_rows(rows: Sequence[Before], table: str) -> Results:
 
 
 def case_rows(cases: Sequence[Case], table: str) -> Results:
-    """Cases that stand for themselves."""
+    """Return rows of independent cases."""
     results = Results()
     for case in cases:
         results.add_case(_renamed(case, f"{table}: {case.name}"))
@@ -121,13 +121,13 @@ def case_rows(cases: Sequence[Case], table: str) -> Results:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """Markdown."""
+    """Return a Markdown table."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
 
 
 def write_table(folder: Path, name: str, results: Results, markdown: str) -> None:
-    """NAME.csv and NAME.md."""
+    """Write NAME.csv and NAME.md."""
     write_atomically(folder / f"{name}.csv", results.csv())
     write_atomically(folder / f"{name}.md", markdown.encode() + b"\n")
 
@@ -137,5 +137,5 @@ def _renamed(case: Case, name: str) -> Case:
 
 
 def plain(values: Mapping[str, object]) -> str:
-    """Settings in a line of text."""
+    """Return settings as a line of text."""
     return ", ".join(f"{name} {value}" for name, value in values.items())

@@ -1,8 +1,9 @@
-"""Who judges drawings: EfficientNet-Lite0 on `tiny`, CLIP as in the paper on real models, and any vision model for identity.
+"""Scorers: EfficientNet-Lite0 on `tiny`, CLIP as in the paper, and any vision model for identity.
 
-A scorer turns pictures into unit vectors; its `name` is part of what keys them. `Clip` also reads prompts:
+A scorer turns pictures into unit vectors; its `name` is part of their key. `Clip` also reads
+prompts:
 
-    text alignment  = 2.5 max(cos(image, "A photo depicts " + prompt with the class word in the place of V), 0)
+    text alignment  = 2.5 max(cos(image, "A photo depicts " + prompt with class word for V), 0)
     image alignment = mean over all (generated, reference) pairs of max(cos, 0)
 """
 
@@ -30,17 +31,17 @@ BATCH = 32
 Pictures = Float[Tensor, "n 3 height width"]
 
 
-# The code that decides what a score is: when it changes, everything is scored anew.
+# The code that decides a score: when it changes, everything is scored again.
 SCORED_BY = ("mos_bench.identity.scorers", "mos_common.scores")
 
 
 class Scorer(Protocol):
-    """Pictures in [-1, 1] to vectors of length 1."""
+    """A map from pictures in [-1, 1] to vectors of length 1."""
 
     name: str
 
     def features(self, pictures: Pictures) -> Float[Tensor, "n features"]:
-        """One vector a picture."""
+        """Return one vector per picture."""
         ...
 
 
@@ -50,7 +51,7 @@ def scored_by(scorer: Scorer) -> str:
 
 
 class EfficientNet:
-    """The scorer of the rest of the project; its weights come inside a package, whose version the name has."""
+    """The project's usual scorer; its weights come in a package, whose version is in the name."""
 
     def __init__(self) -> None:
         from importlib.metadata import version
@@ -59,7 +60,7 @@ class EfficientNet:
         self._scorer = ImageScorer()
 
     def features(self, pictures: Pictures) -> Float[Tensor, "n features"]:
-        """Pooled features."""
+        """Return pooled features."""
         return self._scorer.features(pictures)
 
 
@@ -76,7 +77,7 @@ class Clip:
 
     @torch.no_grad()
     def features(self, pictures: Pictures) -> Float[Tensor, "n features"]:
-        """Projected image features."""
+        """Return projected image features."""
         found = []
         for part in torch.split(pictures, BATCH):
             pooled = self._model.vision_model(pixel_values=self._prepare(part)).pooler_output
@@ -85,7 +86,7 @@ class Clip:
 
     @torch.no_grad()
     def text_features(self, prompts: Sequence[str]) -> Float[Tensor, "n features"]:
-        """Projected features of "A photo depicts " and each prompt."""
+        """Return projected features of "A photo depicts " and each prompt."""
         texts = [PREFIX + prompt for prompt in prompts]
         longest = int(self._model.config.text_config.max_position_embeddings)
         read = self._tokenizer(texts, padding=True, truncation=True, max_length=longest, return_tensors="pt")
@@ -94,7 +95,7 @@ class Clip:
 
 
 class VisionModel:
-    """DINO, or a face encoder: any transformers vision model in a folder; the first token of its last layer, or what it pools."""
+    """Any transformers vision model in a folder, such as DINO or a face encoder."""
 
     def __init__(self, folder: Path) -> None:
         from transformers import AutoModel
@@ -106,13 +107,16 @@ class VisionModel:
 
     @torch.no_grad()
     def features(self, pictures: Pictures) -> Float[Tensor, "n features"]:
-        """The class token."""
+        """Return the class token of the last layer."""
         found = [self._model(pixel_values=self._prepare(part)) for part in torch.split(pictures, BATCH)]
         return normalize(torch.cat([out.last_hidden_state[:, 0] for out in found]), dim=1)
 
 
 class Preparation:
-    """Resize the shorter side by Pillow's bicubic, cut out the middle, scale, as a model's `preprocessor_config.json` says."""
+    """Resize the shorter side, crop the centre and normalise, by `preprocessor_config.json`.
+
+    Resizing is Pillow's bicubic.
+    """
 
     def __init__(self, size: int, mean: Sequence[float], deviation: Sequence[float]) -> None:
         self.size = size
@@ -120,13 +124,13 @@ class Preparation:
 
     @classmethod
     def of(cls, folder: Path, size: int) -> Preparation:
-        """CLIP's numbers where the folder does not say."""
+        """Return the folder's preparation, with CLIP's numbers where the folder has none."""
         file = folder / "preprocessor_config.json"
         told = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
         return cls(size, told.get("image_mean", CLIP_MEAN), told.get("image_std", CLIP_STD))
 
     def __call__(self, pictures: Pictures) -> Pictures:
-        """Pixel values."""
+        """Return pixel values."""
         return (torch.stack([self._square(picture) for picture in pictures]) - self.mean) / self.deviation
 
     def _square(self, picture: Float[Tensor, "3 h w"]) -> Float[Tensor, "3 size size"]:
@@ -141,12 +145,15 @@ class Preparation:
 
 
 def clip_text_alignment(images: Float[Tensor, "n features"], texts: Float[Tensor, "n features"]) -> Float[Tensor, " n"]:
-    """2.5 max(cos, 0) of each picture with its own prompt."""
+    """Return 2.5 max(cos, 0) of each picture with its own prompt."""
     return WEIGHT * (images * texts).sum(dim=1).clamp(min=0)
 
 
 def all_pairs(generated: Float[Tensor, "n features"], references: Float[Tensor, "m features"]) -> Float[Tensor, " n"]:
-    """For each generated picture the mean over references of max(cos, 0): their mean is the paper's image alignment."""
+    """Return the mean over references of max(cos, 0) for each generated picture.
+
+    The mean of these is the paper's image alignment.
+    """
     return (generated @ references.T).clamp(min=0).mean(dim=1)
 
 

@@ -1,7 +1,8 @@
-"""Several processes, one piece of work after the other: whoever takes a piece locks it, and a lock ends with its process.
+"""Work shared by several processes: a process locks the piece it works on.
 
-Every process walks through the same plan. At each stage it takes what nobody has taken, and waits at the end until all of the stage
-is done; so a stage may need everything that the stages before it made. A killed process leaves its piece undone and unlocked.
+Every process follows the same plan. At each stage it takes pieces that nobody has taken, then waits
+until the stage is done, so a stage may use everything that earlier stages made. A lock ends with
+its process: a killed process leaves its piece undone and unlocked.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ Piece = TypeVar("Piece")
 
 
 class Sharing:
-    """Locks in `folder`. A helper stops when the process that started it is gone, and says nothing."""
+    """Locks in `folder`. A helper prints nothing and stops when its parent process is gone."""
 
     def __init__(self, folder: Path, *, helper: bool = False) -> None:
         self.folder, self.helper, self._parent = folder, helper, os.getppid()
@@ -38,7 +39,7 @@ class Sharing:
         done: Callable[[Piece], bool],
         do: Callable[[Piece], None],
     ) -> None:
-        """Return when every piece is done, by this process or by another."""
+        """Return when every piece is done, by this process or another."""
         left = [piece for piece in pieces if not done(piece)]
         if not left:
             return
@@ -55,14 +56,19 @@ class Sharing:
                 if left:
                     time.sleep(WAIT_S)
 
+    def lock_file(self, key: str) -> Path:
+        """Return the file that is locked while a piece is worked on.
+
+        256 files serve any number of pieces: two that share one wait for each other.
+        """
+        return self.folder / hashlib.sha256(key.encode()).hexdigest()[:2]
+
     @contextmanager
     def _locked(self, key: str) -> Iterator[bool]:
         if self.helper and os.getppid() != self._parent:
-            raise StateError("the process that this one helped is gone")
+            raise StateError("the parent process of this helper is gone")
         self.folder.mkdir(parents=True, exist_ok=True)
-        # A few hundred lock files do for any number of pieces: who meets another's lock by chance only waits a little.
-        path = self.folder / hashlib.sha256(key.encode()).hexdigest()[:2]
-        lock = FileLock(path)
+        lock = FileLock(self.lock_file(key))
         try:
             lock.acquire(timeout=0)
         except Timeout:

@@ -1,4 +1,4 @@
-"""Contact sheets: the same prompts and seeds, row by row, so that people see what the numbers say."""
+"""Contact sheets: the same prompts and seeds, row by row."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from mos_bench.identity.bench import Bench
 from mos_bench.identity.cases import Case
 from mos_bench.identity.concepts import BenchConcept
-from mos_bench.identity.workshop import Workshop
 from mos_client.pictures.examples import load_pictures
 from mos_client.pictures.folder import split_pictures
 from mos_common.files import write_atomically
@@ -25,25 +25,25 @@ ROWS = 16
 
 @dataclass(frozen=True)
 class Line:
-    """One line of a sheet: what it is called, and its pictures."""
+    """One line of a sheet: its title and its pictures."""
 
     title: str
     pictures: Sequence[Tensor]
 
 
-def concept_sheet(workshop: Workshop, concept: BenchConcept, cases: Sequence[Case], path: Path, title: str) -> None:
-    """The concept's held-back pictures, then each case's drawings of it at the first seed, one column a prompt."""
-    _, held_back = split_pictures(workshop.studio.pictures(concept))
-    lines = [Line("held back", list(load_pictures(held_back, workshop.base.picture_size)))]
+def concept_sheet(bench: Bench, concept: BenchConcept, cases: Sequence[Case], path: Path, title: str) -> None:
+    """Write held-back pictures, then each case's drawings at the first seed."""
+    _, held_back = split_pictures(bench.tuned.pictures(concept))
+    lines = [Line("held back", list(load_pictures(held_back, bench.base.picture_size)))]
     for case in cases:
         if (scores := case.scores.get(concept.name)) and scores.drawings:
-            keys = scores.drawings[:: workshop.protocol.seeds]
-            lines.append(Line(case.name, [workshop.cache.picture(key) for key in keys]))
+            keys = scores.drawings[:: bench.protocol.seeds]
+            lines.append(Line(case.name, [bench.cache.picture(key) for key in keys]))
     write_sheet(path, lines, title)
 
 
 def write_sheet(path: Path, lines: Sequence[Line], title: str) -> None:
-    """A picture of labelled lines of pictures."""
+    """Write a picture of labelled lines of pictures."""
     lines = lines[:ROWS]
     widths = [sum(_width(picture) + GAP for picture in line.pictures) for line in lines]
     sheet = Image.new("RGB", (MARGIN + max([*widths, 200]), HEAD + len(lines) * (HEIGHT + GAP)), "white")
@@ -61,12 +61,12 @@ def write_sheet(path: Path, lines: Sequence[Line], title: str) -> None:
     write_atomically(path, png.getvalue())
 
 
-def case_sheet(workshop: Workshop, cases: Sequence[Case], path: Path, title: str, columns: int = 6) -> None:
-    """One line a case, its first drawings: for pictures that belong to several concepts."""
+def case_sheet(bench: Bench, cases: Sequence[Case], path: Path, title: str, columns: int = 6) -> None:
+    """Write one line per case with its first drawings, for pictures of several concepts."""
     lines = []
     for case in cases:
         keys = list(dict.fromkeys(key for scores in case.scores.values() for key in scores.drawings))[:columns]
-        lines.append(Line(case.name, [workshop.cache.picture(key) for key in keys]))
+        lines.append(Line(case.name, [bench.cache.picture(key) for key in keys]))
     write_sheet(path, lines, title)
 
 

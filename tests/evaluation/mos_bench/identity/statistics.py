@@ -1,37 +1,41 @@
-"""Means with intervals over concepts and seeds, and paired comparisons of two methods. Everything here is a pure function.
+"""Means with intervals over concepts and seeds, and paired comparisons of two methods.
 
-A score is a matrix, one row a concept, one column a seed (means over prompts). Both are samples of what could have been measured,
-and a seed is the same noise for every concept; so a bootstrap draws rows and columns, each with replacement:
+A score is a matrix with one row per concept and one column per seed (a mean over prompts). Both
+rows and columns are samples of what could have been measured, and a seed is the same noise for
+every concept, so the bootstrap resamples rows and columns independently, each with replacement:
 
-    m* = r*ᵀ x c*,  r* and c* how often each row and column was drawn, as shares       interval: the quantiles α' and 1 - α' of m*
+    m* = mean of x[r*, c*]     interval: the quantiles a' and 1 - a' of m*
 
-The plain percentile interval is too narrow for few concepts. It is widened as Hesterberg (The American Statistician 2015, section
-4.1.2) proposes, to α' = Φ(-√(n/(n-1)) t(1-α/2, n-1)): for normal data that is Student's interval. Of fewer than eight concepts no resampling
-reaches far enough, since it never leaves what was seen: there it is Student's own, over the concepts' means. A share of pictures has Wilson's.
+The plain percentile interval is too narrow for few concepts. Hesterberg (The American Statistician
+2015, section 4.1.2) widens it to a' = Phi(-sqrt(n / (n - 1)) t(1 - a/2, n - 1)), which for normal
+data is Student's interval. For fewer than eight concepts resampling cannot reach far enough, since
+it never leaves the observed range; there the interval is Student's, over the concepts' means. A
+proportion of pictures has Wilson's interval.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cache
-from itertools import product
-from math import exp, isnan, lgamma, log, pi, sqrt
-from statistics import NormalDist
+from math import isnan, sqrt
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
+from scipy import stats
 
 LEVEL = 0.95
-DRAWS = 4000
-FEW = 8  # concepts from which a bootstrap can hold what it promises
-EXACT = 12  # up to so many concepts every flip of signs is tried
-Matrix = Float[np.ndarray, "concepts seeds"]
+RESAMPLES = 4000
+FEWEST_FOR_BOOTSTRAP = 8
+"""The fewest concepts for which the widened bootstrap interval has the coverage that it states."""
+MOST_FOR_EXACT = 12
+"""Up to this many concepts every pattern of signs is tried, else `SIGN_PATTERNS` random ones."""
+SIGN_PATTERNS = 10_000
+ConceptScores = Float[np.ndarray, "concepts seeds"]
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean and the ends of its 95 % interval, over so many concepts (of a share: pictures)."""
+    """A mean and the ends of its 95 % interval over `concepts` concepts (or pictures)."""
 
     mean: float
     low: float
@@ -39,31 +43,34 @@ class Interval:
     concepts: int
 
     def __str__(self) -> str:
-        """`0.812 [0.790, 0.834]`; of a single concept the mean alone."""
+        """Return `0.812 [0.790, 0.834]`, or the mean alone for a single concept."""
         return f"{self.mean:.3f}" + ("" if isnan(self.low) else f" [{self.low:.3f}, {self.high:.3f}]")
 
     @property
     def signed(self) -> str:
-        """`+0.022 [-0.015, +0.040]`."""
+        """Return `+0.022 [-0.015, +0.040]`."""
         return f"{self.mean:+.3f}" + ("" if isnan(self.low) else f" [{self.low:+.3f}, {self.high:+.3f}]")
 
     def within(self, least: float, most: float) -> Interval:
-        """The same, its ends no further than the score can be: a share is not above 1."""
+        """Return the interval clipped to the score's range: a proportion never exceeds 1."""
         return replace(self, low=max(self.low, least), high=min(self.high, most))
 
 
 @dataclass(frozen=True)
 class Paired:
-    """The mean difference of two methods on the same concepts and seeds, and the probability of as much by flips of signs alone."""
+    """The mean difference of two methods on the same concepts and seeds.
+
+    `p` is the two-sided p-value of a sign-flip permutation test.
+    """
 
     difference: Interval
     p: float
 
 
-def interval(values: Matrix, *, seed: int = 0) -> Interval:
-    """The mean of a score over concepts and seeds, with its interval; a single concept has none.
+def interval(values: ConceptScores, *, seed: int = 0) -> Interval:
+    """Return the mean over concepts and seeds with its interval; a single concept has none.
 
-    Concepts that were not measured are rows of NaN, and count nowhere.
+    Rows of NaN are concepts that were not measured; they are left out.
     """
     x = np.asarray(values, float)
     x = x[~np.isnan(x).all(axis=1)]
@@ -72,76 +79,84 @@ def interval(values: Matrix, *, seed: int = 0) -> Interval:
     mean = float(x.mean())
     if len(x) == 1:
         return Interval(mean, float("nan"), float("nan"), 1)
-    if len(x) < FEW:
-        half = student_quantile((1 + LEVEL) / 2, len(x) - 1) * float(x.mean(axis=1).std(ddof=1)) / sqrt(len(x))
+    if len(x) < FEWEST_FOR_BOOTSTRAP:
+        deviation = float(x.mean(axis=1).std(ddof=1))
+        half = float(stats.t.ppf((1 + LEVEL) / 2, len(x) - 1)) * deviation / sqrt(len(x))
         return Interval(mean, mean - half, mean + half, len(x))
-    random, (n, seeds) = np.random.default_rng(seed), x.shape
-    rows = random.multinomial(n, np.full(n, 1 / n), size=DRAWS) / n
-    columns = random.multinomial(seeds, np.full(seeds, 1 / seeds), size=DRAWS) / seeds
-    means = ((rows @ x) * columns).sum(axis=1)
-    tail = widened_tail(len(x))
-    low, high = np.quantile(means, [tail, 1 - tail])
-    return Interval(mean, float(low), float(high), len(x))
+    low, high = _bootstrap(x, seed)
+    return Interval(mean, low, high, len(x))
 
 
-def share(hits: Matrix) -> Interval:
-    """The share of pictures in which something is so, with Wilson's interval: of none in fourteen it is not [0, 0].
+def _bootstrap(x: ConceptScores, seed: int) -> tuple[float, float]:
+    """Return the widened percentile interval; rows and columns are resampled independently."""
 
-    (p + z²/2m ± z √(p(1-p)/m + z²/4m²)) / (1 + z²/m) over m pictures.
+    def mean_of(rows: Int[np.ndarray, "*n rows"], *columns: Int[np.ndarray, "*n columns"], axis: int) -> np.ndarray:
+        which = columns[0][..., None, :] if columns else np.zeros((1, 1), int)
+        means: np.ndarray = x[rows[..., :, None], which].mean(axis=(-2, -1))
+        return means
+
+    n, seeds = x.shape
+    resampled = (np.arange(n), np.arange(seeds)) if seeds > 1 else (np.arange(n),)
+    found = stats.bootstrap(
+        resampled,
+        mean_of,
+        n_resamples=RESAMPLES,
+        vectorized=True,
+        batch=max(1, 2_000_000 // x.size),
+        axis=-1,
+        confidence_level=1 - 2 * widened_tail(n),
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    )
+    ends = found.confidence_interval
+    return float(ends.low), float(ends.high)
+
+
+def share(hits: ConceptScores) -> Interval:
+    """Return the proportion of pictures that are hits (1, else 0) with Wilson's interval.
+
+    It is not [0, 0] for 0 of 14.
     """
-    m = hits.size
-    if not m:
+    if not hits.size:
         return Interval(float("nan"), float("nan"), float("nan"), 0)
-    p, z = float(hits.mean()), NormalDist().inv_cdf((1 + LEVEL) / 2)
-    middle, half = p + z**2 / (2 * m), z * sqrt(p * (1 - p) / m + z**2 / (4 * m**2))
-    return Interval(p, max(0.0, (middle - half) / (1 + z**2 / m)), min(1.0, (middle + half) / (1 + z**2 / m)), m)
+    ends = stats.binomtest(round(float(hits.sum())), hits.size).proportion_ci(LEVEL, method="wilson")
+    return Interval(float(hits.mean()), float(ends.low), float(ends.high), hits.size)
 
 
-def paired(one: Matrix, other: Matrix, *, seed: int = 0) -> Paired:
-    """How much `one` is above `other`, concept for concept and seed for seed."""
-    difference = np.asarray(one, float) - np.asarray(other, float)
-    of_concepts = difference[~np.isnan(difference).all(axis=1)].mean(axis=1)
-    return Paired(interval(difference, seed=seed), sign_flip(of_concepts, seed=seed))
+def paired(first: ConceptScores, second: ConceptScores, *, seed: int = 0) -> Paired:
+    """Return `first` − `second`, concept for concept and seed for seed."""
+    difference = np.asarray(first, float) - np.asarray(second, float)
+    measured = difference[~np.isnan(difference).all(axis=1)]
+    return Paired(interval(difference, seed=seed), sign_flip(measured.mean(axis=1), seed=seed))
 
 
 def sign_flip(differences: Float[np.ndarray, " concepts"], *, seed: int = 0) -> float:
-    """Two-sided: the share of all sign patterns whose mean is at least as far from 0 as what was seen.
+    """Return the two-sided p-value of a sign-flip permutation test of the mean difference.
 
-    Exact for up to 12 concepts, else of 10,000 random patterns (with what was seen among them, so never 0).
+    It is exact for at most 12 concepts, else it is estimated from 10,000 random patterns of signs
+    (and the observed one, so that it is never 0). Fewer than two concepts give 1.
     """
-    seen = abs(differences.mean()) if len(differences) else 0.0
-    if len(differences) <= EXACT:
-        signs = np.array(list(product((-1.0, 1.0), repeat=len(differences))))
-        return float((np.abs(signs @ differences) / max(1, len(differences)) >= seen - 1e-12).mean())
-    signs = np.random.default_rng(seed).choice((-1.0, 1.0), size=(10_000, len(differences)))
-    as_far = (np.abs(signs @ differences) / len(differences) >= seen - 1e-12).sum()
-    return float((as_far + 1) / (len(signs) + 1))
+    if len(differences) < 2:
+        return 1.0
+    found = stats.permutation_test(
+        (differences,),
+        lambda x, axis: np.abs(x.mean(axis=axis)),
+        permutation_type="samples",
+        vectorized=True,
+        n_resamples=np.inf if len(differences) <= MOST_FOR_EXACT else SIGN_PATTERNS,
+        alternative="greater",
+        axis=-1,
+        rng=np.random.default_rng(seed),
+    )
+    return float(found.pvalue)
 
 
 def widened_tail(n: int, level: float = LEVEL) -> float:
-    """Α' above: where to cut the bootstrap's distribution on each side for n samples."""
-    t = student_quantile((1 + level) / 2, n - 1)
-    return NormalDist().cdf(-sqrt(n / (n - 1)) * t)
+    """Return a' above: the probability to cut off at each end for n samples."""
+    t = float(stats.t.ppf((1 + level) / 2, n - 1))
+    return float(stats.norm.cdf(-sqrt(n / (n - 1)) * t))
 
 
-@cache
-def student_quantile(p: float, freedom: int) -> float:
-    """The quantile of Student's t above ½: bisection on its distribution, which is integrated by Simpson's rule in the angle.
-
-    With t = √ν tan θ the density's integral is that of cos^(ν-1) θ over [0, θ], times Γ((ν+1)/2) / (√π Γ(ν/2)).
-    """
-    factor = exp(lgamma((freedom + 1) / 2) - lgamma(freedom / 2) - 0.5 * log(pi))
-    low, high = 0.0, pi / 2
-    for _ in range(60):
-        middle = (low + high) / 2
-        angles = np.linspace(0, middle, 2001)
-        weights = np.where(np.arange(2001) % 2 == 1, 4.0, 2.0)
-        weights[[0, -1]] = 1
-        below = 0.5 + factor * float((np.cos(angles) ** (freedom - 1) * weights).sum()) * middle / 2000 / 3
-        low, high = (middle, high) if below < p else (low, middle)
-    return sqrt(freedom) * float(np.tan(low))
-
-
-def stacked(of_concepts: Sequence[Float[np.ndarray, " seeds"]]) -> Matrix:
-    """One row a concept."""
-    return np.stack(list(of_concepts)) if of_concepts else np.empty((0, 1))
+def stacked(rows: Sequence[Float[np.ndarray, " seeds"]]) -> ConceptScores:
+    """Return one row per concept; without concepts a matrix of shape (0, 1)."""
+    return np.stack(list(rows)) if rows else np.empty((0, 1))

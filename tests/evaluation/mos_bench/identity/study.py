@@ -1,8 +1,9 @@
-"""`mos-bench settings`: what each setting of fusion does, one changed at a time from the defaults, and ridge against preserve.
+"""`mos-bench settings`: how each fusion setting changes the scores, one changed at a time.
 
-Measured on dev, since it is what defaults are chosen by. Every figure is the difference to the base point on the same concepts and
-seeds. Second moments are shared: only what a setting changes about recording is recorded again. Besides, where the fused model loses
-identity (`groups.py`), and what concepts tuned otherwise come to.
+It is measured on dev, where defaults are chosen. Every figure is the difference to the base point
+on the same concepts and seeds. Second moments are shared: only settings that change recording
+record again. It also measures where the fused model loses identity (`layer_groups.py`), and
+concepts tuned with other settings.
 """
 
 from __future__ import annotations
@@ -17,17 +18,18 @@ from pathlib import Path
 
 import torch
 
+from mos_bench.identity.bench import Bench
 from mos_bench.identity.cases import Case
-from mos_bench.identity.command import Asked, open_workshop, publish_file
+from mos_bench.identity.command import Options, open_bench, publish_file
+from mos_bench.identity.concept_drawings import Protocol
 from mos_bench.identity.concepts import BenchConcept
 from mos_bench.identity.curve import RANKS, measure_methods, singles_of
-from mos_bench.identity.groups import measure_groups
+from mos_bench.identity.layer_groups import measure_groups
 from mos_bench.identity.methods import Method
 from mos_bench.identity.plots import plot_settings, require_matplotlib
 from mos_bench.identity.results import Results, plain, table, write_table
 from mos_bench.identity.statistics import paired
 from mos_bench.identity.tuning import Variant
-from mos_bench.identity.workshop import Protocol, Workshop
 from mos_bench.rows import command_line, device_name, versions
 from mos_common.base_model import load_base
 from mos_common.errors import RequestError
@@ -66,13 +68,13 @@ TUNINGS: Mapping[str, Mapping[str, str]] = {
     "words 3": {"words": "3"},
     "frozen directions": {"frozen_directions": "true"},
 }
-TUNED_ANEW = 8  # other tunings are tried with so many concepts at most: each takes about a minute of a core
+TUNED_ANEW = 8  # other tunings use at most this many concepts: each takes a minute of a core
 FIGURES = ("image_alignment", "identity_accuracy", "text_alignment", "drift")
 
 
 @dataclass(frozen=True)
 class Study:
-    """What the command line says."""
+    """The options of the command line."""
 
     out: Path
     half: str = "dev"
@@ -96,7 +98,7 @@ class Study:
             raise RequestError(f"--rank {self.rank}: choose from {', '.join(map(str, RANKS))}")
 
     def asks_for(self, axis: str) -> bool:
-        """Whether an axis is to be measured."""
+        """Return True if an axis was requested."""
         return not self.only or axis in self.only
 
     @property
@@ -105,7 +107,7 @@ class Study:
         return changed(BASE, parse_settings(GradientSettings, self.sets))
 
     def settings(self) -> dict[str, GradientSettings]:
-        """By name, the base point first; a setting that is the base point again is left out."""
+        """Return settings by name, the base point first; duplicates of it are left out."""
         point = self.point
         found = {"defaults": point}
         for axis, values in AXES.items():
@@ -119,7 +121,7 @@ class Study:
 
 
 def _moved(point: GradientSettings, settings: GradientSettings) -> GradientSettings:
-    """Return the base point with what `settings` changes of the defaults."""
+    """Return the base point with the values in which `settings` differs from the defaults."""
     names = [each.name for each in fields(settings)]
     other = {name: getattr(settings, name) for name in names if getattr(settings, name) != getattr(BASE, name)}
     return changed(point, other)
@@ -130,10 +132,10 @@ def run_study(study: Study, *, helper: bool = False) -> Results | None:
     torch.set_num_threads(1)
     require_matplotlib()
     started, base = time.monotonic(), load_base(study.base, device=study.device, dtype=study.dtype)
-    asked = Asked(study.out, half=study.half, protocol=study.protocol, tuned=study.tuned, steps=study.steps)
-    workshop = open_workshop(asked, base, helper=helper)
-    with closing(workshop.cache):
-        cases = measure_settings(workshop, study)
+    options = Options(study.out, half=study.half, protocol=study.protocol, tuned=study.tuned, steps=study.steps)
+    bench = open_bench(options, base, helper=helper)
+    with closing(bench.cache):
+        cases = measure_settings(bench, study)
     if helper:
         return None
     results, points, text = study_rows(cases)
@@ -155,36 +157,36 @@ def run_study(study: Study, *, helper: bool = False) -> Results | None:
     return results
 
 
-def measure_settings(workshop: Workshop, study: Study) -> dict[int, dict[str, Case]]:
-    """By n and name of the setting; `single` is there too."""
-    counts = workshop.counts_in(study.half, study.counts)
-    concepts, variant = workshop.half(study.half)[: max(counts)], RANKS[study.rank]
-    workshop.studio.tune_all(concepts, variant, workshop.sharing)
+def measure_settings(bench: Bench, study: Study) -> dict[int, dict[str, Case]]:
+    """Return cases by n and setting name, `single` included."""
+    counts = bench.counts_in(study.half, study.counts)
+    concepts, variant = bench.half(study.half)[: max(counts)], RANKS[study.rank]
+    bench.tuned.tune_all(concepts, variant, bench.sharing)
     methods = [Method(name, settings) for name, settings in study.settings().items()]
     found: dict[int, dict[str, Case]] = {}
     for n in counts:
         chosen = concepts[:n]
-        cases = measure_methods(workshop, chosen, variant, methods, {})
-        found[n] = {"single": singles_of(workshop, workshop.probed(chosen), variant)}
+        cases = measure_methods(bench, chosen, variant, methods, {})
+        found[n] = {"single": singles_of(bench, bench.probed(chosen), variant)}
         found[n] |= {case.name: case for case in cases}
         if study.asks_for("groups"):
-            found[n] |= measure_groups(workshop, chosen, variant, methods[0])
+            found[n] |= measure_groups(bench, chosen, variant, methods[0])
         if study.asks_for("tuning") and n <= TUNED_ANEW:
-            found[n] |= measure_tunings(workshop, chosen, variant, study.point)
+            found[n] |= measure_tunings(bench, chosen, variant, study.point)
     return found
 
 
 def measure_tunings(
-    workshop: Workshop, concepts: Sequence[BenchConcept], variant: Variant, settings: GradientSettings
+    bench: Bench, concepts: Sequence[BenchConcept], variant: Variant, settings: GradientSettings
 ) -> dict[str, Case]:
-    """Concepts that were tuned otherwise, each alone and all in one model by these settings."""
+    """Score concepts tuned with other settings, alone and fused by `settings`."""
     found: dict[str, Case] = {}
     for title, changes in TUNINGS.items():
         other = Variant(f"{variant.title} {title}", {**variant.settings, **changes})
-        workshop.studio.tune_all(concepts, other, workshop.sharing)
-        alone = singles_of(workshop, workshop.probed(concepts), other)
+        bench.tuned.tune_all(concepts, other, bench.sharing)
+        alone = singles_of(bench, bench.probed(concepts), other)
         found[f"{title}, single"] = alone
-        (found[title],) = measure_methods(workshop, concepts, other, [Method(title, settings)], {})
+        (found[title],) = measure_methods(bench, concepts, other, [Method(title, settings)], {})
     return found
 
 
@@ -192,7 +194,7 @@ Points = dict[str, dict[str, dict[int, float]]]
 
 
 def study_rows(cases: Mapping[int, Mapping[str, Case]]) -> tuple[Results, Points, str]:
-    """Rows for JSON; differences by figure, setting and n for the plot; and the tables, one for each n."""
+    """Return rows, differences by figure, setting and n for the plot, and one table per n."""
     results, tables = Results(), []
     points: Points = {figure.replace("_", " "): {} for figure in FIGURES}
     for n, of_n in cases.items():
@@ -216,7 +218,7 @@ def study_rows(cases: Mapping[int, Mapping[str, Case]]) -> tuple[Results, Points
 
 
 def _difference(case: Case, defaults: Case, figure: str) -> tuple[float, str]:
-    """The change against the base point, and as text with its interval."""
+    """Return the change against the base point, and its interval as text."""
     if figure == "drift":
         if case.drift is None or defaults.drift is None:
             return float("nan"), ""

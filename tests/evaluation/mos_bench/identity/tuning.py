@@ -1,7 +1,7 @@
-"""Tuned concepts: each once, in a file whose name says what made it.
+"""Tuned concepts, each tuned once and kept in a file named by its inputs.
 
-How they are tuned is the base's preset, to the last step: the state that looks best on the pictures held back would flatter the scores,
-which are taken on the same pictures.
+Tuning uses the base's preset and runs to the last step. Choosing the state that looks best on the
+held-back pictures would flatter the scores, which use the same pictures.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ SHIPPED = Path(__file__).parent / "tuned"
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to tune a concept: a title, and the settings that differ from the preset."""
+    """A way to tune: a title, and the settings that differ from the preset."""
 
     title: str
     settings: Mapping[str, str] = field(default_factory=dict, hash=False)
@@ -43,8 +43,8 @@ P_PLUS = Variant("P+", {"method": "p-plus"})
 TEXTUAL_INVERSION = Variant("Textual Inversion", {"method": "textual-inversion"})
 
 
-class Studio:
-    """Pictures in `folder`/pictures, concept files in `tuned`, which may be another machine's; a few come with the package."""
+class TunedConcepts:
+    """Pictures in `folder`/pictures and concept files in `tuned`; a few come with the package."""
 
     def __init__(self, base: Base, folder: Path, *, tuned: Path, steps: int | None = None) -> None:
         self.base, self.folder, self.tuned, self.steps = base, folder, tuned, steps
@@ -53,7 +53,7 @@ class Studio:
         self._read: dict[Path, Concept] = {}
 
     def pictures(self, concept: BenchConcept) -> Path:
-        """Its folder of twelve pictures, written now if it is not there."""
+        """Return the concept's folder of pictures, written at first use."""
         if self._world is None and concept.folder is None:
             self._world = World()
         to = self.folder / "pictures" / concept.slug
@@ -62,13 +62,13 @@ class Studio:
         return write_pictures(concept, self.folder / "pictures", self._world or World())
 
     def digest(self, concept: BenchConcept) -> str:
-        """What its pictures are."""
+        """Return the digest of the concept's pictures."""
         if concept.name not in self._digests:
             self._digests[concept.name] = pictures_digest(find_pictures(self.pictures(concept)))
         return self._digests[concept.name]
 
     def path(self, concept: BenchConcept, variant: Variant) -> Path:
-        """Where its concept file is or will be: the one that comes with the package, if that is what would be made."""
+        """Return the concept file's path: the shipped file if it has the same inputs."""
         config = TuningSettings.of(
             self.base.preset, steps=self.steps, changes=TO_THE_LAST_STEP | dict(variant.settings)
         )
@@ -88,7 +88,7 @@ class Studio:
         )
 
     def concept(self, concept: BenchConcept, variant: Variant) -> Concept:
-        """What was tuned."""
+        """Return the tuned concept."""
         path = self.path(concept, variant)
         if path not in self._read:
             self._read[path] = read_concept(path)

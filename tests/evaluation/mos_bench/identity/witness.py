@@ -1,8 +1,10 @@
-"""Text alignment on the tiny world: whether a picture shows what its prompt names.
+"""Text alignment on the tiny world: the share of a prompt's claims that a picture shows.
 
-A prompt makes claims: that V is of its class, what the background is, what else is in the picture, how V looks. Text alignment is the
-share of claims that the witnesses confirm. They learn (`recogniser.py`) from composed pictures through the base's VAE, since no drawing is sharper; no drawing and no picture of a measured concept is among what they learnt from: the unseen styles they know from other
-people and other icons of those styles. What they see on real pictures that they did not learn from is their ceiling.
+A prompt claims the class of V, the background, the other subject and the look of V. Text alignment
+is the share of claims that the witnesses confirm. Witnesses learn (`recogniser.py`) from composed
+pictures through the base's VAE, since no drawing is sharper. They never learn from drawings or from
+pictures of a measured concept: they know the unseen styles from other people and icons of those
+styles. Their ceiling is their accuracy on real pictures that they did not learn from.
 """
 
 from __future__ import annotations
@@ -38,7 +40,7 @@ from mos_tiny.recipe.world import HAIR, HUES, PALETTE, STYLES, nearest
 
 PERSON = "person"
 SQUARE = 64
-# The code that decides what a witness learns and says: when it changes, they learn anew and are asked again.
+# The code of the witnesses: when it changes, they learn and answer again.
 WITNESSED_BY = (
     *(f"mos_bench.identity.{name}" for name in ("concepts", "protocol", "recogniser", "witness")),
     *(f"mos_tiny.recipe.{name}" for name in ("art", "compose", "pictures", "probes", "restyle", "scenes", "sprites")),
@@ -54,7 +56,7 @@ PARTS = ("mean", "factor", "prototypes")
 
 @dataclass(frozen=True)
 class Claim:
-    """One thing that a part of a picture must show: `what` is which witness is asked."""
+    """One thing that a part of a picture must show; `what` names the witness."""
 
     what: str
     value: str
@@ -62,8 +64,8 @@ class Claim:
 
 
 @dataclass(frozen=True)
-class Learnt:
-    """How many pictures the witnesses learn from: `each` of every class."""
+class ProbeSizes:
+    """The number of pictures that the witnesses learn from: `each` per class."""
 
     each: int = 12
     scenes: int = 600
@@ -72,7 +74,7 @@ class Learnt:
 
 
 def claims_of(prompt: Prompt, concept: BenchConcept) -> list[Claim]:
-    """What a drawing of the prompt about the concept must show. Looks of people are asked of people only."""
+    """Return what a drawing of the prompt must show; looks of people apply to people only."""
     claims = [Claim("class", PERSON if concept.person else concept.class_word, prompt.side)]
     if prompt.background:
         claims.append(Claim("background" if not prompt.side else "wide background", prompt.background))
@@ -85,29 +87,29 @@ def claims_of(prompt: Prompt, concept: BenchConcept) -> list[Claim]:
 
 
 def rebuilt_by(base: Base, pictures: Pictures) -> Pictures:
-    """Pictures through the base's VAE, a few at a time."""
+    """Return pictures through the base's VAE, a few at a time."""
     parts = torch.split(pictures, AT_ONCE)
     return torch.cat([base.decode_latents(base.encode_pictures(part)) for part in parts])
 
 
 def part_of(picture: Float[Tensor, "*n 3 h w"], side: Side) -> Float[Tensor, "*n 3 h part"]:
-    """A half of a wide picture, or the whole."""
+    """Return a half of a wide picture, or the whole."""
     half = picture.shape[-1] // 2
     return picture if not side else picture[..., :half] if side == "left" else picture[..., -half:]
 
 
 class Witnesses:
-    """One probe for each thing that is asked. They learn when the first question is put, and are kept in `folder`."""
+    """One probe per question, trained at the first question and kept in `folder`."""
 
-    def __init__(self, base: Base, folder: Path | None = None, sizes: Learnt | None = None) -> None:
-        self.base, self.sizes = base, sizes or Learnt()
+    def __init__(self, base: Base, folder: Path | None = None, sizes: ProbeSizes | None = None) -> None:
+        self.base, self.sizes = base, sizes or ProbeSizes()
         self.scorer = ImageScorer()
         self.name = key_of("witnesses", digest_of_code(WITNESSED_BY), base.fingerprint, asdict(self.sizes))
         self._file = None if folder is None else folder / f"witnesses.{self.name[:16]}.safetensors"
         self._probes: dict[str, Recogniser] = {}
 
     def confirmed(self, asked: Sequence[tuple[Tensor, Claim]]) -> list[bool]:
-        """Whether each picture (3 H W) shows what is claimed of it."""
+        """Return for each picture (3 H W) if it shows its claim."""
         groups: dict[tuple[str, tuple[int, ...]], list[int]] = defaultdict(list)
         parts = [part_of(picture, claim.part) for picture, claim in asked]
         for i, (_, claim) in enumerate(asked):
@@ -120,7 +122,7 @@ class Witnesses:
         return found
 
     def answer(self, what: str, pictures: Pictures) -> list[str]:
-        """What one witness sees. Each style of people is a class of its own that is called a person."""
+        """Return one witness's answers; a person of any style is called a person."""
         if not self._probes:
             self._probes = self._kept() or self._learnt()
         said = self._probes[what].who(self._features(what, pictures))
@@ -168,7 +170,7 @@ class Witnesses:
 
 
 def classes(world: World, random: Random, each: int) -> tuple[Pictures, list[dict[str, str]]]:
-    """About `each` pictures of every noun and of the people of every style; none of them shows a measured concept."""
+    """Return `each` pictures of every noun and of people of every style, no measured concept."""
     shown: dict[str, list[Subject]] = defaultdict(list)
     for noun, icons in world.by_noun.items():
         shown[noun] += [_icon(world, i) for i in icons]
@@ -183,14 +185,14 @@ def classes(world: World, random: Random, each: int) -> tuple[Pictures, list[dic
 
 
 def scenes(world: World, random: Random, width: int, count: int) -> tuple[Pictures, list[dict[str, str]]]:
-    """Somebody or something in every place, two in a wide picture."""
+    """Return pictures of a subject in every place, two subjects in a wide picture."""
     places = [PLACES[i % len(PLACES)] for i in range(count)]
     pictures = as_tensor(np.stack([in_place(where, width, random, world) for where in places]))
     return pictures, [{"background": where.words, "wide background": where.words} for where in places]
 
 
 def people(world: World, random: Random, count: int) -> tuple[Pictures, list[dict[str, str]]]:
-    """People of the base's styles somewhere, and what can be seen of each (nothing, of hair that is not there)."""
+    """Return people of the base's styles and their visible traits (empty for absent hair)."""
     subjects = [world.person(random) for _ in range(count)]
     truths = [
         {
@@ -204,7 +206,7 @@ def people(world: World, random: Random, count: int) -> tuple[Pictures, list[dic
 
 
 def coloured_things(world: World, random: Random, count: int) -> tuple[Pictures, list[dict[str, str]]]:
-    """Things in a colour of `HUES` somewhere."""
+    """Return things in a colour of `HUES`."""
     icons, subjects, truths = list(world.hues), [], []
     for _ in range(count):
         i, colour = random.choice(icons), random.choice(list(HUES))
@@ -215,7 +217,7 @@ def coloured_things(world: World, random: Random, count: int) -> tuple[Pictures,
 
 
 def composed(subjects: Sequence[Subject], random: Random, world: World) -> Pictures:
-    """Each subject somewhere."""
+    """Return one picture of each subject at a random place."""
     pictures = []
     for subject in subjects:
         canvas = random.choice(PLACES).canvas(SQUARE, random, world)
@@ -225,7 +227,7 @@ def composed(subjects: Sequence[Subject], random: Random, world: World) -> Pictu
 
 
 def in_place(where: Place, width: int, random: Random, world: World) -> np.ndarray:
-    """Somebody or something in a place, two in a wide picture."""
+    """Return a subject in a place, two subjects in a wide picture."""
     canvas, count = where.canvas(width, random, world), width // SQUARE
     for i in range(count):
         place(canvas, world.subject(random), i * SQUARE, SQUARE, random)

@@ -1,8 +1,9 @@
-"""What drawings are compared with: the held-back pictures of every concept, and who is who among all of them.
+"""References: the held-back pictures of every concept, and the recogniser of all concepts.
 
-Image alignment is with held-back pictures. Identity accuracy asks which of all concepts a drawing is most like (`recogniser.py`).
-Concepts are known by the pictures they were tuned on, through the VAE as all drawings are; so the ceiling, held-back pictures
-through the VAE, is asked of exactly the same rule.
+Image alignment compares with held-back pictures. Identity accuracy asks which concept a drawing
+resembles most (`recogniser.py`). The recogniser learns from the pictures used for tuning, passed
+through the VAE as all drawings are. The ceiling applies the same rule to held-back pictures through
+the VAE.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from mos_bench.identity.cache import Cache, key_of, vector_bytes
 from mos_bench.identity.concepts import BenchConcept
 from mos_bench.identity.recogniser import Recogniser
 from mos_bench.identity.scorers import Scorer, all_pairs, scored_by
-from mos_bench.identity.tuning import Studio
+from mos_bench.identity.tuning import TunedConcepts
 from mos_client.pictures.examples import load_pictures
 from mos_client.pictures.folder import split_pictures
 from mos_common.base_model import Base
@@ -28,26 +29,31 @@ Features = Float[Tensor, "n features"]
 
 @dataclass(frozen=True)
 class Ceiling:
-    """What real pictures of a concept score, through the VAE: image alignment of those tuned on, accuracy of those held back."""
+    """Scores of real pictures through the VAE.
+
+    `image` is the alignment of pictures tuned on, `accuracy` that of held-back ones.
+    """
 
     image: float
     accuracy: float
 
 
 @dataclass(frozen=True)
-class Gallery:
-    """The held-back pictures' features of every concept, the recogniser of all, and each one's ceiling."""
+class References:
+    """Features of held-back pictures, the recogniser of all concepts, and their ceilings."""
 
-    references: dict[str, Features]
+    held_back: dict[str, Features]
     recogniser: Recogniser
     ceilings: dict[str, Ceiling]
 
 
-def gallery_of(base: Base, studio: Studio, concepts: Sequence[BenchConcept], scorer: Scorer, cache: Cache) -> Gallery:
-    """Features are computed once per concept, base and scorer."""
+def references_of(
+    base: Base, tuned_concepts: TunedConcepts, concepts: Sequence[BenchConcept], scorer: Scorer, cache: Cache
+) -> References:
+    """Compute references; features are computed once per concept, base and scorer."""
     tuned_on, references, held = {}, {}, {}
     for concept in concepts:
-        tuned, rebuilt, real = _features(base, studio, concept, scorer, cache)
+        tuned, rebuilt, real = _features(base, tuned_concepts, concept, scorer, cache)
         tuned_on[concept.name], held[concept.name], references[concept.name] = tuned, rebuilt, real
     labels = [name for name, features in tuned_on.items() for _ in features]
     recogniser = Recogniser.of(torch.cat(list(tuned_on.values())), labels)
@@ -58,17 +64,17 @@ def gallery_of(base: Base, studio: Studio, concepts: Sequence[BenchConcept], sco
         )
         for name in references
     }
-    return Gallery(references, recogniser, ceilings)
+    return References(references, recogniser, ceilings)
 
 
 def _features(
-    base: Base, studio: Studio, concept: BenchConcept, scorer: Scorer, cache: Cache
+    base: Base, tuned_concepts: TunedConcepts, concept: BenchConcept, scorer: Scorer, cache: Cache
 ) -> tuple[Features, Features, Features]:
-    """Of the pictures tuned on through the VAE, those held back through the VAE, and those held back as they are."""
-    tuned_on, held_back = split_pictures(studio.pictures(concept))
+    """Return features of pictures tuned on (VAE), held back (VAE), and held back as they are."""
+    tuned_on, held_back = split_pictures(tuned_concepts.pictures(concept))
     count, held = len(tuned_on), len(held_back)
     keys = [
-        key_of("picture", base.fingerprint, studio.digest(concept), scored_by(scorer), i)
+        key_of("picture", base.fingerprint, tuned_concepts.digest(concept), scored_by(scorer), i)
         for i in range(count + 2 * held)
     ]
     if cache.missing("features", keys):

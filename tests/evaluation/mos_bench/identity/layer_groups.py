@@ -1,7 +1,8 @@
-"""Where fusing loses identity, and where it moves the base: one group of layers at a time.
+"""Where fusion loses identity and where it moves the base: one group of layers at a time.
 
-A fused model is taken apart. With the *own* changes of one group (text encoder, keys and values, the rest of the UNet), every concept is
-drawn as if fusion had cost nothing there; with one fused group *alone*, as if nothing else had been tuned.
+With each concept's *own* changes in one group (text encoder, keys and values, the rest of the
+UNet), it is drawn as if fusion had cost nothing there. With one fused group *alone*, it is drawn as
+if nothing else had been tuned.
 """
 
 from __future__ import annotations
@@ -9,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from mos_bench.identity.bench import Bench
 from mos_bench.identity.cache import key_of
 from mos_bench.identity.cases import Case, shared_case, single_case
 from mos_bench.identity.concepts import BenchConcept
 from mos_bench.identity.methods import Method
 from mos_bench.identity.models import Model
 from mos_bench.identity.tuning import Variant
-from mos_bench.identity.workshop import Workshop
 from mos_common.base_model import Base
 from mos_common.concept import Concept
 from mos_common.concept_file import content_digest
@@ -23,28 +24,26 @@ from mos_common.edlora import LowRank
 from mos_common.layers import Group, adaptable_layers
 
 
-def measure_groups(
-    workshop: Workshop, concepts: Sequence[BenchConcept], variant: Variant, method: Method
-) -> dict[str, Case]:
-    """By name: every group of the fused model exchanged for each concept's own, and every group alone (with its drift)."""
-    base, probed = workshop.base, workshop.probed(concepts)
-    recipe = workshop.recipe(concepts, variant, method)
-    workshop.fuse_all([recipe], f"{method.name} of {len(concepts)}")
-    fused, cases = workshop.kitchen.model(recipe), dict[str, Case]()
+def measure_groups(bench: Bench, concepts: Sequence[BenchConcept], variant: Variant, method: Method) -> dict[str, Case]:
+    """Return cases by name: each group exchanged for the concept's own, and each group alone."""
+    base, probed = bench.base, bench.probed(concepts)
+    spec = bench.spec(concepts, variant, method)
+    bench.fuse_all([spec], f"{method.name} of {len(concepts)}")
+    fused, cases = bench.fused.model(spec), dict[str, Case]()
     for group in Group:
         name = f"own {group}"
-        models = {c.name: with_own(base, fused, workshop.studio.concept(c, variant), group) for c in probed}
-        cases[name] = single_case(workshop, models, probed, name)
+        models = {c.name: with_own(base, fused, bench.tuned.concept(c, variant), group) for c in probed}
+        cases[name] = single_case(bench, models, probed, name)
     for group in Group:
         name, model = f"fused {group} alone", alone(base, fused, group)
-        requests = [request for concept in probed for request in workshop.requests(model, concept)]
-        workshop.draw([*requests, *workshop.unrelated(model)], name)
-        cases[name] = shared_case(workshop, model, probed, name)
+        requests = [request for concept in probed for request in bench.drawings.requests(model, concept)]
+        bench.drawings.draw([*requests, *bench.drawings.unrelated(model)], name)
+        cases[name] = shared_case(bench, model, probed, name)
     return cases
 
 
 def with_own(base: Base, fused: Model, concept: Concept, group: Group) -> Model:
-    """A fused model with one group's changes from a concept."""
+    """Return a fused model with one group's changes from a concept."""
     here = _names(base, group)
 
     def load() -> dict[str, LowRank]:
@@ -56,7 +55,7 @@ def with_own(base: Base, fused: Model, concept: Concept, group: Group) -> Model:
 
 
 def alone(base: Base, fused: Model, group: Group) -> Model:
-    """A fused model without the other groups' changes."""
+    """Return a fused model without the other groups' changes."""
     here = _names(base, group)
 
     def load() -> dict[str, LowRank]:
