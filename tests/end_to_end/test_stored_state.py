@@ -28,7 +28,7 @@ TOKENS = ["<alice/coral>", "<bob/ginger>"]
 
 
 def tuned(federation: StoredFederation) -> dict[str, str]:
-    """The content digest of each participant's one concept file; its header may change, not its tensors."""
+    """Return the content digest of each participant's concept file: its header may change."""
     files = federation.folder.glob("participants/*/state/concepts/*.safetensors")
     return {file.parents[2].name: content_digest(read_concept(file)) for file in files}
 

@@ -134,7 +134,7 @@ def test_settings_of_another_release_are_said(session):
 
 
 def test_one_join_at_a_time(tmp_path):
-    with locked(tmp_path / "state"), pytest.raises(StateError, match=r"another mos-client join.*--state"):
+    with locked(tmp_path / "state"), pytest.raises(StateError, match=r"another mos-client.*--state"):  # noqa: SIM117
         with locked(tmp_path / "state"):
             pass
     with locked(tmp_path / "state"), locked(tmp_path / "other"):

@@ -45,8 +45,9 @@ def dense_rows(base, group, named, settings, fused_text) -> dense.Rows:
     )
 
 
-# Of the change, by the number format of the model: activations have the rounding errors of the forward passes that
-# made them, and a published change is float32. Of the survivals, which are differences of nearly equal things.
+# Bounds on the change, by the number format of the model: activations carry the rounding errors of
+# the forward passes, and a published change is float32. The bound on survivals is wider, since they
+# are differences of nearly equal numbers.
 CHANGE = {torch.float64: 1e-6, torch.float32: 1e-5}
 SURVIVAL = 1e-4
 
