@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -14,14 +14,13 @@ from mos_common.attention import KeyValueCache, conditioned
 from mos_common.base_model import Base
 from mos_common.conditioning import Conditioning, read_prompts
 from mos_common.errors import RequestError
+from mos_common.progress import CountProgress
 from mos_common.regions import Region
 from mos_common.settings import setting
 from mos_common.words import Vocabulary
 
 if TYPE_CHECKING:
     from diffusers import SchedulerMixin
-
-Progress = Callable[[int, int], None]  # (steps done, total steps)
 
 
 @dataclass(frozen=True)
@@ -66,7 +65,7 @@ def draw(
     vocabulary: Vocabulary | None = None,
     regions: Sequence[Region] = (),
     how: Drawing | None = None,
-    on_step: Progress | None = None,
+    on_step: CountProgress | None = None,
 ) -> Float[Tensor, "pictures 3 height width"]:
     """Draw one picture per prompt and seed: in [-1, 1], float32 on the CPU.
 
@@ -91,7 +90,7 @@ def draw_latents(
     vocabulary: Vocabulary | None = None,
     regions: Sequence[Region] = (),
     how: Drawing | None = None,
-    on_step: Progress | None = None,
+    on_step: CountProgress | None = None,
 ) -> Float[Tensor, "pictures c h w"]:
     """Draw as `draw` does, but return the latents without decoding them.
 
@@ -124,7 +123,7 @@ def denoise(
     conditioning: Conditioning,
     scheduler: SchedulerMixin,
     steps: int,
-    on_step: Progress | None = None,
+    on_step: CountProgress | None = None,
 ) -> Float[Tensor, "n c h w"]:
     """Turn standard normal noise into the latents of pictures.
 

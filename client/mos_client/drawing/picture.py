@@ -10,13 +10,14 @@ from torch import Tensor
 from mos_common.base_model import Base, load_base
 from mos_common.concept import check_fits, words_of
 from mos_common.concept_file import read_concept
-from mos_common.drawing import Drawing, Progress
+from mos_common.drawing import Drawing
 from mos_common.drawing import draw as draw_pictures
 from mos_common.edlora import LowRank, attached
 from mos_common.errors import RequestError
 from mos_common.files import check_writable
 from mos_common.fused_model import check_base, read_fused
 from mos_common.pictures import save_picture
+from mos_common.progress import CountProgress
 from mos_common.regions import Region
 
 
@@ -31,7 +32,7 @@ def draw_picture(
     how: Drawing | None = None,
     device: str | None = None,
     dtype: str | None = None,
-    on_step: Progress | None = None,
+    on_step: CountProgress | None = None,
 ) -> None:
     """Draw `prompt` with a fused model's folder or a concept file, and write the PNG.
 

@@ -18,10 +18,10 @@ from mos_common.digests import digest_of_bytes, digest_of_file
 from mos_common.errors import NetworkError, RequestError, StateError, TrustError
 from mos_common.files import could_not_write
 from mos_common.node_key import sign_call
+from mos_common.progress import CountProgress
 from mos_common.signing import MANIFEST, check_files, verify_model
 
 log = logging.getLogger(__name__)
-Progress = Callable[[int, int], None]
 LARGEST_MODEL_BYTES = 32 << 30
 ATTEMPTS, PAUSE_S = 5, 1.0
 FETCH_S = 3600.0
@@ -33,7 +33,7 @@ def download_model(
     into: Path,
     *,
     manifest_digest: str | None = None,
-    progress: Progress = lambda done, total: None,
+    progress: CountProgress = lambda done, total: None,
 ) -> Path:
     """Fetch `model` ("latest", a round, or a candidate) into its own folder in `into`; return that.
 
@@ -129,7 +129,7 @@ def _other_manifest(folder: Path, described: Any) -> str | None:
     return None if ours in {file.sha256.hex() for file in described.files if file.name == MANIFEST} else ours
 
 
-def _fetch_all(enrolment: Enrolment, stub: Any, described: Any, part: Path, progress: Progress) -> None:
+def _fetch_all(enrolment: Enrolment, stub: Any, described: Any, part: Path, progress: CountProgress) -> None:
     total = sum(file.size for file in described.files)
     try:
         part.mkdir(parents=True, exist_ok=True)

@@ -35,14 +35,14 @@ class Executor:
         """Work until `stop`; `ready` keeps the SuperNode running and returns whether it is."""
         while not stop.is_set():
             try:
-                busy = ready() and self._one_task()
+                busy = ready() and self.take_task()
             except Exception as error:  # else it would end this thread silently
                 log.error("cannot take requests at the moment: %s", error, exc_info=not isinstance(error, MosError))
                 busy = False
             if not busy:
                 stop.wait(_PAUSE_S)
 
-    def _one_task(self) -> bool:
+    def take_task(self) -> bool:
         """Take a task and run it; return False if there was none."""
         from flwr.proto.runtime_pb2 import AcquireTaskRequest
         from flwr.supercore.auth import load_superexec_auth_secret

@@ -45,7 +45,7 @@ def read_picture(path: Path) -> Read:
         PicturesError: it cannot be read; the message names the file.
 
     """
-    _with_heic()
+    can_read_heic()
     try:
         with _opened(path) as file:
             upright = ImageOps.exif_transpose(file)
@@ -104,7 +104,7 @@ def _cut_out(alpha: Image.Image) -> bool:
 
 
 def _unreadable(path: Path, error: Exception) -> str:
-    if path.suffix.lower() in HEIC and not _with_heic():
+    if path.suffix.lower() in HEIC and not can_read_heic():
         return (
             f"picture {path} is HEIC, which needs the package pillow-heif: pip install pillow-heif, or save it as JPEG"
         )
@@ -114,7 +114,7 @@ def _unreadable(path: Path, error: Exception) -> str:
 
 
 @cache
-def _with_heic() -> bool:
+def can_read_heic() -> bool:
     """Register the HEIC plug-in with Pillow; return False if it is not installed."""
     try:
         from pillow_heif import register_heif_opener

@@ -81,7 +81,7 @@ def choose_plan(base: Base, batch: int, rank: int, gib: float) -> Plan:
             needs[micro_batch, checkpointing] = step_gib(base, micro_batch, rank, checkpointing)
             if needs[micro_batch, checkpointing] <= gib:
                 return Plan(micro_batch, checkpointing, gib=needs[micro_batch, checkpointing])
-    least, saved = needs[1, True], _optimiser_saving_gib(base, rank)
+    least, saved = needs[1, True], optimiser_saving_gib(base, rank)
     if least - saved <= gib and _has_bitsandbytes():
         return Plan(1, checkpointing=True, eight_bit=True, gib=least - saved)
     raise RequestError(
@@ -104,7 +104,7 @@ def step_gib(base: Base, pictures: int, rank: int, checkpointing: bool) -> float
     """Return the GiB of a step: weights, saved tensors, pairs with their moments, CUDA's own."""
     context = CONTEXT_GIB if base.device.type == "cuda" else 0.0
     kept = kept_bytes(base, pictures, rank, checkpointing) / GIB
-    return context + WORKSPACE * (_weights_gib(base) + kept) + 16 * _tuned(base, rank) / GIB
+    return context + WORKSPACE * (_weights_gib(base) + kept) + 16 * tuned_parameters(base, rank) / GIB
 
 
 def kept_bytes(base: Base, pictures: int, rank: int, checkpointing: bool, *, fake: bool = True) -> int:
@@ -202,13 +202,14 @@ def _weights_gib(base: Base) -> float:
     return count / GIB
 
 
-def _tuned(base: Base, rank: int) -> int:
+def tuned_parameters(base: Base, rank: int) -> int:
+    """Return the number of parameters in the low-rank pairs of ED-LoRA."""
     return sum(rank * (layer.d_in + layer.d_out) for layer in tuned_layers(base, Method.ED_LORA))
 
 
-def _optimiser_saving_gib(base: Base, rank: int) -> float:
+def optimiser_saving_gib(base: Base, rank: int) -> float:
     """Return the GiB that 8-bit AdamW saves: it keeps 2 bytes per parameter instead of 8."""
-    return 6 * _tuned(base, rank) / GIB
+    return 6 * tuned_parameters(base, rank) / GIB
 
 
 def _has_bitsandbytes() -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from importlib.metadata import version
 from pathlib import Path
@@ -18,6 +18,7 @@ from mos_common.concept import check_fits, words_of
 from mos_common.concept_file import content_digest
 from mos_common.errors import FusionError
 from mos_common.fused_model import Excluded, FusedConcept, FusedModel, Manifest, NamedConcept
+from mos_common.progress import TextProgress
 from mos_common.settings import settings_to_json
 from mos_server.fusion.methods import method_named
 from mos_server.fusion.methods.gradient import GradientSettings
@@ -25,7 +26,6 @@ from mos_server.fusion.methods.method import MethodSettings, Solved
 from mos_server.fusion.statistics import Recorder, Statistics, UnusableConceptError
 
 log = logging.getLogger(__name__)
-Progress = Callable[[str], None]
 
 
 def fuse(
@@ -36,7 +36,7 @@ def fuse(
     weights: Mapping[str, float] | None = None,
     moments_dir: Path | None = None,
     recorder: Recorder | None = None,
-    progress: Progress = log.info,
+    progress: TextProgress = log.info,
 ) -> FusedModel:
     """Fuse concepts into one model that draws all of them.
 

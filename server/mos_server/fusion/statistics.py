@@ -24,6 +24,7 @@ from mos_common.files import canonical_json
 from mos_common.fingerprint import sampler_of
 from mos_common.fused_model import NamedConcept
 from mos_common.layers import Group, Layer, adaptable_layers
+from mos_common.progress import TextProgress
 from mos_common.prompts import about
 from mos_common.words import Vocabulary
 from mos_server.fusion.activations import Sink, record_group
@@ -31,7 +32,6 @@ from mos_server.fusion.moments import Moments, read_moments, write_moments
 from mos_server.fusion.recording_settings import RecordingSettings
 
 log = logging.getLogger(__name__)
-Progress = Callable[[str], None]
 Recorded = tuple["Recording", "Moments | UnusableConceptError"]
 Recorder = Callable[[Sequence["Recording"]], Iterator[Recorded]]
 # The code that decides what is recorded: when it changes, kept moments are recorded again.
@@ -152,7 +152,7 @@ class Statistics:
 
     base: Base
     folder: Path
-    progress: Progress = log.info
+    progress: TextProgress = log.info
     recorder: Recorder | None = None
 
     def __post_init__(self) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -11,13 +11,12 @@ from mos_common.concept import Concept
 from mos_common.concept_file import read_concept
 from mos_common.errors import ConceptError, StateError
 from mos_common.fused_model import FusedModel, NamedConcept
+from mos_common.progress import TextProgress
 from mos_server.admission import admit
 from mos_server.fusion.cluster import recorder_for
 from mos_server.fusion.fuse import fuse
 from mos_server.fusion.settings import FusionSettings
 from mos_server.models.publish import write_fused
-
-Progress = Callable[[str], None]
 
 
 def fuse_files(
@@ -29,7 +28,7 @@ def fuse_files(
     moments_dir: Path | None = None,
     device: str | None = None,
     dtype: str | None = None,
-    progress: Progress = lambda line: None,
+    progress: TextProgress = lambda line: None,
 ) -> FusedModel:
     """Fuse concept files into the folder `out`.
 
@@ -58,7 +57,7 @@ def fuse_state(
     settings: FusionSettings | None = None,
     device: str | None = None,
     dtype: str | None = None,
-    progress: Progress = lambda line: None,
+    progress: TextProgress = lambda line: None,
 ) -> FusedModel:
     """Fuse what a federation keeps, or any subset of it, into the folder `out`.
 
@@ -108,7 +107,11 @@ def kept_settings(state: Path, round_id: str | None = None, only: Sequence[str] 
 
 
 def _fused(
-    base: Base, concepts: Sequence[NamedConcept], settings: FusionSettings, moments_dir: Path | None, progress: Progress
+    base: Base,
+    concepts: Sequence[NamedConcept],
+    settings: FusionSettings,
+    moments_dir: Path | None,
+    progress: TextProgress,
 ) -> FusedModel:
     with recorder_for(settings.workers, base) as recorder:
         return fuse(
@@ -124,9 +127,7 @@ def _fused(
 
 def _check_new(out: Path) -> None:
     if out.exists():
-        raise StateError(
-            f"{out} already exists and a fused model is never changed: choose another --out, or remove it"
-        )
+        raise StateError(f"{out} already exists and a fused model is never changed: choose another --out, or remove it")
 
 
 def _admitted(file: Path, base: Base) -> Concept:

@@ -76,13 +76,13 @@ class SuperLink:
         from flwr.proto.control_pb2 import RegisterNodeRequest
         from flwr.superlink.servicer.control.control_handlers import register_node
 
-        link = self._link_state()
+        link = self.link_state()
         if link.get_node_id_by_public_key(pem) is None:
             register_node(RegisterNodeRequest(public_key=pem, name=name), _account(), link)
 
     def unregister(self, pem: bytes) -> None:
         """Remove a participant's key from the nodes."""
-        link = self._link_state()
+        link = self.link_state()
         if (node := link.get_node_id_by_public_key(pem)) is not None:
             link.delete_node(_account().flwr_aid, node)
 
@@ -97,7 +97,7 @@ class SuperLink:
         from flwr.superlink.servicer.runtime.runtime_handlers import acquire_task
 
         bundle, _ = build_app()
-        link = self._link_state()
+        link = self.link_state()
         fab = fab_to_proto(Fab(hashlib.sha256(bundle).hexdigest(), bundle, {}))
         run_id = start_run(StartRunRequest(fab=fab), _account(), link, None).run_id
         # Tasks of earlier runs whose process never started are taken off the queue here and expire.
@@ -147,7 +147,8 @@ class SuperLink:
             )
         )
 
-    def _link_state(self) -> Any:
+    def link_state(self) -> Any:
+        """Return Flower's own record of nodes and runs."""
         return self._application.state.linkstate_factory.state()
 
 

@@ -136,7 +136,7 @@ def check_can_create(path: Path) -> None:
     """
     try:
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise StateError(f"{path} is there already and not empty: choose another folder, or remove it")
+            raise StateError(f"{path} already exists and is not empty: choose another folder, or remove it")
     except OSError as error:
         raise could_not_write(path, error) from error
 

@@ -115,8 +115,8 @@ def execute(monkeypatch, secret_file, tmp_path) -> Callable[..., SuperNode]:
         monkeypatch.setattr(executor, "_client", lambda interceptor: node)
         if not checks_digest:
             executor._bundle_digest = node.digest
-        assert executor._one_task()
-        assert not executor._one_task()
+        assert executor.take_task()
+        assert not executor.take_task()
         return node
 
     return once

@@ -174,16 +174,16 @@ def test_webp_and_avif_are_read_with_their_transparency(tmp_path, suffix, how):
 
 def test_heic_without_its_plug_in_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
-    reading._with_heic.cache_clear()
+    reading.can_read_heic.cache_clear()
     (tmp_path / "phone.heic").write_bytes(b"\0\0\0\x18ftypheic" + b"\0" * 40)
     with pytest.raises(PicturesError, match=r"phone\.heic is HEIC, which needs the package pillow-heif"):
         open_picture(tmp_path / "phone.heic")
-    reading._with_heic.cache_clear()
+    reading.can_read_heic.cache_clear()
 
 
 def test_heic_is_read_where_its_plug_in_is_installed(tmp_path):
-    reading._with_heic.cache_clear()
-    assert reading._with_heic()
+    reading.can_read_heic.cache_clear()
+    assert reading.can_read_heic()
     halves().resize((64, 32), Image.Resampling.NEAREST).save(tmp_path / "phone.heic")
     opened = open_picture(tmp_path / "phone.heic")
     assert opened.size == (64, 32)

@@ -50,7 +50,7 @@ def test_the_fastest_plan_that_fits_is_taken(tiny):
 def test_eight_bit_states_are_taken_where_only_they_fit(tiny, monkeypatch):
     monkeypatch.setattr(memory_plan, "_has_bitsandbytes", lambda: True)
     least = step_gib(tiny, 1, 64, True)
-    saved = memory_plan._optimiser_saving_gib(tiny, 64)
+    saved = memory_plan.optimiser_saving_gib(tiny, 64)
     plan = choose_plan(tiny, 1, 64, least - saved / 2)
     assert plan.eight_bit
     assert "8-bit AdamW" in str(plan)
@@ -77,7 +77,7 @@ def test_weights_moments_and_what_is_kept_add_up(tiny):
     """16 bytes per tuned number (value, gradient, two moments), the rest scaled for workspace."""
     kept, small = kept_bytes(tiny, 1, 1, False) / GIB, step_gib(tiny, 1, 1, False)
     weights = sum(p.numel() * 4 for m in (tiny.unet, tiny.text_encoder) for p in m.parameters()) / GIB
-    tuned = memory_plan._tuned(tiny, 1)
+    tuned = memory_plan.tuned_parameters(tiny, 1)
     assert small == pytest.approx(1.15 * (weights + kept) + 16 * tuned / GIB)
 
 

@@ -201,7 +201,7 @@ def test_flowers_control_api_is_closed_on_the_private_port_too(running: Running,
 def test_a_key_registered_twice_is_one_node(running: Running, pem: bytes):
     for _ in range(2):
         running.superlink.register(pem, "alice")
-    link = running.superlink._link_state()
+    link = running.superlink.link_state()
     assert [node.name for node in link.get_node_info()] == ["alice"]
     running.superlink.unregister(pem)
     assert link.get_node_id_by_public_key(pem) is None
