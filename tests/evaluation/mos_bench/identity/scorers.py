@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from PIL import Image
@@ -115,33 +114,32 @@ class VisionModel:
 class Preparation:
     """Resize the shorter side, crop the centre and normalise, by `preprocessor_config.json`.
 
-    Resizing is Pillow's bicubic.
+    transformers' own processor does it; the Pillow one, since the other needs torchvision.
     """
 
     def __init__(self, size: int, mean: Sequence[float], deviation: Sequence[float]) -> None:
-        self.size = size
-        self.mean, self.deviation = (torch.tensor(list(x)).view(1, 3, 1, 1) for x in (mean, deviation))
+        from transformers import CLIPImageProcessorPil
+
+        self._processor = CLIPImageProcessorPil(
+            size={"shortest_edge": size},
+            crop_size={"height": size, "width": size},
+            image_mean=list(mean),
+            image_std=list(deviation),
+        )
 
     @classmethod
     def of(cls, folder: Path, size: int) -> Preparation:
         """Return the folder's preparation, with CLIP's numbers where the folder has none."""
         file = folder / "preprocessor_config.json"
-        told = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-        return cls(size, told.get("image_mean", CLIP_MEAN), told.get("image_std", CLIP_STD))
+        config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        return cls(size, config.get("image_mean", CLIP_MEAN), config.get("image_std", CLIP_STD))
 
     def __call__(self, pictures: Pictures) -> Pictures:
-        """Return pixel values."""
-        return (torch.stack([self._square(picture) for picture in pictures]) - self.mean) / self.deviation
-
-    def _square(self, picture: Float[Tensor, "3 h w"]) -> Float[Tensor, "3 size size"]:
-        pixels = ((picture.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).contiguous().numpy()
-        image = Image.fromarray(pixels)
-        factor = self.size / min(image.size)
-        width, height = (max(self.size, int(side * factor)) for side in image.size)
-        resized = image.resize((width, height), Image.Resampling.BICUBIC)
-        left, top = (width - self.size) // 2, (height - self.size) // 2
-        cut = resized.crop((left, top, left + self.size, top + self.size))
-        return torch.from_numpy(np.asarray(cut).copy()).permute(2, 0, 1).float() / 255
+        """Return the pixel values of pictures in [-1, 1]."""
+        whole = ((pictures.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+        images = [Image.fromarray(picture) for picture in whole]
+        values: Pictures = self._processor(images=images, return_tensors="pt")["pixel_values"]
+        return values
 
 
 def clip_text_alignment(images: Float[Tensor, "n features"], texts: Float[Tensor, "n features"]) -> Float[Tensor, " n"]:
