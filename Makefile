@@ -14,7 +14,8 @@ help:
 
 .venv: pyproject.toml constraints.txt tests/evaluation/pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]' --editable tests/evaluation
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
+		--editable '.[dev]' --editable tests/evaluation
 	@touch .venv
 
 demo: .venv
@@ -49,7 +50,8 @@ format: .venv
 	$(BIN)/ruff format .
 
 proto: .venv
-	$(BIN)/python -m grpc_tools.protoc -I common --python_out=common --pyi_out=common --grpc_python_out=common common/mos_common/mos.proto
+	$(BIN)/python -m grpc_tools.protoc -I common \
+		--python_out=common --pyi_out=common --grpc_python_out=common common/mos_common/mos.proto
 
 clean:
 	rm -rf build .venv

@@ -69,8 +69,10 @@ def check_fits(concept: Concept, base: Base) -> Concept:
     """
     if not is_base(concept.base_fingerprint, base):
         raise ConceptError(
-            f"concept {concept.name} was tuned on base model {concept.base_fingerprint[:12]}, this is {base.name} ({base.fingerprint[:12]})"
-            f"{why_not(concept.base_fingerprint, base)}: use the base it was tuned on (--base), or tune it again on this one"
+            f"concept {concept.name} was tuned on base model {concept.base_fingerprint[:12]}, this is "
+            f"{base.name} ({base.fingerprint[:12]})"
+            f"{why_not(concept.base_fingerprint, base)}: use the base it was tuned on (--base), or tune it "
+            f"again on this one"
         )
     problems = [*_pair_problems(concept, base), *_word_problems(concept, base)]
     if problems:

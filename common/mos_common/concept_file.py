@@ -193,7 +193,8 @@ def _parse(data: bytes) -> tuple[Header, dict[str, Tensor]]:
         metadata = described.get("__metadata__", {})
         if len(described) > MAX_TENSORS or set(metadata) != {METADATA_KEY}:
             raise ConceptError(
-                f"expected at most {MAX_TENSORS} tensors and the one metadata key {METADATA_KEY!r}, got {sorted(metadata)[:5]}"
+                f"expected at most {MAX_TENSORS} tensors and the one metadata key {METADATA_KEY!r}, got "
+                f"{sorted(metadata)[:5]}"
             )
         header = Header.model_validate_json(metadata[METADATA_KEY])
         tensors = load(data)
@@ -222,7 +223,8 @@ def _paired(pairs: dict[str, dict[str, Tensor]], header: Header) -> dict[str, Lo
         A, B = halves["A"], halves["B"]
         if A.ndim != 2 or B.ndim != 2 or not A.shape[0] == B.shape[1] == rank or not 1 <= rank <= MAX_RANK:
             raise ConceptError(
-                f"layer {layer}: shapes {tuple(A.shape)} and {tuple(B.shape)} are not a pair of rank {rank} (1 to {MAX_RANK})"
+                f"layer {layer}: shapes {tuple(A.shape)} and {tuple(B.shape)} are not a pair of rank {rank} (1 "
+                f"to {MAX_RANK})"
             )
         if not 0 < alpha <= 1e4:
             raise ConceptError(f"layer {layer}: alpha {alpha} is out of range: expected more than 0 and at most 10000")

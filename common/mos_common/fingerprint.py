@@ -143,7 +143,8 @@ def why_not(fingerprint: str, base: Base) -> str:
     """Return the known difference from the base of another fingerprint: "; ..." or empty."""
     if base.rounded:
         return (
-            f"; the weights of {base.name} are rounded to bfloat16, and such a copy has lost bits: it is another base model than "
+            f"; the weights of {base.name} are rounded to bfloat16, and such a copy has lost bits: it is "
+            f"another base model than "
             "the float16 or float32 copy, so use one of these"
         )
     if is_legacy(fingerprint):
@@ -153,7 +154,8 @@ def why_not(fingerprint: str, base: Base) -> str:
         )
     if fingerprint == base.bfloat16_fingerprint:
         return (
-            f"; {fingerprint[:12]} is a copy of {base.name} whose weights are rounded to bfloat16, which has lost bits and makes "
+            f"; {fingerprint[:12]} is a copy of {base.name} whose weights are rounded to bfloat16, which has "
+            f"lost bits and makes "
             "it another base model: the float16 and float32 copies agree"
         )
     return ""

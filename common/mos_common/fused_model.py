@@ -167,6 +167,7 @@ def check_base(model: FusedModel, base: Base) -> None:
     """
     if not is_base(model.manifest.base, base):
         raise BaseModelError(
-            f"this model was fused on {model.manifest.base_name} ({model.manifest.base[:12]}), not on {base.name} ({base.fingerprint[:12]})"
+            f"this model was fused on {model.manifest.base_name} ({model.manifest.base[:12]}), not on "
+            f"{base.name} ({base.fingerprint[:12]})"
             f"{why_not(model.manifest.base, base)}: give that base model with --base"
         )

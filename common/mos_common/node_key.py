@@ -157,7 +157,8 @@ class CallVerifier:
         if not abs(ahead) <= CLOCK_TOLERANCE_S:
             which = "ahead of" if ahead > 0 else "behind"
             raise TrustError(
-                f"the participant's clock is {abs(ahead):.0f} s {which} the server's, at most {CLOCK_TOLERANCE_S:.0f} s are allowed: set both by NTP"
+                f"the participant's clock is {abs(ahead):.0f} s {which} the server's, at most "
+                f"{CLOCK_TOLERANCE_S:.0f} s are allowed: set both by NTP"
             )
 
     def _remember(self, nonce: str) -> None:

@@ -44,7 +44,8 @@ def verify_model(folder: Path, public_key: str) -> None:
         raise TrustError(f"{folder} is not a signed model: {Path(str(error.filename)).name} cannot be read") from error
     except InvalidSignature as error:
         raise TrustError(
-            f"the manifest of {folder} was not signed by this federation's operator: do not use it, and tell the operator"
+            f"the manifest of {folder} was not signed by this federation's operator: do not use it, and tell "
+            f"the operator"
         ) from error
     check_files(folder, manifest)
 

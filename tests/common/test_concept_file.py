@@ -183,7 +183,10 @@ def say(**fields: object):
         (lambda _t, h: h["layers"].__setitem__(LAYER, "2"), "metadata field 'layers"),
         (put(f"{LAYER}.lora_A.weight", torch.full((2, 5), torch.nan)), f"{LAYER}.lora_A.weight.*NaN or infinity"),
         (put("embeddings.0", torch.full((3, 2, 4), -torch.inf)), "embeddings.0.*NaN or infinity"),
-        (put(f"{LAYER}.lora_A.weight", torch.zeros(2, 5, dtype=torch.float64)), f"{LAYER}.lora_A.weight' is torch.float64"),
+        (
+            put(f"{LAYER}.lora_A.weight", torch.zeros(2, 5, dtype=torch.float64)),
+            f"{LAYER}.lora_A.weight' is torch.float64",
+        ),
         (put(f"{LAYER}.lora_A.weight", torch.zeros(2, 5, dtype=torch.int8)), "is torch.int8"),
         (put(f"{LAYER}.lora_A.weight", torch.zeros(2, 5, dtype=torch.complex64)), "is torch.complex64"),
         (put("embeddings.0", torch.zeros(2, 4)), "embeddings.0 has shape"),

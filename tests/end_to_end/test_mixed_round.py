@@ -87,14 +87,17 @@ def test_imports_and_ed_lora_fuse_into_one_model_that_draws_each(sixteen, make_c
     ("triggers", "called"),
     [(("sks", "sks"), "'sks'"), (("SKS  dog", "sks dog"), "'sks dog'"), (("", ""), "'dog'"), (("dog", ""), "'dog'")],
 )
-def test_two_imports_that_share_a_trigger_are_reported_before_they_are_fused(kohya, fused, monkeypatch, caplog, triggers, called):  # fmt: skip
+def test_two_imports_that_share_a_trigger_are_reported_before_they_are_fused(
+    kohya, fused, monkeypatch, caplog, triggers, called
+):
     """Both are named; letters' size and spaces are no difference to the text encoder."""
 
     def said_first(*_: object) -> None:
         assert "are all called" in caplog.text
         raise KeyboardInterrupt
 
-    files = [kohya(name, seed, trigger=trigger) for seed, (name, trigger) in enumerate(zip(("rex", "bo"), triggers, strict=True))]  # fmt: skip
+    named = zip(("rex", "bo"), triggers, strict=True)
+    files = [kohya(name, seed, trigger=trigger) for seed, (name, trigger) in enumerate(named)]
     monkeypatch.setattr("mos_server.fusion.statistics.record_group", said_first)
     with caplog.at_level(logging.WARNING), pytest.raises(KeyboardInterrupt):
         fused(*files)

@@ -123,7 +123,8 @@ def invite(
     )
     write_kit(kit, out)
     say(
-        f'{out}: for {name}, once, until {kit.expires:%Y-%m-%d %H:%M} UTC: mos-client join {out} PICTURES --concept "<cat>" --class cat'
+        f"{out}: for {name}, once, until {kit.expires:%Y-%m-%d %H:%M} UTC: mos-client join {out} PICTURES "
+        f'--concept "<cat>" --class cat'
     )
 
 
@@ -219,7 +220,8 @@ def round_(
             ended = follow_round(opened, journal, followed.id)
         except KeyboardInterrupt:
             say(
-                f"\n{followed.id} goes on in the server. Follow it again: mos-server round {state}; end it: add --cancel"
+                f"\n{followed.id} goes on in the server. Follow it again: mos-server round {state}; end it: "
+                f"add --cancel"
             )
             raise
         for line in describe_round(journal, ended):
@@ -290,7 +292,8 @@ def concepts(
             kept = journal.uploads.kept()
             for upload in kept:
                 say(
-                    f"{upload.token}  {upload.digest[:12]}  {upload.bytes / 1e6:.2f} MB  {upload.round or 'for the next round'}"
+                    f"{upload.token}  {upload.digest[:12]}  {upload.bytes / 1e6:.2f} MB  "
+                    f"{upload.round or 'for the next round'}"
                 )
             if not kept:
                 say("no concepts are kept here")

@@ -141,5 +141,6 @@ def _report(fused: FusedModel, out: Path) -> None:
         drift = ", ".join(f"{group} {share:.4f}" for group, share in fused.manifest.drift.items())
         say(f"drift of ordinary prompts, as a share of the layers' outputs: {drift}")
     say(
-        f"{out}: to draw with it: mos-client draw {out} 'a photo of {fused.manifest.concepts[0].token}' --out picture.png"
+        f"{out}: to draw with it: mos-client draw {out} 'a photo of {fused.manifest.concepts[0].token}' --out "
+        f"picture.png"
     )

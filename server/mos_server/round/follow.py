@@ -43,7 +43,8 @@ def follow_round(state: State, journal: Journal, round_id: str) -> Round:
             last_served = time.monotonic() if served else last_served
             if time.monotonic() - last_served > _SERVER_STARTS_WITHIN_S:
                 raise NetworkError(
-                    f"no server is running on {state.path}: start or resume {round_id} with mos-server serve {state.path}"
+                    f"no server is running on {state.path}: start or resume {round_id} with mos-server serve "
+                    f"{state.path}"
                 )
             show("", _doing(journal, round_) if served else "waiting for the server to start")
             time.sleep(_LOOK_EVERY_S)
@@ -82,7 +83,8 @@ def describe_people(journal: Journal) -> Iterator[str]:
     for participant in participants:
         presence = f"last here {_date(participant.seen)}" if participant.seen else "never here since"
         gone = ", revoked" if participant.revoked else ""
-        yield f"  {participant.name}: key {participant.key[:12]}, enrolled {_date(participant.admitted)}, {presence}{gone}"
+        enrolled = f"key {participant.key[:12]}, enrolled {_date(participant.admitted)}"
+        yield f"  {participant.name}: {enrolled}, {presence}{gone}"
     for name, expires, used in journal.participants.invitations():
         if used is None:
             word = "expired" if expires < time.time() else "good until"

@@ -174,7 +174,7 @@ def memory_needed(base: Base, concepts: Sequence[NamedConcept], steps: int) -> i
     counted, how = StoredRows(), Drawing(steps=steps)
     scheduler = scheduler_for(base, how)
     height, width = (side // base.pixels_per_latent for side in how.sized_for(base))
-    latents = torch.zeros(1, base.unet.config.in_channels, height, width, device=base.device, dtype=base.dtype)  # type: ignore[union-attr, arg-type]
+    latents = torch.zeros(1, base.latent_channels, height, width, device=base.device, dtype=base.dtype)
     with torch.no_grad(), conditioned(base, read_prompts(base, [""], {})) as unet, recording(layers, counted):
         unet.predict(latents, torch.tensor(0, device=base.device))
     scheduler.set_timesteps(steps)  # some add a step of their own

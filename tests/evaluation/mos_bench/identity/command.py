@@ -57,7 +57,10 @@ PAPER = Drawing(
     steps=50,
     guidance=7.5,
     scheduler="DDIMScheduler",
-    negative="longbody, lowres, bad anatomy, bad hands, missing fingers, extra digit, fewer digits, cropped, worst quality, low quality",
+    negative=(
+        "longbody, lowres, bad anatomy, bad hands, missing fingers, extra digit, fewer digits, cropped, worst quality, "
+        "low quality"
+    ),
 )
 
 
@@ -103,7 +106,8 @@ class Options:
             )
         if (self.scorer == "clip") != (self.concepts is not None):
             raise RequestError(
-                "--scorer clip and --concepts go together: CLIP judges pictures of the world, the package's concepts and witnesses know tiny's only"
+                "--scorer clip and --concepts go together: CLIP judges pictures of the world, the package's "
+                "concepts and witnesses know tiny's only"
             )
 
 
@@ -301,14 +305,19 @@ def _about(options: Options, base: Base, seconds: float) -> str:
         [
             f"    {command_line()}",
             "",
-            f"Split `{options.half}`; prompts of each of four kinds: {protocol.prompts}; seeds: {protocol.seeds}; concepts scored "
+            f"Split `{options.half}`; prompts of each of four kinds: {protocol.prompts}; seeds: "
+            f"{protocol.seeds}; concepts scored "
             f"of those fused: {f'the first {protocol.probed}' if protocol.probed else 'all'}"
-            f"{'; as many disjoint sets of n as there are, pooled' if options.disjoint else ''}. Base {options.base}, {base.fingerprint}. "
+            f"{'; as many disjoint sets of n as there are, pooled' if options.disjoint else ''}. Base "
+            f"{options.base}, {base.fingerprint}. "
             f"{device_name()}; {seconds:.0f} s, with what was cached before. {plain(dict(versions()))}.",
             "",
-            "Image alignment is the mean cosine of all (drawn, held-back) pairs; identity accuracy the share of drawings that are "
-            "nearest to their own concept among all; text alignment the share of what the prompt names (class, place, look, "
-            "companion) that witnesses confirm; drift 1 - cosine of ordinary prompts' drawings to the base's; diversity 1 - cosine "
+            "Image alignment is the mean cosine of all (drawn, held-back) pairs; identity accuracy the share "
+            "of drawings that are "
+            "nearest to their own concept among all; text alignment the share of what the prompt names "
+            "(class, place, look, "
+            "companion) that witnesses confirm; drift 1 - cosine of ordinary prompts' drawings to the base's; "
+            "diversity 1 - cosine "
             "between the seeds of one prompt. Brackets are 95 % intervals over concepts"
             + (" and seeds." if protocol.seeds > 1 else "; at one seed, what other noise would change is not in them."),
         ]

@@ -143,8 +143,10 @@ def run_study(study: Study, *, helper: bool = False) -> Results | None:
     to = study.out / "settings"
     name = "settings" if study.rank == 4 else f"settings-rank{study.rank}"
     about = (
-        f"    {command_line()}\n\nSplit `{study.half}`; rank {study.rank}; {study.protocol}. Base {study.base}, {base.fingerprint}. "
-        f"{device_name()}; {time.monotonic() - started:.0f} s, with what was cached before. {plain(dict(versions()))}. Defaults: {study.point}."
+        f"    {command_line()}\n\nSplit `{study.half}`; rank {study.rank}; {study.protocol}. Base "
+        f"{study.base}, {base.fingerprint}. "
+        f"{device_name()}; {time.monotonic() - started:.0f} s, with what was cached before. "
+        f"{plain(dict(versions()))}. Defaults: {study.point}."
     )
     plot_settings(points, to / f"{name}.png", "change against the defaults")
     page = "\n\n".join(["# Settings of fusion, measured", about, text, f"![settings]({name}.png)"])
