@@ -114,14 +114,14 @@ def differences(settings: Any) -> dict[str, Any]:
 
 
 def describe_settings(settings: Any) -> Iterator[str]:
-    """Yield one line per setting: NAME=VALUE (or NAME, if it has no value), its meaning and unit.
+    """Yield one line per setting: NAME=VALUE (or NAME, if it must be given), its meaning and unit.
 
     If `settings` is a type, the values are the defaults.
     """
     for each in fields(settings):
         if each.metadata:
             value = getattr(settings, each.name, MISSING)
-            yield f"{each.name}{'' if value in (MISSING, None, '') else f'={_as_text(value)}'}: {_about(each)}"
+            yield f"{each.name}{'' if value is MISSING else f'={_as_text(value)}'}: {_about(each)}"
 
 
 def _declared(kind: Any, name: str) -> Field[Any]:

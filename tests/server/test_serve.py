@@ -148,7 +148,7 @@ def test_status_tells_a_newcomer_what_to_do_next(state: State, capsys: pytest.Ca
     told = capsys.readouterr().out
     assert "server: running" in told
     assert "none has enrolled yet" in told
-    assert "begin one: mos-server round" in told
+    assert "start one: mos-server round" in told
 
 
 def test_an_operator_has_a_command_for_each_part_of_the_job():

@@ -104,7 +104,7 @@ def test_it_stops_when_it_gets_no_better_and_keeps_the_best(run, monkeypatch, ca
     caplog.set_level(logging.INFO, "mos_client")
     concept = read_concept(run(patience=2))
     assert [step for step, _ in bests] == [1, 2]
-    assert "finished: no evaluation improved on that at step 2" in caplog.text
+    assert "finished: no later evaluation was better than that at step 2" in caplog.text
     assert "step 4: " in caplog.text
     assert "step 5: " not in caplog.text
     words = bests[-1][1][0]

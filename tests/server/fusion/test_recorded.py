@@ -29,6 +29,7 @@ DO_NOT_DECIDE = {
     "mos_common.fused_model",
     "mos_common.names",
     "mos_common.presets",  # guidance
+    "mos_common.progress",
     "mos_common.settings",
     "mos_server.fusion.recording_settings",  # the settings themselves
 }

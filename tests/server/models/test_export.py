@@ -224,8 +224,8 @@ def test_a_lora_overwrites_neither_a_file_nor_its_words(fused, tiny, tmp_path, t
 @pytest.mark.parametrize(
     ("kind", "out", "dtype", "said"),
     [
-        ("lora", "lora.pt", None, "this format is one file, NAME.safetensors"),
-        ("lora", "lora.safetensors", "int8", "--dtype int8 is not known: such a file is written in float16 or float32"),
+        ("lora", "lora.pt", None, "this format is a single file, NAME.safetensors"),
+        ("lora", "lora.safetensors", "int8", "--dtype int8 is not known: this format is written in float16 or float32"),
         ("diffusers", "exported", "float16", "it goes with --format lora or single-file"),
     ],
 )
