@@ -121,7 +121,7 @@ def describe_settings(settings: Any) -> Iterator[str]:
     for each in fields(settings):
         if each.metadata:
             value = getattr(settings, each.name, MISSING)
-            yield f"{each.name}{'' if value is MISSING else f'={_as_text(value)}'}: {_about(each)}"
+            yield f"{each.name}{'' if value in (MISSING, '') else f'={_as_text(value)}'}: {_about(each)}"
 
 
 def _declared(kind: Any, name: str) -> Field[Any]:

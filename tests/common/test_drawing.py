@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import fields
 
 import diffusers
@@ -88,7 +89,7 @@ def test_a_guidance_of_0_is_a_guidance_and_not_the_base_s_own(tiny):
 def test_every_setting_says_what_it_means_and_may_be_set_by_name():
     """Sizes and guidance are None by default, and numbers where they are given."""
     described = list(describe_settings(Drawing))
-    assert [line.partition("=")[0] for line in described] == [each.name for each in fields(Drawing)]
+    assert [re.split("[=:]", line)[0] for line in described] == [each.name for each in fields(Drawing)]
     assert "pixels" in described[2]
     given = parse_settings(Drawing, ["guidance=3.5", "width=96", "scheduler=DDIMScheduler"])
     assert Drawing(**given) == Drawing(guidance=3.5, width=96, scheduler="DDIMScheduler")
