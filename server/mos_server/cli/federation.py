@@ -6,7 +6,7 @@ import datetime as dt
 import re
 from contextlib import closing
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -23,6 +23,10 @@ from mos_server.cli.settings import (
     changed_fusion,
     settings,
 )
+
+if TYPE_CHECKING:
+    from mos_server.state.journal import Journal
+    from mos_server.state.records import Round
 
 StateFolder = Annotated[Path, typer.Argument(metavar="STATE", help="The server's state folder.")]
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)([smhd])")
@@ -186,7 +190,7 @@ def round_(
     from mos_server.round.follow import describe_round, follow_round
     from mos_server.state.folder import open_state
     from mos_server.state.journal import Journal
-    from mos_server.state.records import CANCELLED, RoundSettings
+    from mos_server.state.records import RoundSettings
 
     opened = open_state(state)
     asked = RoundSettings(
@@ -207,10 +211,7 @@ def round_(
     with closing(Journal(opened.database)) as journal:
         running = journal.rounds.unfinished()
         if cancel:
-            if running is None:
-                raise RequestError("no round is running: there is nothing to cancel")
-            journal.rounds.advance(running.id, CANCELLED, "by the operator")
-            say(f"{running.id}: cancelled; what was uploaded is kept")
+            _cancel(journal, running)
             return
         if running is not None:
             say(f"{running.id} is already running, with its own settings: following it")
@@ -227,6 +228,15 @@ def round_(
         for line in describe_round(journal, ended):
             say(line)
         say(f"published: {opened.artefacts.model(ended.id)}")
+
+
+def _cancel(journal: Journal, running: Round | None) -> None:
+    from mos_server.state.records import CANCELLED
+
+    if running is None:
+        raise RequestError("no round is running: there is nothing to cancel")
+    journal.rounds.advance(running.id, CANCELLED, "by the operator")
+    say(f"{running.id}: cancelled; what was uploaded is kept")
 
 
 def status(state: StateFolder) -> None:
