@@ -48,12 +48,12 @@ def enrol(kit: Kit, state: Path, say: Say = log.info, *, patient: bool = True) -
 
     """
     if (state / ENROLLED).exists():
-        enrolment = read_enrolment(state)
-        if enrolment.kit.server_id != kit.server_id:
+        participant, kept = _participant(state), _kept_kit(state)
+        if kept is not None and kept.server_id != kit.server_id:
             raise TrustError(f"{state} belongs to another federation than this kit: give another --state folder")
-        if kit != enrolment.kit:
+        if kit != kept:
             write_kit(kit, state / KIT)  # the server has moved: a new kit of the same federation says where to
-        return Enrolment(enrolment.participant, enrolment.key, kit)
+        return Enrolment(participant, load_node_key(state / NODE_KEY), kit)
     kit.check_valid()
     key = load_node_key(state / NODE_KEY) if (state / NODE_KEY).exists() else create_node_key(state / NODE_KEY)
     request = mos_pb2.EnrolRequest(token=kit.token, public_key=public_pem(key), proof=prove(key, kit.token))
@@ -71,11 +71,23 @@ def read_enrolment(state: Path) -> Enrolment:
         StateError: there is none.
 
     """
+    return Enrolment(_participant(state), load_node_key(state / NODE_KEY), read_kit(state / KIT))
+
+
+def _participant(state: Path) -> str:
     try:
-        participant = str(json.loads((state / ENROLLED).read_bytes())["participant"])
+        return str(json.loads((state / ENROLLED).read_bytes())["participant"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise StateError(f"{state} has not joined a federation: run mos-client join with a kit") from error
-    return Enrolment(participant, load_node_key(state / NODE_KEY), read_kit(state / KIT))
+
+
+def _kept_kit(state: Path) -> Kit | None:
+    """Return the kit in a state folder, or None if it is lost or damaged."""
+    try:
+        return read_kit(state / KIT)
+    except TrustError as error:
+        log.warning("%s: using the kit that was given", error)
+        return None
 
 
 @contextmanager

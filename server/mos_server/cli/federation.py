@@ -6,11 +6,11 @@ import datetime as dt
 import re
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from mos_common.errors import RequestError
+from mos_common.errors import RequestError, StateError
 from mos_common.shell import say
 from mos_server.cli.settings import (
     ListsSettings,
@@ -24,13 +24,14 @@ from mos_server.cli.settings import (
     settings,
 )
 
-if TYPE_CHECKING:
-    from mos_server.state.journal import Journal
-    from mos_server.state.records import Round
-
 StateFolder = Annotated[Path, typer.Argument(metavar="STATE", help="The server's state folder.")]
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)([smhd])")
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+_RUNNING = {
+    True: "running",
+    False: "not running (start it: mos-server serve {state})",
+    None: "may be running: its lock, {state}/lock, belongs to another user",
+}
 _PARTICIPANT = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
 
 
@@ -177,7 +178,9 @@ def round_(
     workers: Workers = None,
     ridge: Ridge = None,
     preserve: Preserve = None,
-    cancel: Annotated[bool, typer.Option("--cancel", help="Cancel the round that is running.")] = False,
+    cancel: Annotated[
+        bool, typer.Option("--cancel", help="Cancel the round that is running; no other flag is needed.")
+    ] = False,
 ) -> None:
     """Run a round and follow it: collect concepts, fuse them, have them scored, publish.
 
@@ -192,30 +195,31 @@ def round_(
     from mos_server.state.journal import Journal
     from mos_server.state.records import RoundSettings
 
+    def asked() -> RoundSettings:
+        return RoundSettings(
+            wait=wait,
+            deadline_s=duration_s(deadline, "--deadline"),
+            min_identity=min_identity,
+            flag_loss=flag_loss,
+            fusion=changed_fusion(
+                opened.config.fusion,
+                method=method,
+                sets=sets,
+                weights=weight,
+                workers=workers,
+                ridge=ridge,
+                preserve=preserve,
+            ),
+        )
+
     opened = open_state(state)
-    asked = RoundSettings(
-        wait=wait,
-        deadline_s=duration_s(deadline, "--deadline"),
-        min_identity=min_identity,
-        flag_loss=flag_loss,
-        fusion=changed_fusion(
-            opened.config.fusion,
-            method=method,
-            sets=sets,
-            weights=weight,
-            workers=workers,
-            ridge=ridge,
-            preserve=preserve,
-        ),
-    )
     with closing(Journal(opened.database)) as journal:
-        running = journal.rounds.unfinished()
         if cancel:
-            _cancel(journal, running)
+            say(f"{journal.rounds.cancel().id}: cancelled; what was uploaded is kept")
             return
-        if running is not None:
+        if (running := journal.rounds.unfinished()) is not None:
             say(f"{running.id} is already running, with its own settings: following it")
-        followed = running or journal.rounds.ask(asked)
+        followed = running or journal.rounds.ask(asked())
         say(f"{followed.id}: Ctrl-C leaves it running")
         try:
             ended = follow_round(opened, journal, followed.id)
@@ -230,15 +234,6 @@ def round_(
         say(f"published: {opened.artefacts.model(ended.id)}")
 
 
-def _cancel(journal: Journal, running: Round | None) -> None:
-    from mos_server.state.records import CANCELLED
-
-    if running is None:
-        raise RequestError("no round is running: there is nothing to cancel")
-    journal.rounds.advance(running.id, CANCELLED, "by the operator")
-    say(f"{running.id}: cancelled; what was uploaded is kept")
-
-
 def status(state: StateFolder) -> None:
     """Show the participants and the state of the rounds."""
     from mos_server.round.follow import describe_people, describe_round
@@ -247,11 +242,16 @@ def status(state: StateFolder) -> None:
     from mos_server.state.records import describe_fusion
 
     opened = open_state(state)
-    config = opened.config
-    running = "running" if is_served(opened) else f"not running (start it: mos-server serve {state})"
-    say(f"server: {running}; {config.host}, ports {config.fleet_port} and {config.mos_port}")
-    say(f"base model: {config.base} ({config.base_fingerprint[:12]})")
-    say(f"fusion of rounds to come: {describe_fusion(config.fusion)} (mos-server settings {state})")
+    running = _RUNNING[is_served(opened)].format(state=state)
+    try:
+        config = opened.config
+    except StateError as error:
+        say(f"server: {running}")
+        say(str(error))
+    else:
+        say(f"server: {running}; {config.host}, ports {config.fleet_port} and {config.mos_port}")
+        say(f"base model: {config.base} ({config.base_fingerprint[:12]})")
+        say(f"fusion of rounds to come: {describe_fusion(config.fusion)} (mos-server settings {state})")
     with closing(Journal(opened.database)) as journal:
         for line in describe_people(journal):
             say(line)

@@ -85,6 +85,8 @@ def fuse(
     With --state the settings are those of the federation (with --round: of that round); flags of
     this command override them.
     """
+    from mos_server.fusion.methods import check_honoured
+    from mos_server.fusion.methods.method import Option
     from mos_server.fusion.settings import FusionSettings
     from mos_server.models.fuse_files import fuse_files, fuse_state, kept_settings
 
@@ -116,6 +118,8 @@ def fuse(
             progress=progress,
         )
     elif concepts and only is None and round_id is None:
+        if moments is not None:
+            check_honoured(settings.of_method.method, [Option.MOMENTS])
         fused = fuse_files(
             concepts,
             out,

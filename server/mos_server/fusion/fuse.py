@@ -20,9 +20,9 @@ from mos_common.errors import FusionError
 from mos_common.fused_model import Excluded, FusedConcept, FusedModel, Manifest, NamedConcept
 from mos_common.progress import TextProgress
 from mos_common.settings import settings_to_json
-from mos_server.fusion.methods import method_named
+from mos_server.fusion.methods import check_honoured, method_named
 from mos_server.fusion.methods.gradient import GradientSettings
-from mos_server.fusion.methods.method import MethodSettings, Solved
+from mos_server.fusion.methods.method import MethodSettings, Option, Solved
 from mos_server.fusion.statistics import Recorder, Statistics, UnusableConceptError
 
 log = logging.getLogger(__name__)
@@ -51,6 +51,7 @@ def fuse(
     Raises:
         FusionError: there is nothing to fuse, two concepts would share a token, or a weight is for
             an unknown token or not positive.
+        RequestError: the method does not honour weights, and some are not 1.
         ConceptError: a concept does not fit the base.
 
     """
@@ -59,6 +60,8 @@ def fuse(
     _report_shared_triggers(concepts)
     remaining, excluded = _in_canonical_order(concepts), list[Excluded]()
     weights, method = _checked_weights(weights or {}, remaining), method_named(settings.method)
+    if any(weight != 1 for weight in weights.values()):
+        check_honoured(settings.method, [Option.WEIGHTS])
     with ExitStack() as stack:
         if moments_dir is None:
             moments_dir = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mos-moments-")))

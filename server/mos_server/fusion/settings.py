@@ -9,9 +9,9 @@ from typing import Any
 from mos_common.errors import RequestError
 from mos_common.settings import changed, differences, parse_settings, settings_from_json
 from mos_server.fusion.cluster import check_workers
-from mos_server.fusion.methods import method_named
+from mos_server.fusion.methods import check_honoured, method_named
 from mos_server.fusion.methods.gradient import GradientSettings
-from mos_server.fusion.methods.method import MethodSettings
+from mos_server.fusion.methods.method import MethodSettings, Option
 
 DEFAULT = "gradient"
 HERE = "here"  # as --workers: on this machine, in this process
@@ -47,12 +47,14 @@ class FusionSettings:
     ) -> FusionSettings:
         """Return these settings, overridden by those of a command line.
 
-        Another method starts from its own defaults. `texts` are those of `--set`, `weights` those
-        of `--weight`.
+        Another method starts from its own defaults, and without workers if it has no use for them:
+        they do not change the model. Weights do, so they stay, or are refused. `texts` are those of
+        `--set`, `weights` those of `--weight`.
 
         Raises:
             RequestError: the method is unknown or has no such setting (the message names the
-                nearest), or a value is not of its type or range.
+                nearest), it does not honour weights or workers and has some, or a value is not of
+                its type or range.
 
         """
         name = method or self.of_method.method
@@ -63,12 +65,13 @@ class FusionSettings:
         except RequestError as error:
             raise RequestError(f"method {name}: {error}") from error
         merged = {**self.weights, **parse_weights(weights)}
-        where = self.workers if workers is None else workers
-        return FusionSettings(
-            of_method,
-            {token: weight for token, weight in merged.items() if weight != 1},
-            None if where == HERE else where,
-        )
+        kept = {token: weight for token, weight in merged.items() if weight != 1}
+        if workers is None and Option.WORKERS in method_named(name).honours:
+            workers = self.workers
+        where = None if workers == HERE else workers
+        given = {Option.WEIGHTS: kept, Option.WORKERS: where}
+        check_honoured(name, [option for option, value in given.items() if value])
+        return FusionSettings(of_method, kept, where)
 
     def for_tokens(self, tokens: Collection[str]) -> FusionSettings:
         """Return the same settings, without weights for concepts that are not among `tokens`."""

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from rich.console import Console
 
-from mos_common.errors import FusionError, NetworkError
+from mos_common.errors import FusionError, NetworkError, StateError
 from mos_common.shell import say
 from mos_server.round.candidate import lost_identity
 from mos_server.state.folder import State, is_served
@@ -39,7 +39,7 @@ def follow_round(state: State, journal: Journal, round_id: str) -> Round:
                 show(text, "")
             if not round_.unfinished:
                 break
-            served = is_served(state)
+            served = is_served(state) is not False
             last_served = time.monotonic() if served else last_served
             if time.monotonic() - last_served > _SERVER_STARTS_WITHIN_S:
                 raise NetworkError(
@@ -59,11 +59,17 @@ def describe_round(journal: Journal, round_: Round) -> Iterator[str]:
     """Yield the lines of `mos-server status` about one round."""
     ended = f", {round_.reason}" if round_.reason else ""
     yield f"{round_.id}: {round_.status}{ended} (asked for {_date(round_.asked)})"
-    yield f"  fusion: {describe_fusion(round_.settings.fusion)}"
+    try:
+        settings = round_.settings
+    except StateError as error:
+        settings = None
+        yield f"  {error}"
+    else:
+        yield f"  fusion: {describe_fusion(settings.fusion)}"
     for member in journal.rounds.members(round_.id) if round_.unfinished else ():
         yield f"  {member.name}: {member.activity} since {_date(member.at)}, asked {_times(member.attempts)}"
     uploads = journal.uploads.of(round_.id)
-    lost = lost_identity(round_, uploads)
+    lost = lost_identity(round_, uploads) if settings else {}
     for upload in uploads:
         if upload.refused is not None:
             yield f"  {upload.participant} {upload.concept}: not in it: {upload.refused}"

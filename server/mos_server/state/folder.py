@@ -1,6 +1,6 @@
 """The operator's state folder: a whole federation in one place, backed up by copying it.
 
-config.json     the options of `mos-server init`
+config.json     the options of `mos-server init`, read when something needs them
 pki/            keys and certificates
 server.db       the journal
 concepts/, moments/, models/     see artefacts.py
@@ -17,6 +17,7 @@ import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,8 +28,10 @@ from mos_common.errors import RequestError, StateError
 from mos_common.files import canonical_json, could_not_write, write_atomically
 from mos_server.state.artefacts import FOLDERS, Artefacts
 from mos_server.state.pki import Pki, create_pki
+from mos_server.state.records import Fusion
 
 CONFIG = "config.json"
+DATABASE = "server.db"
 PID = "pid"
 _LOCK_WAIT_S = 1.0  # `is_served` holds the lock for a moment
 _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.:-]{0,251}[A-Za-z0-9])?")
@@ -40,7 +43,7 @@ class ServerConfig(BaseModel):
 
     host: the name or address under which participants reach the two ports.
     fusion: how rounds are fused unless their own settings say otherwise; only values that
-        differ from the defaults (`mos_server.fusion.settings.FusionSettings.to_json`).
+        differ from the defaults.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -50,15 +53,28 @@ class ServerConfig(BaseModel):
     fleet_port: Port = 9092
     mos_port: Port = 9093
     server_id: str = Field(default_factory=lambda: secrets.token_hex(16))
-    fusion: Mapping[str, Any] = Field(default_factory=dict)
+    fusion: Fusion = Field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class State:
-    """An existing state folder."""
+    """An existing state folder; a damaged part is an error only for those who read that part."""
 
     path: Path
-    config: ServerConfig
+
+    @cached_property
+    def config(self) -> ServerConfig:
+        """The options of `mos-server init`, read once.
+
+        Raises:
+            StateError: config.json is missing or damaged, or cannot be read.
+
+        """
+        try:
+            return ServerConfig.model_validate_json((self.path / CONFIG).read_bytes())
+        except (OSError, ValidationError) as error:
+            reason = str(error).splitlines()[0]
+            raise StateError(f"{self.path / CONFIG} cannot be used ({reason}): restore it from a backup") from error
 
     @property
     def pki(self) -> Pki:
@@ -68,7 +84,7 @@ class State:
     @property
     def database(self) -> Path:
         """The journal."""
-        return self.path / "server.db"
+        return self.path / DATABASE
 
     @property
     def artefacts(self) -> Artefacts:
@@ -108,19 +124,32 @@ def create_state(path: Path, config: ServerConfig) -> State:
     create_pki(path / "pki", config.host)
     # Last: a folder with a config is complete.
     _write_config(path, config)
-    return State(path.resolve(), config)
+    return State(path.resolve())
 
 
 def keep_fusion(state: State, fusion: Mapping[str, Any]) -> State:
     """Replace the federation's fusion settings, which apply to rounds asked for from now on.
 
     Raises:
-        StateError: config.json cannot be written.
+        StateError: config.json cannot be read or written.
 
     """
-    config = state.config.model_copy(update={"fusion": dict(fusion)})
-    _write_config(state.path, config)
-    return State(state.path, config)
+    return _changed(state, {"fusion": dict(fusion)})
+
+
+def keep_fingerprint(state: State, fingerprint: str) -> State:
+    """Replace the fingerprint of the federation's base.
+
+    Raises:
+        StateError: config.json cannot be read or written.
+
+    """
+    return _changed(state, {"base_fingerprint": fingerprint})
+
+
+def _changed(state: State, values: Mapping[str, Any]) -> State:
+    _write_config(state.path, state.config.model_copy(update=values))
+    return State(state.path)
 
 
 def _write_config(path: Path, config: ServerConfig) -> None:
@@ -142,22 +171,18 @@ def check_can_create(path: Path) -> None:
 
 
 def open_state(path: Path) -> State:
-    """Open the state folder at `path`.
+    """Open the state folder at `path`. Its parts are read when they are needed.
 
     Raises:
-        StateError: `path` is not a state folder, it is damaged, or it cannot be read and written.
+        StateError: `path` is not a state folder, or it cannot be written.
 
     """
-    try:
-        config = ServerConfig.model_validate_json((path / CONFIG).read_bytes())
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise StateError(f"{path} is not a server's state folder: make one with mos-server init {path}") from error
-    except (OSError, ValidationError) as error:
-        reason = str(error).splitlines()[0]
-        raise StateError(f"{path / CONFIG} cannot be used ({reason}): restore it from a backup") from error
-    if not os.access(path, os.W_OK | os.X_OK):
+    if path.is_dir() and not os.access(path, os.W_OK | os.X_OK):
         raise StateError(f"{path} cannot be written: give this user the permission, or mount it for writing")
-    return State(path.resolve(), config)
+    # The journal alone is enough: it is made only in a complete folder, which has lost its config.
+    if not any((path / name).exists() for name in (CONFIG, DATABASE)):
+        raise StateError(f"{path} is not a server's state folder: make one with mos-server init {path}")
+    return State(path.resolve())
 
 
 @contextmanager
@@ -189,12 +214,12 @@ def _holder(state: State) -> str:
         return "?"
 
 
-def is_served(state: State) -> bool:
-    """Return whether a server is running on a state folder now."""
+def is_served(state: State) -> bool | None:
+    """Return whether a server is running on a state folder now; None: its lock cannot be opened."""
     try:
         with FileLock(state.path / "lock", mode=0o600, timeout=0):
             return False
     except Timeout:
         return True
-    except OSError as error:
-        raise could_not_write(state.path / "lock", error) from error
+    except OSError:
+        return None  # another user's, who may or may not run a server

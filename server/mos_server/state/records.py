@@ -3,15 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, fields
+from functools import cached_property
+from typing import Annotated, Any
 
-from mos_common.errors import RequestError
+from pydantic import AfterValidator, TypeAdapter, ValidationError
+from typing_extensions import TypedDict
+
+from mos_common.errors import RequestError, StateError
 from mos_common.identity_scores import Identity
 
 ASKED, COLLECTING, FUSING, SCORING = "asked", "collecting", "fusing", "scoring"
 PUBLISHED, HELD_BACK, FAILED, CANCELLED = "published", "held back", "failed", "cancelled"
 UNFINISHED = (ASKED, COLLECTING, FUSING, SCORING)
+
+
+class _Fusion(TypedDict, total=False):
+    settings: Mapping[str, Any]
+    weights: Mapping[str, float]
+    method: str
+    workers: str
+
+
+def _checked_fusion(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    _FUSION.validate_python(values)
+    return values
+
+
+_FUSION = TypeAdapter(_Fusion)
+Fusion = Annotated[Mapping[str, Any], AfterValidator(_checked_fusion)]
+"""Fusion settings as kept in config.json and the journal (`FusionSettings.to_json`)."""
 
 
 @dataclass(frozen=True)
@@ -23,8 +44,7 @@ class RoundSettings:
     min_identity: publish only if every concept's fused identity reaches this; None: always.
     flag_loss: a concept that loses more identity than this in fusion is flagged in the manifest.
     scoring_s: seconds that the participants have to score a candidate.
-    fusion: how the round is fused; only values that differ from the defaults
-        (`FusionSettings.to_json`).
+    fusion: how the round is fused; only values that differ from the defaults.
     """
 
     wait: int = 1
@@ -32,7 +52,7 @@ class RoundSettings:
     min_identity: float | None = None
     flag_loss: float = 0.05
     scoring_s: float = 3600.0
-    fusion: Mapping[str, Any] = field(default_factory=dict)
+    fusion: Fusion = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.wait < 1:
@@ -43,6 +63,9 @@ class RoundSettings:
             raise RequestError(f"--min-identity {self.min_identity}: a cosine, so from -1 to 1")
         if not 0 <= self.flag_loss <= 2:
             raise RequestError(f"--flag-loss {self.flag_loss}: a difference of two cosines, so from 0 to 2")
+
+
+_SETTINGS = TypeAdapter(RoundSettings)
 
 
 def describe_fusion(fusion: Mapping[str, Any]) -> str:
@@ -73,14 +96,35 @@ class Participant:
 
 @dataclass(frozen=True)
 class Round:
-    """A round and where it stands."""
+    """A round and where it stands. `values` are its settings as they are journalled."""
 
     id: str
     status: str
     reason: str
-    settings: RoundSettings
+    values: Mapping[str, Any]
     asked: float
     ended: float | None
+
+    @cached_property
+    def settings(self) -> RoundSettings:
+        """The settings that it was asked for with; those its release did not have are defaults.
+
+        Raises:
+            StateError: this release does not know one of them, or they are damaged.
+
+        """
+        known = {each.name for each in fields(RoundSettings)}
+        if unknown := sorted(set(self.values) - known if isinstance(self.values, Mapping) else ()):
+            raise StateError(
+                f"{self.id} was asked for with {', '.join(unknown)}, which this release does not know: "
+                "install the release that asked for it"
+            )
+        try:
+            return _SETTINGS.validate_python(self.values)
+        except (ValidationError, RequestError) as error:
+            raise StateError(
+                f"the settings of {self.id} cannot be used ({error}): restore the journal from a backup"
+            ) from error
 
     @property
     def deadline(self) -> float:

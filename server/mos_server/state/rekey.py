@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from mos_common.errors import BaseModelError, ConceptError
-from mos_common.files import canonical_json, write_atomically
-from mos_server.state.folder import CONFIG, State
+from mos_server.state.folder import State, keep_fingerprint
 
 if TYPE_CHECKING:
     from mos_common.base_model import Base
@@ -44,6 +42,4 @@ def rekey_state(state: State, base: Base) -> State:
         except ConceptError as error:
             log.warning("%s keeps its old fingerprint: %s", path, error)
     # Last, so that an interrupted update is run again.
-    config = state.config.model_copy(update={"base_fingerprint": base.fingerprint})
-    write_atomically(state.path / CONFIG, canonical_json(config.model_dump()) + b"\n")
-    return replace(state, config=config)
+    return keep_fingerprint(state, base.fingerprint)

@@ -31,6 +31,18 @@ def test_a_member_needs_neither_server_nor_token(operator, tmp_path):
     assert public_pem(enrol(kit, tmp_path).key) == public_pem(first.key)
 
 
+@pytest.mark.parametrize("kept", [None, b"", b"{}"], ids=["lost", "empty", "damaged"])
+def test_a_member_whose_kept_kit_is_unreadable_goes_on_with_the_one_given(operator, tmp_path, kept):
+    kit = operator.kit()
+    first = enrol(kit, tmp_path)
+    (tmp_path / "kit.json").unlink()
+    if kept is not None:
+        (tmp_path / "kit.json").write_bytes(kept)
+    again = enrol(kit, tmp_path)
+    assert (again.participant, public_pem(again.key)) == (first.participant, public_pem(first.key))
+    assert read_kit(tmp_path / "kit.json") == kit
+
+
 def test_a_kit_is_good_once(operator, tmp_path):
     kit = operator.kit()
     enrol(kit, tmp_path / "alice")

@@ -39,7 +39,7 @@ def test_a_damaged_config_is_named(tmp_path: Path):
     create_state(tmp_path / "state", CONFIG)
     (tmp_path / "state" / "config.json").write_text('{"base": "tiny"}')
     with pytest.raises(StateError, match=r"config\.json cannot be used"):
-        open_state(tmp_path / "state")
+        _ = open_state(tmp_path / "state").config
 
 
 @pytest.mark.parametrize("host", ["", "two words", "-dash", "a/b", "x" * 300])

@@ -150,17 +150,17 @@ def test_a_journal_of_a_newer_release_is_refused_and_left_alone(stored: Path):
 def test_a_setting_that_this_release_does_not_know_is_not_passed_over(stored: Path):
     change(stored, "UPDATE rounds SET settings = ? WHERE id = 'round-001'", '{"wait": 2, "warp": 9}')
     with closing(Journal(stored)) as journal, pytest.raises(StateError, match="round-001 was asked for with warp"):
-        journal.rounds.get("round-001")
+        _ = journal.rounds.get("round-001").settings
 
 
 def test_a_setting_of_another_type_or_out_of_range_is_not_believed(stored: Path):
-    for settings in ('{"wait": "many"}', '{"wait": 0}'):
+    for settings in ('{"wait": "many"}', '{"wait": 0}', "[2]", '{"fusion": {"settings": [1]}}'):
         change(stored, "UPDATE rounds SET settings = ? WHERE id = 'round-001'", settings)
         with (
             closing(Journal(stored)) as journal,
             pytest.raises(StateError, match="settings of round-001 cannot be used"),
         ):
-            journal.rounds.get("round-001")
+            _ = journal.rounds.get("round-001").settings
 
 
 def test_a_setting_that_an_earlier_release_did_not_have_is_at_its_default(stored: Path):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from mos_common.errors import RequestError
 
 if TYPE_CHECKING:
-    from mos_server.fusion.methods.method import Method
+    from mos_server.fusion.methods.method import Method, Option
 
 # Names as in `--method`; the file of each has the same name, with _ for -. A new method is a file
 # and one line here.
@@ -21,6 +22,21 @@ METHODS = (
     "custom-diffusion",
     "lbfgs",
 )
+
+
+def check_honoured(name: str, given: Iterable[Option]) -> None:
+    """Check that a method honours every option that is given.
+
+    Raises:
+        RequestError: it ignores one; the message names the methods that do not.
+
+    """
+    for option in sorted(set(given) - method_named(name).honours):
+        others = ", ".join(other for other in METHODS if option in method_named(other).honours)
+        raise RequestError(
+            f"method {name} does not use {option}: leave it out (where it is kept, set it back to its default), "
+            f"or choose a method that does: {others}"
+        )
 
 
 def method_named(name: str) -> Method[Any]:

@@ -9,7 +9,7 @@ from typing import ClassVar
 from mos_common.base_model import Base
 from mos_common.fused_model import NamedConcept
 from mos_server.fusion.layerwise import weighted_sum
-from mos_server.fusion.methods.method import Method, Solved
+from mos_server.fusion.methods.method import Method, Option, Solved
 from mos_server.fusion.statistics import Statistics
 
 
@@ -32,4 +32,4 @@ def merge(
     return Solved(weighted_sum(base, concepts, {token: weight / total for token, weight in weights.items()}))
 
 
-METHOD = Method(AverageSettings, merge)
+METHOD = Method(AverageSettings, merge, honours=frozenset({Option.WEIGHTS}))

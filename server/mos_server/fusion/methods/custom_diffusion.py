@@ -60,7 +60,7 @@ def merge(
 ) -> Solved:
     """Keep every concept's words exactly, in keys and values alone, and change ordinary text least.
 
-    Every concept is a constraint and constraints have no weight: `weights` are not used.
+    Every concept is a constraint that is met exactly, so that weights would change nothing.
     """
     layers = [layer for layer in adaptable_layers(base) if layer.group is Group.CROSS]
     numbers = word_layer_numbers(base)
@@ -107,4 +107,4 @@ def _features(
     return [features[:, k][chosen] for k in range(features.shape[1])]
 
 
-METHOD = Method(CustomDiffusionSettings, merge)
+METHOD = Method(CustomDiffusionSettings, merge, honours=frozenset())

@@ -15,7 +15,7 @@ from mos_common.errors import RequestError
 from mos_common.fused_model import NamedConcept
 from mos_common.settings import setting
 from mos_server.fusion.layerwise import dense_merge
-from mos_server.fusion.methods.method import Method, Solved
+from mos_server.fusion.methods.method import Method, Option, Solved
 from mos_server.fusion.peft_merges import any_density, peft_merges
 from mos_server.fusion.statistics import Statistics
 
@@ -63,4 +63,4 @@ def merge(
         return Solved(dense_merge(base, concepts, scaled, merged))
 
 
-METHOD = Method(DareSettings, merge)
+METHOD = Method(DareSettings, merge, honours=frozenset({Option.WEIGHTS}))

@@ -16,7 +16,7 @@ from mos_common.layers import Group, Layer, concept_layers
 from mos_common.settings import setting
 from mos_server.fusion.attachments import Inputs, attached_changes
 from mos_server.fusion.layerwise import changed_layers
-from mos_server.fusion.methods.method import Method, Solved
+from mos_server.fusion.methods.method import Method, Option, Solved
 from mos_server.fusion.moments import Moments
 from mos_server.fusion.normal_equation import NormalEquations
 from mos_server.fusion.recording_settings import RecordingSettings
@@ -149,4 +149,4 @@ def _survival(layers: Sequence[Layer], concept: Concept, moments: Moments, chang
     return Survival(energy_kept=1 - left_over / energy if energy else 1.0, residual=residuals)
 
 
-METHOD = Method(GradientSettings, merge)
+METHOD = Method(GradientSettings, merge, honours=frozenset({Option.WEIGHTS, Option.WORKERS, Option.MOMENTS}))

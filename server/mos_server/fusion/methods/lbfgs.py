@@ -32,7 +32,7 @@ from mos_common.layers import Group
 from mos_common.settings import setting
 from mos_server.fusion.attachments import attached_changes
 from mos_server.fusion.layerwise import changed_layers, dense_changes
-from mos_server.fusion.methods.method import Method, Solved
+from mos_server.fusion.methods.method import Method, Option, Solved
 from mos_server.fusion.moments import recording
 from mos_server.fusion.recording_settings import PAPER_PROMPTS, RecordingSettings
 from mos_server.fusion.solve import refactored
@@ -74,8 +74,6 @@ def merge(
 ) -> Solved:
     """Run the paper's own solver as published, L-BFGS on stored activations, for comparison.
 
-    Every concept counts alike, as in the paper: `weights` are not used.
-
     Raises:
         FusionError: the stored rows would not fit into memory.
         UnusableConceptError: a concept's forward pass is not finite.
@@ -101,7 +99,7 @@ def merge(
             W0 = layer.module.weight.detach().flatten(1).float()
             changes = [change.to(base.device) for change in dense_changes(pairs, layer)]
             X = [stored.of(layer.reads).to(base.device) for stored in rows]
-            change = lbfgs_layer(W0, changes, X, settings.iterations(group))
+            change = lbfgs_layer(W0, changes, X, settings.iterations(group), [weights[it.token] for it in concepts])
             solved[layer.name] = refactored(change.double().cpu(), torch.eye(layer.d_in, dtype=torch.float64))
             statistics.progress(f"{group}: {i}/{len(layers)} layers optimised")
     return Solved(solved)
@@ -131,22 +129,26 @@ def lbfgs_layer(
     changes: Sequence[Float[Tensor, "d_out d_in"]],
     rows: Sequence[Float[Tensor, "rows d_in"]],
     steps: int,
+    weights: Sequence[float] | None = None,
 ) -> Float[Tensor, "d_out d_in"]:
-    """Return the best W - W0 that L-BFGS reaches on Σi ‖Xi (W - W0 - ΔWi)ᵀ‖²/mi in `steps` steps.
+    """Return the best W - W0 that L-BFGS reaches in `steps` steps.
 
-    It starts at W0 and computes in W0's dtype. The objective is scaled by its value at W0,
-    because torch's L-BFGS has absolute bounds (it stops if the loss falls by less than 1e-9, and
-    ignores curvature below 1e-10). Unscaled, changes as small as those of a low learning rate would
-    end after a few of the 500 steps, and this method would look worse than it is.
+    It minimises Σi wi ‖Xi (W - W0 - ΔWi)ᵀ‖²/mi; without `weights` every wi is 1, as in the paper.
+    It starts at W0 and computes in W0's dtype. The objective is scaled by its value at W0, because
+    torch's L-BFGS has absolute bounds (it stops if the loss falls by less than 1e-9, and ignores
+    curvature below 1e-10). Unscaled, changes as small as those of a low learning rate would end
+    after a few of the 500 steps, and this method would look worse than it is.
     """
-    at_base = sum(float((X @ change.T).square().sum()) / len(X) for X, change in zip(rows, changes, strict=True))
+    weights = weights or [1.0] * len(rows)
+    at_base = sum(
+        weight * float((X @ change.T).square().sum()) / len(X)
+        for weight, X, change in zip(weights, rows, changes, strict=True)
+    )
     if at_base == 0:
         return torch.zeros_like(W0)
-    weights = [(at_base * len(part)) ** -0.5 for part in rows]
-    X = torch.cat([weight * part for weight, part in zip(weights, rows, strict=True)])
-    Y = torch.cat(
-        [weight * part @ (W0 + change).T for weight, part, change in zip(weights, rows, changes, strict=True)]
-    )
+    roots = [weight**0.5 * (at_base * len(part)) ** -0.5 for weight, part in zip(weights, rows, strict=True)]
+    X = torch.cat([root * part for root, part in zip(roots, rows, strict=True)])
+    Y = torch.cat([root * part @ (W0 + change).T for root, part, change in zip(roots, rows, changes, strict=True)])
     W = W0.clone()
     least, best = float("inf"), W0
     optimizer: Any = torch.optim.LBFGS([W], max_iter=steps, history_size=25, line_search_fn="strong_wolfe")
@@ -181,4 +183,4 @@ def memory_needed(base: Base, concepts: Sequence[NamedConcept], steps: int) -> i
     return counted.bytes * len(scheduler.timesteps) * len(concepts)
 
 
-METHOD = Method(LbfgsSettings, merge)
+METHOD = Method(LbfgsSettings, merge, honours=frozenset({Option.WEIGHTS}))

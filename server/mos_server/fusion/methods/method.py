@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import Field, dataclass, field
+from enum import StrEnum
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from mos_common.base_model import Base
@@ -33,13 +34,24 @@ class Solved:
     drift: dict[str, float] = field(default_factory=dict)
 
 
+class Option(StrEnum):
+    """What may be given for a fusion besides the method's settings, by its flag."""
+
+    WEIGHTS = "--weight"
+    WORKERS = "--workers"
+    MOMENTS = "--moments"
+
+
 S = TypeVar("S", bound=MethodSettings)
 Merge = Callable[[Base, Sequence[NamedConcept], Mapping[str, float], S, Statistics], Solved]
 
 
 @dataclass(frozen=True)
 class Method(Generic[S]):
-    """A way to merge concepts: the type of its settings, and its function.
+    """A way to merge concepts: the type of its settings, its function, and the options it honours.
+
+    Other options are refused (`methods.check_honoured`): none is passed over. A method honours
+    `--workers` and `--moments` if it records through `statistics`.
 
     `merge(base, concepts, weights, settings, statistics)` takes concepts in canonical order, a
     weight for every token, and `statistics` to record with. It returns `Solved`, and may raise
@@ -48,6 +60,7 @@ class Method(Generic[S]):
 
     settings: type[S]
     merge: Merge[S]
+    honours: frozenset[Option]
 
     @property
     def help(self) -> str:

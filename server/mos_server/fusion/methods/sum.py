@@ -10,7 +10,7 @@ from mos_common.base_model import Base
 from mos_common.fused_model import NamedConcept
 from mos_common.settings import setting
 from mos_server.fusion.layerwise import weighted_sum
-from mos_server.fusion.methods.method import Method, Solved
+from mos_server.fusion.methods.method import Method, Option, Solved
 from mos_server.fusion.statistics import Statistics
 
 
@@ -34,4 +34,4 @@ def merge(
     return Solved(weighted_sum(base, concepts, scaled))
 
 
-METHOD = Method(SumSettings, merge)
+METHOD = Method(SumSettings, merge, honours=frozenset({Option.WEIGHTS}))

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, is_dataclass
-from typing import Any, cast, get_type_hints
+from dataclasses import asdict
+from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
 from sqlalchemy import Select, func, insert, select, update
 
-from mos_common.errors import RequestError, StateError
+from mos_common.errors import RequestError
 from mos_server.state.journal.database import Database
 from mos_server.state.journal.tables import members, participants, rounds
-from mos_server.state.records import ASKED, PUBLISHED, UNFINISHED, Member, Round, RoundSettings
+from mos_server.state.records import ASKED, CANCELLED, PUBLISHED, UNFINISHED, Member, Round, RoundSettings
 
-_SETTINGS = TypeAdapter(RoundSettings)
+_ROUNDS = select(
+    rounds.c.id, rounds.c.status, rounds.c.reason, rounds.c.settings.label("values"), rounds.c.asked, rounds.c.ended
+)
 
 
 class Rounds:
@@ -48,14 +48,14 @@ class Rounds:
             RequestError: there is no round of that name.
 
         """
-        matches = self._rounds(select(rounds).where(rounds.c.id == name))
+        matches = self._rounds(_ROUNDS.where(rounds.c.id == name))
         if not matches:
             raise RequestError(f"there is no round {name!r}")
         return matches[0]
 
     def all(self) -> list[Round]:
         """Return all rounds, earliest first."""
-        return self._rounds(select(rounds).order_by(rounds.c.asked, rounds.c.id))
+        return self._rounds(_ROUNDS.order_by(rounds.c.asked, rounds.c.id))
 
     def unfinished(self) -> Round | None:
         """Return the round that a server still has to work on, if any."""
@@ -74,6 +74,19 @@ class Rounds:
                 .where(rounds.c.id == name, rounds.c.status.in_(UNFINISHED))
                 .values(status=status, reason=reason, ended=ended)
             )
+
+    def cancel(self) -> Round:
+        """Cancel the unfinished round, and return it. What was uploaded is kept.
+
+        Raises:
+            RequestError: no round is unfinished.
+
+        """
+        with self._database.writing():
+            if (running := self.unfinished()) is None:
+                raise RequestError("no round is running: there is nothing to cancel")
+            self.advance(running.id, CANCELLED, "by the operator")
+        return running
 
     def set_activity(self, name: str, key: str, activity: str, *, attempts: int = 0) -> None:
         """Set a participant's activity in a round, and add `attempts` to those made."""
@@ -99,30 +112,4 @@ class Rounds:
         return [Member(**row) for row in self._database.rows(query)]
 
     def _rounds(self, query: Select[Any]) -> list[Round]:
-        return [
-            Round(**{**row, "settings": _settings(row["id"], row["settings"])}) for row in self._database.rows(query)
-        ]
-
-
-def _settings(round_id: str, values: dict[str, Any]) -> RoundSettings:
-    """Return a round's settings. Those that its release did not have yet are at their defaults."""
-    if unknown := sorted(_unknown(RoundSettings, values)):
-        raise StateError(
-            f"{round_id} was asked for with {', '.join(unknown)}, which this release does not know: "
-            "install the release that asked for it"
-        )
-    try:
-        return _SETTINGS.validate_python(values)
-    except (ValidationError, RequestError) as error:
-        raise StateError(
-            f"the settings of {round_id} cannot be used ({error}): restore the journal from a backup"
-        ) from error
-
-
-def _unknown(kind: type, values: dict[str, Any]) -> Iterator[str]:
-    known = get_type_hints(kind)
-    for name, value in values.items():
-        if name not in known:
-            yield name
-        elif is_dataclass(known[name]) and isinstance(value, dict):
-            yield from (f"{name}.{each}" for each in _unknown(cast("type", known[name]), value))
+        return [Round(**row) for row in self._database.rows(query)]
