@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel
     from diffusers.models.attention_processor import Attention
 
-    from mos_common.base_model import Base
-
 
 class Group(StrEnum):
     """The source of a layer's input, which decides when the layer is fused."""
@@ -121,31 +119,6 @@ def layout_of(text_encoders: Sequence[nn.Module], unet: UNet2DConditionModel) ->
     others = list(_other_layers(encoders, unet, {layer.module for layer in attention}))
     ordered = [layer for group in Group for layer in [*attention, *others] if layer.group is group]
     return Layout(tuple(ordered), tuple(attention), tuple(crosses))
-
-
-def concept_layers(base: Base) -> list[Layer]:
-    """Return the linears of every attention module of a base, in the order of fusion."""
-    return list(base.layout.attention)
-
-
-def adaptable_layers(base: Base) -> list[Layer]:
-    """Return every linear and 1x1 convolution of a base, in the order of fusion."""
-    return list(base.layout.layers)
-
-
-def cross_attentions(base: Base) -> list[tuple[str, Attention]]:
-    """Return the cross-attention modules in execution order, with their names within the UNet."""
-    return [(cross.name, cross.module) for cross in base.layout.cross_attentions]
-
-
-def word_layer_numbers(base: Base) -> list[int]:
-    """Return the number of the embedding that each cross-attention reads of a word."""
-    return [cross.word_layer for cross in base.layout.cross_attentions]
-
-
-def word_layers(base: Base) -> int:
-    """Return the number of embeddings of a layer-wise word."""
-    return base.layout.word_layers
 
 
 def _cross_attentions(unet: UNet2DConditionModel) -> list[CrossAttention]:

@@ -11,7 +11,6 @@ from mos_common.base_model import Base
 from mos_common.concept import Concept
 from mos_common.edlora import LowRank
 from mos_common.fused_model import NamedConcept
-from mos_common.layers import concept_layers, cross_attentions
 
 
 @dataclass(frozen=True)
@@ -45,10 +44,10 @@ def random_concept(base: Base, seed: int, rank: int = 4, strength: float = 0.05)
         layer.name: LowRank(
             normal(rank, layer.d_in) / layer.d_in**0.5, strength * normal(layer.d_out, rank), float(rank)
         )
-        for layer in concept_layers(base)
+        for layer in base.layout.attention
     }
     spread = float(base.token_table.float().std())
-    words = spread * normal(len(cross_attentions(base)), 2, base.token_table.shape[1])
+    words = spread * normal(len(base.layout.cross_attentions), 2, base.token_table.shape[1])
     return NamedConcept(f"p{seed}", Concept("<cat>", "cat", base.fingerprint, pairs, (words,)))
 
 

@@ -20,6 +20,14 @@ from mos_server.cli.main import app as server
 
 APPS = {"mos-client": client, "mos-server": server, "mos-bench": bench}
 
+OTHER_MEANINGS = {
+    ("check", "--class"),  # of the masks
+    ("draw", "--steps"),  # of denoising
+    ("export", "--dtype"),  # of the file that is written
+    ("teach", "--base"),  # of one world
+    ("tuning", "--base"),
+}
+
 
 def commands(command: click.Command, words: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], click.Command]]:
     yield words, command
@@ -73,6 +81,17 @@ def test_every_argument_and_option_shows_its_sentence_and_default(words, command
             assert "default: " in parameter.help, f"{' '.join(words)} {name} does not say its default: use show_default"
             continue
         assert row.removeprefix(flat(parameter.help)).lstrip().startswith(flat(default)), (name, row[:300])
+
+
+def test_an_option_of_one_meaning_has_one_wording_on_all_commands():
+    """Other wordings stand for other meanings, which are these."""
+    said: dict[str, set[str]] = {}
+    for words, command in ALL:
+        for parameter in command.params:
+            if (*words[1:], parameter.opts[0]) not in OTHER_MEANINGS:
+                said.setdefault(parameter.opts[0], set()).add(flat(getattr(parameter, "help", None) or ""))
+    for option in ("--base", "--device", "--dtype", "--seed", "--steps", "--class", "state"):
+        assert len(said.get(option, {""})) == 1, (option, said[option])
 
 
 @pytest.mark.parametrize(("words", "command"), ALL, ids=[" ".join(words) for words, _ in ALL])

@@ -13,7 +13,6 @@ from mos_common.concept_file import write_concept
 from mos_common.drawing import Drawing, draw
 from mos_common.edlora import attached
 from mos_common.fused_model import read_fused
-from mos_common.layers import adaptable_layers
 from mos_server.fusion.methods.gradient import GradientSettings
 from mos_server.fusion.settings import FusionSettings
 from mos_server.models.fuse_files import fuse_files
@@ -31,7 +30,7 @@ def kohya(sixteen, tmp_path):
 
     def made(name: str, seed: int, **settings: object):
         g, tensors = torch.Generator().manual_seed(seed), {}
-        for layer in adaptable_layers(sixteen):
+        for layer in sixteen.layout.layers:
             if not layer.name.startswith("unet.") or ".attentions." not in layer.name:
                 continue
             key = "lora_" + layer.name.replace(".", "_")

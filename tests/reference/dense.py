@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mos_common.base_model import Base
 from mos_common.concept import Concept
-from mos_common.layers import Group, concept_layers, cross_attentions
+from mos_common.layers import Group
 from mos_common.prompts import about
 
 Rows = dict[str, Tensor]  # layer name -> all rows it read, float64
@@ -32,7 +32,7 @@ def dense(concept: Concept) -> dict[str, Tensor]:
 @contextmanager
 def added(base: Base, changes: Mapping[str, Tensor]) -> Iterator[None]:
     """Add ΔW to the weights of the base; restore a copy of the old weights afterwards."""
-    modules = {layer.name: layer.module for layer in concept_layers(base)}
+    modules = {layer.name: layer.module for layer in base.layout.attention}
     before = {name: modules[name].weight.detach().clone() for name in changes}
     try:
         for name, change in changes.items():
@@ -53,7 +53,7 @@ def storing(base: Base, group: Group, kept: Tensor | slice) -> Iterator[dict[str
                 inputs[0][kept].double().reshape(-1, inputs[0].shape[-1])
             )
         )
-        for layer in concept_layers(base)
+        for layer in base.layout.attention
         if layer.group is group
     ]
     try:
@@ -120,7 +120,7 @@ def rows_of(
 
 def _read(base: Base, group: Group, prompts: Sequence[str], concept: Concept | None, kind: str) -> Iterator[dict]:
     for prompt in prompts:
-        for k, (name, _) in enumerate(cross_attentions(base)):
+        for k, name in enumerate(cross.name for cross in base.layout.cross_attentions):
             if group is Group.TEXT and k and not concept:
                 break  # such a prompt has one encoding
             features, places, end = encode(base, prompt, concept, k)
@@ -139,7 +139,7 @@ def _drawn(
     base: Base, prompts: Sequence[str], concept: Concept | None, steps: int, guidance: float, first_seed: int
 ) -> Iterator[dict]:
     """Draw prompts one by one; the unconditional pass is separate and not stored."""
-    modules = [module for _, module in cross_attentions(base)]
+    modules = [cross.module for cross in base.layout.cross_attentions]
     for i, prompt in enumerate(prompts):
         texts = [
             [encode(base, *words, k)[0][None] for k in range(len(modules))] for words in ((prompt, concept), ("", None))

@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
-from mos_client.cli.options import Author, Base, ClassWord, Concept, ConceptOut, Device, Images, Licence
+from mos_client.cli.options import Author, ClassWord, Concept, ConceptOut, Images, Licence
 from mos_common.errors import RequestError
+from mos_common.options import Base, Device
 from mos_common.shell import say
 
 

@@ -7,22 +7,10 @@ from typing import Annotated
 
 import typer
 
-from mos_client.cli.options import (
-    Author,
-    Base,
-    ClassWord,
-    Concept,
-    Device,
-    Dtype,
-    Images,
-    Licence,
-    Seed,
-    Settings,
-    Steps,
-    Vram,
-)
+from mos_client.cli.options import Author, ClassWord, Concept, Images, Licence, Settings, Vram
 from mos_client.tuning.settings import TuningSettings, tuning_texts
 from mos_common.errors import RequestError
+from mos_common.options import Base, Device, Dtype, Seed, TuningSteps
 from mos_common.shell import counting, lists_settings, say
 
 KitFile = Annotated[Path, typer.Argument(metavar="KIT", help="The file that the operator sent.")]
@@ -55,7 +43,7 @@ def join(
             "--rounds", min=1, help="Stop after this many published models.", show_default="run until stopped"
         ),
     ] = None,
-    steps: Steps = None,
+    steps: TuningSteps = None,
     seed: Seed = 0,
     author: Author = "",
     licence: Licence = "",

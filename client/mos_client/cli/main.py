@@ -8,22 +8,9 @@ from typing import Annotated
 import typer
 
 from mos_client.cli import concepts, federation
-from mos_client.cli.options import (
-    Author,
-    Base,
-    ClassWord,
-    Concept,
-    ConceptOut,
-    Device,
-    Dtype,
-    Images,
-    Licence,
-    Seed,
-    Settings,
-    Steps,
-    Vram,
-)
+from mos_client.cli.options import Author, ClassWord, Concept, ConceptOut, Images, Licence, Settings, Vram
 from mos_client.tuning.settings import Method, TuningSettings, tuning_texts
+from mos_common.options import Base, Device, Dtype, Seed, TuningSteps
 from mos_common.shell import add_version, counting, lists_settings, run, say
 
 app = typer.Typer(
@@ -52,7 +39,7 @@ def tune(
     class_word: ClassWord,
     base: Base = "tiny",
     out: ConceptOut = None,
-    steps: Steps = None,
+    steps: TuningSteps = None,
     seed: Seed = 0,
     method: Annotated[
         Method, typer.Option("--method", help="The paper's ed-lora, or a method that it is compared with.")

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from mos_common.errors import RequestError, StateError
+from mos_common.options import Base, Device, Dtype
 from mos_common.shell import say
 from mos_server.cli.settings import (
     ListsSettings,
@@ -18,13 +19,13 @@ from mos_server.cli.settings import (
     Preserve,
     Ridge,
     Sets,
+    StateFolder,
     Weights,
     Workers,
     changed_fusion,
     settings,
 )
 
-StateFolder = Annotated[Path, typer.Argument(metavar="STATE", help="The server's state folder.")]
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)([smhd])")
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _RUNNING = {
@@ -51,7 +52,7 @@ def register(app: typer.Typer) -> None:
 
 def init(
     state: StateFolder,
-    base: Annotated[str, typer.Option("--base", help="`tiny`, a diffusers folder, or a hub id.")] = "tiny",
+    base: Base = "tiny",
     host: Annotated[
         str, typer.Option("--host", help="Name or address at which participants reach this machine.")
     ] = "127.0.0.1",
@@ -135,10 +136,8 @@ def invite(
 
 def serve(
     state: StateFolder,
-    device: Annotated[str | None, typer.Option("--device", help="cpu, cuda, mps; default: the best there is.")] = None,
-    dtype: Annotated[
-        str | None, typer.Option("--dtype", help="float32, float16, bfloat16; default: what suits the device.")
-    ] = None,
+    device: Device = None,
+    dtype: Dtype = None,
 ) -> None:
     """Serve participants and run rounds until Ctrl-C or SIGTERM.
 

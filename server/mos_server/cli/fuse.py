@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mos_common.errors import RequestError
+from mos_common.options import Device, Dtype
 from mos_common.shell import say
 from mos_server.cli.settings import (
     ListsSettings,
@@ -41,7 +42,9 @@ Only = Annotated[
 BaseName = Annotated[
     str | None,
     typer.Option(
-        "--base", help="`tiny`, a diffusers folder, or a hub id; the state's own with --state.", show_default="tiny"
+        "--base",
+        help="The base model: `tiny`, a diffusers folder, or a hub id.",
+        show_default="tiny; with --state: its own",
     ),
 ]
 MomentsFolder = Annotated[
@@ -51,10 +54,6 @@ MomentsFolder = Annotated[
         help="Keep second moments here: an interrupted or later fusion resumes from them.",
         show_default="not kept",
     ),
-]
-Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, mps; default: the best available.")]
-Dtype = Annotated[
-    str | None, typer.Option("--dtype", help="float32, float16, bfloat16; default: whatever suits the device.")
 ]
 
 

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from mos_common.options import Base
 from mos_common.shell import add_version, run, say
 from mos_server.cli import federation, fuse
 
@@ -28,7 +29,7 @@ def export(
     model: Annotated[Path, typer.Argument(help="A fused model's folder.")],
     out: Annotated[Path, typer.Option("--out", help="Where to write; must not exist yet.")],
     kind: Annotated[str, typer.Option("--format", help="diffusers, lora or single-file.")] = "diffusers",
-    base: Annotated[str, typer.Option("--base", help="`tiny`, a diffusers folder, or a hub id.")] = "tiny",
+    base: Base = "tiny",
     dtype: Annotated[
         str | None,
         typer.Option(

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from mos_server.fusion.settings import FusionSettings
 
+StateFolder = Annotated[Path, typer.Argument(metavar="STATE", help="The server's state folder.")]
 _RIVALS = ", ".join(METHODS[1:])
 MethodName = Annotated[
     str | None,
@@ -31,7 +32,7 @@ Sets = Annotated[
     typer.Option(
         "--set",
         metavar="NAME=VALUE",
-        help="Set one of the settings listed below. May be repeated.",
+        help="Change a setting listed below; repeatable.",
         show_default="the federation's, else those listed",
     ),
 ]
@@ -40,7 +41,7 @@ Weights = Annotated[
     typer.Option(
         "--weight",
         metavar="TOKEN=NUMBER",
-        help="How much a concept counts, such as '<alice/cat>=2'. May be repeated.",
+        help="How much a concept counts, such as '<alice/cat>=2'; repeatable.",
         show_default="1 each",
     ),
 ]
@@ -112,7 +113,7 @@ def flag_texts(sets: Sequence[str] | None, **flags: float | None) -> list[str]:
 
 
 def settings(
-    state: Annotated[Path, typer.Argument(metavar="STATE", help="The server's state folder.")],
+    state: StateFolder,
     method: MethodName = None,
     sets: Sets = None,
     weight: Weights = None,

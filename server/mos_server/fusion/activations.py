@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mos_common.base_model import Base
 from mos_common.drawing import Drawing, draw_latents
-from mos_common.layers import Group, Layer, concept_layers
+from mos_common.layers import Group, Layer
 from mos_common.words import TokenIds, Vocabulary, encode_rows, encode_token_ids, text_rows, tokenise
 from mos_server.fusion.moments import Choice, recording
 from mos_server.fusion.recording_settings import RecordingSettings
@@ -85,7 +85,7 @@ def record_cross(
     """
     features = encode_token_ids(base, texts, vocabulary)
     weights = position_weights(texts, kinds).to(features.device)
-    cross = dict.fromkeys(layer.reads for layer in concept_layers(base) if layer.group is Group.CROSS)
+    cross = dict.fromkeys(layer.reads for layer in base.layout.by_group[Group.CROSS])
     wanted = {layer.reads for layer in layers}
     for k, reads in enumerate(cross):
         if reads not in wanted:

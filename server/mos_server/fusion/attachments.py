@@ -8,7 +8,7 @@ from typing import Literal
 from mos_common.base_model import Base
 from mos_common.concept import Concept
 from mos_common.edlora import LowRank
-from mos_common.layers import Group, adaptable_layers
+from mos_common.layers import Group
 
 Inputs = Literal["own", "fused"]
 Changes = Mapping[str, LowRank]
@@ -25,7 +25,7 @@ def attached_changes(
     remaining changes.
     """
     own = concept.pairs
-    group_of = {layer.name: layer.group for layer in adaptable_layers(base)}
+    group_of = {name: layer.group for name, layer in base.layout.by_name.items()}
     text, spatial = (
         {name: pair for name, pair in own.items() if group_of[name] is part} for part in (Group.TEXT, Group.SPATIAL)
     )

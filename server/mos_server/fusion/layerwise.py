@@ -10,20 +10,20 @@ from torch import Tensor
 from mos_common.base_model import Base
 from mos_common.edlora import LowRank
 from mos_common.fused_model import NamedConcept
-from mos_common.layers import Group, Layer, adaptable_layers
+from mos_common.layers import Group, Layer
 from mos_server.fusion.solve import refactored, stacked_left
 
 
 def changed_layers(base: Base, concepts: Sequence[NamedConcept], group: Group) -> list[Layer]:
     """Return the layers of one group that at least one concept changes, in the order of fusion."""
     changed = {name for named in concepts for name in named.concept.pairs}
-    return [layer for layer in adaptable_layers(base) if layer.group is group and layer.name in changed]
+    return [layer for layer in base.layout.by_group[group] if layer.name in changed]
 
 
 def weighted_sum(base: Base, concepts: Sequence[NamedConcept], weights: Mapping[str, float]) -> dict[str, LowRank]:
     """Return Σi wi ΔWi for every layer: FedAvg with wi = 1/n, the scaled sum with anything else."""
     changes = {}
-    for layer in adaptable_layers(base):
+    for layer in base.layout.layers:
         weighted = [(weights[named.token], pair) for named in concepts if (pair := named.concept.pairs.get(layer.name))]
         if weighted:
             right = torch.cat([weight * pair.scale * pair.A.double() for weight, pair in weighted])
@@ -44,7 +44,7 @@ def dense_merge(
     """
     weight_values = torch.tensor([weights[named.token] for named in concepts])
     changes = {}
-    for layer in adaptable_layers(base):
+    for layer in base.layout.layers:
         pairs = [named.concept.pairs.get(layer.name) for named in concepts]
         if any(pairs):
             dense = merge(layer.name, dense_changes(pairs, layer), weight_values)

@@ -23,7 +23,7 @@ from mos_common.errors import FusionError
 from mos_common.files import canonical_json
 from mos_common.fingerprint import sampler_of
 from mos_common.fused_model import NamedConcept
-from mos_common.layers import Group, Layer, adaptable_layers
+from mos_common.layers import Group, Layer
 from mos_common.progress import TextProgress
 from mos_common.prompts import about
 from mos_common.words import Vocabulary
@@ -122,7 +122,7 @@ class Recording:
             UnusableConceptError: a forward pass is not finite; the message names concept and layer.
 
         """
-        layers = [layer for layer in adaptable_layers(base) if layer.group is self.group and layer.reads in self.reads]
+        layers = [layer for layer in base.layout.by_group[self.group] if layer.reads in self.reads]
         prompts, vocabulary = self.prompts(base)
         first = int(content_digest(self.named.concept)[:12], 16) if self.named else 0
         seeds = [first + i for i in range(len(prompts))]

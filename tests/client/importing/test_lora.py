@@ -18,7 +18,6 @@ from mos_client.importing.lora import pairs_of, truncated
 from mos_common.concept_file import read_concept
 from mos_common.edlora import LowRank
 from mos_common.errors import ConceptError, RequestError
-from mos_common.layers import adaptable_layers
 from reference.pipelines import ours, pipeline_of, theirs
 
 # Stability's own numbers of the blocks of Stable Diffusion XL that have transformers.
@@ -56,7 +55,7 @@ def kohya_file(
     """
     g, two, tensors, changes = torch.Generator().manual_seed(0), len(base.text_encoders) == 2, {}, {}
     prefixes = {"unet": "lora_unet", "text_encoder": "lora_te1" if two else "lora_te", "text_encoder_2": "lora_te2"}
-    for layer in adaptable_layers(base):
+    for layer in base.layout.layers:
         part = layer.name.partition(".")[0]
         text = part != "unet" and ".layers." in layer.name
         if not (text or ".attentions." in layer.name) or where not in layer.name:
@@ -95,7 +94,7 @@ def assert_changes(pairs: Mapping[str, LowRank], expected: Mapping[str, torch.Te
 def test_a_kohya_file_changes_every_layer_by_alpha_over_rank_up_down(sixteen, tmp_path):
     """Linear layers and 1x1 convolutions, text encoder and UNet, random ranks and alphas."""
     changes = kohya_file(sixteen, tmp_path / "lora.safetensors")
-    assert any(isinstance(x.module, torch.nn.Conv2d) for x in adaptable_layers(sixteen) if x.name in changes)
+    assert any(isinstance(x.module, torch.nn.Conv2d) for x in sixteen.layout.layers if x.name in changes)
     assert_changes(imported(sixteen, tmp_path / "lora.safetensors", out=tmp_path / "cat.safetensors"), changes)
 
 

@@ -14,7 +14,6 @@ from mos_client.importing.words import textual_inversion
 from mos_common.concept import words_of
 from mos_common.concept_file import read_concept
 from mos_common.errors import ConceptError
-from mos_common.layers import adaptable_layers, cross_attentions, word_layers
 from mos_common.words import encode_pooled, encode_prompts, tokenise
 
 
@@ -143,8 +142,8 @@ def paper_checkpoint(base, rank: int = 4) -> tuple[dict, dict[str, torch.Tensor]
     params: dict = {"new_concept_embedding": {}, "text_encoder": {}, "unet": {}}
     products = {}
     for token, seed in (("<potter1>", 5), ("<potter2>", 6)):
-        params["new_concept_embedding"][token] = vectors(len(cross_attentions(base)), base.word_width, seed)
-    for layer in adaptable_layers(base):
+        params["new_concept_embedding"][token] = vectors(len(base.layout.cross_attentions), base.word_width, seed)
+    for layer in base.layout.layers:
         part, _, module = layer.name.partition(".")
         if not (".self_attn." in module or ".attentions." in module):
             continue
@@ -166,7 +165,7 @@ def test_the_paper_s_checkpoint_changes_by_alpha_up_down_not_divided_by_the_rank
     for name, product in products.items():
         assert float((concept.pairs[name].change() - alpha * product).norm() / (alpha * product).norm()) < 2e-3, name
     (words,) = concept.words
-    assert words.shape == (word_layers(sixteen), 2, 24)
+    assert words.shape == (sixteen.layout.word_layers, 2, 24)
     for word, token in enumerate(("<potter1>", "<potter2>")):
         expected = params["new_concept_embedding"][token]
         torch.testing.assert_close(words[:, word].float(), expected, rtol=1e-3, atol=1e-4)

@@ -11,7 +11,6 @@ from mos_client.pictures.examples import Encoded, Example
 from mos_client.tuning.loop import Tuning
 from mos_client.tuning.settings import Method
 from mos_common.errors import RequestError
-from mos_common.layers import concept_layers, cross_attentions
 from mos_common.words import tokenise
 from reference.small_tuning import CONFIG, examples, tuning_of, words_at_start
 
@@ -32,12 +31,12 @@ def test_what_each_method_tunes(base, method, words, layerwise, pairs):
     before = [parameter.detach().clone() for parameter in tuning.parameters]
     list(tuning.steps())
     if words:
-        count = len(cross_attentions(base)) if layerwise else 1
+        count = len(base.layout.cross_attentions) if layerwise else 1
         assert tuning.words.shape == (count, words, base.token_table.shape[1])
-        assert tuning.layerwise_words().shape[0] == len(cross_attentions(base))
+        assert tuning.layerwise_words().shape[0] == len(base.layout.cross_attentions)
     else:
         assert tuning.words is None
-    names = {layer.name for layer in concept_layers(base)}
+    names = {layer.name for layer in base.layout.attention}
     cross = {name for name in names if name.endswith(("attn2.to_k", "attn2.to_v"))}
     assert tuning.pairs.keys() == {"all": names, "cross": cross, "none": set()}[pairs]
     assert all(not torch.equal(a, b) for a, b in zip(before, tuning.parameters, strict=True)), "all of it was tuned"

@@ -24,7 +24,6 @@ from mos_client.tuning.tune_folder import tuned_concept
 from mos_common.base_model import Base
 from mos_common.concept import check_fits
 from mos_common.concept_file import concept_from_bytes, concept_to_bytes
-from mos_common.layers import cross_attentions, word_layers
 
 pytestmark = pytest.mark.slow
 GIB = 2**30
@@ -112,7 +111,7 @@ def test_two_steps_of_real_size(kind, parameters, attentions, words, megabytes, 
     started = time.monotonic()
     base = base_of(kind, make_tokenizer)
     assert sum(p.numel() for p in base.unet.parameters()) == pytest.approx(parameters, rel=0.01)
-    assert (len(cross_attentions(base)), word_layers(base)) == (attentions, words)
+    assert (len(base.layout.cross_attentions), base.layout.word_layers) == (attentions, words)
     made = time.monotonic()
     g = torch.Generator().manual_seed(0)
     examples = [Example((Encoded(torch.randn(4, 32, 32, generator=g)),), ("photo of a V", "V")) for _ in range(3)]

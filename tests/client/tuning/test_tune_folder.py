@@ -21,7 +21,6 @@ from mos_client.tuning.tune_folder import CHECKPOINT, progress_picture, tune_fol
 from mos_common.concept import check_fits
 from mos_common.concept_file import concept_from_bytes, content_digest, read_concept
 from mos_common.errors import BaseModelError, ConceptError, MosError, PicturesError, RequestError, StateError
-from mos_common.layers import concept_layers, cross_attentions
 
 STEPS = 4
 
@@ -104,9 +103,9 @@ def test_the_file_is_a_concept_that_fits_its_base(sixteen, tune, tmp_path):
     concept = read_concept(out)
     check_fits(concept, sixteen)
     assert (concept.name, concept.class_word, concept.author, concept.licence) == ("<cat>", "cat", "Alice", "CC0")
-    assert concept.pairs.keys() == {layer.name for layer in concept_layers(sixteen)}
+    assert concept.pairs.keys() == {layer.name for layer in sixteen.layout.attention}
     assert {pair.rank for pair in concept.pairs.values()} == {4}
-    assert concept.words[0].shape == (len(cross_attentions(sixteen)), 2, sixteen.token_table.shape[1])
+    assert concept.words[0].shape == (len(sixteen.layout.cross_attentions), 2, sixteen.token_table.shape[1])
     assert {tensor.dtype for pair in concept.pairs.values() for tensor in (pair.A, pair.B)} == {torch.float16}
 
 

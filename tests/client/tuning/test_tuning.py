@@ -17,7 +17,6 @@ from mos_common.attention import conditioned
 from mos_common.conditioning import read_prompts
 from mos_common.edlora import LowRank, attached
 from mos_common.errors import ConceptError
-from mos_common.layers import concept_layers, cross_attentions
 from reference.small_tuning import CONFIG, examples, tuning_of, words_at_start
 
 
@@ -32,7 +31,7 @@ def everything(base) -> dict[str, torch.Tensor]:
 def test_words_start_as_noise_of_the_table_s_spread_and_the_class_word(base):
     words = words_at_start(base)
     (cat,) = base.tokenizer("cat", add_special_tokens=False).input_ids
-    assert words.shape == (len(cross_attentions(base)), 2, base.token_table.shape[1])
+    assert words.shape == (len(base.layout.cross_attentions), 2, base.token_table.shape[1])
     assert torch.equal(words, words[:1].expand_as(words)), "every layer starts the same"
     torch.testing.assert_close(words[0, 1], base.token_table[cat])
     assert 0.6 < float(words[0, 0].std() / base.token_table.std()) < 1.4
@@ -51,7 +50,7 @@ def test_a_class_word_without_letters_is_refused(sixteen):
 
 
 def test_of_each_pair_a_is_random_and_b_is_zero(sixteen):
-    for layer in concept_layers(sixteen):
+    for layer in sixteen.layout.attention:
         A, B = (factor.detach() for factor in initial_pair(layer, 64, torch.Generator().manual_seed(1)))
         assert A.shape == (64, layer.d_in)
         assert B.shape == (layer.d_out, 64)
@@ -84,7 +83,7 @@ def test_the_first_step_s_loss_is_the_base_s_own(base):
 def test_only_words_and_pairs_receive_gradients_and_the_base_stays_bit_identical(base):
     before = {name: (tensor.data_ptr(), tensor.clone()) for name, tensor in everything(base).items()}
     hooks = [(module, dict(module._forward_hooks)) for module in (*base.unet.modules(), *base.text_encoder.modules())]
-    processors = [module.processor for _, module in cross_attentions(base)]
+    processors = [cross.module.processor for cross in base.layout.cross_attentions]
     tuning = tuning_of(base)
     start = [tuning.words.detach().clone(), *(B.detach().clone() for _, B in tuning.pairs.values())]
     assert len(list(tuning.steps())) == CONFIG.steps
@@ -100,7 +99,7 @@ def test_only_words_and_pairs_receive_gradients_and_the_base_stays_bit_identical
         assert tensor.data_ptr() == before[name][0], f"{name} is another tensor"
         assert torch.equal(tensor, before[name][1]), f"{name} has changed"
     assert all(module._forward_hooks == kept for module, kept in hooks)
-    assert all(m.processor is p for (_, m), p in zip(cross_attentions(base), processors, strict=True))
+    assert all(cross.module.processor is p for cross, p in zip(base.layout.cross_attentions, processors, strict=True))
 
     trained_now = [tuning.words.detach(), *(B.detach() for _, B in tuning.pairs.values())]
     assert all(not torch.equal(a, b) for a, b in zip(start, trained_now, strict=True)), (
@@ -112,9 +111,9 @@ def test_the_parameters_are_the_words_and_two_factors_a_layer(base):
     tuning = tuning_of(base)
     groups = [group["params"] for group in tuning.optimiser.param_groups]
     assert groups[0] == [tuning.words] or groups[0][0] is tuning.words
-    assert sum(map(len, groups)) == 1 + 2 * len(concept_layers(base))
-    text = sum(layer.name.startswith("text_encoder.") for layer in concept_layers(base))
-    assert [len(group) for group in groups] == [1, 2 * text, 2 * (len(concept_layers(base)) - text)]
+    assert sum(map(len, groups)) == 1 + 2 * len(base.layout.attention)
+    text = sum(layer.name.startswith("text_encoder.") for layer in base.layout.attention)
+    assert [len(group) for group in groups] == [1, 2 * text, 2 * (len(base.layout.attention) - text)]
     assert [group["full_rate"] for group in tuning.optimiser.param_groups] == [1e-2, 1e-3, 1e-3]
 
 
@@ -123,7 +122,7 @@ def test_an_abandoned_run_leaves_the_base_as_it_was(sixteen):
     next(steps)
     steps.close()
     assert not any(module._forward_hooks for module in sixteen.unet.modules())
-    assert not any("Layerwise" in type(m.processor).__name__ for _, m in cross_attentions(sixteen))
+    assert not any("Layerwise" in type(cross.module.processor).__name__ for cross in sixteen.layout.cross_attentions)
 
 
 def test_training_with_hooks_is_attaching_the_change(base, make_concept):
@@ -138,7 +137,7 @@ def test_training_with_hooks_is_attaching_the_change(base, make_concept):
             features = base.text_encoder(text).last_hidden_state
             return base.unet(noisy, torch.tensor([5]), encoder_hidden_states=features).sample
 
-    with trained(concept_layers(base), pairs):
+    with trained(base.layout.attention, pairs):
         hooked = outputs()
     with attached(base, concept.pairs):
         torch.testing.assert_close(hooked, outputs(), rtol=1e-3, atol=1e-4)

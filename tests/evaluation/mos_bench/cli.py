@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from mos_bench.identity.cli import register
+from mos_bench.identity.cli import Out, register
+from mos_common.options import TuningSteps
 from mos_common.shell import add_version, run
 
 app = typer.Typer(
@@ -19,15 +20,20 @@ app = typer.Typer(
 )
 add_version(app)
 
+Each = Annotated[int, typer.Option("--each", min=1, help="Identities of each of three kinds.")]
+SameWorld = Annotated[
+    str, typer.Option("--base", help="The base model: `tiny`, or a diffusers folder of the same world.")
+]
+Part = Annotated[int, typer.Option("--part", min=0, help="The share of the work that this process does, from 0.")]
+Parts = Annotated[int, typer.Option("--parts", min=1, help="Number of processes that share the work.")]
+
 
 @app.command(epilog="Example: mos-bench demo --out build/demo")
 def demo(
     out: Annotated[Path, typer.Option("--out", help="Output folder; its earlier content is removed.")] = Path(
         "build/demo"
     ),
-    steps: Annotated[
-        int | None, typer.Option("--steps", help="Optimiser steps per concept; default: the base's preset.")
-    ] = None,
+    steps: TuningSteps = None,
 ) -> None:
     """Run three participants, one round and one picture with the real commands.
 
@@ -40,16 +46,12 @@ def demo(
 
 @app.command(epilog="Example: mos-bench teach --each 4 --out build/teach")
 def teach(
-    out: Annotated[Path, typer.Option("--out", help="Folder of concepts and scores; existing ones are kept.")] = Path(
-        "build/teach"
-    ),
-    each: Annotated[int, typer.Option("--each", min=1, help="Identities of each of three kinds.")] = 4,
-    base: Annotated[str, typer.Option("--base", help="`tiny`, or a diffusers folder of the same world.")] = "tiny",
-    steps: Annotated[int | None, typer.Option("--steps", help="Optimiser steps; default: the base's preset.")] = None,
-    part: Annotated[
-        int, typer.Option("--part", min=0, help="The share of the work that this process does, from 0.")
-    ] = 0,
-    parts: Annotated[int, typer.Option("--parts", min=1, help="Number of processes that share the work.")] = 1,
+    out: Out = Path("build/teach"),
+    each: Each = 4,
+    base: SameWorld = "tiny",
+    steps: TuningSteps = None,
+    part: Part = 0,
+    parts: Parts = 1,
 ) -> None:
     """Tune identities that the base never saw, and score their drawings."""
     from mos_bench.teach import run_teach
@@ -59,19 +61,15 @@ def teach(
 
 @app.command(epilog="Example: mos-bench tuning --each 4 --out build/tuning")
 def tuning(
-    out: Annotated[Path, typer.Option("--out", help="Folder of scores and tables; existing ones are kept.")] = Path(
-        "build/tuning"
-    ),
-    each: Annotated[int, typer.Option("--each", min=1, help="Identities of each of three kinds.")] = 4,
-    base: Annotated[str, typer.Option("--base", help="`tiny`, or a diffusers folder of the same world.")] = "tiny",
+    out: Out = Path("build/tuning"),
+    each: Each = 4,
+    base: SameWorld = "tiny",
     only: Annotated[
         list[str] | None,
         typer.Option("--only", help="A change by its name in the table; repeat it.", show_default="all of them"),
     ] = None,
-    part: Annotated[
-        int, typer.Option("--part", min=0, help="The share of the work that this process does, from 0.")
-    ] = 0,
-    parts: Annotated[int, typer.Option("--parts", min=1, help="Number of processes that share the work.")] = 1,
+    part: Part = 0,
+    parts: Parts = 1,
 ) -> None:
     """Measure how each tuning setting changes identity and prompt-following (docs/tuning.md)."""
     import torch

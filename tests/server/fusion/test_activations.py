@@ -10,7 +10,7 @@ import torch
 
 from mos_common.edlora import attached
 from mos_common.errors import FusionError
-from mos_common.layers import Group, concept_layers, cross_attentions
+from mos_common.layers import Group
 from mos_common.words import tokenise
 from mos_server.fusion.activations import position_weights, record_group
 from mos_server.fusion.moments import Moments
@@ -31,17 +31,17 @@ def vocabulary_of_tiny(tiny, make_concept):
 
 
 def record(group, base, vocabulary, prompts: Sequence[str] = PROMPTS, seeds=(1, 2), settings=SETTINGS):
-    layers = [layer for layer in concept_layers(base) if layer.group is group]
+    layers = [layer for layer in base.layout.attention if layer.group is group]
     return record_group(group, base, layers, prompts, seeds, vocabulary, settings, Moments())
 
 
 def per_layer(moments, base) -> list[torch.Tensor]:
-    return [moments.mean(f"unet.{name}.text") for name, _ in cross_attentions(base)]
+    return [moments.mean(f"unet.{cross.name}.text") for cross in base.layout.cross_attentions]
 
 
 @pytest.mark.parametrize("group", Group)
 def test_every_input_of_the_group_is_recorded_and_no_other(base, vocabulary, group):
-    expected = {layer.reads: layer.d_in for layer in concept_layers(base) if layer.group is group}
+    expected = {layer.reads: layer.d_in for layer in base.layout.attention if layer.group is group}
     moments = record(group, base, vocabulary)
     assert {reads: len(total) for reads, total in moments.sums.items()} == expected
 
@@ -65,7 +65,7 @@ def test_keys_and_values_read_what_the_attached_text_encoder_writes(base, vocabu
 
 
 def test_the_text_encoder_reads_a_concept_s_prompt_once_for_each_layer_and_others_once(base, vocabulary):
-    count, length = len(cross_attentions(base)), base.text_length
+    count, length = len(base.layout.cross_attentions), base.text_length
     assert set(record(Group.TEXT, base, vocabulary).rows.values()) == {len(PROMPTS) * count * length}
     assert set(record(Group.TEXT, base, vocabulary, ["a tree", "a tree"]).rows.values()) == {length}
 
@@ -73,7 +73,7 @@ def test_the_text_encoder_reads_a_concept_s_prompt_once_for_each_layer_and_other
 def test_only_conditional_rows_of_a_drawing_are_recorded(tiny, make_concept):
     """Cells x steps x prompts, whatever the guidance; DPM-Solver calls the UNet once per step."""
     vocabulary = {"<cat>": make_concept(tiny, "<cat>").words[0]}
-    reads = next(layer for layer in concept_layers(tiny) if layer.group is Group.SPATIAL).reads
+    reads = next(layer for layer in tiny.layout.attention if layer.group is Group.SPATIAL).reads
     for guidance in (1.0, 3.0):
         settings = RecordingSettings(contexts=("V",), steps=3, guidance=guidance, batch=2)
         moments = record(Group.SPATIAL, tiny, vocabulary, settings=settings)
@@ -150,11 +150,11 @@ def test_weighted_rows_are_counted_by_their_weights(base, vocabulary):
 @pytest.mark.parametrize("group", Group)
 def test_nothing_is_left_on_the_model(base, vocabulary, group):
     """Neither hooks nor attention processors, whether it went well or not."""
-    processors = [module.processor for _, module in cross_attentions(base)]
+    processors = [cross.module.processor for cross in base.layout.cross_attentions]
     record(group, base, vocabulary)
     broken = {"<cat>": vocabulary["<cat>"] * float("nan")}
     with pytest.raises(FusionError, match=r"activations of .* are not finite"):
         record(group, base, broken)
     modules = [*base.unet.modules(), *base.text_encoder.modules()]
     assert sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in modules) == 0
-    assert [module.processor for _, module in cross_attentions(base)] == processors
+    assert [cross.module.processor for cross in base.layout.cross_attentions] == processors

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mos_common.edlora import LowRank
-from mos_common.layers import Group, adaptable_layers
+from mos_common.layers import Group
 from mos_server.fusion.attachments import attached_changes
 
 
@@ -23,7 +23,7 @@ from mos_server.fusion.attachments import attached_changes
 def test_the_concept_s_own_or_the_fused_changes(tiny, make_concept, group, text_inputs, unet_inputs, own, fused):
     """By group of the layers that are changed; `solved` are those of the groups before."""
     concept = make_concept(tiny)
-    group_of = {layer.name: layer.group for layer in adaptable_layers(tiny)}
+    group_of = {layer.name: layer.group for layer in tiny.layout.layers}
     before = {Group.TEXT: (), Group.CROSS: (Group.TEXT,), Group.SPATIAL: (Group.TEXT, Group.CROSS)}[group]
     solved = {
         name: LowRank(torch.zeros_like(pair.A), pair.B, pair.alpha)

@@ -13,7 +13,6 @@ import torch
 from mos_common.edlora import LowRank
 from mos_common.errors import FusionError, RequestError
 from mos_common.fused_model import NamedConcept
-from mos_common.layers import concept_layers
 from mos_server.fusion.cluster import Worker, recorder_on
 from mos_server.fusion.fuse import fuse
 from mos_server.fusion.methods.gradient import GradientSettings
@@ -40,7 +39,7 @@ def kill_one_worker_at_work(killed: list[int]) -> None:
 def test_two_workers_of_which_one_is_killed_record_the_same_bits(tiny, make_concept, tmp_path):
     """The lost worker's recording is repeated; a worker reports an unusable concept, as here."""
     concepts = [NamedConcept(f"p{i}", make_concept(tiny, "<cat>", seed=i)) for i in range(4)]
-    layer = next(layer.name for layer in concept_layers(tiny) if layer.name.startswith("unet."))
+    layer = next(layer.name for layer in tiny.layout.attention if layer.name.startswith("unet."))
     pair = concepts[3].concept.pairs[layer]
     overflow = {**concepts[3].concept.pairs, layer: LowRank(pair.A * 1e19, pair.B * 1e19, pair.alpha)}
     concepts[3] = NamedConcept("p3", replace(concepts[3].concept, pairs=overflow))

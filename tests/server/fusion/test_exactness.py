@@ -14,7 +14,6 @@ import torch
 
 from mos_common.edlora import LowRank
 from mos_common.fused_model import NamedConcept
-from mos_common.layers import concept_layers
 from mos_server.fusion.fuse import fuse
 from mos_server.fusion.gram import sliced_gram
 from mos_server.fusion.methods.gradient import GradientSettings
@@ -95,7 +94,7 @@ def test_every_published_layer_is_at_the_optimum(base, make_concept, stored, rid
     ]
     fused = fuse(base, concepts, replace(SETTINGS, ridge=ridge, rows=rows, preserve=preserve, towards=towards))
     told = {concept.token: concept.survival for concept in fused.manifest.concepts}
-    for layer in concept_layers(base):
+    for layer in base.layout.attention:
         X = [torch.cat(stored[named.token][layer.reads]) for named in concepts]
         changes = [named.concept.pairs[layer.name].change(torch.float64) for named in concepts]
         ordinary = torch.cat(stored["ordinary prompts"][layer.reads])

@@ -10,7 +10,7 @@ import torch
 from mos_common.edlora import LowRank
 from mos_common.errors import ConceptError, FusionError
 from mos_common.fused_model import NamedConcept
-from mos_common.layers import Group, concept_layers
+from mos_common.layers import Group
 from mos_common.settings import settings_to_json
 from mos_server.fusion.fuse import fuse
 from mos_server.models.publish import write_fused
@@ -24,9 +24,9 @@ def test_words_are_kept_under_the_tokens_of_their_participants(tiny, three):
 
 
 def test_the_base_is_left_as_it_was(tiny, three):
-    before = {layer.name: layer.module.weight.clone() for layer in concept_layers(tiny)}
+    before = {layer.name: layer.module.weight.clone() for layer in tiny.layout.attention}
     fuse(tiny, three[:2], SETTINGS)
-    assert all(torch.equal(layer.module.weight, before[layer.name]) for layer in concept_layers(tiny))
+    assert all(torch.equal(layer.module.weight, before[layer.name]) for layer in tiny.layout.attention)
 
 
 def test_the_manifest_says_by_which_method_and_settings(tiny, three):
@@ -78,7 +78,7 @@ def test_a_concept_that_breaks_the_forward_pass_is_left_out_by_name(tiny, three,
 
     The others are fused as if it had never come, and the manifest says whose they were.
     """
-    layer = next(it.name for it in concept_layers(tiny) if it.name.startswith(part) and it.group is not Group.CROSS)
+    layer = next(it.name for it in tiny.layout.attention if it.name.startswith(part) and it.group is not Group.CROSS)
     broken = NamedConcept("bob", overflowing(three[1].concept, layer))
     told: list[str] = []
     fused = fuse(tiny, [three[0], broken, three[2]], SETTINGS, progress=told.append)
@@ -90,7 +90,7 @@ def test_a_concept_that_breaks_the_forward_pass_is_left_out_by_name(tiny, three,
 
 
 def test_if_nothing_can_be_fused_the_error_names_concept_and_layer(tiny, three):
-    layer = next(it.name for it in concept_layers(tiny))
+    layer = next(it.name for it in tiny.layout.attention)
     broken = NamedConcept("bob", overflowing(three[1].concept, layer))
     with pytest.raises(FusionError, match=r"concept <bob/dog>: the activations of text_encoder\..* are not finite"):
         fuse(tiny, [broken], SETTINGS)

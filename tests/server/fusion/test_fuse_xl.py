@@ -8,7 +8,6 @@ from mos_common.concept_file import concept_to_bytes, content_digest
 from mos_common.drawing import Drawing, draw
 from mos_common.edlora import attached
 from mos_common.fused_model import NamedConcept
-from mos_common.layers import concept_layers
 from mos_server.admission import admit
 from mos_server.fusion.fuse import fuse
 from mos_server.fusion.methods.gradient import GradientSettings
@@ -37,7 +36,7 @@ def test_one_concept_alone_comes_back_as_it_was_wherever_it_was_recorded(xl, mak
         "cross": 1.0,
         "spatial": 1.0,
     }
-    assert fused.changes.keys() == {layer.name for layer in concept_layers(xl)}
+    assert fused.changes.keys() == {layer.name for layer in xl.layout.attention}
     vocabulary = {"<cat>": fused.vocabulary["<alice/cat>"]}
     assert vocabulary["<cat>"].shape == (11, 2, 24 + 32)
     how, pictures = Drawing(steps=2, guidance=1.0), {}

@@ -13,7 +13,7 @@ import pytest
 from mos_common.base_model import Base
 from mos_common.digests import digest_of_code
 from mos_common.fused_model import NamedConcept
-from mos_common.layers import Group, adaptable_layers
+from mos_common.layers import Group
 from mos_server.fusion import statistics
 from mos_server.fusion.recording_settings import RecordingSettings
 from mos_server.fusion.statistics import RECORDED_BY, Recording, Statistics
@@ -41,7 +41,7 @@ def recording_of(sixteen, make_concept):
 
     def make(group: Group, named: bool = True, **settings: object) -> Recording:
         concept = NamedConcept("alice", make_concept(sixteen)) if named else None
-        reads = frozenset(layer.reads for layer in adaptable_layers(sixteen) if layer.group is group)
+        reads = frozenset(layer.reads for layer in sixteen.layout.layers if layer.group is group)
         short = {"steps": 2, "contexts": ("V",), "ordinary": ("a dog",), **settings}
         return Recording(group, concept, {}, reads, RecordingSettings(**short))
 

@@ -21,7 +21,6 @@ from mos_common.conditioning import read_prompts
 from mos_common.edlora import LowRank, attached
 from mos_common.errors import BaseModelError, RequestError, StateError
 from mos_common.fused_model import NamedConcept, read_fused
-from mos_common.layers import adaptable_layers
 from mos_common.words import encode_prompts
 from mos_server.cli.main import app
 from mos_server.fusion.fuse import fuse
@@ -47,7 +46,7 @@ def mixed(make_concept, tmp_path):
 
     def folder(base) -> Path:
         g, everything = torch.Generator().manual_seed(5), {}
-        for i, layer in enumerate(adaptable_layers(base)):
+        for i, layer in enumerate(base.layout.layers):
             rank, size = 1 + i % 3, float(layer.module.weight.float().std())
             A, B = torch.randn(rank, layer.d_in, generator=g), 0.3 * size * torch.randn(layer.d_out, rank, generator=g)
             everything[layer.name] = LowRank(A, B, 2.0)
@@ -118,7 +117,7 @@ def test_diffusers_predicts_the_noise_of_base_and_adapter_with_the_lora(
     base, xl = request.getfixturevalue(kind), kind == "xl"
     export(mixed(base), base, "lora", tmp_path / "lora.safetensors", dtype="float32")
     changes = read_fused(tmp_path / "fused").changes
-    assert changes.keys() == {layer.name for layer in adaptable_layers(base)}
+    assert changes.keys() == {layer.name for layer in base.layout.layers}
     assert len({pair.rank for pair in changes.values()}) > 2
     folder = base_path("tiny") if kind == "tiny" else random_base_folder(**({"xl": True} if xl else {}))
     pipeline = pipeline_of(folder, xl=xl)

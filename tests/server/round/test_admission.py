@@ -12,7 +12,6 @@ from safetensors.torch import load, save
 from mos_common.concept_file import concept_to_bytes, content_digest
 from mos_common.edlora import LowRank
 from mos_common.errors import ConceptError
-from mos_common.layers import concept_layers
 from mos_server.admission import admit
 
 
@@ -79,7 +78,7 @@ def test_a_layer_that_the_base_does_not_have_is_named(tiny, concept):
 
 def test_every_wrong_shape_is_named(tiny, concept):
     """All reasons in one verdict."""
-    one, other = concept_layers(tiny)[0], concept_layers(tiny)[-1]
+    one, other = tiny.layout.attention[0], tiny.layout.attention[-1]
     wrong = with_pair(concept, one.name, LowRank(torch.randn(2, one.d_in + 1), torch.randn(one.d_out, 2), 2.0))
     wrong = with_pair(wrong, other.name, LowRank(torch.randn(2, other.d_in), torch.randn(other.d_out + 1, 2), 2.0))
     with pytest.raises(ConceptError) as refused:
@@ -113,7 +112,7 @@ def test_what_is_not_finite_is_refused(tiny, concept, value):
 
 def test_a_change_larger_than_its_layer_is_refused_and_measured(tiny, concept):
     """The norm of s·B·A is that of the dense product; just below the layer's norm it passes."""
-    layer, pair = concept_layers(tiny)[5], concept.pairs[concept_layers(tiny)[5].name]
+    layer, pair = tiny.layout.attention[5], concept.pairs[tiny.layout.attention[5].name]
     own, most = float(pair.change().norm()), float(layer.module.weight.norm())
     for share, admitted in ((0.99, True), (1.01, False)):
         scaled = with_pair(concept, layer.name, LowRank(pair.A, pair.B * (share * most / own), pair.alpha))

@@ -24,7 +24,7 @@ from mos_common.base_model import Base
 from mos_common.concept import words_of
 from mos_common.errors import RequestError
 from mos_common.fused_model import NamedConcept
-from mos_common.layers import Group, adaptable_layers, cross_attentions, word_layer_numbers
+from mos_common.layers import Group
 from mos_common.prompts import ORDINARY, about
 from mos_common.settings import setting
 from mos_common.words import encode_token_ids, tokenise
@@ -62,9 +62,8 @@ def merge(
 
     Every concept is a constraint that is met exactly, so that weights would change nothing.
     """
-    layers = [layer for layer in adaptable_layers(base) if layer.group is Group.CROSS]
-    numbers = word_layer_numbers(base)
-    order = {f"unet.{name}": k for k, (name, _) in zip(numbers, cross_attentions(base), strict=True)}
+    layers = base.layout.by_group[Group.CROSS]
+    order = {f"unet.{cross.name}": cross.word_layer for cross in base.layout.cross_attentions}
     own = [word_features(base, named) for named in concepts]
     usual = ordinary_features(base, settings.ordinary)
     changes = {}

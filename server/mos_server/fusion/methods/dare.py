@@ -11,27 +11,19 @@ import torch
 from torch import Tensor
 
 from mos_common.base_model import Base
-from mos_common.errors import RequestError
 from mos_common.fused_model import NamedConcept
 from mos_common.settings import setting
-from mos_server.fusion.layerwise import dense_merge
 from mos_server.fusion.methods.method import Method, Option, Solved
-from mos_server.fusion.peft_merges import any_density, peft_merges
+from mos_server.fusion.peft_merges import SparseSettings, peft_merges, sparse_merge
 from mos_server.fusion.statistics import Statistics
 
 
 @dataclass(frozen=True)
-class DareSettings:
-    """The share kept of each change, the seed, and the factor of the merge."""
+class DareSettings(SparseSettings):
+    """The share kept of each change, at random, the seed, and the factor of the merge."""
 
     method: ClassVar[str] = "dare"
-    sum_weight: float = setting(0.6, "factor that every change is multiplied with")
-    density: float = setting(0.2, "share of each change's entries that is kept, at random")
     seed: int = setting(0, "seed of the random choice; judge a merge by the mean over seeds")
-
-    def __post_init__(self) -> None:
-        if not 0 < self.density <= 1:
-            raise RequestError(f"density {self.density}: expected a share above 0, at most 1")
 
 
 def merge(
@@ -58,9 +50,7 @@ def merge(
             change: Tensor = dare(changes, weight_values, settings.density)
         return change
 
-    scaled = {token: settings.sum_weight * weight for token, weight in weights.items()}
-    with any_density():
-        return Solved(dense_merge(base, concepts, scaled, merged))
+    return Solved(sparse_merge(base, concepts, weights, settings, merged))
 
 
 METHOD = Method(DareSettings, merge, honours=frozenset({Option.WEIGHTS}))

@@ -12,7 +12,7 @@ from mos_common.concept import Concept
 from mos_common.edlora import LowRank
 from mos_common.errors import RequestError
 from mos_common.fused_model import NamedConcept, Survival
-from mos_common.layers import Group, Layer, concept_layers
+from mos_common.layers import Group, Layer
 from mos_common.settings import setting
 from mos_server.fusion.attachments import Inputs, attached_changes
 from mos_server.fusion.layerwise import changed_layers
@@ -123,7 +123,7 @@ def _recordings(
     solved: Mapping[str, LowRank],
 ) -> dict[str | None, Recording]:
     """Return a group's recordings by token; None: ordinary prompts on the untouched base."""
-    reads = wanted_inputs(layers, concept_layers(base), group)
+    reads = wanted_inputs(layers, base.layout.attention, group)
     recordings: dict[str | None, Recording] = {None: Recording(group, None, {}, reads, settings)}
     for named in concepts:
         attached = attached_changes(

@@ -12,12 +12,12 @@ from typing import Annotated
 import typer
 
 from mos_common.errors import RequestError
+from mos_common.options import Base, Device, Dtype, TuningSteps
 
 Jobs = Annotated[int, typer.Option("--jobs", min=1, help="Processes that share the work, one thread each.")]
 Helper = Annotated[bool, typer.Option("--helper", hidden=True, help="Share the work of another process.")]
-Tuned = Annotated[Path | None, typer.Option("--tuned", help="Folder of tuned concepts; default: within --out.")]
+Tuned = Annotated[Path | None, typer.Option("--tuned", help="Folder of tuned concepts.", show_default="within --out")]
 Out = Annotated[Path, typer.Option("--out", help="Output folder; a second run continues from it.")]
-Base = Annotated[str, typer.Option("--base", help="`tiny`, or a diffusers folder.")]
 Docs = Annotated[
     Path | None,
     typer.Option(
@@ -39,20 +39,15 @@ Probed = Annotated[
         "--probed", min=0, help="Concepts scored at each n; 0: all that are fused.", show_default="the protocol's"
     ),
 ]
-Steps = Annotated[int | None, typer.Option("--steps", min=1, help="Tuning steps; default: the base's preset.")]
 DrawSteps = Annotated[
     int | None, typer.Option("--draw-steps", min=1, help="Denoising steps of drawings.", show_default="the protocol's")
-]
-Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, mps; default: the best available.")]
-Dtype = Annotated[
-    str | None, typer.Option("--dtype", help="float32, float16, bfloat16; default: the best for the device.")
 ]
 Sets = Annotated[
     list[str] | None,
     typer.Option(
         "--set",
         metavar="NAME=VALUE",
-        help="Set one setting of gradient fusion: see mos-server fuse --help.",
+        help="Change a setting of gradient fusion (mos-server fuse --help lists them); repeatable.",
         show_default="the defaults",
     ),
 ]
@@ -109,7 +104,7 @@ def identity(
         ),
     ] = None,
     tuned: Tuned = None,
-    steps: Steps = None,
+    steps: TuningSteps = None,
     draw_steps: DrawSteps = None,
     scorer: Annotated[
         str, typer.Option("--scorer", help="efficientnet, or clip: exactly as in the paper.")
@@ -182,7 +177,7 @@ def settings(
     split: Annotated[str, typer.Option("--split", help="Settings are chosen on dev.")] = "dev",
     base: Base = "tiny",
     tuned: Tuned = None,
-    steps: Steps = None,
+    steps: TuningSteps = None,
     draw_steps: DrawSteps = None,
     docs: Docs = None,
     device: Device = None,

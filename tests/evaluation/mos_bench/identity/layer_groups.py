@@ -21,7 +21,7 @@ from mos_common.base_model import Base
 from mos_common.concept import Concept
 from mos_common.concept_file import content_digest
 from mos_common.edlora import LowRank
-from mos_common.layers import Group, adaptable_layers
+from mos_common.layers import Group
 
 
 def measure_groups(bench: Bench, concepts: Sequence[BenchConcept], variant: Variant, method: Method) -> dict[str, Case]:
@@ -65,4 +65,4 @@ def alone(base: Base, fused: Model, group: Group) -> Model:
 
 
 def _names(base: Base, group: Group) -> frozenset[str]:
-    return frozenset(layer.name for layer in adaptable_layers(base) if layer.group is group)
+    return frozenset(layer.name for layer in base.layout.by_group[group])

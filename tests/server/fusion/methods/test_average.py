@@ -8,7 +8,6 @@ import torch
 
 from mos_common.edlora import LowRank
 from mos_common.fused_model import NamedConcept
-from mos_common.layers import concept_layers
 from mos_server.fusion.fuse import fuse
 from mos_server.fusion.methods.average import AverageSettings
 from reference import dense
@@ -17,7 +16,7 @@ from reference.small_fusion import relative
 
 def test_it_is_the_mean_of_the_changes(tiny, three):
     fused = fuse(tiny, three, AverageSettings())
-    for layer in concept_layers(tiny):
+    for layer in tiny.layout.attention:
         expected = sum(dense.dense(named.concept)[layer.name] for named in three) / 3
         assert relative(fused.changes[layer.name].change(torch.float64), expected) < 1e-6
     assert sorted(fused.vocabulary) == sorted(named.token for named in three)
@@ -26,7 +25,7 @@ def test_it_is_the_mean_of_the_changes(tiny, three):
 
 def test_a_concept_counts_by_its_weight(tiny, two):
     fused = fuse(tiny, two, AverageSettings(), weights={"<alice/cat>": 3.0})
-    for layer in concept_layers(tiny):
+    for layer in tiny.layout.attention:
         alice, bob = (dense.dense(named.concept)[layer.name] for named in two)
         assert relative(fused.changes[layer.name].change(torch.float64), (3 * alice + bob) / 4) < 1e-6
 

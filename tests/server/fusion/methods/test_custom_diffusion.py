@@ -6,7 +6,7 @@ import torch
 
 from mos_common.edlora import LowRank
 from mos_common.fused_model import NamedConcept
-from mos_common.layers import Group, concept_layers, cross_attentions
+from mos_common.layers import Group
 from mos_common.words import encode_prompts
 from mos_server.fusion.fuse import fuse
 from mos_server.fusion.methods.custom_diffusion import (
@@ -41,10 +41,10 @@ def test_custom_diffusion_keeps_its_constraints(tiny, two):
     No other layer is touched.
     """
     fused = custom_diffusion(tiny, two)
-    assert {layer.group for layer in concept_layers(tiny) if layer.name in fused} == {Group.CROSS}
+    assert {layer.group for layer in tiny.layout.attention if layer.name in fused} == {Group.CROSS}
     for named in two:
         words = words_of(tiny, named)
-        for k, (name, _) in enumerate(cross_attentions(tiny)):
+        for k, name in enumerate(cross.name for cross in tiny.layout.cross_attentions):
             for part in ("to_k", "to_v"):
                 layer = f"unet.{name}.{part}"
                 own = words[k] @ named.concept.pairs[layer].change(torch.float64).T
@@ -58,7 +58,7 @@ def test_custom_diffusion_is_the_least_change_of_ordinary_text_that_keeps_them(t
     C = [torch.cat(rows) for rows in zip(*(word_features(tiny, named) for named in two), strict=True)]
     ordinary = ordinary_features(tiny, ORDINARY)
     sizes = [len(word_features(tiny, named)[0]) for named in two]
-    for k, (name, _) in enumerate(cross_attentions(tiny)):
+    for k, name in enumerate(cross.name for cross in tiny.layout.cross_attentions):
         layer = f"unet.{name}.to_v"
         R = ordinary[k].T @ ordinary[k]
         R += DAMPING * R.diagonal().mean() * torch.eye(len(R))
@@ -78,7 +78,7 @@ def test_custom_diffusion_keeps_constraints_that_are_there_twice(tiny, two):
     """
     twice = [two[0], NamedConcept("carol", two[0].concept)]
     fused, words = custom_diffusion(tiny, twice), words_of(tiny, two[0])
-    for k, (name, _) in enumerate(cross_attentions(tiny)):
+    for k, name in enumerate(cross.name for cross in tiny.layout.cross_attentions):
         own = words[k] @ two[0].concept.pairs[f"unet.{name}.to_v"].change(torch.float64).T
         found = words[k] @ fused[f"unet.{name}.to_v"].change(torch.float64).T
         assert float((found - own).norm() / own.norm()) < 1e-6
@@ -92,7 +92,7 @@ def test_custom_diffusion_moves_ordinary_prompts_less_than_the_sum_does(tiny, tw
     def moved(changes: dict[str, LowRank]) -> float:
         return sum(
             float((features[k] @ changes[f"unet.{name}.to_v"].change(torch.float64).T).square().sum())
-            for k, (name, _) in enumerate(cross_attentions(tiny))
+            for k, name in enumerate(cross.name for cross in tiny.layout.cross_attentions)
         )
 
     assert moved(fused) < 0.5 * moved(by_sum)

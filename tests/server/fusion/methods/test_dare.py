@@ -9,7 +9,6 @@ import torch
 
 from mos_common.errors import RequestError
 from mos_common.fused_model import NamedConcept
-from mos_common.layers import concept_layers
 from mos_server.fusion.fuse import fuse
 from mos_server.fusion.methods.dare import DareSettings
 from mos_server.fusion.methods.sum import SumSettings
@@ -29,7 +28,7 @@ def test_dare_drops_at_random_rescales_and_can_be_made_again(tiny, two, monkeypa
     again = dare(tiny, two, 0.25)
     for name, pair in once.items():
         assert torch.equal(pair.A, again[name].A) and torch.equal(pair.B, again[name].B)
-    name = concept_layers(tiny)[0].name
+    name = tiny.layout.attention[0].name
     assert not torch.equal(dare(tiny, two, 0.25, seed=1)[name].change(), once[name].change())
     alone = dare(tiny, two[:1], 0.25)
     found, own = alone[name].change(), two[0].concept.pairs[name].change()
@@ -46,7 +45,7 @@ def test_with_everything_kept_it_is_the_sum(tiny, two):
 
 
 def test_a_layer_that_one_concept_leaves_alone_is_merged_with_no_change(tiny, two):
-    name = concept_layers(tiny)[3].name
+    name = tiny.layout.attention[3].name
     some = replace(two[1].concept, pairs={k: v for k, v in two[1].concept.pairs.items() if k != name})
     fused = dare(tiny, [two[0], NamedConcept("bob", some)], 1.0)[name].change()
     torch.testing.assert_close(fused, two[0].concept.pairs[name].change(), rtol=1e-4, atol=1e-5)

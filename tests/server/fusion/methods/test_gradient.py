@@ -13,7 +13,7 @@ from mos_common.concept_file import content_digest
 from mos_common.edlora import LowRank
 from mos_common.errors import RequestError
 from mos_common.fused_model import NamedConcept
-from mos_common.layers import Group, adaptable_layers, concept_layers
+from mos_common.layers import Group
 from mos_server.fusion.fuse import fuse
 from mos_server.fusion.methods.gradient import GradientSettings
 from reference import dense
@@ -71,7 +71,7 @@ def compare_with_dense(base, concepts, settings, groups=tuple(Group)) -> None:
         ordinary = dense_rows(base, group, None, settings, text)
         own = {named.token: dense.dense(named.concept) for named in concepts}
         rest, energy = Counter(), Counter()
-        for layer in (layer for layer in concept_layers(base) if layer.group is group):
+        for layer in (layer for layer in base.layout.attention if layer.group is group):
             nothing = torch.zeros(layer.d_out, layer.d_in, dtype=torch.float64)
             wanted = {token: changes.get(layer.name, nothing) for token, changes in own.items()}
             X = {token: kept[layer.name] for token, kept in rows.items()}
@@ -106,7 +106,7 @@ def test_every_layer_is_the_dense_solution(base, make_concept, dtype):
     """
     base = in_float64(base) if dtype is torch.float64 else base
     plain = make_concept(base, "<hat>", seed=7, words=0, class_word="cat", rank=1)
-    some = {layer.name for layer in concept_layers(base)[::3]}
+    some = {layer.name for layer in base.layout.attention[::3]}
     plain = replace(plain, pairs={name: pair for name, pair in plain.pairs.items() if name in some})
     concepts = [
         NamedConcept("alice", make_concept(base, "<cat>", seed=1, rank=2)),
@@ -162,7 +162,7 @@ def test_every_setting_has_its_effect_and_no_other(tiny, three, kept_moments, se
     before = fuse(tiny, three[:2], SETTINGS, moments_dir=kept_moments)
     after = fuse(tiny, three[:2], replace(SETTINGS, **{setting: value}), moments_dir=kept_moments)
     for group in Group:
-        names = [layer.name for layer in concept_layers(tiny) if layer.group is group]
+        names = [layer.name for layer in tiny.layout.attention if layer.group is group]
         difference = max(relative(after.changes[n].change(), before.changes[n].change()) for n in names)
         assert (difference > 1e-3) == (group in changed), (group, difference)
 
@@ -217,7 +217,7 @@ def test_drift_is_what_ordinary_prompts_say(tiny, three):
     fused = fuse(tiny, three, SETTINGS)
     for group in Group:
         rows = dense_rows(tiny, group, None, SETTINGS, {})
-        layers = [layer for layer in concept_layers(tiny) if layer.group is group]
+        layers = [layer for layer in tiny.layout.attention if layer.group is group]
         moved = sum(mean_square(rows[it.name] @ fused.changes[it.name].change(torch.float64).T) for it in layers)
         whole = sum(mean_square(rows[it.name] @ it.module.weight.double().T) for it in layers)
         assert fused.manifest.drift[group.name.lower()] == pytest.approx(moved / whole, rel=1e-3)
@@ -237,8 +237,8 @@ def test_layers_beyond_the_attention_are_fused_too(tiny, three, tmp_path):
     Alone on them, it keeps them; others' moments are made whole.
     """
     fuse(tiny, three[:2], SETTINGS, moments_dir=tmp_path)
-    known = {layer.name for layer in concept_layers(tiny)}
-    extra = [it for it in adaptable_layers(tiny) if it.name not in known and it.name.endswith(("mlp.fc1", "proj_in"))]
+    known = {layer.name for layer in tiny.layout.attention}
+    extra = [it for it in tiny.layout.layers if it.name not in known and it.name.endswith(("mlp.fc1", "proj_in"))]
     assert {it.group for it in extra} == {Group.TEXT, Group.SPATIAL}
     pairs = {it.name: LowRank(0.1 * torch.randn(2, it.d_in), 0.1 * torch.randn(it.d_out, 2), 2.0) for it in extra}
     imported = NamedConcept("dan", replace(three[2].concept, pairs=pairs, name="<lora>"))

@@ -12,7 +12,7 @@ from torch import Tensor
 from mos_common.edlora import LowRank, attached
 from mos_common.errors import FusionError, RequestError
 from mos_common.fused_model import NamedConcept
-from mos_common.layers import Group, adaptable_layers, concept_layers, cross_attentions
+from mos_common.layers import Group
 from mos_common.words import encode_prompts
 from mos_server.fusion.fuse import fuse
 from mos_server.fusion.methods import lbfgs as published
@@ -129,12 +129,12 @@ def test_one_concept_survives_on_its_words(tiny, make_concept):
     """
     concept, told = make_concept(tiny, "<cat>", seed=1), list[str]()
     changes = fuse(tiny, [NamedConcept("alice", concept)], BRIEF, progress=told.append).changes
-    assert changes.keys() == {layer.name for layer in concept_layers(tiny)}
+    assert changes.keys() == {layer.name for layer in tiny.layout.attention}
     assert "GiB" in told[0]
     text = {name: pair for name, pair in changes.items() if name.startswith("text_encoder.")}
     with torch.no_grad(), attached(tiny, text):
         features = encode_prompts(tiny, [concept.name], {concept.name: concept.words[0]})[0].double()
-    for k, (name, _) in enumerate(cross_attentions(tiny)):
+    for k, name in enumerate(cross.name for cross in tiny.layout.cross_attentions):
         rows = features[k, 1:4]
         own = rows @ concept.pairs[f"unet.{name}.to_v"].change(torch.float64).T
         found = rows @ changes[f"unet.{name}.to_v"].change(torch.float64).T
@@ -162,7 +162,7 @@ def test_memory_is_counted_before_anything_is_stored(base, two, stored):
 
 def test_layers_that_only_an_import_changes_are_counted_too(tiny, make_concept, stored):
     concept = make_concept(tiny, "<cat>")
-    forwards = [layer for layer in adaptable_layers(tiny) if layer.group is Group.SPATIAL and ".ff." in layer.name]
+    forwards = [layer for layer in tiny.layout.layers if layer.group is Group.SPATIAL and ".ff." in layer.name]
     wide = {layer.name: LowRank(torch.ones(1, layer.d_in), torch.ones(layer.d_out, 1), 1e-3) for layer in forwards}
     imported = [NamedConcept("", replace(concept, pairs=concept.pairs | wide))]
     needed = published.memory_needed(tiny, imported, 2)
@@ -173,7 +173,7 @@ def test_layers_that_only_an_import_changes_are_counted_too(tiny, make_concept, 
 
 def test_nothing_is_stored_for_layers_that_nobody_changes(tiny, make_concept, stored):
     concept = make_concept(tiny, "<cat>")
-    cross = {layer.name for layer in concept_layers(tiny) if layer.group is Group.CROSS}
+    cross = {layer.name for layer in tiny.layout.attention if layer.group is Group.CROSS}
     only = replace(concept, pairs={name: pair for name, pair in concept.pairs.items() if name in cross})
     changes = fuse(tiny, [NamedConcept("", only)], BRIEF).changes
     assert changes.keys() == cross

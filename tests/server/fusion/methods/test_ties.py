@@ -10,14 +10,13 @@ import torch
 from mos_common.edlora import LowRank
 from mos_common.errors import RequestError
 from mos_common.fused_model import NamedConcept
-from mos_common.layers import concept_layers
 from mos_server.fusion.fuse import fuse
 from mos_server.fusion.methods.ties import TiesSettings
 
 
 def one_layer(tiny, concepts: list[NamedConcept], matrices: list[list[list[float]]]) -> tuple[list[NamedConcept], str]:
     """Concepts that change nothing but the corner of one layer, by these matrices."""
-    layer = concept_layers(tiny)[0]
+    layer = tiny.layout.attention[0]
     made = []
     for named, matrix in zip(concepts, matrices, strict=True):
         change = torch.zeros(layer.d_out, layer.d_in)
@@ -48,7 +47,7 @@ def test_ties_trims_elects_and_averages_those_that_agree(tiny, two):
 
 
 def test_a_layer_that_one_concept_leaves_alone_is_merged_with_no_change(tiny, two):
-    name = concept_layers(tiny)[3].name
+    name = tiny.layout.attention[3].name
     some = replace(two[1].concept, pairs={k: v for k, v in two[1].concept.pairs.items() if k != name})
     fused = ties(tiny, [two[0], NamedConcept("bob", some)], 1.0)[name].change()
     torch.testing.assert_close(fused, two[0].concept.pairs[name].change(), rtol=1e-4, atol=1e-5)

@@ -1,0 +1,21 @@
+"""Options that commands of several programs share: one meaning has one wording."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+Base = Annotated[str, typer.Option("--base", help="The base model: `tiny`, a diffusers folder, or a hub id.")]
+Device = Annotated[
+    str | None,
+    typer.Option("--device", help="Device to compute on: cpu, cuda, mps.", show_default="the best available"),
+]
+Dtype = Annotated[
+    str | None,
+    typer.Option("--dtype", help="Precision: float32, float16, bfloat16.", show_default="what suits the device"),
+]
+Seed = Annotated[int, typer.Option("--seed", help="Random seed: the same seed gives the same result.")]
+TuningSteps = Annotated[
+    int | None, typer.Option("--steps", min=1, help="Optimiser steps.", show_default="the base's preset")
+]
