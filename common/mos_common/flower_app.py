@@ -14,7 +14,8 @@ import os
 # Both are read by flwr when it is imported.
 FLOWER_ENVIRONMENT = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"}
 
-# Raise the version when the content of messages changes (mos_common/messages.py).
+# Raise the version when a release before could not read a message, or would send another: then the
+# two refuse each other with a sentence about releases, before any message is read.
 POINTER = """\
 [project]
 name = "federated-mix-of-show"

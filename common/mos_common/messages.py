@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
+from typing import Any, TypeVar, get_type_hints
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
@@ -24,6 +25,7 @@ from mos_common.identity_scores import Identity
 from mos_common.round_requests import EvaluateRequest, TrainRequest
 
 ROUND, CONCEPT, FILE, NUMBERS, IDENTITY = "round", "concept", "file", "numbers", "identity"
+R = TypeVar("R", TrainRequest, EvaluateRequest)
 
 # A rank-4 concept of SD 1.5 is 3 MB and of SDXL 20 MB; anything larger is not a concept.
 CONCEPT_BYTES_AT_MOST = 64 << 20
@@ -62,12 +64,12 @@ def identity_content(identity: Identity) -> RecordDict:
 
 def read_train(content: RecordDict) -> TrainRequest:
     """Read the train request that a server sent."""
-    return TrainRequest(**_texts(content, {"round", "base"}))
+    return _request(content, TrainRequest)
 
 
 def read_evaluate(content: RecordDict) -> EvaluateRequest:
     """Read the evaluate request that a server sent."""
-    return EvaluateRequest(**_texts(content, {"round", "base", "candidate", "candidate_digest"}))
+    return _request(content, EvaluateRequest)
 
 
 def read_upload(content: RecordDict) -> Upload:
@@ -114,13 +116,17 @@ def array_header(size: int) -> bytes:
     return b"\x93NUMPY\x01\x00" + (118).to_bytes(2, "little") + text.ljust(117).encode("latin1") + b"\n"
 
 
-def _texts(content: RecordDict, names: set[str]) -> dict[str, str]:
+def _request(content: RecordDict, kind: type[R]) -> R:
+    """Return a request that has every field of its class, each of its type, and no other."""
     wrong = _complain("the server's request", TrustError)
     if set(content) != {ROUND} or not isinstance(record := content[ROUND], ConfigRecord):
         raise wrong(f"has the records {sorted(content)}: expected [{ROUND!r}]")
-    if set(record) != names or not all(isinstance(value, str) for value in record.values()):
-        raise wrong(f"has the entries {sorted(record)}: expected {sorted(names)}, each a text")
-    return {name: str(value) for name, value in record.items()}
+    expected = get_type_hints(kind)
+    if {name: type(value) for name, value in record.items()} != expected:
+        described = ", ".join(f"{name} ({of.__name__})" for name, of in sorted(expected.items()))
+        raise wrong(f"has the entries {sorted(record)}: expected {described}")
+    values: dict[str, Any] = dict(record)
+    return kind(**values)
 
 
 def _complain(about: str, error: type[MosError]) -> Callable[[str], MosError]:

@@ -58,6 +58,11 @@ def parse_settings(kind: type, texts: Iterable[str]) -> dict[str, Any]:
     return values
 
 
+def flag_texts(sets: Iterable[str] | None, **flags: object | None) -> list[str]:
+    """Return the texts of `--set`, with the flags that abbreviate one written as such texts."""
+    return [*(sets or ()), *(f"{name}={value}" for name, value in flags.items() if value is not None)]
+
+
 def parse_value(kind: type, name: str, text: str) -> Any:
     """Parse the value of one setting from text.
 

@@ -9,6 +9,7 @@ import typer
 
 from mos_common.errors import RequestError
 from mos_common.options import Device, Dtype
+from mos_common.settings import flag_texts
 from mos_common.shell import say
 from mos_server.cli.settings import (
     ListsSettings,
@@ -18,7 +19,6 @@ from mos_server.cli.settings import (
     Sets,
     Weights,
     Workers,
-    flag_texts,
 )
 
 if TYPE_CHECKING:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand
 
+from mos_common.settings import describe_settings, flag_texts
 from mos_common.shell import say
 from mos_server.fusion.methods import METHODS
 
@@ -70,7 +71,6 @@ class ListsSettings(TyperCommand):
 
 def describe_methods() -> Iterator[str]:
     """Yield a line for each method, and one for each of its settings."""
-    from mos_common.settings import describe_settings
     from mos_server.fusion.methods import method_named
 
     yield "Settings (--set NAME=VALUE), with their defaults:"
@@ -107,11 +107,6 @@ def changed_fusion(
     return before.changed(method=method, texts=texts, weights=weights or (), workers=workers).to_json()
 
 
-def flag_texts(sets: Sequence[str] | None, **flags: float | None) -> list[str]:
-    """Return the texts of `--set`, with the flags that abbreviate one written as such texts."""
-    return [*(sets or ()), *(f"{name}={value!r}" for name, value in flags.items() if value is not None)]
-
-
 def settings(
     state: StateFolder,
     method: MethodName = None,
@@ -140,8 +135,6 @@ def settings(
 
 def describe_kept(fusion: FusionSettings) -> Iterator[str]:
     """Yield a line for the method, each of its settings, each weight, and the workers."""
-    from mos_common.settings import describe_settings
-
     yield f"method={fusion.of_method.method}"
     yield from describe_settings(fusion.of_method)
     for token, weight in fusion.weights.items():

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from mos_common.base_model import Base
@@ -53,6 +53,13 @@ RECORDED_BY = (
     ),
     *(f"mos_server.fusion.{name}" for name in ["activations", "gram", "moments", "row_sink", "statistics"]),
 )
+# The recording settings that do not change a group's moments; every other one is part of their key.
+# The prompts are in it as those of one recording.
+NOT_READ = {
+    Group.TEXT: {"contexts", "ordinary", "steps", "guidance", "batch"},
+    Group.CROSS: {"contexts", "ordinary", "steps", "guidance", "batch"},
+    Group.SPATIAL: {"contexts", "ordinary", "rows"},
+}
 
 
 class UnusableConceptError(FusionError):
@@ -96,14 +103,13 @@ class Recording:
             "prompts": settings.contexts if concept else settings.ordinary,
             "subject": concept.trigger or concept.class_word if concept and not concept.words else None,
             "attached": _digest(self.attached),
-            "unconditional": settings.unconditional,
         }
+        values = {each.name: getattr(settings, each.name) for each in fields(RecordingSettings)}
+        values["guidance"] = base.preset.guidance if settings.guidance is None else settings.guidance
+        values["rows"] = settings.row_weights
+        made_by |= {name: value for name, value in values.items() if name not in NOT_READ[self.group]}
         if self.group is Group.SPATIAL:
-            guidance = base.preset.guidance if settings.guidance is None else settings.guidance
-            made_by |= {"steps": settings.steps, "guidance": guidance, "batch": settings.batch}
             made_by |= {"sampler": sampler_of(base.scheduler), "size": base.picture_size}
-        else:
-            made_by |= {"rows": settings.row_weights}
         whose = content_digest(concept) if concept else "ordinary"
         return f"{whose}-{digest_of_json(made_by)}.safetensors"
 

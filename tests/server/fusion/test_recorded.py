@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import diffusers
@@ -72,6 +72,20 @@ def test_another_sampler_is_another_recording_of_the_unet(sixteen, recording_of,
 def test_recordings_of_texts_know_no_sampler(sixteen, recording_of, group):
     recording = recording_of(group)
     assert recording.file_name(with_sampler(sixteen, "EulerDiscreteScheduler")) == recording.file_name(sixteen)
+
+
+OTHER = {"contexts": ("V in a forest",), "ordinary": ("a cat",), "rows": "words", "unconditional": True}
+OTHER |= {"steps": 3, "guidance": 1.5, "batch": 1}
+
+
+@pytest.mark.parametrize("group", Group)
+@pytest.mark.parametrize("setting", [field.name for field in fields(RecordingSettings)])
+def test_moments_are_kept_apart_by_every_setting_that_they_depend_on(sixteen, recording_of, group, setting):
+    """Texts are not sampled, and the UNet reads no text positions; all else is part of the key."""
+    sampling = {"steps", "guidance", "batch"}
+    depends = setting not in ({"rows", "ordinary"} if group is Group.SPATIAL else sampling | {"ordinary"})
+    plain, other = recording_of(group), recording_of(group, **{setting: OTHER[setting]})
+    assert (plain.file_name(sixteen) != other.file_name(sixteen)) == depends
 
 
 def test_the_bases_own_guidance_is_the_number_that_it_stands_for(sixteen, recording_of):

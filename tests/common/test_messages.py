@@ -1,0 +1,93 @@
+"""The contents of messages: what one side writes the other reads, and nothing else is read."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, fields
+
+import pytest
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+
+from mos_common import messages
+from mos_common.errors import ConceptError, TrustError
+from mos_common.round_requests import EvaluateRequest, TrainRequest
+
+TRAIN = TrainRequest(round="round-001", base="ab" * 32)
+EVALUATE = EvaluateRequest(
+    round="round-001", base="ab" * 32, candidate="round-001-candidate", candidate_digest="cd" * 32
+)
+# Each request with the functions that write and read it.
+REQUESTS = [
+    (TRAIN, messages.train_content, messages.read_train),
+    (EVALUATE, messages.evaluate_content, messages.read_evaluate),
+]
+FIELDS = [(*each, field.name) for each in REQUESTS for field in fields(each[0])]
+UPLOAD = messages.Upload(b"a concept file", 1.5)
+
+
+def round_record(**values: object) -> RecordDict:
+    return RecordDict({messages.ROUND: ConfigRecord(values)})
+
+
+def upload_with(**numbers: object) -> RecordDict:
+    """The records of an upload, with other numbers; None leaves one out."""
+    content = messages.upload_content(UPLOAD)
+    values = {**dict(content[messages.NUMBERS]), **numbers}
+    record = MetricRecord({name: value for name, value in values.items() if value is not None})
+    return RecordDict({messages.CONCEPT: content[messages.CONCEPT], messages.NUMBERS: record})
+
+
+@pytest.mark.parametrize(("request_", "write", "read"), REQUESTS)
+def test_a_request_is_read_as_it_was_written(request_, write, read):
+    assert read(write(request_)) == request_
+
+
+@pytest.mark.parametrize(("request_", "write", "read", "name"), FIELDS)
+@pytest.mark.parametrize(
+    "value", [None, b"bytes", ["round-001"], True, float("nan"), "", "x" * 1000, "../up"], ids=repr
+)
+def test_a_request_without_a_field_or_with_another_value_is_refused(request_, write, read, name, value):
+    values = {**asdict(request_), name: value}
+    if value is None:
+        del values[name]
+    with pytest.raises(TrustError, match=r"the server's request (has|carries)"):
+        read(round_record(**values))
+
+
+@pytest.mark.parametrize(("request_", "write", "read"), REQUESTS)
+def test_a_request_with_an_entry_of_another_release_is_refused(request_, write, read):
+    with pytest.raises(TrustError, match=r"has the entries .*'more'.*expected base \(str\)"):
+        read(round_record(**asdict(request_), more="text"))
+    with pytest.raises(TrustError, match="has the records"):
+        read(RecordDict({}))
+
+
+def test_an_upload_is_read_as_it_was_written():
+    assert messages.read_upload(messages.upload_content(UPLOAD)) == UPLOAD
+
+
+@pytest.mark.parametrize("seconds", [None, -1.0, float("nan"), float("inf"), 3, [1.0]], ids=repr)
+def test_an_upload_says_in_how_many_seconds_it_was_made(seconds):
+    with pytest.raises(ConceptError, match="does not say in how many seconds it was made"):
+        messages.read_upload(upload_with(seconds=seconds))
+
+
+def test_an_upload_may_have_numbers_of_a_later_release():
+    assert messages.read_upload(upload_with(later=1.0)) == UPLOAD
+
+
+@pytest.mark.parametrize(
+    ("array", "reason"),
+    [
+        (Array("uint8", (10**12,), "numpy.ndarray", b""), "claims 1000000000000 bytes"),
+        (Array("uint8", (0,), "numpy.ndarray", b""), "claims 0 bytes"),
+        (Array("float32", (3,), "numpy.ndarray", b"abc"), "expected a row of uint8 bytes"),
+        (Array("uint8", (3,), "pickle", b"abc"), "expected a row of uint8 bytes"),
+        (Array("uint8", (3,), "numpy.ndarray", messages.array_header(3) + b"abcd"), "carries 132 bytes"),
+    ],
+    ids=["too large", "empty", "another type", "another format", "longer than it claims"],
+)
+def test_an_upload_that_is_no_row_of_bytes_is_refused(array, reason):
+    content = messages.upload_content(UPLOAD)
+    content[messages.CONCEPT] = ArrayRecord({messages.FILE: array})
+    with pytest.raises(ConceptError, match=reason):
+        messages.read_upload(content)
