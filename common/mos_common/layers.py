@@ -124,8 +124,8 @@ def layout_of(text_encoders: Sequence[nn.Module], unet: UNet2DConditionModel) ->
 def _cross_attentions(unet: UNet2DConditionModel) -> list[CrossAttention]:
     # Modules are registered down, up, mid, and run down, mid, up.
     stages = ("down_blocks.", "mid_block.", "up_blocks.")
-    found = [(name, module) for name, module in unet.named_modules() if name.endswith(".attn2")]
-    ordered = [(name, module) for stage in stages for name, module in found if name.startswith(stage)]
+    named = [(name, module) for name, module in unet.named_modules() if name.endswith(".attn2")]
+    ordered = [(name, module) for stage in stages for name, module in named if name.startswith(stage)]
     transformers = [name.partition(".transformer_blocks.")[0] for name, _ in ordered]
     numbers = {transformer: k for k, transformer in enumerate(dict.fromkeys(transformers))}
     return [
@@ -136,7 +136,7 @@ def _cross_attentions(unet: UNet2DConditionModel) -> list[CrossAttention]:
 
 def _text_layers(encoders: Sequence[tuple[str, nn.Module]]) -> Iterator[Layer]:
     modules: list[tuple[str, str, Any]] = [
-        (part, *found) for part, model in encoders for found in model.named_modules()
+        (part, *named) for part, model in encoders for named in model.named_modules()
     ]
     for encoder, name, attention in modules:
         if not name.endswith(".self_attn"):

@@ -72,8 +72,8 @@ def test_layer_k_in_order_of_execution_reads_encoding_k(base):
     finally:
         for module, processor in zip(modules, before, strict=True):
             module.processor = processor
-    (found,) = by_us(base, noisy, Conditioning(features))
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    (attended,) = by_us(base, noisy, Conditioning(features))
+    torch.testing.assert_close(attended, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_every_processor_comes_back_also_after_an_error(base):
@@ -119,36 +119,36 @@ def plain(one, text: torch.Tensor) -> torch.Tensor:
 
 
 def test_inside_a_region_its_prompt_outside_the_picture_s(one):
-    found = attend(one, [Region("a", 0, 0, 0.5, 1)])
+    attended = attend(one, [Region("a", 0, 0, 0.5, 1)])
     left = (torch.arange(16) % 4 < 2)[:, None]
     expected = torch.where(left, plain(one, one[3][:1, 0]), plain(one, one[2][:, 0]))
-    torch.testing.assert_close(found[1], expected[1])
+    torch.testing.assert_close(attended[1], expected[1])
 
 
 def test_cells_outside_all_regions_are_the_same_bits(one):
-    found, without = attend(one, [Region("a", 0, 0, 0.5, 0.5)]), attend(one, [])
+    attended, without = attend(one, [Region("a", 0, 0, 0.5, 0.5)]), attend(one, [])
     outside = ~Region("a", 0, 0, 0.5, 0.5).cells(4, 4).flatten()
-    torch.testing.assert_close(found[1, outside], without[1, outside], rtol=0, atol=1e-6)
-    assert (found[1, ~outside] - without[1, ~outside]).abs().min() > 0
+    torch.testing.assert_close(attended[1, outside], without[1, outside], rtol=0, atol=1e-6)
+    assert (attended[1, ~outside] - without[1, ~outside]).abs().min() > 0
 
 
 def test_unconditional_rows_know_no_regions(one):
-    found, without = attend(one, [Region("a", 0, 0, 1, 1)]), attend(one, [])
-    torch.testing.assert_close(found[0], without[0])
-    assert (found[1] - without[1]).abs().max() > 1e-4
+    attended, without = attend(one, [Region("a", 0, 0, 1, 1)]), attend(one, [])
+    torch.testing.assert_close(attended[0], without[0])
+    assert (attended[1] - without[1]).abs().max() > 1e-4
 
 
 def test_overlapping_regions_are_averaged(one):
     """Three regions: cell by cell the mean of the attentions to the prompts that hold there."""
     regions = [Region("a", 0, 0, 0.75, 1), Region("b", 0.25, 0, 1, 0.5), Region("c", 0.5, 0.25, 0.75, 1)]
-    found = attend(one, regions)[1]
+    attended = attend(one, regions)[1]
     alone = [plain(one, one[3][i : i + 1, 0])[1] for i in range(3)]
     outside = plain(one, one[2][:, 0])[1]
     for cell in range(16):
         y, x = (cell // 4 + 0.5) / 4, (cell % 4 + 0.5) / 4
         here = [alone[i] for i, r in enumerate(regions) if r.left <= x < r.right and r.top <= y < r.bottom]
         expected = torch.stack(here).mean(dim=0)[cell] if here else outside[cell]
-        torch.testing.assert_close(found[cell], expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(attended[cell], expected, rtol=1e-4, atol=1e-5)
 
 
 def test_a_region_everywhere_is_the_prompt_itself(base):

@@ -15,24 +15,24 @@ PROMPTS = ["a cat", "a dog in the snow"]
 
 
 def test_without_guidance_the_rows_are_the_prompts(base):
-    told = read_prompts(base, PROMPTS, {})
-    assert torch.equal(told.features, encode_prompts(base, PROMPTS, {}))
-    assert told.unconditional_rows == 0
+    conditioning = read_prompts(base, PROMPTS, {})
+    assert torch.equal(conditioning.features, encode_prompts(base, PROMPTS, {}))
+    assert conditioning.unconditional_rows == 0
 
 
 def test_with_guidance_the_first_half_of_the_rows_is_the_negative_text(base):
-    told = read_prompts(base, PROMPTS, {}, guidance=3.0, negative="a car")
-    assert torch.equal(told.features, encode_prompts(base, ["a car", "a car", *PROMPTS], {}))
-    assert told.unconditional_rows == 2
+    conditioning = read_prompts(base, PROMPTS, {}, guidance=3.0, negative="a car")
+    assert torch.equal(conditioning.features, encode_prompts(base, ["a car", "a car", *PROMPTS], {}))
+    assert conditioning.unconditional_rows == 2
 
 
 def test_a_region_has_the_text_of_its_prompt(base):
     regions = [Region("a cat", 0, 0, 0.5, 1), Region("a dog", 0.5, 0, 1, 1)]
-    told = read_prompts(base, ["snow"], {}, regions=regions, aspect=2.0)
-    assert [text.region for text in told.regions] == regions
-    texts = torch.stack([text.features for text in told.regions])
+    conditioning = read_prompts(base, ["snow"], {}, regions=regions, aspect=2.0)
+    assert [text.region for text in conditioning.regions] == regions
+    texts = torch.stack([text.features for text in conditioning.regions])
     torch.testing.assert_close(texts, encode_prompts(base, ["a cat", "a dog"], {}))
-    assert told.aspect == 2.0
+    assert conditioning.aspect == 2.0
 
 
 def test_only_xl_has_pooled_prompts_one_for_every_row(tiny, xl):
@@ -42,10 +42,10 @@ def test_only_xl_has_pooled_prompts_one_for_every_row(tiny, xl):
 
 @pytest.mark.parametrize("name", [each.name for each in fields(Conditioning)])
 def test_a_conditioning_cannot_be_changed(tiny, name):
-    told = read_prompts(tiny, ["a cat"], {}, regions=[Region("a cat", 0, 0, 1, 1)])
+    conditioning = read_prompts(tiny, ["a cat"], {}, regions=[Region("a cat", 0, 0, 1, 1)])
     with pytest.raises(FrozenInstanceError):
-        setattr(told, name, None)
-    assert isinstance(told.regions, tuple)
+        setattr(conditioning, name, None)
+    assert isinstance(conditioning.regions, tuple)
 
 
 def test_guidance_without_an_unconditional_row_for_each_prompt_is_refused(tiny):

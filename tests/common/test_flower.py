@@ -185,13 +185,13 @@ SUPERNODE_FLAGS = {
 }
 
 
-def found(name: str) -> Any:
+def resolved(name: str) -> Any:
     """What `from package import name` gives: an attribute, else a module."""
     above, _, last = name.rpartition(".")
     try:
         thing: Any = importlib.import_module(above)
     except ModuleNotFoundError:
-        thing = found(above)  # a class
+        thing = resolved(above)  # a class
     return getattr(thing, last) if hasattr(thing, last) else importlib.import_module(name)
 
 
@@ -216,7 +216,7 @@ def test_every_import_from_flower_is_in_the_table():
 
 @pytest.mark.parametrize("name", [*IMPORTED, *REACHED])
 def test_flower_has_what_we_use_and_takes_what_we_pass(name: str):
-    thing, used = found(name), (IMPORTED | REACHED)[name]
+    thing, used = resolved(name), (IMPORTED | REACHED)[name]
     if used is None or hasattr(thing, "DESCRIPTOR"):
         return
     inspect.signature(thing).bind(*[None] * used.positional, **dict.fromkeys(used.names))
@@ -224,7 +224,7 @@ def test_flower_has_what_we_use_and_takes_what_we_pass(name: str):
 
 @pytest.mark.parametrize("name", FIELDS)
 def test_flowers_protobuf_messages_have_the_fields_that_we_use(name: str):
-    assert set(found(name).DESCRIPTOR.fields_by_name) >= FIELDS[name]
+    assert set(resolved(name).DESCRIPTOR.fields_by_name) >= FIELDS[name]
 
 
 def test_records_say_whose_message_and_task_they_are():

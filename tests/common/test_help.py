@@ -36,7 +36,7 @@ def commands(command: click.Command, words: tuple[str, ...]) -> Iterator[tuple[t
             yield from commands(inner, (*words, name))
 
 
-ALL = [found for name, app in APPS.items() for found in commands(typer.main.get_command(app), (name,))]
+ALL = [named for name, app in APPS.items() for named in commands(typer.main.get_command(app), (name,))]
 
 
 def rendered(words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> str:
@@ -85,13 +85,13 @@ def test_every_argument_and_option_shows_its_sentence_and_default(words, command
 
 def test_an_option_of_one_meaning_has_one_wording_on_all_commands():
     """Other wordings stand for other meanings, which are these."""
-    said: dict[str, set[str]] = {}
+    wordings: dict[str, set[str]] = {}
     for words, command in ALL:
         for parameter in command.params:
             if (*words[1:], parameter.opts[0]) not in OTHER_MEANINGS:
-                said.setdefault(parameter.opts[0], set()).add(flat(getattr(parameter, "help", None) or ""))
+                wordings.setdefault(parameter.opts[0], set()).add(flat(getattr(parameter, "help", None) or ""))
     for option in ("--base", "--device", "--dtype", "--seed", "--steps", "--class", "state"):
-        assert len(said.get(option, {""})) == 1, (option, said[option])
+        assert len(wordings.get(option, {""})) == 1, (option, wordings[option])
 
 
 @pytest.mark.parametrize(("words", "command"), ALL, ids=[" ".join(words) for words, _ in ALL])

@@ -142,9 +142,9 @@ def test_a_wrong_clock_is_named_and_a_little_off_is_right(key, verifier, monkeyp
                 verifier.verify(metadata, "Describe", REQUEST)
 
 
-@pytest.mark.parametrize("told", ["now", "nan", "inf", ""])
-def test_a_time_that_is_none_is_refused(key, verifier, told):
-    metadata = dict(sign_call(key, "Describe", REQUEST)) | {TIME: told}
+@pytest.mark.parametrize("claimed", ["now", "nan", "inf", ""])
+def test_a_time_that_is_none_is_refused(key, verifier, claimed):
+    metadata = dict(sign_call(key, "Describe", REQUEST)) | {TIME: claimed}
     with pytest.raises(TrustError, match=r"clock|when it was made"):
         verifier.verify(tuple(metadata.items()), "Describe", REQUEST)
 

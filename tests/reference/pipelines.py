@@ -28,11 +28,15 @@ def theirs(pipeline) -> torch.Tensor:
     side, more = pipeline.unet.config.sample_size, {}
     noisy = torch.randn(1, 4, side, side, generator=torch.Generator().manual_seed(3))
     with torch.no_grad():
-        found = pipeline.encode_prompt(PROMPT, device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=False)
+        encoded = pipeline.encode_prompt(
+            PROMPT, device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=False
+        )
         if isinstance(pipeline, StableDiffusionXLPipeline):
             size = side * pipeline.vae_scale_factor
-            more = {"text_embeds": found[2], "time_ids": torch.tensor([[size, size, 0, 0, size, size]]).float()}
-        return pipeline.unet(noisy, torch.tensor([500]), encoder_hidden_states=found[0], added_cond_kwargs=more).sample
+            more = {"text_embeds": encoded[2], "time_ids": torch.tensor([[size, size, 0, 0, size, size]]).float()}
+        return pipeline.unet(
+            noisy, torch.tensor([500]), encoder_hidden_states=encoded[0], added_cond_kwargs=more
+        ).sample
 
 
 def pipeline_of(folder: Path, *, xl: bool = False):

@@ -37,9 +37,9 @@ def blocks_under(page: Path, heading: str) -> list[str]:
 
 def test_the_table_of_exit_codes_is_that_of_the_code():
     text = (DOCS / "operating.md").read_text(encoding="utf-8").split("\n## Exit codes\n")[1].split("\n## ")[0]
-    told = {int(code) for code in re.findall(r"^\| (\d+) \|", text, re.M)}
+    listed = {int(code) for code in re.findall(r"^\| (\d+) \|", text, re.M)}
     kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.MosError)]
-    assert told == {0, 130} | {kind.exit_code for kind in kinds}
+    assert listed == {0, 130} | {kind.exit_code for kind in kinds}
 
 
 def test_the_pointer_app_is_the_one_that_is_sent():

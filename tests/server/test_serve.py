@@ -56,10 +56,10 @@ def test_a_server_leaves_no_process_behind_and_its_round_unfinished(state: State
         process = psutil.Process(server.pid)
         wait_until(process.children)
         children = process.children(recursive=True)
-        asked = time.monotonic()
+        started = time.monotonic()
         server.send_signal(ended_by)
         code = server.wait(20)
-    assert time.monotonic() - asked < 10  # about two seconds on a machine with nothing else to do
+    assert time.monotonic() - started < 10  # about two seconds on a machine with nothing else to do
     assert code == (-9 if ended_by == signal.SIGKILL else 0)
     _, left = psutil.wait_procs(children, timeout=30)
     assert left == []
@@ -145,10 +145,10 @@ def test_leaving_a_round_does_not_end_it(
 def test_status_tells_a_newcomer_what_to_do_next(state: State, capsys: pytest.CaptureFixture[str]):
     with locked(state):
         commands.status(state.path)
-    told = capsys.readouterr().out
-    assert "server: running" in told
-    assert "none has enrolled yet" in told
-    assert "start one: mos-server round" in told
+    shown = capsys.readouterr().out
+    assert "server: running" in shown
+    assert "none has enrolled yet" in shown
+    assert "start one: mos-server round" in shown
 
 
 def test_an_operator_has_a_command_for_each_part_of_the_job():

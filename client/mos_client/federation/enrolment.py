@@ -109,20 +109,20 @@ def waiting(call: Callable[[], Any], kit: Kit, say: Say, *, patient: bool = True
         RequestError: it does not have what was asked for.
 
     """
-    pause_s, said = 1.0, False
+    pause_s, announced = 1.0, False
     while True:
         try:
             answer = call()
         except grpc.RpcError as error:
             if error.code() not in _UNREACHABLE or not patient:
                 raise explained(error, kit) from error
-            if not said:
+            if not announced:
                 say(f"the server at {kit.mos} cannot be reached ({_reason(error)}): waiting for it, Ctrl-C stops")
-                said = True
+                announced = True
             threading.Event().wait(pause_s)
             pause_s = min(pause_s * 1.5, LONGEST_PAUSE_S)
             continue
-        if said:
+        if announced:
             say(f"the server at {kit.mos} is reachable again")
         return answer
 

@@ -195,15 +195,15 @@ def candidate(participant, sixteen, make_concept, monkeypatch, tmp_path) -> Path
     fused = fuse(sixteen, concepts, AverageSettings(), moments_dir=None, progress=lambda text: None)
     write_fused(fused, folder, round="round-001")
     monkeypatch.setattr(enrolment, "read_enrolment", lambda state: Enrolment("alice", None, None))
-    asked = []
+    calls = []
 
     def fetch(of: Enrolment, model: str, into: Path, *, manifest_digest: str) -> Path:
-        asked.append((model, into, manifest_digest))
+        calls.append((model, into, manifest_digest))
         return folder
 
     monkeypatch.setattr(download, "download_model", fetch)
     yield folder
-    assert asked in ([], [("round-001-candidate", participant.state / "candidates", "cd" * 32)])
+    assert calls in ([], [("round-001-candidate", participant.state / "candidates", "cd" * 32)])
 
 
 def test_a_request_for_scores_is_answered_with_four_numbers(ask, candidate, sixteen):

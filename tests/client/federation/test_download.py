@@ -281,14 +281,14 @@ def test_two_members_fetch_at_once(operator, member, tmp_path):
     folders = {}
     threads = [
         threading.Thread(
-            target=lambda who=who: folders.update(
-                {who.participant: download_model(who, "latest", tmp_path / who.participant / "m")}
+            target=lambda joined=joined: folders.update(
+                {joined.participant: download_model(joined, "latest", tmp_path / joined.participant / "m")}
             )
         )
-        for who in (member, bob)
+        for joined in (member, bob)
     ]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(30)
-    assert {who: contents(folder) for who, folder in folders.items()} == {"alice": expected, "bob": expected}
+    assert {joined: contents(folder) for joined, folder in folders.items()} == {"alice": expected, "bob": expected}

@@ -102,21 +102,21 @@ def test_somebody_in_between_is_found_out(new_operator, tmp_path):
 
 
 def test_a_server_that_is_away_is_waited_for_and_that_is_said(operator, tmp_path):
-    kit, said = operator.kit(), []
+    kit, lines = operator.kit(), []
     operator.stop()
     with pytest.raises(NetworkError, match=r"cannot be reached .*is it running"):
-        enrol(kit, tmp_path, said.append, patient=False)
+        enrol(kit, tmp_path, lines.append, patient=False)
     back = threading.Timer(0.5, operator.start)
 
     def say(line: str) -> None:
-        said.append(line)
+        lines.append(line)
         if "cannot be reached" in line:
             back.start()
 
     assert enrol(kit, tmp_path, say).participant == "alice"
-    assert len(said) == 2
-    assert "waiting for it, Ctrl-C stops" in said[0]
-    assert "is reachable again" in said[1]
+    assert len(lines) == 2
+    assert "waiting for it, Ctrl-C stops" in lines[0]
+    assert "is reachable again" in lines[1]
 
 
 @pytest.mark.parametrize("contents", [None, b"", b"[]", b"{}"])

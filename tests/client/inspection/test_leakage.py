@@ -134,7 +134,7 @@ def report_of(members: list[float], others: list[float]) -> str:
 
 
 @pytest.mark.parametrize(
-    ("members", "others", "said"),
+    ("members", "others", "words"),
     [
         ([5, 6, 7, 8, 9], [0, 1, 2, 3, 4], "can tell that it was tuned on"),
         ([*range(10, 40)], [*range(30)], "can often tell"),
@@ -143,9 +143,9 @@ def report_of(members: list[float], others: list[float]) -> str:
         ([5, 6, 7, 8], [1, 2], "4 and 2 pictures are too few to show anything, whatever the score.*--others"),
     ],
 )
-def test_what_a_score_means_is_said_in_plain_words(members, others, said):
+def test_what_a_score_means_is_said_in_plain_words(members, others, words):
     lines = report_of([*map(float, members)], [*map(float, others)])
-    assert re.search(said, lines), lines
+    assert re.search(words, lines), lines
 
 
 def test_what_it_does_not_prove_is_always_said():

@@ -56,7 +56,7 @@ def test_init_refuses_an_unknown_setting_before_anything_is_made(tmp_path):
 
 def test_settings_lists_them_with_what_they_mean(state, capsys):
     run("settings", state)
-    said = capsys.readouterr().out
+    shown = capsys.readouterr().out
     for line in (
         "method=gradient",
         "preserve=3.0: μ",
@@ -64,7 +64,7 @@ def test_settings_lists_them_with_what_they_mean(state, capsys):
         "ridge=0.03: λ",
         "workers=here",
     ):
-        assert line in said
+        assert line in shown
 
 
 def test_settings_changes_them_for_rounds_to_come(state, ask_round, capsys):
@@ -110,9 +110,9 @@ def test_status_says_with_what_rounds_are_and_were_fused(state, ask_round, capsy
     ask_round("--set", "preserve=0.5")
     capsys.readouterr()
     run("status", state)
-    said = capsys.readouterr().out
-    assert "fusion of rounds to come: gradient, contexts=V|photo of a V, preserve=3 " in said
-    assert "  fusion: gradient, contexts=V|photo of a V, preserve=0.5\n" in said
+    shown = capsys.readouterr().out
+    assert "fusion of rounds to come: gradient, contexts=V|photo of a V, preserve=3 " in shown
+    assert "  fusion: gradient, contexts=V|photo of a V, preserve=0.5\n" in shown
 
 
 def test_a_federation_and_a_round_of_before_there_were_settings_have_the_defaults(state, capsys):
@@ -130,6 +130,6 @@ def test_a_federation_and_a_round_of_before_there_were_settings_have_the_default
 def test_help_lists_the_settings(command, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     run(command, "--help")
-    said = capsys.readouterr().out
-    assert "--set" in said and "NAME=VALUE" in said
-    assert "preserve=1.0: μ" in said
+    shown = capsys.readouterr().out
+    assert "--set" in shown and "NAME=VALUE" in shown
+    assert "preserve=1.0: μ" in shown

@@ -14,8 +14,8 @@ from mos_server.fusion import statistics
 def three(tiny, make_concept) -> list[NamedConcept]:
     """Three participants' concepts of different ranks."""
     return [
-        NamedConcept(who, make_concept(tiny, name, seed=seed, rank=seed + 1, class_word=name[1:-1]))
-        for seed, (who, name) in enumerate((("alice", "<cat>"), ("bob", "<dog>"), ("carol", "<tree>")))
+        NamedConcept(participant, make_concept(tiny, name, seed=seed, rank=seed + 1, class_word=name[1:-1]))
+        for seed, (participant, name) in enumerate((("alice", "<cat>"), ("bob", "<dog>"), ("carol", "<tree>")))
     ]
 
 

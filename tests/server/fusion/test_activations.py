@@ -106,10 +106,10 @@ def test_too_little_memory_means_smaller_batches(tiny, vocabulary_of_tiny, monke
         return forward(latents, *args, **kwargs)
 
     monkeypatch.setattr(tiny.unet, "forward", small)
-    found = record(Group.SPATIAL, tiny, vocabulary_of_tiny, prompts, seeds, settings)
-    assert found.rows == expected.rows
+    recorded = record(Group.SPATIAL, tiny, vocabulary_of_tiny, prompts, seeds, settings)
+    assert recorded.rows == expected.rows
     for reads in expected.sums:
-        torch.testing.assert_close(found.mean(reads), expected.mean(reads), rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(recorded.mean(reads), expected.mean(reads), rtol=1e-3, atol=1e-4)
 
 
 def test_a_seed_is_a_recording(tiny, make_concept):

@@ -89,11 +89,11 @@ class Dense:
 def test_every_published_layer_is_at_the_optimum(base, make_concept, stored, ridge, rows, preserve, towards):
     """Three groups of layers on real activations; with "words" S alone is singular."""
     concepts = [
-        NamedConcept(who, make_concept(base, name, seed=seed, rank=seed + 1))
-        for seed, (who, name) in enumerate((("alice", "<cat>"), ("bob", "<dog>"), ("carol", "<tree>")))
+        NamedConcept(participant, make_concept(base, name, seed=seed, rank=seed + 1))
+        for seed, (participant, name) in enumerate((("alice", "<cat>"), ("bob", "<dog>"), ("carol", "<tree>")))
     ]
     fused = fuse(base, concepts, replace(SETTINGS, ridge=ridge, rows=rows, preserve=preserve, towards=towards))
-    told = {concept.token: concept.survival for concept in fused.manifest.concepts}
+    survivals = {concept.token: concept.survival for concept in fused.manifest.concepts}
     for layer in base.layout.attention:
         X = [torch.cat(stored[named.token][layer.reads]) for named in concepts]
         changes = [named.concept.pairs[layer.name].change(torch.float64) for named in concepts]
@@ -104,7 +104,7 @@ def test_every_published_layer_is_at_the_optimum(base, make_concept, stored, rid
         for named, own_rows, own in zip(concepts, X, changes, strict=True):
             measured = float((own_rows @ (change - own).T).square().sum()) / len(own_rows)
             whole = float((own_rows @ own.T).square().sum()) / len(own_rows)
-            from_moments = told[named.token][layer.group.name.lower()].residual[layer.name]
+            from_moments = survivals[named.token][layer.group.name.lower()].residual[layer.name]
             assert from_moments == pytest.approx(measured, rel=1e-5, abs=1e-9 * whole)
 
 

@@ -80,12 +80,12 @@ def test_a_concept_that_breaks_the_forward_pass_is_left_out_by_name(tiny, three,
     """
     layer = next(it.name for it in tiny.layout.attention if it.name.startswith(part) and it.group is not Group.CROSS)
     broken = NamedConcept("bob", overflowing(three[1].concept, layer))
-    told: list[str] = []
-    fused = fuse(tiny, [three[0], broken, three[2]], SETTINGS, progress=told.append)
+    lines: list[str] = []
+    fused = fuse(tiny, [three[0], broken, three[2]], SETTINGS, progress=lines.append)
     (excluded,) = fused.manifest.excluded
     assert excluded.token == "<bob/dog>"
     assert f"activations of {part}" in excluded.reason
-    assert any("<bob/dog> is left out" in line for line in told)
+    assert any("<bob/dog> is left out" in line for line in lines)
     assert_bit_equal(fused, fuse(tiny, [three[0], three[2]], SETTINGS))
 
 

@@ -30,8 +30,8 @@ def test_one_concept_alone_comes_back_as_it_was_wherever_it_was_recorded(xl, mak
     """In all groups of layers nothing of the change is lost that its own prompts can see."""
     named = NamedConcept("alice", make_concept(xl, strength=0.1))
     fused = fuse(xl, [named], SETTINGS)
-    (told,) = fused.manifest.concepts
-    assert {group: round(survival.energy_kept, 3) for group, survival in told.survival.items()} == {
+    (entry,) = fused.manifest.concepts
+    assert {group: round(survival.energy_kept, 3) for group, survival in entry.survival.items()} == {
         "text": 1.0,
         "cross": 1.0,
         "spatial": 1.0,
@@ -50,8 +50,8 @@ def test_one_concept_alone_comes_back_as_it_was_wherever_it_was_recorded(xl, mak
 
 def test_an_upload_for_xl_is_admitted_and_two_fuse(xl, make_concept):
     concepts = [
-        NamedConcept(who, admit(concept_to_bytes(make_concept(xl, name, seed=seed, strength=0.05)), xl))
-        for seed, (who, name) in enumerate((("alice", "<cat>"), ("bob", "<dog>")))
+        NamedConcept(participant, admit(concept_to_bytes(make_concept(xl, name, seed=seed, strength=0.05)), xl))
+        for seed, (participant, name) in enumerate((("alice", "<cat>"), ("bob", "<dog>")))
     ]
     fused = fuse(xl, concepts, SETTINGS)
     assert fused.vocabulary.keys() == {"<alice/cat>", "<bob/dog>"}

@@ -89,8 +89,8 @@ def test_moments_are_kept_apart_by_every_setting_that_they_depend_on(sixteen, re
 
 
 def test_the_bases_own_guidance_is_the_number_that_it_stands_for(sixteen, recording_of):
-    own, told = (recording_of(Group.SPATIAL, guidance=g) for g in (None, sixteen.preset.guidance))
-    assert own.file_name(sixteen) == told.file_name(sixteen)
+    own, given = (recording_of(Group.SPATIAL, guidance=g) for g in (None, sixteen.preset.guidance))
+    assert own.file_name(sixteen) == given.file_name(sixteen)
     assert recording_of(Group.SPATIAL, guidance=3.0).file_name(sixteen) != own.file_name(sixteen)
 
 

@@ -184,8 +184,8 @@ def test_a_ridge_below_rounding_is_the_pseudo_inverse(ridge_kind):
     if ridge_kind == "diagonal":  # smallest in units of each input's own size
         it.rows = [X / it.S().diagonal().sqrt() for X in it.rows]
     expected = least_squares(it, ridge=0.0)
-    found = solved(it, ridge=1e-30, ridge_kind=ridge_kind).change(torch.float64)
-    torch.testing.assert_close(found, expected, **FLOAT32)
+    solution = solved(it, ridge=1e-30, ridge_kind=ridge_kind).change(torch.float64)
+    torch.testing.assert_close(solution, expected, **FLOAT32)
 
 
 @pytest.mark.parametrize("ridge_kind", RIDGES)
@@ -193,9 +193,9 @@ def test_an_input_that_is_always_zero_is_left_alone(ridge_kind):
     it = problem(ranks=(2, 2), preserve=0.3)
     for X in (*it.rows, it.ordinary):
         X[:, 4] = 0.0
-    found = solved(it, ridge_kind=ridge_kind).change(torch.float64)
-    assert float(found[:, 4].abs().max()) < 1e-12
-    torch.testing.assert_close(found, least_squares(it, ridge_kind=ridge_kind), **FLOAT32)
+    solution = solved(it, ridge_kind=ridge_kind).change(torch.float64)
+    assert float(solution[:, 4].abs().max()) < 1e-12
+    torch.testing.assert_close(solution, least_squares(it, ridge_kind=ridge_kind), **FLOAT32)
 
 
 def test_preserving_more_changes_ordinary_rows_less():
@@ -311,6 +311,6 @@ def test_a_large_ridge_leaves_the_scaled_sum_it_pulls_towards():
         right = [
             w * pair.scale * (pair.A @ g + c * pair.A * R) for w, pair, g in zip(it.weights, it.pairs, G, strict=True)
         ]
-        found = solve_change(it.S(), stacked_left(it.pairs), torch.cat(right), ridge=1e9).change(torch.float64)
+        solution = solve_change(it.S(), stacked_left(it.pairs), torch.cat(right), ridge=1e9).change(torch.float64)
         expected = c * sum(w * change for w, change in zip(it.weights, it.changes, strict=True))
-        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(solution, expected, rtol=1e-5, atol=1e-6)

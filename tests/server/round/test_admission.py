@@ -27,8 +27,8 @@ def with_pair(concept, name: str, pair: LowRank):
 def edited(data: bytes, **header: object) -> bytes:
     """The same file with other metadata."""
     described = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-    told = json.loads(described["__metadata__"]["mos"]) | header
-    return save(load(data), {"mos": json.dumps(told)})
+    metadata = json.loads(described["__metadata__"]["mos"]) | header
+    return save(load(data), {"mos": json.dumps(metadata)})
 
 
 def test_a_sound_concept_is_admitted_as_it_is(base, make_concept):

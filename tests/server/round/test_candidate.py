@@ -51,8 +51,8 @@ def test_it_is_fused_with_the_round_s_settings_and_weights(state, journal, tiny)
 
     The manifest holds all of them, the log what differs.
     """
-    told: list[str] = []
-    made = read_fused(fuse_candidate(state, journal, "round-001", tiny, told.append))
+    lines: list[str] = []
+    made = read_fused(fuse_candidate(state, journal, "round-001", tiny, lines.append))
     settings = GradientSettings(contexts=("V",), ordinary=("",), steps=1, guidance=1.0, preserve=3.0)
     concepts = named_concepts(state, journal.uploads.admitted("round-001"))
     by_hand = fuse(tiny, concepts, settings, weights={"<alice/cat>": 2.0})
@@ -61,9 +61,9 @@ def test_it_is_fused_with_the_round_s_settings_and_weights(state, journal, tiny)
     assert made.manifest.settings == by_hand.manifest.settings
     assert made.manifest.settings["preserve"] == 3.0 and made.manifest.settings["ridge"] == GradientSettings.ridge
     assert {it.token: it.weight for it in made.manifest.concepts} == {"<alice/cat>": 2.0, "<bob/cat>": 1.0}
-    said = "settings of fusion: gradient, contexts=V, ordinary=, steps=1, guidance=1, preserve=3, "
-    assert any(line.startswith(said) for line in told)
-    assert "<carol/cat> is not in this round: its weight is not used" in told
+    described = "settings of fusion: gradient, contexts=V, ordinary=, steps=1, guidance=1, preserve=3, "
+    assert any(line.startswith(described) for line in lines)
+    assert "<carol/cat> is not in this round: its weight is not used" in lines
 
 
 @pytest.mark.parametrize(

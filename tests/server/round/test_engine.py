@@ -28,8 +28,8 @@ LOST = Lost("error 5, node unavailable")
 
 def test_the_engine_needs_neither_flower_nor_torch_to_be_imported():
     """What a round is can be read, and tested, without the network that carries it."""
-    told = "import sys, mos_server.round.engine; print({'flwr', 'torch'} & sys.modules.keys())"
-    assert subprocess.check_output([sys.executable, "-c", told], text=True) == "set()\n"
+    code = "import sys, mos_server.round.engine; print({'flwr', 'torch'} & sys.modules.keys())"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True) == "set()\n"
 
 
 def test_a_round_is_collected_fused_scored_signed_and_published(federation):
@@ -46,7 +46,7 @@ def test_a_round_is_collected_fused_scored_signed_and_published(federation):
 def test_what_is_published_is_what_fusing_the_files_by_hand_gives(federation):
     files = {"alice": federation.file(name="<cat>"), "bob": federation.file(name="<dog>")}
     name = federation.run(*(federation.machine(*each) for each in files.items()), wait=2)
-    concepts = [NamedConcept(who, concept_from_bytes(data)) for who, data in files.items()]
+    concepts = [NamedConcept(participant, concept_from_bytes(data)) for participant, data in files.items()]
     small = GradientSettings(steps=2, contexts=("V",), ordinary=("a",))
     by_hand = fuse(federation.base, concepts, small).changes
     published = federation.model(name).changes

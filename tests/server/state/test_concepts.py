@@ -195,15 +195,15 @@ def test_a_concept_that_cannot_be_fused_is_refused_and_the_round_goes_on(federat
             return real(group, base, layers, prompts, seeds, vocabulary, settings, sink)
 
         monkeypatch.setattr(statistics, "record_group", breaking)
-        told: list[str] = []
-        folder = candidate.fuse_candidate(federation.state, journal, federation.round, federation.base, told.append)
+        lines: list[str] = []
+        folder = candidate.fuse_candidate(federation.state, journal, federation.round, federation.base, lines.append)
         uploads = journal.uploads.of(federation.round)
         assert candidate.is_current(folder, journal.uploads.admitted(federation.round), FEW)
     assert tokens(folder) == ["<alice/cat>", "<alice/dog>", "<carol/cat>"]
     refused = {upload.token: upload.refused for upload in uploads if upload.refused}
     assert list(refused) == ["<bob/cat>"]
     assert "unet.mid_block" in refused["<bob/cat>"]
-    assert any("<bob/cat> is left out" in line for line in told)
+    assert any("<bob/cat> is left out" in line for line in lines)
     assert json.loads((folder / "manifest.json").read_bytes())["excluded"][0]["token"] == "<bob/cat>"
 
 

@@ -57,8 +57,10 @@ def test_a_state_that_was_rekeyed_halfway_is_rekeyed_whole(before, sixteen):
 
 def test_a_state_of_another_base_is_an_error_that_says_which_and_changes_nothing(before, tiny, sixteen, tmp_path):
     copy = shutil.copytree(before.path, tmp_path / "copy")
-    said = rf"{tiny.fingerprint[:12]} now and was {sixteen.legacy_fingerprint[:12]}.*by the old rule.*put that one back"
-    with pytest.raises(BaseModelError, match=said):
+    message = (
+        rf"{tiny.fingerprint[:12]} now and was {sixteen.legacy_fingerprint[:12]}.*by the old rule.*put that one back"
+    )
+    with pytest.raises(BaseModelError, match=message):
         rekey_state(before, tiny)
     for file in copy.rglob("*"):
         if file.is_file():

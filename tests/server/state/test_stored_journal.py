@@ -90,11 +90,11 @@ def test_the_migrations_make_the_tables_that_the_code_reads(stored: Path, tmp_pa
     Journal(file).close()
     engine = create_engine(f"sqlite:///{file}")
     with engine.connect() as connection:
-        found = compare_metadata(MigrationContext.configure(connection, opts={"compare_type": False}), metadata)
+        compared = compare_metadata(MigrationContext.configure(connection, opts={"compare_type": False}), metadata)
     engine.dispose()
     # SQLite let the text keys of 0.1.0 be NULL, as no other database does; none ever is.
     keys = {(table.name, column.name) for table in metadata.tables.values() for column in table.primary_key}
-    differences = [each[0] if isinstance(each, list) else each for each in found]
+    differences = [each[0] if isinstance(each, list) else each for each in compared]
     assert [each for each in differences if each[0] != "modify_nullable" or (each[2], each[3]) not in keys] == []
 
 

@@ -48,8 +48,8 @@ def test_custom_diffusion_keeps_its_constraints(tiny, two):
             for part in ("to_k", "to_v"):
                 layer = f"unet.{name}.{part}"
                 own = words[k] @ named.concept.pairs[layer].change(torch.float64).T
-                found = words[k] @ fused[layer].change(torch.float64).T
-                assert float((found - own).norm() / own.norm()) < 1e-6
+                merged = words[k] @ fused[layer].change(torch.float64).T
+                assert float((merged - own).norm() / own.norm()) < 1e-6
 
 
 def test_custom_diffusion_is_the_least_change_of_ordinary_text_that_keeps_them(tiny, two):
@@ -67,8 +67,8 @@ def test_custom_diffusion_is_the_least_change_of_ordinary_text_that_keeps_them(t
         system = torch.cat([torch.cat([R, C[k].T], dim=1), torch.cat([C[k], torch.zeros(len(C[k]), len(C[k]))], dim=1)])
         known = torch.cat([torch.zeros(len(R), V.shape[1], dtype=torch.float64), V])
         expected = torch.linalg.solve(system, known)[: len(R)].T
-        found = fused[layer].change(torch.float64)
-        assert float((found - expected).norm() / expected.norm()) < 1e-5
+        merged = fused[layer].change(torch.float64)
+        assert float((merged - expected).norm() / expected.norm()) < 1e-5
 
 
 def test_custom_diffusion_keeps_constraints_that_are_there_twice(tiny, two):
@@ -80,8 +80,8 @@ def test_custom_diffusion_keeps_constraints_that_are_there_twice(tiny, two):
     fused, words = custom_diffusion(tiny, twice), words_of(tiny, two[0])
     for k, name in enumerate(cross.name for cross in tiny.layout.cross_attentions):
         own = words[k] @ two[0].concept.pairs[f"unet.{name}.to_v"].change(torch.float64).T
-        found = words[k] @ fused[f"unet.{name}.to_v"].change(torch.float64).T
-        assert float((found - own).norm() / own.norm()) < 1e-6
+        merged = words[k] @ fused[f"unet.{name}.to_v"].change(torch.float64).T
+        assert float((merged - own).norm() / own.norm()) < 1e-6
 
 
 def test_custom_diffusion_moves_ordinary_prompts_less_than_the_sum_does(tiny, two):

@@ -31,9 +31,9 @@ def test_dare_drops_at_random_rescales_and_can_be_made_again(tiny, two, monkeypa
     name = tiny.layout.attention[0].name
     assert not torch.equal(dare(tiny, two, 0.25, seed=1)[name].change(), once[name].change())
     alone = dare(tiny, two[:1], 0.25)
-    found, own = alone[name].change(), two[0].concept.pairs[name].change()
-    kept = found.abs() > 1e-3 * own.abs().max()
-    torch.testing.assert_close(found[kept], 4 * own[kept], rtol=1e-3, atol=1e-4)
+    merged, own = alone[name].change(), two[0].concept.pairs[name].change()
+    kept = merged.abs() > 1e-3 * own.abs().max()
+    torch.testing.assert_close(merged[kept], 4 * own[kept], rtol=1e-3, atol=1e-4)
     assert float(kept.float().mean()) == pytest.approx(0.25, abs=0.02)
 
 

@@ -65,7 +65,7 @@ def compare_with_dense(base, concepts, settings, groups=tuple(Group)) -> None:
     """
     fused = fuse(base, concepts, settings)
     text = {name: pair for name, pair in fused.changes.items() if name.startswith("text_encoder.")}
-    told = {concept.token: concept.survival for concept in fused.manifest.concepts}
+    survivals = {concept.token: concept.survival for concept in fused.manifest.concepts}
     for group in groups:
         rows = {named.token: dense_rows(base, group, named, settings, text) for named in concepts}
         ordinary = dense_rows(base, group, None, settings, text)
@@ -87,14 +87,14 @@ def compare_with_dense(base, concepts, settings, groups=tuple(Group)) -> None:
             for token, stored in X.items():
                 if layer.name in own[token]:
                     left, whole = (mean_square(stored @ by.T) for by in (change - wanted[token], wanted[token]))
-                    assert told[token][group.name.lower()].residual[layer.name] == pytest.approx(
+                    assert survivals[token][group.name.lower()].residual[layer.name] == pytest.approx(
                         left, rel=SURVIVAL, abs=1e-12 * whole
                     )
                     rest[token] += left
                     energy[token] += whole
         for token in rest:
             kept = 1 - rest[token] / energy[token]
-            assert told[token][group.name.lower()].energy_kept == pytest.approx(kept, abs=SURVIVAL)
+            assert survivals[token][group.name.lower()].energy_kept == pytest.approx(kept, abs=SURVIVAL)
 
 
 @pytest.mark.parametrize("dtype", CHANGE, ids=["float64", "float32"])

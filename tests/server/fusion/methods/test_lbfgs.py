@@ -78,17 +78,17 @@ def objective(change: Tensor, changes: list[Tensor], rows: list[Tensor]) -> floa
 def test_on_a_well_conditioned_layer_it_arrives_at_the_least_squares_optimum():
     """And where the oracle's own L-BFGS arrives."""
     W0, changes, rows = layer_problem()
-    found = published.lbfgs_layer(W0, changes, rows, 500)
-    torch.testing.assert_close(found.double(), optimum(changes, rows), rtol=1e-3, atol=1e-3)
+    solved = published.lbfgs_layer(W0, changes, rows, 500)
+    torch.testing.assert_close(solved.double(), optimum(changes, rows), rtol=1e-3, atol=1e-3)
     oracle = lbfgs.fuse_layer(W0.double(), [c.double() for c in changes], [X.double() for X in rows], 500) - W0
-    torch.testing.assert_close(found.double(), oracle, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(solved.double(), oracle, rtol=1e-3, atol=1e-3)
 
 
 def test_it_computes_in_the_number_format_of_the_weight():
     W0, changes, rows = layer_problem()
-    found = published.lbfgs_layer(W0.double(), [c.double() for c in changes], [X.double() for X in rows], 500)
-    assert found.dtype == torch.float64
-    assert objective(found, changes, rows) < objective(optimum(changes, rows), changes, rows) * (1 + 1e-6)
+    solved = published.lbfgs_layer(W0.double(), [c.double() for c in changes], [X.double() for X in rows], 500)
+    assert solved.dtype == torch.float64
+    assert objective(solved, changes, rows) < objective(optimum(changes, rows), changes, rows) * (1 + 1e-6)
 
 
 def test_the_best_that_was_met_is_kept_and_more_steps_are_no_worse():
@@ -106,15 +106,15 @@ def test_small_changes_are_optimised_as_well_as_large_ones():
     W0, changes, rows = layer_problem(2, condition=100)
     for size in (1.0, 1e-3):
         small = [size * change.double() for change in changes]
-        found = published.lbfgs_layer(W0.double(), small, [X.double() for X in rows], 500)
+        solved = published.lbfgs_layer(W0.double(), small, [X.double() for X in rows], 500)
         nothing, best = objective(torch.zeros(6, 8), small, rows), objective(optimum(small, rows), small, rows)
-        assert (objective(found, small, rows) - best) / nothing < 1e-7
+        assert (objective(solved, small, rows) - best) / nothing < 1e-7
 
 
 def test_one_concept_is_found_again():
     W0, changes, rows = layer_problem()
-    found = published.lbfgs_layer(W0, changes[:1], rows[:1], 500)
-    torch.testing.assert_close(found, changes[0], rtol=1e-3, atol=1e-3)
+    solved = published.lbfgs_layer(W0, changes[:1], rows[:1], 500)
+    torch.testing.assert_close(solved, changes[0], rtol=1e-3, atol=1e-3)
 
 
 def test_where_nobody_changes_anything_nothing_is_changed():
@@ -127,18 +127,18 @@ def test_one_concept_survives_on_its_words(tiny, make_concept):
 
     They come close to the one concept where it was recorded.
     """
-    concept, told = make_concept(tiny, "<cat>", seed=1), list[str]()
-    changes = fuse(tiny, [NamedConcept("alice", concept)], BRIEF, progress=told.append).changes
+    concept, lines = make_concept(tiny, "<cat>", seed=1), list[str]()
+    changes = fuse(tiny, [NamedConcept("alice", concept)], BRIEF, progress=lines.append).changes
     assert changes.keys() == {layer.name for layer in tiny.layout.attention}
-    assert "GiB" in told[0]
+    assert "GiB" in lines[0]
     text = {name: pair for name, pair in changes.items() if name.startswith("text_encoder.")}
     with torch.no_grad(), attached(tiny, text):
         features = encode_prompts(tiny, [concept.name], {concept.name: concept.words[0]})[0].double()
     for k, name in enumerate(cross.name for cross in tiny.layout.cross_attentions):
         rows = features[k, 1:4]
         own = rows @ concept.pairs[f"unet.{name}.to_v"].change(torch.float64).T
-        found = rows @ changes[f"unet.{name}.to_v"].change(torch.float64).T
-        assert float((found - own).norm() / own.norm()) < 0.2
+        solved = rows @ changes[f"unet.{name}.to_v"].change(torch.float64).T
+        assert float((solved - own).norm() / own.norm()) < 0.2
 
 
 def test_the_same_concepts_give_the_same_model_to_the_bit(tiny, make_concept):
@@ -182,7 +182,10 @@ def test_nothing_is_stored_for_layers_that_nobody_changes(tiny, make_concept, st
 
 def test_too_little_memory_is_reported_before_it_starts(tiny, make_concept, stored, monkeypatch):
     monkeypatch.setattr(published.psutil, "virtual_memory", lambda: SimpleNamespace(available=1000))
-    two = [NamedConcept(who, make_concept(tiny, "<cat>", seed=seed)) for seed, who in enumerate(("alice", "bob"))]
+    two = [
+        NamedConcept(participant, make_concept(tiny, "<cat>", seed=seed))
+        for seed, participant in enumerate(("alice", "bob"))
+    ]
     with pytest.raises(FusionError, match=r"needs .* GiB for the rows of 2 concepts.*--method gradient"):
         fuse(tiny, two, LbfgsSettings(steps=2))
     assert not stored
