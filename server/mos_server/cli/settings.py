@@ -100,8 +100,11 @@ def changed_fusion(
     """
     if not (method or sets or weights or workers or ridge is not None or preserve is not None):
         return dict(kept)
-    from mos_server.fusion.settings import FusionSettings
+    from mos_server.fusion.settings import DEFAULT, FusionSettings
 
+    if method is not None and method != kept.get("method", DEFAULT):
+        # Another method starts from its own defaults: the kept ones may be unknown to this version.
+        kept = {**kept, "method": method, "settings": {}}
     texts = flag_texts(sets, ridge=ridge, preserve=preserve)
     before = FusionSettings.from_json(kept)
     return before.changed(method=method, texts=texts, weights=weights or (), workers=workers).to_json()

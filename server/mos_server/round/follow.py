@@ -59,17 +59,15 @@ def describe_round(journal: Journal, round_: Round) -> Iterator[str]:
     """Yield the lines of `mos-server status` about one round."""
     ended = f", {round_.reason}" if round_.reason else ""
     yield f"{round_.id}: {round_.status}{ended} (asked for {_date(round_.asked)})"
+    uploads, lost = journal.uploads.of(round_.id), dict[str, float]()
     try:
-        settings = round_.settings
+        lost = lost_identity(round_, uploads)
+        described = f"fusion: {describe_fusion(round_.settings.fusion)}"
     except StateError as error:
-        settings = None
-        yield f"  {error}"
-    else:
-        yield f"  fusion: {describe_fusion(settings.fusion)}"
+        described = str(error)
+    yield f"  {described}"
     for member in journal.rounds.members(round_.id) if round_.unfinished else ():
         yield f"  {member.name}: {member.activity} since {_date(member.at)}, asked {_times(member.attempts)}"
-    uploads = journal.uploads.of(round_.id)
-    lost = lost_identity(round_, uploads) if settings else {}
     for upload in uploads:
         if upload.refused is not None:
             yield f"  {upload.participant} {upload.concept}: not in it: {upload.refused}"

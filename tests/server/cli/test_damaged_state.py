@@ -11,7 +11,7 @@ import pytest
 from mos_common.errors import NetworkError, RequestError, StateError
 from mos_server.cli.main import app
 from mos_server.round import follow
-from mos_server.state.folder import is_served, open_state
+from mos_server.state.folder import is_served, keep_fusion, open_state
 from mos_server.state.journal import Journal
 from mos_server.state.records import ASKED, CANCELLED, PUBLISHED, RoundSettings
 
@@ -111,6 +111,15 @@ def test_rounds_whose_settings_are_unreadable_block_no_other(state, values, caps
         journal.rounds.advance(second.id, PUBLISHED)
         assert journal.rounds.latest_published() == journal.rounds.get(second.id)
     run("concepts", state)
+
+
+@pytest.mark.parametrize("kept", [{"settings": {"colour": "red"}}, {"method": "magic"}], ids=str)
+def test_another_method_replaces_kept_settings_that_this_version_does_not_know(state, kept):
+    keep_fusion(open_state(state), kept)
+    with pytest.raises(RequestError, match=r"colour|magic"):
+        run("settings", state)
+    run("settings", state, "--method", "sum", "--set", "sum_weight=0.4")
+    assert open_state(state).config.fusion == {"method": "sum", "settings": {"sum_weight": 0.4}}
 
 
 def test_a_lock_that_cannot_be_opened_leaves_open_whether_a_server_runs(state, capsys):
