@@ -2,11 +2,13 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help demo test lint types imports unit slow bench bench-slow format proto clean
+.PHONY: help demo test lint types imports unit oldest newest slow bench bench-slow format proto clean
 
 help:
 	@echo "make demo    three private concepts, one round, one picture (build/demo/)"
 	@echo "make test    lint, strict types, import directions, all tests"
+	@echo "make oldest  a tour of the product on the oldest libraries that it declares"
+	@echo "make newest  the same on the newest ones of today"
 	@echo "make slow    the slow tests"
 	@echo "make bench   speed and memory, side by side with the rivals (build/bench/, half an hour)"
 	@echo "make bench-slow  the same at the real size of Stable Diffusion 1.5; on a GPU where there is one"
@@ -34,7 +36,12 @@ imports: .venv
 	$(BIN)/lint-imports
 
 unit: .venv
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile
+
+oldest newest: .venv
+	$(BIN)/python tests/libraries/environment.py $@ build/libraries/$@
+	build/libraries/$@/bin/python -m pytest --override-ini addopts= --override-ini filterwarnings= \
+		--override-ini timeout= --import-mode=importlib tests/libraries
 
 slow: .venv
 	$(BIN)/python -m pytest -m slow

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mos_common.commands import draw_command
 from mos_common.errors import RequestError
 from mos_common.shell import say
 from mos_server.cli.settings import (
@@ -140,7 +141,4 @@ def _report(fused: FusedModel, out: Path) -> None:
     if fused.manifest.drift:
         drift = ", ".join(f"{group} {share:.4f}" for group, share in fused.manifest.drift.items())
         say(f"drift of ordinary prompts, as a share of the layers' outputs: {drift}")
-    say(
-        f"{out}: to draw with it: mos-client draw {out} 'a photo of {fused.manifest.concepts[0].token}' --out "
-        f"picture.png"
-    )
+    say(f"{out}: draw with it: {draw_command(out, f'a photo of {fused.manifest.concepts[0].token}', base)}")

@@ -23,6 +23,7 @@ from typing import Annotated, Any
 from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from mos_common.commands import command_line
 from mos_common.errors import RequestError, StateError
 from mos_common.files import canonical_json, could_not_write, write_atomically
 from mos_server.state.artefacts import FOLDERS, Artefacts
@@ -151,7 +152,8 @@ def open_state(path: Path) -> State:
     try:
         config = ServerConfig.model_validate_json((path / CONFIG).read_bytes())
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise StateError(f"{path} is not a server's state folder: make one with mos-server init {path}") from error
+        init = command_line("mos-server", "init", path)
+        raise StateError(f"{path} is not a server's state folder: make one with {init}") from error
     except (OSError, ValidationError) as error:
         reason = str(error).splitlines()[0]
         raise StateError(f"{path / CONFIG} cannot be used ({reason}): restore it from a backup") from error
