@@ -1,6 +1,8 @@
 # Everything happens inside the checkout: .venv/ and build/. See README.md.
 PYTHON ?= python3
 BIN := .venv/bin
+# On Linux, pip's usual build of torch brings CUDA. TORCH=cpu takes the one without, from torch's own index.
+TORCH_INDEX := $(if $(filter cpu,$(TORCH)),--extra-index-url https://download.pytorch.org/whl/cpu)
 
 .PHONY: help demo test lint types imports unit oldest newest slow bench bench-slow format proto clean
 
@@ -16,7 +18,7 @@ help:
 
 .venv: pyproject.toml constraints.txt tests/evaluation/pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt $(TORCH_INDEX) \
 		--editable '.[dev]' --editable tests/evaluation
 	@touch .venv
 
