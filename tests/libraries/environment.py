@@ -41,14 +41,14 @@ def oldest() -> Iterator[str]:
             yield f"{requirement.name}=={bounds[0]}"
 
 
-def tested_torch() -> str:
+def pinned_torch() -> str:
     """Return the line of constraints.txt that pins torch."""
     return next(line for line in (ROOT / "constraints.txt").read_text().splitlines() if line.startswith("torch=="))
 
 
 def make_environment(which: str, folder: Path) -> None:
     """Install the product into a new environment; do nothing if it is there already."""
-    constraints = [tested_torch(), *(oldest() if which == "oldest" else ())]
+    constraints = [pinned_torch(), *(oldest() if which == "oldest" else ())]
     made_by = hashlib.sha256("\n".join([*constraints, *map(str, declared())]).encode()).hexdigest()
     stamp = folder / "made-by"
     if stamp.is_file() and stamp.read_text() == made_by:

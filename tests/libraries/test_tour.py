@@ -13,7 +13,7 @@ from pathlib import Path
 from packaging.version import Version
 from PIL import Image
 
-from libraries.environment import declared, oldest, tested_torch
+from libraries.environment import declared, oldest, pinned_torch
 
 BIN = Path(sys.executable).parent
 FEW = ("--set", "steps=2")
@@ -56,7 +56,7 @@ def test_every_requirement_declares_the_oldest_version_that_works() -> None:
     assert Version(bounds["transformers"]) >= Version("5.6")  # before it, the text encoder of `tiny` loads as noise
 
 
-def test_the_tested_torch_satisfies_what_is_declared() -> None:
+def test_the_pinned_torch_satisfies_what_is_declared() -> None:
     """constraints.txt never pins a torch that pyproject.toml excludes."""
     (torch,) = (requirement for requirement in declared() if requirement.name == "torch")
-    assert torch.specifier.contains(tested_torch().partition("==")[2])
+    assert torch.specifier.contains(pinned_torch().partition("==")[2])

@@ -129,10 +129,10 @@ def fuse(
         )
     else:
         raise RequestError("nothing to fuse: give concept files, or --state (with --round or --only, if you like)")
-    _report(fused, out)
+    _report(fused, out, base or (open_state(state).config.base if state else "tiny"))
 
 
-def _report(fused: FusedModel, out: Path) -> None:
+def _report(fused: FusedModel, out: Path, base: str) -> None:
     for concept in fused.manifest.concepts:
         kept = ", ".join(f"{group} {survival.energy_kept:.3f}" for group, survival in concept.survival.items())
         say(f"{concept.token}  energy kept: {kept}" if kept else concept.token)
