@@ -1,12 +1,16 @@
 # Everything happens inside the checkout: .venv/ and build/. See README.md.
 PYTHON ?= python3
 BIN := .venv/bin
+# On Linux, pip's usual build of torch brings CUDA. TORCH=cpu takes the one without, from torch's own index.
+TORCH_INDEX := $(if $(filter cpu,$(TORCH)),--extra-index-url https://download.pytorch.org/whl/cpu)
 
-.PHONY: help demo test lint types imports unit slow bench bench-slow format proto clean
+.PHONY: help demo test lint types imports unit oldest newest slow bench bench-slow format proto clean
 
 help:
 	@echo "make demo    three private concepts, one round, one picture (build/demo/)"
 	@echo "make test    lint, strict types, import directions, all tests"
+	@echo "make oldest  a tour of the product on the oldest libraries that it declares"
+	@echo "make newest  the same on the newest ones of today"
 	@echo "make slow    the slow tests"
 	@echo "make bench   speed and memory, side by side with the rivals (build/bench/, half an hour)"
 	@echo "make bench-slow  the same at the real size of Stable Diffusion 1.5; on a GPU where there is one"
@@ -14,7 +18,7 @@ help:
 
 .venv: pyproject.toml constraints.txt tests/evaluation/pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt $(TORCH_INDEX) \
 		--editable '.[dev]' --editable tests/evaluation
 	@touch .venv
 
@@ -34,7 +38,12 @@ imports: .venv
 	$(BIN)/lint-imports
 
 unit: .venv
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile
+
+oldest newest: .venv
+	$(BIN)/python tests/libraries/environment.py $@ build/libraries/$@
+	build/libraries/$@/bin/python -m pytest --override-ini addopts= --override-ini filterwarnings= \
+		--override-ini timeout= --import-mode=importlib tests/libraries
 
 slow: .venv
 	$(BIN)/python -m pytest -m slow

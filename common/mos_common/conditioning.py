@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,7 +11,9 @@ from torch import Tensor
 
 from mos_common.base_model import Base
 from mos_common.regions import Region
-from mos_common.words import Vocabulary, encode_pooled, encode_prompts, encode_token_ids, tokenise
+from mos_common.words import Vocabulary, cut_text, encode_pooled, encode_prompts, encode_token_ids, tokenise
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -60,12 +63,17 @@ def read_prompts(
 ) -> Conditioning:
     """Encode prompts and regions, and with guidance one `negative` text for each prompt.
 
+    What a text encoder cannot read of a prompt is cut, and logged.
+
     Raises:
         RequestError: a prompt names a concept that `vocabulary` does not have, or names it too
             late.
 
     """
     unconditional = [] if guidance == 1 else [negative] * len(prompts)
+    for text in dict.fromkeys([*unconditional, *prompts, *(region.prompt for region in regions)]):
+        if cut := cut_text(base, text, vocabulary):
+            log.warning("too long for %s, which reads %d tokens; not read: %r", base.name, base.text_length - 2, cut)
     texts = [tokenise(base, prompt, vocabulary) for prompt in [*unconditional, *prompts]]
     features = encode_token_ids(base, texts, vocabulary)
     pooled = encode_pooled(base, texts, vocabulary)

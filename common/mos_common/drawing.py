@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -13,7 +14,7 @@ from torch import Tensor
 from mos_common.attention import KeyValueCache, conditioned
 from mos_common.base_model import Base
 from mos_common.conditioning import Conditioning, read_prompts
-from mos_common.errors import RequestError
+from mos_common.errors import DrawingError, RequestError
 from mos_common.progress import CountProgress
 from mos_common.regions import Region
 from mos_common.settings import setting
@@ -37,8 +38,8 @@ class Drawing:
     def __post_init__(self) -> None:
         if not 1 <= self.steps <= 1000:
             raise RequestError(f"{self.steps} steps: expected 1 to 1000")
-        if self.guidance is not None and not self.guidance >= 0:
-            raise RequestError(f"guidance {self.guidance}: expected at least 0 (1 means no guidance)")
+        if self.guidance is not None and not 0 <= self.guidance < math.inf:
+            raise RequestError(f"guidance {self.guidance}: expected a number of at least 0 (1 means no guidance)")
         for name, side in (("height", self.height), ("width", self.width)):
             if side is not None and side < 1:
                 raise RequestError(f"{name} {side}: expected a number of pixels; leave it out for the base's own")
@@ -74,11 +75,26 @@ def draw(
 
     Raises:
         RequestError: a prompt names an unknown concept, or a size does not fit the base.
+        DrawingError: the latents or the picture are not finite.
 
     """
     with torch.inference_mode():
         latents = draw_latents(base, prompts, seeds, vocabulary=vocabulary, regions=regions, how=how, on_step=on_step)
-        return base.decode_latents(latents)
+        _check_finite(latents, "latents", base.dtype)
+        pictures = base.decode_latents(latents)
+        _check_finite(pictures, "picture", next(base.vae.parameters()).dtype)
+        return pictures
+
+
+def _check_finite(values: Tensor, what: str, dtype: torch.dtype) -> None:
+    """Refuse NaN and infinity, which image files would show as black."""
+    if torch.isfinite(values).all():
+        return
+    wider = "" if dtype is torch.float32 else f"--dtype float32 (it was drawn in {str(dtype).removeprefix('torch.')}), "
+    raise DrawingError(
+        f"the {what} drawn is not finite, so there is no picture to write: try {wider}a lower --guidance or another "
+        "--set scheduler; if it stays so, the concept's or the model's changes are too large"
+    )
 
 
 @torch.no_grad()

@@ -8,7 +8,8 @@
     ├── FusionError             6   concepts cannot be fused
     ├── NetworkError            7   the other side cannot be reached, or refuses
     ├── TrustError              8   a kit, key, signature or digest is not valid
-    └── StateError              9   a state directory or an output cannot be read or written
+    ├── StateError              9   a state directory or an output cannot be read or written
+    └── DrawingError           10   the model draws no picture: its numbers are not finite
 
 The numbers are the exit codes of every command; 130 is an interruption (Ctrl-C). A message says
 what we got, what we expected, and what to do.
@@ -69,3 +70,9 @@ class StateError(MosError):
     """A state directory or an output cannot be read or written."""
 
     exit_code = 9
+
+
+class DrawingError(MosError):
+    """The model draws no picture: its numbers are not finite."""
+
+    exit_code = 10

@@ -7,6 +7,7 @@ import re
 from mos_common.errors import RequestError
 
 CONCEPT_NAME = re.compile(r"<[a-z0-9][a-z0-9_-]*>")
+BRACKETS = re.compile(r"[<>‹›«»〈〉《》＜＞]|&[lg]t;")
 
 
 def check_concept_name(name: str) -> str:
@@ -22,3 +23,8 @@ def check_concept_name(name: str) -> str:
             'write it like "<cat>" or "<my-dog2>", in lower case and in quotes'
         )
     return name
+
+
+def is_ordinary_text(text: str) -> bool:
+    """Return whether a class word or trigger can stand in prompts without naming a concept."""
+    return not BRACKETS.search(text)

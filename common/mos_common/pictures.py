@@ -9,7 +9,12 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
+from mos_common.errors import RequestError
 from mos_common.files import write_atomically
+
+FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+# Other tools' usual defaults blur the edges of colours; a drawing is kept as it was made.
+OPTIONS = {"JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"lossless": True}}
 
 
 def as_image(picture: Float[Tensor, "3 height width"]) -> Image.Image:
@@ -18,8 +23,32 @@ def as_image(picture: Float[Tensor, "3 height width"]) -> Image.Image:
     return Image.fromarray(pixels.numpy())
 
 
-def save_picture(picture: Float[Tensor, "3 height width"], file: Path) -> None:
-    """Write a picture in [-1, 1] as a PNG, whole or not at all."""
-    buffer = io.BytesIO()
-    as_image(picture).save(buffer, format="PNG")
+def picture_format(file: Path) -> str:
+    """Return Pillow's name of the format that a file's suffix promises.
+
+    Raises:
+        RequestError: a picture cannot be written under that name.
+
+    """
+    try:
+        return FORMATS[file.suffix.lower()]
+    except KeyError:
+        raise RequestError(f"--out {file}: a picture is written as {', '.join(FORMATS)}; give one of these") from None
+
+
+def save_image(image: Image.Image, file: Path) -> None:
+    """Write an image in the format that the file's suffix promises, whole or not at all.
+
+    Raises:
+        RequestError: the suffix is not one of `FORMATS`.
+        StateError: the file cannot be written.
+
+    """
+    kind, buffer = picture_format(file), io.BytesIO()
+    image.save(buffer, format=kind, **OPTIONS.get(kind, {}))
     write_atomically(file, buffer.getvalue())
+
+
+def save_picture(picture: Float[Tensor, "3 height width"], file: Path) -> None:
+    """Write a picture in [-1, 1] as `save_image` does."""
+    save_image(as_image(picture), file)

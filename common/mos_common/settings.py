@@ -20,7 +20,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, asdict, field, fields, replace
 from typing import Any, TypeVar, cast, get_args, get_origin, get_type_hints
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from mos_common.errors import RequestError
 
@@ -179,4 +179,4 @@ def _types(kind: Any) -> dict[str, Any]:
 
 
 def _adapter(kind: Any, name: str) -> TypeAdapter[Any]:
-    return TypeAdapter(_types(kind)[name])
+    return TypeAdapter(_types(kind)[name], config=ConfigDict(allow_inf_nan=False))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import sys
@@ -27,6 +28,9 @@ OnCount = Callable[[int, int, str], None]
 
 def run(app: typer.Typer) -> None:
     """Run a command line; exit codes: `mos_common.errors`, 130 after Ctrl-C, 2 for bad flags."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a console of another encoding must not end finished work
+            stream.reconfigure(errors="backslashreplace")
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("mos_common").setLevel(logging.INFO)
     logging.getLogger("mos_client").setLevel(logging.INFO)
@@ -97,10 +101,20 @@ _Version = Annotated[
 
 
 def say(text: str, *, error: bool = False) -> None:
-    """Print one line, to stderr if it is an error."""
+    """Print one line, to stderr if it is an error.
+
+    Nobody may be reading: the terminal closed, `| head` has seen enough, the disk of a log is full.
+    That never ends the work that the line speaks of.
+    """
     stream = sys.stderr if error else sys.stdout
-    stream.write(text + "\n")
-    stream.flush()
+    if stream is None:  # a process without a console
+        return
+    try:
+        stream.write(text + "\n")
+        stream.flush()
+    except OSError:
+        # Python flushes once more when it ends, and would fail there.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 @contextmanager

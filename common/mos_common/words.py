@@ -9,6 +9,7 @@ text encoders, the embedding of a word is both encoders' side by side.
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,7 +26,9 @@ from mos_common.errors import RequestError
 if TYPE_CHECKING:
     from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
-TOKEN = re.compile(r"<(?:[a-z0-9][a-z0-9_-]*/)?[a-z0-9][a-z0-9_-]*>")
+TAG = re.compile(r"<[^<>\n]+>")
+NAME = re.compile(r"<[\w/:.-]+>")
+OPENING, CLOSING = r"(?:<|‹|«|〈|《|＜|&lt;)", r"(?:>|›|»|〉|》|＞|&gt;)"
 
 Vocabulary = Mapping[str, Float[Tensor, "layers words width"]]
 TextFeatures = Float[Tensor, "prompts layers tokens width"]
@@ -44,29 +47,19 @@ class TokenIds:
     end: int
 
 
-def tokenise(base: Base, prompt: str, vocabulary: Vocabulary) -> TokenIds:
+def tokenise(base: Base, prompt: str, vocabulary: Vocabulary, *, tags_are_text: bool = False) -> TokenIds:
     """Tokenise a prompt; each word of a concept has a place that `encode_prompts` fills in.
 
-    Text beyond the encoder's length is cut, as usual in Stable Diffusion; cutting a concept is an
-    error.
+    Text beyond the encoder's length is cut, as usual in Stable Diffusion (`cut_text` returns it);
+    cutting a concept is an error. With `tags_are_text`, as in captions, only the vocabulary's own
+    tokens are concepts and every other `<tag>` is text.
 
     Raises:
-        RequestError: the prompt names an unknown concept, or one beyond the encoder's length.
+        RequestError: something in <> is no concept, or a concept is beyond the encoder's length.
 
     """
-    tokenizer = base.tokenizer
-    ids: list[int] = [tokenizer.bos_token_id]
-    words: list[tuple[int, str, int]] = []
-    position = 0
-    for match in TOKEN.finditer(prompt):
-        token = resolve(match[0], vocabulary)
-        ids += _plain_ids(base, prompt[position : match.start()])
-        for word in range(vocabulary[token].shape[1]):
-            words.append((len(ids), token, word))
-            ids.append(tokenizer.bos_token_id)  # any id: its embedding is replaced
-        position = match.end()
-    ids += _plain_ids(base, prompt[position:])
-    longest = base.text_length - 1
+    ids, words = _all_ids(base, prompt, vocabulary, tags_are_text)
+    longest, tokenizer = base.text_length - 1, base.tokenizer
     if words and words[-1][0] >= longest:
         raise RequestError(
             f"the prompt is too long: {words[-1][1]} comes after the {longest} tokens that this base model reads. "
@@ -78,13 +71,65 @@ def tokenise(base: Base, prompt: str, vocabulary: Vocabulary) -> TokenIds:
     return TokenIds(tuple(ids), tuple(words), end)
 
 
+def cut_text(base: Base, prompt: str, vocabulary: Vocabulary) -> str:
+    """Return the end of a prompt that lies beyond the encoder's length and is not read."""
+    ids, _ = _all_ids(base, prompt, vocabulary, tags_are_text=False)
+    return str(base.tokenizer.decode(ids[base.text_length - 1 :])).strip()
+
+
+def _all_ids(
+    base: Base, prompt: str, vocabulary: Vocabulary, tags_are_text: bool
+) -> tuple[list[int], list[tuple[int, str, int]]]:
+    """Return the ids of a whole prompt, however long, and the places of concept words in it."""
+    ids: list[int] = [base.tokenizer.bos_token_id]
+    words: list[tuple[int, str, int]] = []
+    position = 0
+    for start, end, token in _concepts_in(base, prompt, vocabulary, tags_are_text):
+        ids += _plain_ids(base, prompt[position:start])
+        for word in range(vocabulary[token].shape[1]):
+            words.append((len(ids), token, word))
+            ids.append(base.tokenizer.bos_token_id)  # any id: its embedding is replaced
+        position = end
+    return ids + _plain_ids(base, prompt[position:]), words
+
+
+def _concepts_in(
+    base: Base, prompt: str, vocabulary: Vocabulary, tags_are_text: bool
+) -> Iterator[tuple[int, int, str]]:
+    """Yield (start, end, token of the vocabulary) of each concept that a prompt names."""
+    for match in TAG.finditer(prompt):
+        if match[0] in vocabulary or not (tags_are_text or _is_text(base, match[0], vocabulary)):
+            yield match.start(), match.end(), resolve(match[0], vocabulary)
+    if vocabulary and not tags_are_text:
+        _refuse_broken_tags(TAG.sub(" ", prompt), vocabulary)
+
+
+def _is_text(base: Base, tag: str, vocabulary: Vocabulary) -> bool:
+    """Return whether a tag names no concept: it was taught to the base, or is like `a < b > c`."""
+    tokenizer = base.tokenizer
+    if tag in tokenizer.get_added_vocab() and tag not in tokenizer.all_special_tokens:
+        return True
+    return not NAME.fullmatch(tag) and _nearest(tag, sorted(vocabulary)) is None
+
+
+def _refuse_broken_tags(text: str, vocabulary: Vocabulary) -> None:
+    """Refuse a concept's name in half a tag or in other brackets: `<cat on a chair`, `‹cat›`."""
+    for token in vocabulary:
+        names = "|".join({re.escape(token[1:-1]), re.escape(token[1:-1].rpartition("/")[2])})
+        name = rf"\s*(?:{names})(?![\w/-])\s*"
+        broken = re.search(rf"(?:{OPENING}{name}(?:{CLOSING})?|(?<![\w/-]){name}{CLOSING})", text, re.IGNORECASE)
+        if broken:
+            raise RequestError(f"{broken[0].strip()!r} is no concept: did you mean {token}?")
+
+
 def resolve(token: str, vocabulary: Vocabulary) -> str:
     """Return the vocabulary's own token for one in a prompt.
 
     `<alice/cat>` always works, `<cat>` if only one participant has it.
 
     Raises:
-        RequestError: no concept has that name, or several have; the message lists them.
+        RequestError: no concept has that name, or several have; the message lists them, and the
+            nearest one first.
 
     """
     if token in vocabulary:
@@ -94,7 +139,18 @@ def resolve(token: str, vocabulary: Vocabulary) -> str:
         return candidates[0]
     if candidates:
         raise RequestError(f"{token} could be any of {', '.join(sorted(candidates))}: write the one you mean")
-    raise RequestError(f"unknown concept {token}; known: {', '.join(sorted(vocabulary)) or 'none'}")
+    known = sorted(vocabulary)
+    nearest = _nearest(token, known)
+    hint = f" (did you mean {nearest}?)" if nearest else ""
+    raise RequestError(f"unknown concept {token}{hint}; known: {', '.join(known) or 'none'}")
+
+
+def _nearest(token: str, known: Sequence[str]) -> str | None:
+    """Return the token most like one in a prompt, whatever its case, spaces and weight."""
+    plain = re.sub(r"[\s<>]|:[\d.]*(?=>)", "", token).lower()
+    spellings = {text: each for each in known for text in (each[1:-1].rpartition("/")[2], each[1:-1])}
+    near = difflib.get_close_matches(plain, spellings, n=1, cutoff=0.6)
+    return spellings[near[0]] if near else None
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from mos_common.concept_file import concept_from_bytes
 from mos_common.edlora import LowRank
 from mos_common.errors import ConceptError
 from mos_common.layers import Layer
-from mos_common.words import TOKEN
+from mos_common.names import is_ordinary_text
 
 # Tuned concepts change a layer by a few percent of its norm; a change as large as the layer itself
 # redraws every picture.
@@ -34,10 +34,10 @@ def admit(data: bytes, base: Base) -> Concept:
     layers = base.layout.by_name
     reasons = [reason for name, pair in concept.pairs.items() if (reason := _too_large(layers[name], pair))]
     reasons += _long_words(concept, base)
-    # Class word and trigger become part of prompts: a token there would name another concept.
-    if not concept.class_word.strip() or TOKEN.search(concept.class_word):
+    # Class word and trigger become part of prompts: a name in <> there would be another concept.
+    if not concept.class_word.strip() or not is_ordinary_text(concept.class_word):
         reasons.append(f"its class word is {concept.class_word!r}; expected a word such as 'cat'")
-    if TOKEN.search(concept.trigger):
+    if not is_ordinary_text(concept.trigger):
         reasons.append(f"its trigger is {concept.trigger!r}; expected ordinary words")
     if not concept.pairs and not concept.words:
         reasons.append("it is empty: it has neither words nor changes")

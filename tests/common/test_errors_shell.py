@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import typer
@@ -79,3 +83,44 @@ def test_progress_in_a_log_is_lines_now_and_then_and_always_the_last(capsys, mon
         for done in range(1, 6):
             count(done, 5, f"loss {done}")
     assert capsys.readouterr().err.splitlines() == ["tuning 1/5 loss 1", "tuning 3/5 loss 3", "tuning 5/5 loss 5"]
+
+
+SAYS = """
+from mos_common.shell import run, say
+import typer
+app = typer.Typer()
+@app.command()
+def command() -> None:
+    say("caf\u00e9 \u732b.png")
+    say("\u2717 no", error=True)
+    open("done", "w").close()
+run(app)
+"""
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "utf-8"])
+def test_what_a_console_cannot_show_is_escaped(encoding, tmp_path):
+    environment = os.environ | {"PYTHONIOENCODING": encoding}
+    done = subprocess.run([sys.executable, "-c", SAYS], capture_output=True, cwd=tmp_path, env=environment, check=True)
+    assert done.stdout.decode(encoding).strip() == "caf\u00e9 \u732b.png".encode(encoding, "backslashreplace").decode(
+        encoding
+    )
+    assert done.stderr.decode(encoding).strip() == "\u2717 no".encode(encoding, "backslashreplace").decode(encoding)
+
+
+@pytest.mark.parametrize("stdout", ["/dev/full", "closed pipe", "none"])
+def test_work_goes_on_when_nobody_can_read_what_is_said(stdout, tmp_path):
+    command = [sys.executable, "-c", SAYS]
+    if stdout == "/dev/full":
+        with Path(stdout).open("w") as full:
+            done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, cwd=tmp_path, check=False)
+    elif stdout == "none":
+        shell = ["sh", "-c", 'exec "$@" >&- ', "sh", *command]
+        done = subprocess.run(shell, stderr=subprocess.PIPE, cwd=tmp_path, check=False)
+    else:
+        reader, writer = os.pipe()
+        os.close(reader)
+        done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, cwd=tmp_path, check=False)
+        os.close(writer)
+    assert (done.returncode, b"Traceback" in done.stderr) == (0, False), done.stderr
+    assert (tmp_path / "done").exists()

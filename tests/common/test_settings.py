@@ -112,3 +112,11 @@ def test_every_setting_is_described_with_default_meaning_and_unit():
     ]
     assert lines[5].startswith("timer=none: ")
     assert len(lines) == 6
+
+
+@pytest.mark.parametrize("text", ["nan", "inf", "-inf", "NaN", "1e999"])
+def test_a_number_that_is_not_finite_is_refused(text):
+    with pytest.raises(RequestError, match=r"heat=.*finite"):
+        parse_settings(Oven, [f"heat={text}"])
+    with pytest.raises(RequestError, match="finite"):
+        settings_from_json(Oven, {"heat": float(text)})

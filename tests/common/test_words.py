@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
+
 import pytest
 import torch
 
+from mos_common.conditioning import read_prompts
 from mos_common.errors import RequestError
-from mos_common.words import encode_prompts, encode_rows, resolve, text_rows, tokenise
+from mos_common.words import cut_text, encode_prompts, encode_rows, resolve, text_rows, tokenise
 
 
 def vocabulary(base, *names: str, words: int = 2, seed: int = 0) -> dict[str, torch.Tensor]:
@@ -184,6 +187,49 @@ def test_text_beyond_the_length_is_cut_but_a_concept_there_is_an_error(base):
     assert len(tokenise(base, f"<cat> {long * 2}", known).ids) == base.text_length
 
 
-@pytest.mark.parametrize("prompt", ["a < b > c", "<Cat>", "< cat>", "<>", "<a b>"])
+@pytest.mark.parametrize("prompt", ["a < b > c", "<>", "<a b>", "I <3 it", "x -> y", "a cat > a dog"])
 def test_what_has_not_the_form_of_a_name_is_plain_text(base, prompt):
-    assert tokenise(base, prompt, {}).words == ()
+    known = vocabulary(base, "<alice/violin>")
+    assert tokenise(base, prompt, known).ids == tokenise(base, prompt, {}, tags_are_text=True).ids
+    assert tokenise(base, prompt, known).words == ()
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    ["<Cat>", "< cat>", "<cat >", "<CAT>", "<Alice/cat>", "<alice /cat>", "<cat:1.3>", "<cats>", "<cat", "a cat> sits",
+     "‹cat›", "＜cat＞", "&lt;cat&gt;", "<alice/cat on a chair", "« cat »"],
+)  # fmt: skip
+def test_what_is_nearly_a_concept_is_an_error_with_the_near_one(base, prompt):
+    """Whoever writes it means the concept; drawn as plain text it would be nobody."""
+    known = vocabulary(base, "<alice/cat>", "<bob/violin>")
+    with pytest.raises(RequestError, match=r"did you mean <alice/cat>\?"):
+        tokenise(base, f"{prompt} in the snow", known)
+
+
+@pytest.mark.parametrize("prompt", ["<Horse>", "<lora:style:0.8>", "<Bob/horse>", "<endoftext>"])
+def test_a_name_near_no_concept_is_an_error_too(base, prompt):
+    with pytest.raises(RequestError, match=r"unknown concept .*; known: <cat>"):
+        tokenise(base, prompt, vocabulary(base, "<cat>"))
+
+
+def test_in_captions_every_tag_but_the_concept_is_text(base):
+    known = vocabulary(base, "<v>")
+    text = tokenise(base, "<b>a <v></b> <Cat>", known, tags_are_text=True)
+    assert [token for _, token, _ in text.words] == ["<v>", "<v>"], "its two words, and nothing else"
+    plain = [base.tokenizer(part, add_special_tokens=False).input_ids for part in ("<b>a", "</b> <Cat>")]
+    assert list(text.ids[1 : text.words[0][0]]) == plain[0]
+    assert list(text.ids[text.words[1][0] + 1 : text.end]) == plain[1]
+
+
+def test_what_is_cut_is_the_end_of_the_prompt(base):
+    known = vocabulary(base, "<cat>")
+    fits = "<cat> " + "a " * (base.text_length - 4)
+    assert cut_text(base, fits, known) == ""
+    assert cut_text(base, f"{fits} in snow", known) == "in snow"
+
+
+def test_a_cut_is_logged_once_for_each_prompt(tiny, caplog):
+    long = "a " * (tiny.text_length - 2) + "house at night"
+    with caplog.at_level(logging.WARNING), torch.no_grad():
+        read_prompts(tiny, [long, long], {}, guidance=2, negative="b " * tiny.text_length)
+    assert [record.args[2] for record in caplog.records] == ["b b", "house at night"]

@@ -10,6 +10,7 @@ import typer
 from mos_client.cli import concepts, federation
 from mos_client.cli.options import Author, ClassWord, Concept, ConceptOut, Images, Licence, Settings, Vram
 from mos_client.tuning.settings import Method, TuningSettings, tuning_texts
+from mos_common.commands import draw_command
 from mos_common.options import Base, Device, Dtype, Seed, TuningSteps
 from mos_common.shell import add_version, counting, lists_settings, run, say
 
@@ -88,10 +89,8 @@ def tune(
             logs=tensorboard,
             on_step=lambda step: count(step.number, step.total, f"loss {step.loss:.4f}"),
         )
-    say(
-        f"{out} ({out.stat().st_size:,} bytes): draw with it: "
-        f"mos-client draw {out} 'a photo of {concept}' --out picture.png"
-    )
+    drawn_by = draw_command(out, f"a photo of {concept}", base)
+    say(f"{out} ({out.stat().st_size:,} bytes): draw with it: {drawn_by}")
     if progress_picture(out).is_file():
         say(f"drawings made while tuning: {progress_picture(out)}")
 
@@ -103,7 +102,7 @@ def tune(
 def draw(
     model: Annotated[Path, typer.Argument(help="A fused model's folder or a concept file.")],
     prompt: Annotated[str, typer.Argument(help='What to draw; concepts by name: "<cat> on the beach".')],
-    out: Annotated[Path, typer.Option("--out", help="The picture, a PNG.")],
+    out: Annotated[Path, typer.Option("--out", help="The picture: a .png, .jpg or .webp.")],
     base: Base = "tiny",
     region: Annotated[
         list[str] | None,

@@ -19,6 +19,7 @@ from mos_client.federation.rekey import current_session
 from mos_client.federation.session import Session, locked
 from mos_client.federation.supernode import SuperNode
 from mos_client.federation.tuned import OnStep, tuned_file
+from mos_common.commands import draw_command
 from mos_common.errors import NetworkError
 from mos_common.files import write_atomically
 from mos_common.kit import Kit
@@ -97,10 +98,7 @@ def serve(session: Session, enrolment: Enrolment, rounds: int | None, say: Say) 
         token = session.token(enrolment.participant)
         say(f"{latest} is published, downloaded and verified: {folder}")
         if token in _tokens(folder):
-            say(
-                f'draw with it: mos-client draw {folder} "{token} on the beach" '
-                f"--base {session.request.base} --out picture.png"
-            )
+            say(f"draw with it: {draw_command(folder, f'{token} on the beach', session.request.base)}")
         else:
             say(
                 f"{token} is not in it: mos-server status tells the operator why; it takes part again in the next round"

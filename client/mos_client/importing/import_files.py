@@ -19,8 +19,7 @@ from mos_common.concept_file import MAX_BYTES, MAX_RANK, concept_from_bytes, con
 from mos_common.edlora import LowRank
 from mos_common.errors import ConceptError, RequestError
 from mos_common.files import check_writable, write_atomically
-from mos_common.names import check_concept_name
-from mos_common.words import TOKEN
+from mos_common.names import check_concept_name, is_ordinary_text
 
 log = logging.getLogger(__name__)
 PAPER_PARTS = ("new_concept_embedding", "text_encoder", "unet")
@@ -55,7 +54,7 @@ def import_files(
     """
     check_concept_name(concept)
     for flag, text in (("--class", class_word), ("--trigger", trigger)):
-        if TOKEN.search(text):
+        if not is_ordinary_text(text):
             raise RequestError(
                 f"{flag} {text!r}: expected ordinary words, such as 'cat'; <…> stands for another concept"
             )

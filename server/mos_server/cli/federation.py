@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from mos_common.commands import command_line
 from mos_common.errors import RequestError, StateError
 from mos_common.options import Base, Device, Dtype
 from mos_common.shell import say
@@ -30,7 +31,7 @@ _DURATION = re.compile(r"(\d+(?:\.\d+)?)([smhd])")
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _RUNNING = {
     True: "running",
-    False: "not running (start it: mos-server serve {state})",
+    False: "not running (start it: {serve})",
     None: "may be running: its lock, {state}/lock, belongs to another user",
 }
 _PARTICIPANT = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
@@ -89,7 +90,8 @@ def init(
     create_state(state, config)
     say(f"{state}: a federation on {base} ({config.base_fingerprint[:12]})")
     say(f"participants reach it at {host}, ports {fleet_port} and {mos_port}: open these two to them, and no others")
-    say(f"next: mos-server invite {state} NAME --out NAME.kit, and mos-server serve {state}")
+    invite_someone = command_line("mos-server", "invite", state, "NAME", "--out", "NAME.kit")
+    say(f"next: {invite_someone}, and {command_line('mos-server', 'serve', state)}")
 
 
 def invite(
@@ -128,10 +130,8 @@ def invite(
         signing_key=opened.pki.signing_key_pem(),
     )
     write_kit(kit, out)
-    say(
-        f"{out}: for {name}, once, until {kit.expires:%Y-%m-%d %H:%M} UTC: mos-client join {out} PICTURES "
-        f'--concept "<cat>" --class cat'
-    )
+    joined_by = command_line("mos-client", "join", out, "PICTURES", "--concept", "<cat>", "--class", "cat")
+    say(f"{out}: for {name}, once, until {kit.expires:%Y-%m-%d %H:%M} UTC: {joined_by}")
 
 
 def serve(
@@ -223,10 +223,8 @@ def round_(
         try:
             ended = follow_round(opened, journal, followed.id)
         except KeyboardInterrupt:
-            say(
-                f"\n{followed.id} goes on in the server. Follow it again: mos-server round {state}; end it: "
-                f"add --cancel"
-            )
+            again = command_line("mos-server", "round", state)
+            say(f"\n{followed.id} goes on in the server. Follow it again: {again}; end it: {again} --cancel")
             raise
         for line in describe_round(journal, ended):
             say(line)
@@ -241,7 +239,7 @@ def status(state: StateFolder) -> None:
     from mos_server.state.records import describe_fusion
 
     opened = open_state(state)
-    running = _RUNNING[is_served(opened)].format(state=state)
+    running = _RUNNING[is_served(opened)].format(state=state, serve=command_line("mos-server", "serve", state))
     try:
         config = opened.config
     except StateError as error:
@@ -250,13 +248,15 @@ def status(state: StateFolder) -> None:
     else:
         say(f"server: {running}; {config.host}, ports {config.fleet_port} and {config.mos_port}")
         say(f"base model: {config.base} ({config.base_fingerprint[:12]})")
-        say(f"fusion of rounds to come: {describe_fusion(config.fusion)} (mos-server settings {state})")
+        say(
+            f"fusion of rounds to come: {describe_fusion(config.fusion)} ({command_line('mos-server', 'settings', state)})"
+        )
     with closing(Journal(opened.database)) as journal:
         for line in describe_people(journal):
             say(line)
         rounds = journal.rounds.all()
         if not rounds:
-            say(f"rounds: none yet (start one: mos-server round {state})")
+            say(f"rounds: none yet (start one: {command_line('mos-server', 'round', state)})")
         for each in rounds:
             for line in describe_round(journal, each):
                 say(line)
@@ -335,7 +335,8 @@ def bar(
         kept = sorted({upload.token for upload in journal.uploads.kept() if upload.participant == name})
     say(f"{name}: barred, {keys} key{'s' if keys > 1 else ''}; unused kits of that name are void")
     for token in kept:
-        say(f'{token} is still kept: mos-server concepts {state} withdraw "{token}" keeps it out of future rounds')
+        withdraw = command_line("mos-server", "concepts", state, "withdraw", token)
+        say(f"{token} is still kept: {withdraw} keeps it out of future rounds")
 
 
 def duration_s(text: str, flag: str) -> float:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mos_common.commands import draw_command
 from mos_common.errors import RequestError
 from mos_common.options import Device, Dtype
 from mos_common.settings import flag_texts
@@ -131,10 +132,10 @@ def fuse(
         )
     else:
         raise RequestError("nothing to fuse: give concept files, or --state (with --round or --only, if you like)")
-    _report(fused, out)
+    _report(fused, out, base or (open_state(state).config.base if state else "tiny"))
 
 
-def _report(fused: FusedModel, out: Path) -> None:
+def _report(fused: FusedModel, out: Path, base: str) -> None:
     for concept in fused.manifest.concepts:
         kept = ", ".join(f"{group} {survival.energy_kept:.3f}" for group, survival in concept.survival.items())
         say(f"{concept.token}  energy kept: {kept}" if kept else concept.token)
@@ -143,7 +144,4 @@ def _report(fused: FusedModel, out: Path) -> None:
     if fused.manifest.drift:
         drift = ", ".join(f"{group} {share:.4f}" for group, share in fused.manifest.drift.items())
         say(f"drift of ordinary prompts, as a share of the layers' outputs: {drift}")
-    say(
-        f"{out}: to draw with it: mos-client draw {out} 'a photo of {fused.manifest.concepts[0].token}' --out "
-        f"picture.png"
-    )
+    say(f"{out}: draw with it: {draw_command(out, f'a photo of {fused.manifest.concepts[0].token}', base)}")

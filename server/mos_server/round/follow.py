@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 from rich.console import Console
 
+from mos_common.commands import command_line
 from mos_common.errors import FusionError, NetworkError, StateError
 from mos_common.shell import say
 from mos_server.round.candidate import lost_identity
@@ -43,8 +44,8 @@ def follow_round(state: State, journal: Journal, round_id: str) -> Round:
             last_served = time.monotonic() if served else last_served
             if time.monotonic() - last_served > _SERVER_STARTS_WITHIN_S:
                 raise NetworkError(
-                    f"no server is running on {state.path}: start or resume {round_id} with mos-server serve "
-                    f"{state.path}"
+                    f"no server is running on {state.path}: start or resume {round_id} with "
+                    f"{command_line('mos-server', 'serve', state.path)}"
                 )
             show("", _doing(journal, round_) if served else "waiting for the server to start")
             time.sleep(_LOOK_EVERY_S)

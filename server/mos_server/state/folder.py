@@ -24,6 +24,7 @@ from typing import Annotated, Any
 from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from mos_common.commands import command_line
 from mos_common.errors import RequestError, StateError
 from mos_common.files import canonical_json, could_not_write, write_atomically
 from mos_server.state.artefacts import FOLDERS, Artefacts
@@ -181,7 +182,8 @@ def open_state(path: Path) -> State:
         raise StateError(f"{path} cannot be written: give this user the permission, or mount it for writing")
     # The journal alone is enough: it is made only in a complete folder, which has lost its config.
     if not any((path / name).exists() for name in (CONFIG, DATABASE)):
-        raise StateError(f"{path} is not a server's state folder: make one with mos-server init {path}")
+        init = command_line("mos-server", "init", path)
+        raise StateError(f"{path} is not a server's state folder: make one with {init}")
     return State(path.resolve())
 
 

@@ -180,3 +180,18 @@ def test_ctrl_c_is_130_and_leaves_no_half_file(make_pictures, random_base_folder
     assert rest.splitlines()[-1] == "interrupted"
     assert "Traceback" not in rest
     assert not (tmp_path / "cat.safetensors").exists()
+
+
+def test_the_printed_command_draws_whatever_the_names_are(command, make_pictures, random_base_folder, tmp_path):
+    """The last line of `tune` runs as it is, with spaces and quotes in it and a base of its own."""
+    out = "it's a cat.safetensors"
+    base = ("--base", random_base_folder(), "--device", "cpu")
+    code, printed, err = command("tune", make_pictures(4), *NAMED, *base, "--steps", 2, "--out", out)
+    assert code == 0, err
+    line = next(line for line in printed.splitlines() if "draw with it: " in line).partition("draw with it: ")[2]
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        line, shell=True, cwd=tmp_path, env=os.environ | {"PATH": path}, capture_output=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "picture.png").is_file()

@@ -15,7 +15,7 @@ from mos_client.drawing.picture import changes_and_words, draw_picture
 from mos_common.concept_file import read_concept, write_concept
 from mos_common.drawing import Drawing, draw
 from mos_common.edlora import attached
-from mos_common.errors import BaseModelError, ConceptError, FusionError, RequestError, StateError
+from mos_common.errors import BaseModelError, ConceptError, DrawingError, FusionError, RequestError, StateError
 from mos_common.fused_model import FusedModel, Manifest, fused_tensors
 from mos_common.pictures import as_image
 from mos_common.regions import Region
@@ -140,3 +140,29 @@ def test_a_place_that_cannot_be_written_is_said_before_drawing(concept_file, tmp
 def test_pixels_go_from_black_at_minus_one_to_white_at_one():
     picture = torch.tensor([-2.0, -1.0, 0.0, 1.0, 2.0]).expand(3, 1, 5)
     assert np.asarray(as_image(picture))[0, :, 0].tolist() == [0, 0, 128, 255, 255]
+
+
+def test_a_picture_that_is_not_finite_is_an_error_and_no_file(draws, sixteen, make_concept, tmp_path):
+    """float16 has no number above 65504: such changes draw NaN, which a PNG would show as black."""
+    write_concept(make_concept(sixteen, strength=3e4), tmp_path / "huge.safetensors")
+    with pytest.raises(DrawingError, match=r"not finite.*--dtype float32.*float16"):
+        draws(tmp_path / "huge.safetensors", "a <cat>", dtype="float16")
+    assert not (tmp_path / "picture.png").exists()
+
+
+def test_a_guidance_beyond_all_numbers_is_an_error_and_no_file(draws, concept_file, tmp_path):
+    with pytest.raises(DrawingError, match="lower --guidance"):
+        draws(concept_file, "a <cat>", how=Drawing(steps=2, guidance=1e38))
+    assert not (tmp_path / "picture.png").exists()
+
+
+def test_what_is_asked_and_changes_nothing_is_said(draws, concept_file, caplog):
+    with caplog.at_level("INFO"):
+        draws(concept_file, "a cat", how=Drawing(steps=1, guidance=1, negative="rain"))
+    said = [record.getMessage() for record in caplog.records]
+    assert "no concept is named in the prompt; this model has <cat>" in said
+    assert "the negative prompt is not used: guidance is 1, which draws without it" in said
+    caplog.clear()
+    with caplog.at_level("INFO"):
+        draws(concept_file, "a dog", regions=[Region("a <cat>", 0, 0, 0.5, 1)], how=HOW)
+    assert not caplog.records
