@@ -7,11 +7,11 @@ from dataclasses import replace
 import diffusers
 import pytest
 
-from mos_bench.identity.cache import drawn_on
-from mos_bench.identity.drawings import DRAWN_BY, Request
-from mos_bench.identity.models import FUSED_BY, FusionSpec, untouched
-from mos_bench.identity.scorers import SCORED_BY, EfficientNet, scored_by
-from mos_bench.identity.witness import WITNESSED_BY
+from mos_bench.identity.drawing.models import FUSED_BY, FusionSpec, untouched
+from mos_bench.identity.drawing.requests import DRAWN_BY, Request
+from mos_bench.identity.scoring.claims import WITNESSED_BY
+from mos_bench.identity.scoring.scorers import SCORED_BY, EfficientNet, scored_by
+from mos_bench.identity.storage.cache import drawn_on
 from mos_bench.teach import TAUGHT_BY, taught_on
 from mos_common.digests import digest_of_code, modules_of
 from mos_common.drawing import Drawing

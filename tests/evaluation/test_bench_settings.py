@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from mos_bench.identity.command import Options
-from mos_bench.identity.methods import AVERAGE, GRADIENT
-from mos_bench.identity.study import Study
+from mos_bench.identity.measuring.methods import AVERAGE, GRADIENT
+from mos_bench.identity.options import Options
+from mos_bench.identity.settings_study import Study
 from mos_common.errors import RequestError
 from mos_server.fusion.methods.gradient import GradientSettings
 

@@ -10,11 +10,11 @@ from statistics import NormalDist
 import numpy as np
 import pytest
 
-from mos_bench.identity.command import QUICK
-from mos_bench.identity.concepts import in_fusion_order, spare_icons, spare_people, split, tiny_concepts
-from mos_bench.identity.protocol import KINDS, prompts_for
-from mos_bench.identity.statistics import interval, paired, share, sign_flip, widened_tail
-from mos_bench.identity.tuning import ED_LORA, SHIPPED, TunedConcepts
+from mos_bench.identity.concepts.bench_concepts import in_fusion_order, spare_icons, spare_people, split, tiny_concepts
+from mos_bench.identity.concepts.prompts import KINDS, prompts_for
+from mos_bench.identity.concepts.tuning import ED_LORA, SHIPPED, TunedConcepts
+from mos_bench.identity.measuring.statistics import interval, paired, share, sign_flip, widened_tail
+from mos_bench.identity.options import QUICK
 from mos_common.concept import check_fits
 from mos_common.errors import RequestError
 from mos_common.names import CONCEPT_NAME
@@ -67,12 +67,12 @@ def test_what_quick_needs_comes_with_the_package_as_it_would_be_tuned(tiny, conc
     """Otherwise the command would silently tune sixteen concepts again."""
     tuned = TunedConcepts(tiny, tmp_path, tuned=tmp_path / "tuned")
     for half in ("dev", "test"):
-        for concept in in_fusion_order(split(concepts)[half])[: max(QUICK)]:
+        for concept in in_fusion_order(split(concepts)[half])[: max(QUICK.counts)]:
             path = tuned.path(concept, ED_LORA)
             assert path.parent == SHIPPED, concept.name
             check_fits(tuned.concept(concept, ED_LORA), tiny)
     assert {path.suffix for path in SHIPPED.iterdir()} == {".safetensors"}
-    assert len(list(SHIPPED.iterdir())) == 2 * max(QUICK)
+    assert len(list(SHIPPED.iterdir())) == 2 * max(QUICK.counts)
 
 
 @pytest.mark.parametrize("kind", [0, -1])

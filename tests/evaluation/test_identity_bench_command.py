@@ -15,29 +15,31 @@ import typer
 from PIL import Image
 from typer.testing import CliRunner
 
-import mos_bench.identity.cli as cli
-import mos_bench.identity.command as command
-import mos_bench.identity.drawings as drawings
-import mos_bench.identity.multi as multi
-import mos_bench.identity.study as study
-import mos_bench.identity.tables as tables
+import mos_bench.cli.identity as cli
+import mos_bench.identity.drawing.requests as drawings
+import mos_bench.identity.measuring.multi as multi
+import mos_bench.identity.measuring.paper_tables as tables
+import mos_bench.identity.run as run
+import mos_bench.identity.sections as sections
+import mos_bench.identity.settings_study as study
 from mos_bench.demo import run_demo
-from mos_bench.identity.bench import Bench
-from mos_bench.identity.cases import Case
-from mos_bench.identity.command import Options, run_identity, sized
-from mos_bench.identity.concept_drawings import Protocol
-from mos_bench.identity.concepts import tiny_concepts
-from mos_bench.identity.curve import Curve, measure_curve, sets_of
-from mos_bench.identity.layer_groups import alone, with_own
-from mos_bench.identity.markdown import curve_table
-from mos_bench.identity.methods import AVERAGE, SUM_TUNED, Method
-from mos_bench.identity.models import single, untouched, words_only
-from mos_bench.identity.scorers import EfficientNet
-from mos_bench.identity.scoring import Scores
-from mos_bench.identity.sharing import Sharing
-from mos_bench.identity.study import Study, measure_settings, study_rows
-from mos_bench.identity.tuning import CUSTOM_DIFFUSION, ED_LORA, LORA, P_PLUS, TEXTUAL_INVERSION, Variant
-from mos_bench.identity.witness import ProbeSizes, Witnesses
+from mos_bench.identity.concepts.bench_concepts import tiny_concepts
+from mos_bench.identity.concepts.tuning import CUSTOM_DIFFUSION, ED_LORA, LORA, P_PLUS, TEXTUAL_INVERSION, Variant
+from mos_bench.identity.drawing.models import single, untouched, words_only
+from mos_bench.identity.drawing.protocol import Protocol
+from mos_bench.identity.measuring.bench import Bench
+from mos_bench.identity.measuring.cases import Case
+from mos_bench.identity.measuring.curve import Curve, measure_curve, sets_of
+from mos_bench.identity.measuring.layer_groups import alone, with_own
+from mos_bench.identity.measuring.methods import AVERAGE, SUM_TUNED, Method
+from mos_bench.identity.options import PARTS, Options
+from mos_bench.identity.pages.markdown import curve_table
+from mos_bench.identity.run import run_identity
+from mos_bench.identity.scoring.claims import ClaimChecker
+from mos_bench.identity.scoring.scorers import EfficientNet
+from mos_bench.identity.scoring.scores import Scores
+from mos_bench.identity.settings_study import Study, measure_settings, study_rows
+from mos_bench.identity.storage.sharing import Sharing
 from mos_client.pictures.examples import load_pictures
 from mos_client.pictures.folder import find_pictures
 from mos_common.base_model import load_base
@@ -46,6 +48,7 @@ from mos_common.drawing import Drawing, draw
 from mos_common.errors import RequestError
 from mos_common.layers import Group
 from mos_server.fusion.methods.gradient import GradientSettings
+from mos_tiny.recipe.witnesses.of_prompts import LessonSizes
 
 PROTOCOL = Protocol(prompts=1, seeds=1, probed=2, how=Drawing(steps=1))
 SUM = Method("sum-tuned", SUM_TUNED.settings, (0.3, 0.6))
@@ -53,18 +56,18 @@ GRADIENT = Method("gradient", GradientSettings(steps=1, contexts=("V in the snow
 
 
 @pytest.fixture(scope="module")
-def witnesses(tiny):
-    return Witnesses(tiny, sizes=ProbeSizes(each=1, scenes=40, people=40, colours=40))
+def checker(tiny):
+    return ClaimChecker(tiny, sizes=LessonSizes(each=1, scenes=40, people=40, colours=40))
 
 
 @pytest.fixture
-def open_bench(tiny, make_concept, witnesses, tmp_path):
+def open_bench(tiny, make_concept, checker, tmp_path):
     """Open a bench on four concepts (two dev, two test) with random tuned files, in one folder."""
     concepts, caches = tiny_concepts()[::16], []
 
     def opened(protocol: Protocol = PROTOCOL, *variants) -> Bench:
         found = Bench.on(tiny, tmp_path / "out", protocol, scorer=EfficientNet(), concepts=concepts)
-        found.scoring.witnesses = witnesses
+        found.scoring.claims = checker
         caches.append(found.cache)
         for i, concept in enumerate(concepts):
             for variant in variants or (ED_LORA,):
@@ -288,18 +291,18 @@ def test_what_another_number_format_draws_is_kept_apart(open_bench, tmp_path):
 
 
 def test_quick_default_and_full_are_one_command():
-    assert sized(quick=True, full=False)[0] == (3, 8)
-    assert sized(quick=False, full=False)[3] == Protocol(prompts=1, seeds=1, probed=8)
-    full = sized(quick=False, full=True)
-    assert full[3] == Protocol(prompts=5, seeds=50, probed=0) and len(full[2]) == 5
-    with pytest.raises(RequestError, match="one or the other"):
-        sized(quick=True, full=True)
+    assert size_of(quick=True, full=False).counts == (3, 8)
+    assert size_of(quick=False, full=False).protocol == Protocol(prompts=1, seeds=1, probed=8)
+    full = size_of(quick=False, full=True)
+    assert full.protocol == Protocol(prompts=5, seeds=50, probed=0) and len(full.parts) == 5
+    with pytest.raises(RequestError, match="contradict"):
+        size_of(quick=True, full=True)
 
 
 def test_every_table_plot_and_sheet_comes_out(open_bench, monkeypatch, tmp_path, capsys):
     variants = (ED_LORA, LORA, P_PLUS, TEXTUAL_INVERSION, CUSTOM_DIFFUSION)
-    monkeypatch.setattr(command, "open_bench", lambda *a, **k: open_bench(PROTOCOL, *variants))
-    monkeypatch.setattr(command, "CURVE", (AVERAGE, SUM, GRADIENT))
+    monkeypatch.setattr(run, "open_bench", lambda *a, **k: open_bench(PROTOCOL, *variants))
+    monkeypatch.setattr(sections, "CURVE", (AVERAGE, SUM, GRADIENT))
     for module in (tables, multi):
         monkeypatch.setattr(module, "SUM_TUNED", SUM)
         monkeypatch.setattr(module, "GRADIENT", GRADIENT)
@@ -311,7 +314,7 @@ def test_every_table_plot_and_sheet_comes_out(open_bench, monkeypatch, tmp_path,
         protocol=PROTOCOL,
         fused=2,
         docs=tmp_path / "docs",
-        parts=command.PARTS,
+        parts=PARTS,
         methods=("average", "sum-tuned", "gradient"),
     )
     run_identity(options)

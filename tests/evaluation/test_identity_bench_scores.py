@@ -9,23 +9,25 @@ import numpy as np
 import pytest
 import torch
 
-import mos_bench.identity.witness as witness
-from mos_bench.identity.bench import Bench
-from mos_bench.identity.cache import Cache, key_of, picture_bytes, picture_from
-from mos_bench.identity.cases import floor_case
-from mos_bench.identity.concept_drawings import Protocol
-from mos_bench.identity.concepts import concepts_in, tiny_concepts, write_pictures
-from mos_bench.identity.models import untouched
-from mos_bench.identity.protocol import prompts_for
-from mos_bench.identity.recogniser import Recogniser
-from mos_bench.identity.scorers import PREFIX, Clip, EfficientNet, VisionModel, all_pairs, clip_text_alignment
-from mos_bench.identity.witness import Claim, ProbeSizes, Witnesses, claims_of, composed, part_of
+import mos_bench.identity.scoring.claims as claims
+from mos_bench.identity.concepts.bench_concepts import concepts_in, tiny_concepts, write_pictures
+from mos_bench.identity.concepts.prompts import prompts_for
+from mos_bench.identity.drawing.models import untouched
+from mos_bench.identity.drawing.protocol import Protocol
+from mos_bench.identity.measuring.bench import Bench
+from mos_bench.identity.measuring.cases import floor_case
+from mos_bench.identity.scoring.claims import Claim, ClaimChecker, claims_of, part_of
+from mos_bench.identity.scoring.scorers import PREFIX, Clip, EfficientNet, VisionModel, all_pairs, clip_text_alignment
+from mos_bench.identity.storage.cache import Cache, key_of, picture_bytes, picture_from
 from mos_client.pictures.examples import load_pictures
 from mos_client.pictures.folder import split_pictures
 from mos_common.digests import digest_of_file
 from mos_common.drawing import Drawing
 from mos_common.errors import RequestError
 from mos_tiny.recipe.compose import World
+from mos_tiny.recipe.witnesses.classifier import nearest_whitened_mean
+from mos_tiny.recipe.witnesses.lessons import in_random_places
+from mos_tiny.recipe.witnesses.of_prompts import LessonSizes
 
 WEIGHTS = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 COUNT = 16  # concepts that these tests look at: every style of people
@@ -55,16 +57,16 @@ def features(pictures):
 @pytest.fixture(scope="module")
 def recogniser(features):
     names = [concept.name for concept, (tuned_on, _) in features.items() for _ in tuned_on]
-    return Recogniser.of(torch.cat([tuned_on for tuned_on, _ in features.values()]), names)
+    return nearest_whitened_mean(torch.cat([tuned_on for tuned_on, _ in features.values()]), names)
 
 
 @pytest.fixture(scope="module")
-def witnesses(tiny):
-    return Witnesses(tiny, sizes=ProbeSizes(each=4, scenes=300, people=90, colours=90))
+def checker(tiny):
+    return ClaimChecker(tiny, sizes=LessonSizes(each=4, scenes=300, people=90, colours=90))
 
 
 def test_real_pictures_are_recognised_and_strangers_are_not(features, recogniser):
-    who = {concept.name: recogniser.who(held_back) for concept, (_, held_back) in features.items()}
+    who = {concept.name: recogniser.classify(held_back) for concept, (_, held_back) in features.items()}
     right = np.mean([name == concept for concept, names in who.items() for name in names])
     shifted = [*list(who.values())[1:], next(iter(who.values()))]
     wrong = np.mean([name == concept for concept, names in zip(who, shifted, strict=True) for name in names])
@@ -104,7 +106,7 @@ def test_the_scorer_looks_at_the_picture_not_at_its_neighbours_in_the_batch(pict
     assert mirrored.mean() > strangers.mean() + 0.1
 
 
-def test_pictures_that_show_what_the_prompt_names_score_high_and_others_low(pictures, witnesses):
+def test_pictures_that_show_what_the_prompt_names_score_high_and_others_low(pictures, checker):
     """Real pictures of twelve contexts confirm their own claims, not those of the next context."""
     from mos_tiny.recipe.demonstration import CONTEXTS
     from mos_tiny.recipe.world import SCENES
@@ -116,45 +118,35 @@ def test_pictures_that_show_what_the_prompt_names_score_high_and_others_low(pict
         for i, picture in enumerate(tuned_on):
             true += [(picture, class_claim), (picture, Claim("background", places[i]))]
             false.append((picture, Claim("background", places[(i + 1) % 10])))
-    assert np.mean(witnesses.confirmed(true)) >= 0.9
-    assert np.mean(witnesses.confirmed(false)) <= 0.02
+    assert np.mean(checker.confirmed(true)) >= 0.9
+    assert np.mean(checker.confirmed(false)) <= 0.02
 
 
-def test_a_person_is_no_thing_and_a_thing_no_person(pictures, witnesses):
+def test_a_person_is_no_thing_and_a_thing_no_person(pictures, checker):
     for concept, (tuned_on, _) in pictures.items():
         other = "car" if concept.person else "person"
-        assert np.mean(witnesses.confirmed([(picture, Claim("class", other)) for picture in tuned_on])) <= 0.1
+        assert np.mean(checker.confirmed([(picture, Claim("class", other)) for picture in tuned_on])) <= 0.1
 
 
-def test_the_halves_of_a_wide_picture_are_asked_for_themselves(world, witnesses):
+def test_the_halves_of_a_wide_picture_are_asked_for_themselves(world, checker):
     from random import Random
 
     random = Random(3)
-    halves = composed([world.person(random), world.person(random)], random, world)
+    halves = in_random_places([world.person(random), world.person(random)], random, world)
     wide = torch.cat([halves[0], halves[1]], dim=2)
     assert torch.equal(part_of(wide, "left"), halves[0]) and torch.equal(part_of(wide, "right"), halves[1])
-    assert witnesses.confirmed([(wide, Claim("class", "person", "left"))]) == witnesses.confirmed(
+    assert checker.confirmed([(wide, Claim("class", "person", "left"))]) == checker.confirmed(
         [(halves[0], Claim("class", "person"))]
     )
 
 
 def test_what_witnesses_learnt_is_kept(tiny, tmp_path, monkeypatch):
-    sizes = ProbeSizes(each=1, scenes=40, people=40, colours=40)
-    first, second = (Witnesses(tiny, tmp_path, sizes) for _ in range(2))
+    sizes = LessonSizes(each=1, scenes=40, people=40, colours=40)
+    first, second = (ClaimChecker(tiny, tmp_path, sizes) for _ in range(2))
     pictures = torch.rand(4, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
     said = first.answer("hair", pictures)
-    monkeypatch.setattr(witness, "classes", None)  # learning again would fail
+    monkeypatch.setattr(claims, "learn_of_prompts", None)  # learning again would fail
     assert second.answer("hair", pictures) == said
-
-
-def test_a_recogniser_ignores_what_varies_within_a_name():
-    """Two names differ on one axis, with much noise on another: the plain mean is often wrong."""
-    generator = torch.Generator().manual_seed(0)
-    labels = ["a", "b"] * 200
-    rows = torch.randn(400, 2, generator=generator) * torch.tensor([0.1, 3.0])
-    rows[:, 0] += torch.tensor([-0.5, 0.5]).repeat(200)
-    who = Recogniser.of(rows[:200], labels[:200], ridge=1e-6).who(rows[200:])
-    assert np.mean([one == other for one, other in zip(who, labels[200:], strict=True)]) >= 0.99
 
 
 def test_a_cache_gives_back_what_it_took(tmp_path):

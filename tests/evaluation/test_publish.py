@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mos_bench.identity.command import publish
+from mos_bench.identity.pages.publishing import publish
 
 
 @pytest.fixture

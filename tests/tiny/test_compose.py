@@ -10,9 +10,9 @@ import pytest
 from mos_tiny.recipe.art import trained_characters, trained_objects
 from mos_tiny.recipe.compose import NEW_ART, OLD_WORLD, compose
 from mos_tiny.recipe.pictures import as_tensor
-from mos_tiny.recipe.probes import flat_background
 from mos_tiny.recipe.restyle import MANNERS
 from mos_tiny.recipe.tokenizer import POSITIONS
+from mos_tiny.recipe.witnesses.features import flat_background
 
 
 def test_compositions_are_made_of_the_training_list_alone(world):

@@ -11,8 +11,8 @@ from mos_tiny.recipe.trials import COLOURS, noun_trials
 
 
 def test_the_judge_counts_right_answers_with_floor_and_ceiling(tiny, world, monkeypatch, capsys):
-    """A fake probe answers in the order of questions: drawn, untrained, rebuilt."""
-    monkeypatch.setattr("mos_tiny.recipe.judge.learn_probes", lambda world, vae: None)
+    """A fake witness answers in the order of questions: drawn, untrained, rebuilt."""
+    monkeypatch.setattr("mos_tiny.recipe.judge.learn_of_trials", lambda world, vae: None)
     trials = noun_trials(COLOURS, 1, world, Random(0))[:4]
     truth = [trial.truth["noun"] for trial in trials]
     answers = iter([[*truth[:3], "else"], ["else", truth[2]], truth])

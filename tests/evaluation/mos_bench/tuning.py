@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from scipy import stats
 
-from mos_bench.identity.statistics import LEVEL
+from mos_bench.identity.measuring.statistics import LEVEL
 from mos_bench.pictures import compose_pictures
 from mos_bench.teach import chosen, class_word_of, taught_on
 from mos_client.pictures.examples import load_pictures
@@ -210,3 +210,9 @@ def _digest(base: Base, changes: Mapping[str, str]) -> str:
     code = digest_of_code(("mos_bench.tuning",))
     made_by = {"changes": dict(changes), "on": taught_on(base), "code": code, "seeds": SEEDS, "contexts": SCORED}
     return digest_of_json(made_by)[:12]
+
+
+def run_tuning(out: Path, *, each: int, base: str, only: Sequence[str], part: int, parts: int) -> None:
+    """Run `mos-bench tuning`."""
+    torch.set_num_threads(1 if parts > 1 else 2)
+    measure(out, each=each, base_name=base, only=only, part=part, parts=parts)
