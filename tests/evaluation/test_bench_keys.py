@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ast
+import importlib.util
 from dataclasses import replace
+from pathlib import Path
 
 import diffusers
 import pytest
@@ -16,6 +19,29 @@ from mos_bench.teach import TAUGHT_BY, taught_on
 from mos_common.digests import digest_of_code, modules_of
 from mos_common.drawing import Drawing
 from mos_server.fusion.methods.gradient import GradientSettings
+
+# Modules that are imported but do not decide: files, errors, output, and what keys hold otherwise.
+DO_NOT_DECIDE = {
+    *("mos_common.digests", "mos_common.errors", "mos_common.files", "mos_common.progress", "mos_common.shell"),
+    *("mos_common.fingerprint", "mos_common.fingerprint_keys", "mos_common.presets", "mos_common.settings"),
+    *("mos_common.concept_file", "mos_common.fused_model", "mos_common.identity_scores", "mos_common.names"),
+    *("mos_tiny", "mos_tiny.recipe"),
+}
+# What else is imported and does not decide, by the module that records.
+ALSO = {
+    # The cache makes keys; composed pictures of measured concepts teach witnesses nothing.
+    "mos_bench.identity.scoring.claims": {
+        *("mos_bench.identity.storage.cache", "mos_bench.pictures", "mos_tiny.recipe.demonstration"),
+        "mos_common.layers",
+    },
+    # Fused changes and words are in the key by their digests.
+    "mos_bench.identity.drawing.requests": {
+        *("mos_bench.identity.storage.sharing", "mos_common.concept", "mos_server.fusion.fuse"),
+        *("mos_server.fusion.methods.method", "mos_server.fusion.statistics"),
+    },
+    "mos_bench.identity.scoring.scorers": set[str](),
+    "mos_bench.teach": {"mos_common.regions"},  # a probe draws without regions
+}
 
 
 @pytest.fixture
@@ -37,6 +63,23 @@ def test_another_sampler_is_another_drawing_fused_model_and_lesson(sixteen, eule
 def test_the_modules_that_decide_are_there_and_named_once(modules):
     assert len(digest_of_code(modules)) == 64
     assert len(set(modules)) == len(modules)
+
+
+@pytest.mark.parametrize(
+    ("root", "modules"), [*zip(sorted(ALSO), (DRAWN_BY, WITNESSED_BY, SCORED_BY, TAUGHT_BY), strict=True)]
+)
+def test_every_module_that_is_imported_decides_or_is_listed_as_one_that_does_not(root, modules):
+    reached, waiting = set[str](), [root]
+    while waiting:
+        name = waiting.pop()
+        spec = importlib.util.find_spec(name)
+        if name in {*reached, *DO_NOT_DECIDE, *ALSO[root]} or spec is None or spec.origin is None:
+            continue
+        reached.add(name)
+        for node in ast.walk(ast.parse(Path(spec.origin).read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("mos_"):
+                waiting.append(str(node.module))
+    assert reached <= set(modules), sorted(reached - set(modules))
 
 
 def test_all_of_fusion_decides_what_a_fused_model_is():

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from mos_bench.participant import Participant
 from mos_bench.processes import Processes
+from mos_client.federation.session import Session
 from mos_common.errors import RequestError
 from mos_common.files import write_atomically
 from mos_common.shell import say
@@ -148,7 +149,7 @@ def draw_command(out: Path, participants: list[Participant]) -> list[str | Path]
 
 def latest_model(state: Path) -> Path:
     """Return the one model that a participant of one round has downloaded."""
-    (model,) = (folder for folder in (state / "models").iterdir() if (folder / "manifest.json").is_file())
+    (model,) = (folder for folder in Session.load(state).models.iterdir() if (folder / "manifest.json").is_file())
     return model
 
 

@@ -12,11 +12,12 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from mos_bench.participant import Participant
+from mos_client.federation.session import Session
 from mos_client.pictures.examples import load_pictures
 from mos_client.pictures.folder import split_pictures
 from mos_common.base_model import load_base
 from mos_common.concept import words_of
-from mos_common.concept_file import content_digest, read_concept
+from mos_common.concept_file import concept_from_bytes, content_digest
 from mos_common.files import write_atomically
 from mos_common.fused_model import FusedConcept, FusedModel, NamedConcept, read_fused
 from mos_common.identity import IdentityProbe, probe_for, score_in
@@ -26,6 +27,7 @@ from mos_common.scores import ImageScorer
 from mos_common.shell import say
 from mos_server.fusion.fuse import fuse
 from mos_server.fusion.methods.average import AverageSettings
+from mos_server.state.folder import open_state
 
 SHOWN = 3
 CELL, GAP, HEAD = 128, 6, 26
@@ -37,8 +39,9 @@ def report_of(
     """Return the content of `report.json`, and write `contact-sheet.png`."""
     torch.set_num_threads(2)
     base, fused = load_base("tiny"), read_fused(out / "fused")
-    files = {concept.token: state / "concepts" / f"{concept.digest}.safetensors" for concept in fused.manifest.concepts}
-    named = [NamedConcept(c.participant, read_concept(files[c.token])) for c in fused.manifest.concepts]
+    artefacts = open_state(state).artefacts
+    uploads = {concept.token: artefacts.read_concept(concept.digest) for concept in fused.manifest.concepts}
+    named = [NamedConcept(c.participant, concept_from_bytes(uploads[c.token])) for c in fused.manifest.concepts]
     average = fuse(base, named, AverageSettings(), progress=lambda line: None)
     by_token = {concept.token: concept for concept in fused.manifest.concepts}
     rows, concepts = [], {}
@@ -49,9 +52,9 @@ def report_of(
         said = by_token[someone.token]
         rows.append(_row(probe, someone, concept, fused, average, load_pictures(tuned_on[:2], base.picture_size)))
         concepts[someone.concept.strip("<>")] = {
-            "node_key": key_digest(public_pem(load_node_key(someone.state / "node_key"))),
+            "node_key": key_digest(public_pem(load_node_key(Session.load(someone.state).node_key))),
             "digest": content_digest(concept),
-            "upload_bytes": files[someone.token].stat().st_size,
+            "upload_bytes": len(uploads[someone.token]),
             "identity": _identity(said, score_in(probe, average, someone.token)),
         }
     write_atomically(out / "contact-sheet.png", _png(contact_sheet(rows)))

@@ -50,7 +50,8 @@ TAUGHT_BY = (
         ]
     ),
     *("mos_common.prompts", "mos_common.scores", "mos_bench.pictures", "mos_bench.teach"),
-    *(f"mos_tiny.recipe.{name}" for name in ["art", "compose", "restyle", "scenes", "sprites", "wider", "world"]),
+    *(f"mos_tiny.recipe.{name}" for name in ["art", "compose", "demonstration", "kept", "restyle", "scenes"]),
+    *(f"mos_tiny.recipe.{name}" for name in ["sprites", "wider", "world"]),
 )
 
 
