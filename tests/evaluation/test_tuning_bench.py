@@ -7,8 +7,10 @@ import pytest
 from PIL import Image
 
 from mos_bench.pictures import compose_pictures
-from mos_bench.tuning import PRESET, VARIANTS, Outcome, mean_and_margin, table
+from mos_bench.teach import run_teach
+from mos_bench.tuning import PRESET, VARIANTS, Outcome, mean_and_margin, run_tuning, table
 from mos_client.tuning.settings import tuning_texts
+from mos_common.errors import RequestError
 from mos_tiny.recipe.compose import World
 from mos_tiny.recipe.kept import kept_subjects
 
@@ -48,3 +50,15 @@ def test_a_mask_is_the_subject_whatever_lies_behind_it(tmp_path):
         assert all(0.1 < mask.mean() < 0.8 for mask in masks)
         apart = np.abs(pictures[0] - pictures[1]).max(axis=2)[~(masks[0] | masks[1])]
         assert apart.max() <= 16
+
+
+def test_a_part_that_does_not_exist_is_refused(tmp_path):
+    with pytest.raises(RequestError, match="expected a part from 0 to 1"):
+        run_teach(tmp_path, each=1, base="tiny", steps=None, part=2, parts=2)
+    with pytest.raises(RequestError, match="expected a part from 0 to 0"):
+        run_tuning(tmp_path, each=1, base="tiny", only=[], part=1, parts=1)
+
+
+def test_a_change_that_is_not_in_the_table_is_refused(tmp_path):
+    with pytest.raises(RequestError, match="'rank one': unknown change; known: preset, .*rank 1"):
+        run_tuning(tmp_path, each=1, base="tiny", only=["rank one"], part=0, parts=1)

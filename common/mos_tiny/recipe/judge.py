@@ -47,13 +47,13 @@ class Question:
     """A question about an attribute, with the witness that answers it."""
 
     name: str
-    asked: str
+    attribute: str
     wanted: float
     answer: Answer
 
     def right(self, trials: Sequence[Trial], pictures: Pictures) -> list[bool]:
         """Tell for each picture whether it shows the truth of its trial."""
-        return [name == trial.truth[self.asked] for name, trial in zip(self.answer(pictures), trials, strict=True)]
+        return [name == trial.truth[self.attribute] for name, trial in zip(self.answer(pictures), trials, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -96,19 +96,21 @@ class Judge:
         untrained = draw_prompts(self.base, [t.untrained for t in few], wide=wide, seed=seed, steps=self.steps)
         rebuilt = reconstructed(self.base.vae, real)
         for question in questions:
-            able = [i for i, trial in enumerate(trials) if question.asked in trial.truth]
-            able_few = [i for i, trial in enumerate(few) if question.asked in trial.truth]
-            asked = [trials[i] for i in able]
-            right = question.right(asked, drawn[able])
+            able = [i for i, trial in enumerate(trials) if question.attribute in trial.truth]
+            able_few = [i for i, trial in enumerate(few) if question.attribute in trial.truth]
+            shown = [trials[i] for i in able]
+            right = question.right(shown, drawn[able])
             verdict = Verdict(
                 question.name,
                 drawn=float(np.mean(right)),
                 floor=float(np.mean(question.right([few[i] for i in able_few], untrained[able_few]))),
-                ceiling=float(np.mean(question.right(asked, rebuilt[able]))),
+                ceiling=float(np.mean(question.right(shown, rebuilt[able]))),
                 wanted=question.wanted,
-                drawings=len(asked),
+                drawings=len(shown),
                 missed=dict(
-                    Counter(t.truth[question.asked] for t, ok in zip(asked, right, strict=True) if not ok).most_common()
+                    Counter(
+                        t.truth[question.attribute] for t, ok in zip(shown, right, strict=True) if not ok
+                    ).most_common()
                 ),
             )
             self.verdicts.append(verdict)
@@ -183,7 +185,7 @@ def on_both_sides(answer: Callable[[Pictures], list[str]]) -> Answer:
 
     def both(pictures: Pictures) -> list[str]:
         left, right = (answer(half.contiguous()) for half in pictures.chunk(2, dim=3))
-        return [f"{one} | {other}" for one, other in zip(left, right, strict=True)]
+        return [" | ".join(sides) for sides in zip(left, right, strict=True)]
 
     return both
 

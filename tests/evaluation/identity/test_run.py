@@ -57,14 +57,14 @@ def test_a_folder_with_other_files_is_not_replaced(tmp_path):
     (tmp_path / "results" / "thesis.md").write_text("years of work")
     with pytest.raises(RequestError, match="a folder of its own"):
         run_identity(Options(tmp_path))
-    with pytest.raises(RequestError, match="no demo"):
+    with pytest.raises(RequestError, match="which would be deleted"):
         run_demo(tmp_path)
     assert (tmp_path / "results" / "thesis.md").read_text() == "years of work"
 
 
 def test_clip_needs_other_concepts_and_other_concepts_need_clip(tmp_path):
     for wrong in ({"scorer": "clip", "clip": tmp_path}, {"concepts": tmp_path}):
-        with pytest.raises(RequestError, match="go together"):
+        with pytest.raises(RequestError, match="need each other"):
             Options(tmp_path, **wrong)
 
 

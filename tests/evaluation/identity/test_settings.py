@@ -30,3 +30,9 @@ def test_a_study_goes_from_there():
     settings = Study(Path("out"), only=("ridge",), sets=("preserve=2",)).settings()
     assert settings["defaults"] == GradientSettings(preserve=2.0)
     assert settings["ridge 0.3"] == GradientSettings(preserve=2.0, ridge=0.3)
+
+
+@pytest.mark.parametrize("kind", [Options, Study])
+def test_a_split_that_does_not_exist_is_refused(kind):
+    with pytest.raises(RequestError, match="--split train: choose dev or test"):
+        kind(Path("out"), half="train")

@@ -17,6 +17,7 @@ from mos_common.drawing import Drawing
 from mos_common.errors import RequestError
 
 PARTS = ("curve", "table1", "table2", "multi", "figure3")
+SCORERS = ("efficientnet", "clip")
 METHODS = tuple(method.name for method in CURVE)
 PAPER = Drawing(
     steps=50,
@@ -87,20 +88,30 @@ class Options:
         if unknown := set(self.methods) - set(METHODS):
             raise RequestError(f"--methods {min(unknown)}: choose from {', '.join(METHODS)}")
         if self.sets and self.parts != ("curve",):
-            raise RequestError("--set is for gradient fusion in the curve: add --only curve")
+            raise RequestError("--set changes gradient fusion in the curve only: add --only curve")
         if unknown_ranks := set(self.ranks) - set(RANKS):
             raise RequestError(f"--ranks {min(unknown_ranks)}: choose from {', '.join(map(str, RANKS))}")
-        if self.half not in ("dev", "test"):
-            raise RequestError(f"--split {self.half}: expected dev or test")
-        if self.scorer not in ("efficientnet", "clip") or (self.scorer == "clip") != (self.clip is not None):
-            raise RequestError(
-                "--scorer is efficientnet or clip; --scorer clip needs --clip FOLDER, and only that does"
-            )
+        check_split(self.half)
+        if self.scorer not in SCORERS:
+            raise RequestError(f"--scorer {self.scorer}: choose from {', '.join(SCORERS)}")
+        if (self.scorer == "clip") != (self.clip is not None):
+            raise RequestError("--scorer clip and --clip FOLDER need each other: give both or neither")
         if (self.scorer == "clip") != (self.concepts is not None):
             raise RequestError(
-                "--scorer clip and --concepts go together: CLIP judges pictures of the world, the package's "
-                "concepts and witnesses know tiny's only"
+                "--scorer clip and --concepts FOLDER need each other: CLIP scores photographs and the like, the "
+                "packaged concepts and witnesses are drawn like tiny's pictures"
             )
+
+
+def check_split(half: str) -> None:
+    """Check the value of `--split`.
+
+    Raises:
+        RequestError: it is neither dev nor test.
+
+    """
+    if half not in ("dev", "test"):
+        raise RequestError(f"--split {half}: choose dev or test")
 
 
 def open_bench(options: Options, base: Base, *, helper: bool = False) -> Bench:

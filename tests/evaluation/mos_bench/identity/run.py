@@ -27,7 +27,7 @@ def run_identity(options: Options, *, helper: bool = False) -> Results | None:
     to = options.out / "results"
     if to.is_dir() and not any(options.out.glob("*/cache.sqlite")):
         raise RequestError(
-            f"{to} holds no measurement, and its files would be replaced: give --out a folder of its own"
+            f"{to} holds files of something else, which would be replaced: give --out a folder of its own"
         )
     require_matplotlib()
     bench, results, sections = open_bench(options, base, helper=helper), Results(), list[str]()
@@ -63,7 +63,7 @@ def _about(options: Options, base: Base, seconds: float) -> str:
             f"of those fused: {f'the first {protocol.probed}' if protocol.probed else 'all'}"
             f"{'; as many disjoint sets of n as there are, pooled' if options.disjoint else ''}. Base "
             f"{options.base}, {base.fingerprint}. "
-            f"{device_name()}; {seconds:.0f} s, with what was cached before. {plain(dict(versions()))}.",
+            f"{device_name()}; {seconds:.0f} s, with earlier results from the cache. {plain(dict(versions()))}.",
             "",
             "Image alignment is the mean cosine of all (drawn, held-back) pairs; identity accuracy the share "
             "of drawings that are "

@@ -88,10 +88,10 @@ def _single_and_fused(bench: Bench, options: Options, to: Path, helper: bool, na
         rivals_table(rows),
     ]
     text.append(f"![{name}]({name}.png)")
-    found = single_and_fused_rows(rows, name)
-    found.rows += case_rows(bounds, name).rows
-    write_table(to, name, found, "\n\n".join(text))
-    return found, "\n\n".join(text)
+    results = single_and_fused_rows(rows, name)
+    results.rows += case_rows(bounds, name).rows
+    write_table(to, name, results, "\n\n".join(text))
+    return results, "\n\n".join(text)
 
 
 def _multi(bench: Bench, options: Options, to: Path, helper: bool) -> tuple[Results, str]:

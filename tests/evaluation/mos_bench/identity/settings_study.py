@@ -27,7 +27,7 @@ from mos_bench.identity.measuring.curve import RANKS, measure_methods, singles_o
 from mos_bench.identity.measuring.layer_groups import measure_groups
 from mos_bench.identity.measuring.methods import Method
 from mos_bench.identity.measuring.statistics import paired
-from mos_bench.identity.options import Options, open_bench
+from mos_bench.identity.options import Options, check_split, open_bench
 from mos_bench.identity.pages.plots import plot_settings, require_matplotlib
 from mos_bench.identity.pages.publishing import publish_file
 from mos_bench.identity.pages.results import Results, plain, table, write_table
@@ -95,6 +95,7 @@ class Study:
         known = (*AXES, "grid", "groups", "tuning")
         if unknown := set(self.only) - set(known):
             raise RequestError(f"--only {min(unknown)}: choose from {', '.join(known)}")
+        check_split(self.half)
         if self.rank not in RANKS:
             raise RequestError(f"--rank {self.rank}: choose from {', '.join(map(str, RANKS))}")
 
@@ -110,15 +111,15 @@ class Study:
     def settings(self) -> dict[str, GradientSettings]:
         """Return settings by name, the base point first; duplicates of it are left out."""
         point = self.point
-        found = {"defaults": point}
+        named = {"defaults": point}
         for axis, values in AXES.items():
             if self.asks_for(axis):
                 moved = {f"{axis} {name}": _moved(point, settings) for name, settings in values.items()}
-                found |= {name: settings for name, settings in moved.items() if settings != point}
+                named |= {name: settings for name, settings in moved.items() if settings != point}
         if self.asks_for("grid"):
             grid = {name: _moved(point, settings) for name, settings in GRID.items()}
-            found |= {name: settings for name, settings in grid.items() if settings not in found.values()}
-        return found
+            named |= {name: settings for name, settings in grid.items() if settings not in named.values()}
+        return named
 
 
 def _moved(point: GradientSettings, settings: GradientSettings) -> GradientSettings:
@@ -146,7 +147,7 @@ def run_study(study: Study, *, helper: bool = False) -> Results | None:
     about = (
         f"    {command_line()}\n\nSplit `{study.half}`; rank {study.rank}; {study.protocol}. Base "
         f"{study.base}, {base.fingerprint}. "
-        f"{device_name()}; {time.monotonic() - started:.0f} s, with what was cached before. "
+        f"{device_name()}; {time.monotonic() - started:.0f} s, with earlier results from the cache. "
         f"{plain(dict(versions()))}. Defaults: {study.point}."
     )
     plot_settings(points, to / f"{name}.png", "change against the defaults")
@@ -166,31 +167,31 @@ def measure_settings(bench: Bench, study: Study) -> dict[int, dict[str, Case]]:
     concepts, variant = bench.half(study.half)[: max(counts)], RANKS[study.rank]
     bench.tuned.tune_all(concepts, variant, bench.sharing)
     methods = [Method(name, settings) for name, settings in study.settings().items()]
-    found: dict[int, dict[str, Case]] = {}
+    by_count: dict[int, dict[str, Case]] = {}
     for n in counts:
         chosen = concepts[:n]
         cases = measure_methods(bench, chosen, variant, methods, {})
-        found[n] = {"single": singles_of(bench, bench.probed(chosen), variant)}
-        found[n] |= {case.name: case for case in cases}
+        by_count[n] = {"single": singles_of(bench, bench.probed(chosen), variant)}
+        by_count[n] |= {case.name: case for case in cases}
         if study.asks_for("groups"):
-            found[n] |= measure_groups(bench, chosen, variant, methods[0])
+            by_count[n] |= measure_groups(bench, chosen, variant, methods[0])
         if study.asks_for("tuning") and n <= TUNED_ANEW:
-            found[n] |= measure_tunings(bench, chosen, variant, study.point)
-    return found
+            by_count[n] |= measure_tunings(bench, chosen, variant, study.point)
+    return by_count
 
 
 def measure_tunings(
     bench: Bench, concepts: Sequence[BenchConcept], variant: Variant, settings: GradientSettings
 ) -> dict[str, Case]:
     """Score concepts tuned with other settings, alone and fused by `settings`."""
-    found: dict[str, Case] = {}
+    cases: dict[str, Case] = {}
     for title, changes in TUNINGS.items():
         other = Variant(f"{variant.title} {title}", {**variant.settings, **changes})
         bench.tuned.tune_all(concepts, other, bench.sharing)
         alone = singles_of(bench, bench.probed(concepts), other)
-        found[f"{title}, single"] = alone
-        (found[title],) = measure_methods(bench, concepts, other, [Method(title, settings)], {})
-    return found
+        cases[f"{title}, single"] = alone
+        (cases[title],) = measure_methods(bench, concepts, other, [Method(title, settings)], {})
+    return cases
 
 
 Points = dict[str, dict[str, dict[int, float]]]
@@ -225,7 +226,7 @@ def _difference(case: Case, defaults: Case, figure: str) -> tuple[float, str]:
     if figure == "drift":
         if case.drift is None or defaults.drift is None:
             return float("nan"), ""
-        found = paired(case.drift, defaults.drift).difference
+        difference = paired(case.drift, defaults.drift).difference
     else:
-        found = paired(case.matrix(figure), defaults.matrix(figure)).difference
-    return found.mean, f" ({found.signed})"
+        difference = paired(case.matrix(figure), defaults.matrix(figure)).difference
+    return difference.mean, f" ({difference.signed})"

@@ -88,25 +88,25 @@ def concepts_in(folder: Path) -> list[BenchConcept]:
         RequestError: no concept was found, or one is incomplete.
 
     """
-    found = []
+    concepts = []
     for about in sorted(folder.glob("*/concept.json")):
         try:
-            told = json.loads(about.read_text(encoding="utf-8"))
-            name, class_word, category = (str(told[key]) for key in ("name", "class", "category"))
+            labels = json.loads(about.read_text(encoding="utf-8"))
+            name, class_word, category = (str(labels[key]) for key in ("name", "class", "category"))
         except (ValueError, KeyError, TypeError) as error:
             raise RequestError(
                 f'{about}: expected {{"name": "<cat>", "class": "cat", "category": "people"}}'
             ) from error
-        found.append(BenchConcept(name, class_word, category, category, folder=about.parent))
-    if not found:
+        concepts.append(BenchConcept(name, class_word, category, category, folder=about.parent))
+    if not concepts:
         raise RequestError(f"no concepts in {folder}: expected folders of pictures, each with a concept.json")
-    return found
+    return concepts
 
 
 def split(concepts: Sequence[BenchConcept]) -> dict[Split, list[BenchConcept]]:
     """Return `dev` and `test` by the rule above."""
     styles = list(dict.fromkeys(concept.style for concept in concepts))
-    in_turns = [one for style in styles for one in sorted((c for c in concepts if c.style == style), key=_hash)]
+    in_turns = [concept for style in styles for concept in sorted((c for c in concepts if c.style == style), key=_hash)]
     return {"dev": in_turns[::2], "test": in_turns[1::2]}
 
 
@@ -158,12 +158,12 @@ def _objects() -> list[BenchConcept]:
         icons.setdefault((icon.label["style"], icon.label["noun"]), icon)
     nouns = sorted(noun for noun in NOUNS if all((style, noun) in icons for style in UNSEEN_ICONS))
     chosen = [nouns[i * len(nouns) // OBJECTS] for i in range(OBJECTS)]
-    found = []
+    concepts = []
     for start, style in enumerate(UNSEEN_ICONS):
         for noun in chosen[start :: len(UNSEEN_ICONS)]:
             icon = icons[style, noun]
-            found.append(BenchConcept(_name(icon), noun, CATEGORIES["unseen objects"], style, (icon,)))
-    return found
+            concepts.append(BenchConcept(_name(icon), noun, CATEGORIES["unseen objects"], style, (icon,)))
+    return concepts
 
 
 def _class_word(view: Subject) -> str:

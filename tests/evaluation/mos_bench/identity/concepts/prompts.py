@@ -133,10 +133,10 @@ def prompts_for(concept: BenchConcept, *, each: int, tiny: bool) -> list[Prompt]
     """
     if not 1 <= each <= EACH:
         raise RequestError(f"--prompts {each}: there are {EACH} of each of {len(KINDS)} kinds, expected 1 to {EACH}")
-    found: list[Prompt] = []
+    chosen: list[Prompt] = []
     for prompts in _tiny(concept) if tiny else _real(concept):
-        found += prompts[:each]
-    return found
+        chosen += prompts[:each]
+    return chosen
 
 
 def _tiny(concept: BenchConcept) -> tuple[tuple[Prompt, ...], ...]:

@@ -122,13 +122,13 @@ class FusedModels:
         for name, pair in fused.changes.items():
             tensors[f"{name}.A"] = pair.A.float().contiguous()
             tensors[f"{name}.B"] = (pair.scale * pair.B).float().contiguous()
-        told = {
+        metadata = {
             "digest": digest_of_tensors(tensors),
             "method": spec.settings.method,
             "drift": json.dumps(fused.manifest.drift),
             "excluded": json.dumps([excluded.token for excluded in fused.manifest.excluded]),
         }
-        write_atomically(self.path(spec), save(tensors, told))
+        write_atomically(self.path(spec), save(tensors, metadata))
 
     def model(self, spec: FusionSpec) -> Model:
         """Return a model that was made."""
@@ -145,8 +145,8 @@ def _read(path: Path) -> Changes:
 
 
 def _words(base: Base, concepts: Sequence[Concept]) -> dict[str, tuple[str, Tensor]]:
-    found = {}
+    vocabulary = {}
     for concept in concepts:
         words = words_of(concept, base)
-        found[concept.name] = (digest_of_tensors({"words": words}), words)
-    return found
+        vocabulary[concept.name] = (digest_of_tensors({"words": words}), words)
+    return vocabulary

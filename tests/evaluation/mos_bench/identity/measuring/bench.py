@@ -110,7 +110,7 @@ class Bench:
         """
         gradient = [spec for spec in specs if spec.settings.method == "gradient"]
         single = {
-            (one := FusionSpec((concept,), spec.settings)).name(self.base): one
+            (alone := FusionSpec((concept,), spec.settings)).name(self.base): alone
             for spec in gradient
             if not self.fused.has(spec)
             for concept in spec.concepts

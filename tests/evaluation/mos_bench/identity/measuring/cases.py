@@ -58,8 +58,8 @@ class Case:
             return interval(self.drift if self.drift is not None else np.empty((0, 1)))
         if figure == "all_recognised":
             return share(self.whole if self.whole is not None else np.empty((0, 1)))
-        found = interval(self.matrix(figure, only))
-        return found.within(0, 1) if figure in ("identity_accuracy", "text_alignment") else found
+        mean = interval(self.matrix(figure, only))
+        return mean.within(0, 1) if figure in ("identity_accuracy", "text_alignment") else mean
 
     def change(self, figure: str, before: Case, only: Sequence[str] | None = None) -> Interval:
         """Return the difference to `before` on the same concepts and seeds."""
@@ -103,10 +103,10 @@ def ceiling_case(bench: Bench, concepts: Sequence[BenchConcept]) -> Case:
 
     Text alignment is the share of their class and place that the witnesses confirm.
     """
-    found: dict[str, Scores] = {}
+    scores: dict[str, Scores] = {}
     for concept in () if bench.sharing.helper else concepts:
         ceiling = bench.scoring.references.ceilings[concept.name]
         text = bench.scoring.text_ceiling(concept)
-        image, right, said = (np.array([[value]]) for value in (ceiling.image, ceiling.accuracy, text))
-        found[concept.name] = Scores(image, right, said, float("nan"))
-    return Case("real pictures (ceiling)", found)
+        image, right, alignment = (np.array([[value]]) for value in (ceiling.image, ceiling.accuracy, text))
+        scores[concept.name] = Scores(image, right, alignment, float("nan"))
+    return Case("real pictures (ceiling)", scores)

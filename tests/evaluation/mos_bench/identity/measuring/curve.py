@@ -62,20 +62,20 @@ def measure_curve(
     """Tune, fuse, draw and score."""
     curve = Curve()
     sets = {n: sets_of(bench.half(half), n, disjoint=disjoint) for n in counts}
-    needed = {concept for of_n in sets.values() for one in of_n for concept in one}
-    probed = {concept for of_n in sets.values() for one in of_n for concept in bench.probed(one)}
-    concepts, scored = ([c for c in bench.half(half) if c in some] for some in (needed, probed))
+    needed = {concept for of_n in sets.values() for members in of_n for concept in members}
+    probed = {concept for of_n in sets.values() for members in of_n for concept in bench.probed(members)}
+    concepts, scored = ([c for c in bench.half(half) if c in wanted] for wanted in (needed, probed))
     for rank in ranks:
         variant = RANKS[rank]
         bench.tuned.tune_all(concepts, variant, bench.sharing)
         curve.singles[rank] = singles_of(bench, scored, variant)
-        specs = [bench.spec(one, variant, method) for n in counts for one in sets[n] for method in methods]
+        specs = [bench.spec(members, variant, method) for n in counts for members in sets[n] for method in methods]
         bench.fuse_all(specs, f"fusing at rank {rank}")
         for n in counts:
             scales = {
                 m.name: choose_scale(bench, m, n, variant, curve.chosen, disjoint=disjoint) for m in methods if m.grid
             }
-            of_sets = [measure_methods(bench, one, variant, methods, scales) for one in sets[n]]
+            of_sets = [measure_methods(bench, members, variant, methods, scales) for members in sets[n]]
             curve.cases += [_named(pooled(cases), n, rank, bench) for cases in zip(*of_sets, strict=True)]
     curve.bounds = [floor_case(bench, untouched(), scored), ceiling_case(bench, scored)]
     return curve
@@ -137,26 +137,26 @@ def choose_scale(
     Ties go to the smallest. The choice is appended to `chosen`.
     """
     sets, scales = sets_of(bench.half("dev"), n, disjoint=disjoint), method.scales(n)
-    bench.tuned.tune_all([concept for one in sets for concept in one], variant, bench.sharing)
-    specs = {scale: [bench.spec(one, variant, method, scale) for one in sets] for scale in scales}
+    bench.tuned.tune_all([concept for members in sets for concept in members], variant, bench.sharing)
+    specs = {scale: [bench.spec(members, variant, method, scale) for members in sets] for scale in scales}
     bench.fuse_all(specs[scales[0]], f"{method.name} of {n} dev concepts")
-    asked = {
+    pairs_of = {
         scale: [
             (bench.fused.model(spec), concept)
-            for spec, one in zip(of_scale, sets, strict=True)
-            for concept in bench.probed(one)
+            for spec, members in zip(of_scale, sets, strict=True)
+            for concept in bench.probed(members)
         ]
         for scale, of_scale in specs.items()
     }
-    everything = [pair for pairs in asked.values() for pair in pairs]
+    everything = [pair for pairs in pairs_of.values() for pair in pairs]
     bench.drawings.draw(
         [r for model, c in everything for r in bench.drawings.requests(model, c)], f"λ of {method.name}, n = {n}"
     )
     file = bench.scoring.choice_file(everything)
 
     def choose(_: Path) -> None:
-        found = {str(scale): bench.scoring.image_alignment(pairs) for scale, pairs in asked.items()}
-        write_atomically(file, json.dumps(found).encode())
+        alignments = {str(scale): bench.scoring.image_alignment(pairs) for scale, pairs in pairs_of.items()}
+        write_atomically(file, json.dumps(alignments).encode())
 
     bench.sharing.all_of("choosing λ", [file], key=str, done=Path.is_file, do=choose)
     reached = {float(scale): float(value) for scale, value in json.loads(file.read_bytes()).items()}

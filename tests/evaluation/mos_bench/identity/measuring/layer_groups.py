@@ -44,11 +44,11 @@ def measure_groups(bench: Bench, concepts: Sequence[BenchConcept], variant: Vari
 
 def with_own(base: Base, fused: Model, concept: Concept, group: Group) -> Model:
     """Return a fused model with one group's changes from a concept."""
-    here = _names(base, group)
+    in_group = _names(base, group)
 
     def load() -> dict[str, LowRank]:
-        others = {name: pair for name, pair in fused.changes().items() if name not in here}
-        return others | {name: pair for name, pair in concept.pairs.items() if name in here}
+        others = {name: pair for name, pair in fused.changes().items() if name not in in_group}
+        return others | {name: pair for name, pair in concept.pairs.items() if name in in_group}
 
     attached = key_of(fused.attached, fused.scale, "own", group.name, content_digest(concept))
     return replace(fused, attached=attached, load=load, scale=1.0)
@@ -56,10 +56,10 @@ def with_own(base: Base, fused: Model, concept: Concept, group: Group) -> Model:
 
 def alone(base: Base, fused: Model, group: Group) -> Model:
     """Return a fused model without the other groups' changes."""
-    here = _names(base, group)
+    in_group = _names(base, group)
 
     def load() -> dict[str, LowRank]:
-        return {name: pair for name, pair in fused.changes().items() if name in here}
+        return {name: pair for name, pair in fused.changes().items() if name in in_group}
 
     return replace(fused, attached=key_of(fused.attached, fused.scale, "alone", group.name), load=load, scale=1.0)
 

@@ -58,15 +58,15 @@ def scenes_of(concepts: Sequence[BenchConcept], size: int) -> list[Scene]:
     ]
 
 
-def request_for(bench: Bench, model: Model, scene: Scene, seed: int, how: str) -> Request:
+def request_for(bench: Bench, model: Model, scene: Scene, seed: int, way: str) -> Request:
     """Return a request for one picture of a scene, described in one of `WAYS`."""
     size, base = len(scene.concepts), bench.base
     shape = replace(bench.protocol.how, height=base.picture_size, width=size * base.picture_size)
     names = [concept.name for concept in scene.concepts]
     classes = [with_article(concept.class_word) for concept in scene.concepts]
-    if how != REGIONS:
-        told = scene.sentence(classes if how == CLASSES else names)
-        return Request(model, told, seed, shape, base=drawn_on(base))
+    if way != REGIONS:
+        text = scene.sentence(classes if way == CLASSES else names)
+        return Request(model, text, seed, shape, base=drawn_on(base))
     boxes = []
     for i, name in enumerate(names):
         subjects = [name if i == j else classes[j] for j in range(size)]
@@ -89,32 +89,33 @@ def measure_multi(bench: Bench, half: str, count: int = FUSED, sizes: Sequence[i
         bench.fuse_all([spec], f"{method.name} of {len(concepts)}")
         model = bench.fused.model(spec)
         cases += [
-            scene_case(bench, model, scenes[size], how, f"{size} in one picture, {how}, {method.name}")
+            scene_case(bench, model, scenes[size], way, f"{size} in one picture, {way}, {method.name}")
             for size in sizes
-            for how in (NAMES, REGIONS)
+            for way in (NAMES, REGIONS)
         ]
     return [case for case in cases if case.scores]
 
 
-def scene_case(bench: Bench, model: Model, scenes: Sequence[Scene], how: str, name: str) -> Case:
+def scene_case(bench: Bench, model: Model, scenes: Sequence[Scene], way: str, name: str) -> Case:
+    """Draw scenes, described in one of `WAYS`, and score every concept in its own part."""
     seeds = range(bench.protocol.seeds)
     requests = {
-        (g, seed): request_for(bench, model, scene, seed, how) for g, scene in enumerate(scenes) for seed in seeds
+        (i, seed): request_for(bench, model, scene, seed, way) for i, scene in enumerate(scenes) for seed in seeds
     }
     bench.drawings.draw(list(requests.values()), name)
     if bench.sharing.helper:
         return Case(name, {})
-    found: dict[str, list[list[tuple[float, float]]]] = {}
+    rows: dict[str, list[list[tuple[float, float]]]] = {}
     keys: dict[str, list[str]] = {}
     whole = np.ones((len(scenes), len(seeds)))
-    for g, scene in enumerate(scenes):
+    for i, scene in enumerate(scenes):
         for place, concept in enumerate(scene.concepts):
-            drawn = [requests[g, seed].key for seed in seeds]
+            drawn = [requests[i, seed].key for seed in seeds]
             row = [_scored(bench, key, place, len(scene.concepts), concept) for key in drawn]
-            found.setdefault(concept.name, []).append(row)
+            rows.setdefault(concept.name, []).append(row)
             keys.setdefault(concept.name, []).extend(drawn)
-            whole[g] *= [right for _, right in row]
-    scores = {concept: _scores(rows, keys[concept]) for concept, rows in found.items()}
+            whole[i] *= [right for _, right in row]
+    scores = {concept: _scores(of_concept, keys[concept]) for concept, of_concept in rows.items()}
     return Case(name, scores, whole=whole)
 
 

@@ -97,7 +97,7 @@ def _bootstrap(x: ConceptScores, seed: int) -> tuple[float, float]:
 
     n, seeds = x.shape
     resampled = (np.arange(n), np.arange(seeds)) if seeds > 1 else (np.arange(n),)
-    found = stats.bootstrap(
+    result = stats.bootstrap(
         resampled,
         mean_of,
         n_resamples=RESAMPLES,
@@ -108,7 +108,7 @@ def _bootstrap(x: ConceptScores, seed: int) -> tuple[float, float]:
         method="percentile",
         rng=np.random.default_rng(seed),
     )
-    ends = found.confidence_interval
+    ends = result.confidence_interval
     return float(ends.low), float(ends.high)
 
 
@@ -138,7 +138,7 @@ def sign_flip(differences: Float[np.ndarray, " concepts"], *, seed: int = 0) -> 
     """
     if len(differences) < 2:
         return 1.0
-    found = stats.permutation_test(
+    result = stats.permutation_test(
         (differences,),
         lambda x, axis: np.abs(x.mean(axis=axis)),
         permutation_type="samples",
@@ -148,7 +148,7 @@ def sign_flip(differences: Float[np.ndarray, " concepts"], *, seed: int = 0) -> 
         axis=-1,
         rng=np.random.default_rng(seed),
     )
-    return float(found.pvalue)
+    return float(result.pvalue)
 
 
 def widened_tail(n: int, level: float = LEVEL) -> float:

@@ -45,10 +45,10 @@ def gains_table(curve: Curve, rank: int) -> str:
         if case.about["method"] != GRADIENT.name or case.about["rank"] != rank:
             continue
         for rival in curve.rivals(case):
-            found = [paired(case.matrix(figure), rival.matrix(figure)) for figure in SHOWN]
+            gains = [paired(case.matrix(figure), rival.matrix(figure)) for figure in SHOWN]
             if case.drift is not None and rival.drift is not None:
-                found.append(paired(case.drift, rival.drift))
-            rows.append([case.about["n"], rival.about["method"], *map(_gain, found)])
+                gains.append(paired(case.drift, rival.drift))
+            rows.append([case.about["n"], rival.about["method"], *map(_gain, gains)])
     return table(["n", "ours − rival", *HEADS, "drift"], rows)
 
 
@@ -93,34 +93,34 @@ def drift_table(curve: Curve, rank: int) -> str:
     methods = list(dict.fromkeys(str(case.about["method"]) for case in curve.cases))
     rows = []
     for method in methods:
-        found = [curve.case(int(str(n)), method, rank) for n in counts]
-        rows.append([method, *(_short(case.figure("drift")) if case else "" for case in found)])
+        cases = [curve.case(int(str(n)), method, rank) for n in counts]
+        rows.append([method, *(_short(case.figure("drift")) if case else "" for case in cases)])
     return table(["drift", *(f"n = {n}" for n in counts)], rows)
 
 
 def chosen_table(curve: Curve) -> str:
     """Return the λ chosen on dev, and the image alignment of each candidate."""
     rows = []
-    for one in curve.chosen:
-        reached = one["dev_image_alignment"]
+    for choice in curve.chosen:
+        reached = choice["dev_image_alignment"]
         assert isinstance(reached, dict)
         every = ", ".join(f"{scale:g}: {value:.3f}" for scale, value in reached.items())
-        rows.append([one["variant"], one["method"], one["n"], one["scale"], every])
+        rows.append([choice["variant"], choice["method"], choice["n"], choice["scale"], every])
     return table(["tuning", "method", "n", "λ", "image alignment on dev by λ"], rows)
 
 
-def _gain(found: Paired) -> str:
-    return f"{found.difference.signed}, p {found.p:.3f}"
+def _gain(gain: Paired) -> str:
+    return f"{gain.difference.signed}, p {gain.p:.3f}"
 
 
 def _cells(case: Case) -> list[str]:
     return [_short(case.figure(figure)) for figure in SHOWN]
 
 
-def _short(found: Interval) -> str:
-    if not found.concepts or isnan(found.mean):
+def _short(interval: Interval) -> str:
+    if not interval.concepts or isnan(interval.mean):
         return ""
-    return str(found)
+    return str(interval)
 
 
 def _arrow(single: Case, fused: Case, figure: str, names: Sequence[str]) -> str:

@@ -41,11 +41,13 @@ def plot_curve(curve: Curve, rank: int, path: Path) -> None:
     for axis, (name, title) in zip(axes, TITLES.items(), strict=True):
         for method in dict.fromkeys(str(case.about["method"]) for case in curve.cases):
             cases = [c for c in curve.cases if c.about["method"] == method and c.about["rank"] == rank]
-            found = [case.figure(name) if name == "drift" else case.change(name, single) for case in cases]
+            intervals = [case.figure(name) if name == "drift" else case.change(name, single) for case in cases]
             xs, colour = [float(str(case.about["n"])) for case in cases], COLOURS.get(method)
-            axis.plot(xs, [one.mean for one in found], marker="o", markersize=4, label=method, color=colour)
+            axis.plot(
+                xs, [interval.mean for interval in intervals], marker="o", markersize=4, label=method, color=colour
+            )
             if method == GRADIENT.name:
-                axis.fill_between(xs, [o.low for o in found], [o.high for o in found], alpha=0.12, color=colour)
+                axis.fill_between(xs, [o.low for o in intervals], [o.high for o in intervals], alpha=0.12, color=colour)
         axis.axhline(0, color="black", linewidth=0.8)
         axis.set(title=title if name == "drift" else f"{title}: change", xlabel="concepts in one model", xscale="log")
         ticks = sorted({float(str(case.about["n"])) for case in curve.cases})
@@ -62,10 +64,10 @@ def plot_single_and_fused(rows: Sequence[TableRow], path: Path) -> None:
     for axis, name in zip(axes, list(TITLES)[:3], strict=True):
         for y, row in enumerate(reversed(rows)):
             for case, colour, label in ((row.single, "#b0b0b0", "single"), (row.fused, "#1f5fbf", "fused")):
-                one = case.figure(name)
+                interval = case.figure(name)
                 place = y + (0.15 if label == "single" else -0.15)
-                axis.plot([one.low, one.high], [place, place], color=colour, linewidth=1)
-                axis.plot([one.mean], [place], "o", color=colour, label=label if y == 0 else None)
+                axis.plot([interval.low, interval.high], [place, place], color=colour, linewidth=1)
+                axis.plot([interval.mean], [place], "o", color=colour, label=label if y == 0 else None)
         axis.set_yticks(range(len(rows)), [row.title for row in reversed(rows)] if axis is axes[0] else [])
         axis.set_title(TITLES[name])
     axes[0].legend(fontsize=7)
@@ -77,10 +79,12 @@ def plot_cases(cases: Sequence[Case], bounds: Sequence[Case], path: Path) -> Non
     figure, axes = _figure(1, 2, (13, 0.8 + 0.32 * len([*bounds, *cases])))
     everything = [*bounds, *cases][::-1]
     for axis, name in zip(axes, list(TITLES)[:2], strict=True):
-        found = [case.figure(name) for case in everything]
-        around = [[o.mean - o.low for o in found], [o.high - o.mean for o in found]]
-        axis.barh(range(len(found)), [o.mean for o in found], xerr=around, color="#9bbbe0", error_kw={"linewidth": 1})
-        axis.set_yticks(range(len(found)), [case.name for case in everything] if axis is axes[0] else [])
+        intervals = [case.figure(name) for case in everything]
+        around = [[o.mean - o.low for o in intervals], [o.high - o.mean for o in intervals]]
+        axis.barh(
+            range(len(intervals)), [o.mean for o in intervals], xerr=around, color="#9bbbe0", error_kw={"linewidth": 1}
+        )
+        axis.set_yticks(range(len(intervals)), [case.name for case in everything] if axis is axes[0] else [])
         axis.set_title(TITLES[name])
     _save(figure, path)
 
@@ -112,9 +116,7 @@ def require_matplotlib() -> None:
 
     """
     if find_spec("matplotlib") is None:
-        raise RequestError(
-            "plots come from matplotlib, which is not installed: pip install 'federated-mix-of-show[bench]'"
-        )
+        raise RequestError("plots need matplotlib, which is not installed: pip install matplotlib")
 
 
 def _figure(rows: int, columns: int, size: tuple[float, float]) -> tuple[Any, list[Any]]:

@@ -30,9 +30,9 @@ class Results:
         if math.isfinite(value):
             self.rows.append(Row(case, figure, round(float(value), 5), unit or UNITS.get(figure, "cosine")))
 
-    def add_interval(self, case: str, figure: str, found: Interval, unit: str = "") -> None:
+    def add_interval(self, case: str, figure: str, interval: Interval, unit: str = "") -> None:
         """Add a mean and both ends of its interval."""
-        for end, value in (("", found.mean), ("_low", found.low), ("_high", found.high)):
+        for end, value in (("", interval.mean), ("_low", interval.low), ("_high", interval.high)):
             self.add(case, figure + end, value, unit or UNITS.get(figure, "cosine"))
 
     def add_case(self, case: Case, before: Case | None = None) -> None:
@@ -55,8 +55,8 @@ class Results:
 
     def json(self) -> bytes:
         """Return the rows as JSON with device and versions."""
-        told = {"device": device_name(), "versions": versions(), "rows": [asdict(row) for row in self.rows]}
-        return json.dumps(told, indent=1, ensure_ascii=False).encode() + b"\n"
+        document = {"device": device_name(), "versions": versions(), "rows": [asdict(row) for row in self.rows]}
+        return json.dumps(document, indent=1, ensure_ascii=False).encode() + b"\n"
 
     def csv(self) -> bytes:
         """Return the rows as CSV."""

@@ -77,11 +77,11 @@ class Clip:
     @torch.no_grad()
     def features(self, pictures: Pictures) -> Float[Tensor, "n features"]:
         """Return projected image features."""
-        found = []
+        vectors = []
         for part in torch.split(pictures, BATCH):
             pooled = self._model.vision_model(pixel_values=self._prepare(part)).pooler_output
-            found.append(self._model.visual_projection(pooled))
-        return normalize(torch.cat(found), dim=1)
+            vectors.append(self._model.visual_projection(pooled))
+        return normalize(torch.cat(vectors), dim=1)
 
     @torch.no_grad()
     def text_features(self, prompts: Sequence[str]) -> Float[Tensor, "n features"]:
@@ -107,8 +107,8 @@ class VisionModel:
     @torch.no_grad()
     def features(self, pictures: Pictures) -> Float[Tensor, "n features"]:
         """Return the class token of the last layer."""
-        found = [self._model(pixel_values=self._prepare(part)) for part in torch.split(pictures, BATCH)]
-        return normalize(torch.cat([out.last_hidden_state[:, 0] for out in found]), dim=1)
+        outputs = [self._model(pixel_values=self._prepare(part)) for part in torch.split(pictures, BATCH)]
+        return normalize(torch.cat([out.last_hidden_state[:, 0] for out in outputs]), dim=1)
 
 
 class Preparation:

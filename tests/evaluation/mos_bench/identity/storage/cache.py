@@ -66,12 +66,12 @@ class Cache:
 
     def missing(self, table: Table, keys: Sequence[str]) -> list[str]:
         """Return those of `keys` that are not in the table, each once."""
-        there: set[str] = set()
+        stored: set[str] = set()
         for start in range(0, len(keys), AT_ONCE):
             part = list(keys[start : start + AT_ONCE])
-            asked = f"SELECT key FROM {table} WHERE key IN ({','.join('?' * len(part))})"
-            there.update(key for (key,) in self._database.execute(asked, part))
-        return [key for key in dict.fromkeys(keys) if key not in there]
+            query = f"SELECT key FROM {table} WHERE key IN ({','.join('?' * len(part))})"
+            stored.update(key for (key,) in self._database.execute(query, part))
+        return [key for key in dict.fromkeys(keys) if key not in stored]
 
     def put(self, table: Table, values: Mapping[str, bytes]) -> None:
         """Store entries in one transaction."""

@@ -44,12 +44,12 @@ class Sharing:
         if not left:
             return
         if not self.helper:
-            say(f"{what}: {len(pieces) - len(left)} of {len(pieces)} there")
+            say(f"{what}: {len(pieces) - len(left)} of {len(pieces)} already done")
         with counting(what) if not self.helper else _silent() as on_count:
             while left:
                 for i, piece in enumerate(left, 1):
-                    with self._locked(key(piece)) as mine:
-                        if mine and not done(piece):
+                    with self._locked(key(piece)) as acquired:
+                        if acquired and not done(piece):
                             do(piece)
                     on_count(len(pieces) - len(left) + i, len(pieces), "")
                 left = [piece for piece in left if not done(piece)]
