@@ -60,5 +60,5 @@ def test_a_part_that_does_not_exist_is_refused(tmp_path):
 
 
 def test_a_change_that_is_not_in_the_table_is_refused(tmp_path):
-    with pytest.raises(RequestError, match="'rank one': unknown change; known: preset, .*rank 1"):
+    with pytest.raises(RequestError, match=r"'rank one': unknown change; known: preset, .*rank 1"):
         run_tuning(tmp_path, each=1, base="tiny", only=["rank one"], part=0, parts=1)
