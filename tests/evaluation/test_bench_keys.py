@@ -50,7 +50,7 @@ def euler(sixteen):
     return replace(sixteen, scheduler=diffusers.EulerDiscreteScheduler.from_config(sixteen.scheduler.config))
 
 
-def test_another_sampler_is_another_drawing_fused_model_and_lesson(sixteen, euler, make_concept):
+def test_another_sampler_changes_the_keys_of_drawings_fused_models_and_tuned_identities(sixteen, euler, make_concept):
     assert euler.fingerprint == sixteen.fingerprint
     requests = [Request(untouched(), "a cat", 0, Drawing(), base=drawn_on(base)).key for base in (sixteen, euler)]
     assert requests[0] != requests[1]
@@ -60,7 +60,7 @@ def test_another_sampler_is_another_drawing_fused_model_and_lesson(sixteen, eule
 
 
 @pytest.mark.parametrize("modules", [DRAWN_BY, FUSED_BY, SCORED_BY, WITNESSED_BY, TAUGHT_BY])
-def test_the_modules_that_decide_are_there_and_named_once(modules):
+def test_listed_modules_exist_and_are_listed_once(modules):
     assert len(digest_of_code(modules)) == 64
     assert len(set(modules)) == len(modules)
 
@@ -82,11 +82,11 @@ def test_every_module_that_is_imported_decides_or_is_listed_as_one_that_does_not
     assert reached <= set(modules), sorted(reached - set(modules))
 
 
-def test_all_of_fusion_decides_what_a_fused_model_is():
+def test_fused_models_are_keyed_by_all_modules_of_fusion():
     assert set(modules_of("mos_server.fusion")) <= set(FUSED_BY)
 
 
-def test_a_score_is_known_by_its_scorer_and_its_code():
+def test_the_key_of_a_score_has_its_scorer_and_its_code():
     scorer = EfficientNet()
     assert scored_by(scorer).startswith(scorer.name)
     assert digest_of_code(SCORED_BY) in scored_by(scorer)

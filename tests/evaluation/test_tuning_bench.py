@@ -19,7 +19,7 @@ def outcome(variant: str, identity: str, way: float, following: float) -> Outcom
     return Outcome(variant, "objects", identity, way, following, 1.0)
 
 
-def test_changes_are_paired_and_identities_that_only_one_has_do_not_count():
+def test_changes_are_paired_over_the_identities_that_both_have():
     """Differences -.1, -.2, -.3 give -.2 ± t(2) = 4.3027 times .1 / √3."""
     outcomes = [outcome(PRESET, name, way, 0.5) for name, way in (("a", 0.5), ("b", 0.7), ("c", 0.9), ("d", 9.0))]
     outcomes += [outcome("masked loss", name, way, 0.5) for name, way in (("a", 0.4), ("b", 0.5), ("c", 0.6))]
@@ -31,7 +31,7 @@ def test_one_identity_has_no_interval():
     assert mean_and_margin(np.array([0.3])) == (pytest.approx(0.3), float("inf"))
 
 
-def test_every_variant_is_made_of_settings_that_tuning_knows_and_no_two_are_the_same():
+def test_variants_are_distinct_and_made_of_tuning_settings():
     assert VARIANTS[PRESET] == {}
     for changes in VARIANTS.values():
         tuning_texts([f"{name}={value}" for name, value in changes.items() if name != "steps"])

@@ -56,6 +56,6 @@ def test_witnesses_that_were_kept_do_not_learn_again(tiny, tmp_path, monkeypatch
     sizes = LessonSizes(each=1, scenes=40, people=40, colours=40)
     first, second = (ClaimChecker(tiny, tmp_path, sizes) for _ in range(2))
     pictures = torch.rand(4, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    said = first.answer("hair", pictures)
+    answers = first.answer("hair", pictures)
     monkeypatch.setattr(claims, "learn_of_prompts", None)  # learning again would fail
-    assert second.answer("hair", pictures) == said
+    assert second.answer("hair", pictures) == answers

@@ -71,9 +71,9 @@ def test_the_concepts_of_quick_are_shipped_as_they_would_be_tuned(tiny, concepts
     assert len(list(SHIPPED.iterdir())) == 2 * max(QUICK.counts)
 
 
-@pytest.mark.parametrize("told", ['{"name": "<cup>"}', "[]", "cup"])
-def test_a_folder_with_an_incomplete_concept_json_is_refused(tmp_path, told):
+@pytest.mark.parametrize("text", ['{"name": "<cup>"}', "[]", "cup"])
+def test_a_folder_with_an_incomplete_concept_json_is_refused(tmp_path, text):
     (tmp_path / "cup").mkdir()
-    (tmp_path / "cup" / "concept.json").write_text(told)
+    (tmp_path / "cup" / "concept.json").write_text(text)
     with pytest.raises(RequestError, match=r"concept\.json: expected"):
         concepts_in(tmp_path)

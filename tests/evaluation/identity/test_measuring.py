@@ -59,9 +59,11 @@ def test_disjoint_sets_are_fused_separately_and_pooled(open_bench):
 
 def test_a_killed_run_continues_from_the_drawings_it_had(open_bench, drawn, monkeypatch):
     model, counting = untouched(), drawings.draw
-    mine = open_bench()
-    wanted = [request for concept in mine.concepts for request in mine.drawings.requests(model, concept, of_class=True)]
-    wanted += mine.drawings.unrelated(model)
+    bench = open_bench()
+    wanted = [
+        request for concept in bench.concepts for request in bench.drawings.requests(model, concept, of_class=True)
+    ]
+    wanted += bench.drawings.unrelated(model)
     calls = []
 
     def killed(*arguments, **others):
@@ -72,7 +74,7 @@ def test_a_killed_run_continues_from_the_drawings_it_had(open_bench, drawn, monk
 
     monkeypatch.setattr(drawings, "draw", killed)
     with pytest.raises(KeyboardInterrupt):
-        mine.drawings.draw(wanted, "half")
+        bench.drawings.draw(wanted, "half")
     before = drawn.total()
     monkeypatch.setattr(drawings, "draw", counting)
     again = open_bench()
@@ -81,66 +83,68 @@ def test_a_killed_run_continues_from_the_drawings_it_had(open_bench, drawn, monk
 
 
 def test_the_untouched_base_does_not_drift_and_a_changed_one_does(open_bench, tiny):
-    mine = open_bench()
-    concept = mine.half("test")[0]
-    changed = single(tiny, mine.tuned.concept(concept, ED_LORA))
-    mine.drawings.draw([*mine.drawings.unrelated(untouched()), *mine.drawings.unrelated(changed)], "ordinary")
-    assert mine.scoring.drift(untouched()).max() < 1e-5
-    assert mine.scoring.drift(changed).mean() > 1e-4
+    bench = open_bench()
+    concept = bench.half("test")[0]
+    changed = single(tiny, bench.tuned.concept(concept, ED_LORA))
+    bench.drawings.draw([*bench.drawings.unrelated(untouched()), *bench.drawings.unrelated(changed)], "ordinary")
+    assert bench.scoring.drift(untouched()).max() < 1e-5
+    assert bench.scoring.drift(changed).mean() > 1e-4
 
 
 def test_words_alone_do_not_change_drawings_of_ordinary_prompts(open_bench, tiny):
     """They are even the same drawings: nothing of the concept is in what made them."""
-    mine = open_bench()
-    told = words_only(tiny, mine.tuned.concept(mine.half("test")[0], ED_LORA))
-    assert [r.key for r in mine.drawings.unrelated(told)] == [r.key for r in mine.drawings.unrelated(untouched())]
+    bench = open_bench()
+    with_words = words_only(tiny, bench.tuned.concept(bench.half("test")[0], ED_LORA))
+    assert [r.key for r in bench.drawings.unrelated(with_words)] == [
+        r.key for r in bench.drawings.unrelated(untouched())
+    ]
 
 
 def test_identical_drawings_have_no_diversity(open_bench, monkeypatch):
-    mine = open_bench(replace(PROTOCOL, seeds=3))
-    concept = mine.half("test")[0]
+    bench = open_bench(replace(PROTOCOL, seeds=3))
+    concept = bench.half("test")[0]
 
     def same(base, prompts, seeds, **others):
         return torch.full((len(prompts), 3, 64, others["how"].width or 64), 0.25)
 
     monkeypatch.setattr(drawings, "draw", same)
     model = untouched()
-    mine.drawings.draw(mine.drawings.requests(model, concept, of_class=True), "the same")
-    assert mine.scoring.scores(model, concept, of_class=True).diversity == pytest.approx(0, abs=1e-4)
+    bench.drawings.draw(bench.drawings.requests(model, concept, of_class=True), "the same")
+    assert bench.scoring.scores(model, concept, of_class=True).diversity == pytest.approx(0, abs=1e-4)
 
 
 @pytest.mark.parametrize(("shown", "each", "all_of_them"), [((0, 1), 1.0, 1.0), ((0, 0), 0.5, 0.0), ((1, 0), 0.0, 0.0)])
 def test_a_picture_of_two_concepts_is_right_only_with_each_in_its_own_half(
     open_bench, tiny, monkeypatch, shown, each, all_of_them
 ):
-    mine = open_bench()
-    two = mine.half("test")
+    bench = open_bench()
+    two = bench.half("test")
     real = [
-        tiny.decode_latents(tiny.encode_pictures(load_pictures(find_pictures(mine.tuned.pictures(c))[:1], 64)))[0]
+        tiny.decode_latents(tiny.encode_pictures(load_pictures(find_pictures(bench.tuned.pictures(c))[:1], 64)))[0]
         for c in two
     ]
     side_by_side = torch.cat([real[i] for i in shown], dim=2)
     monkeypatch.setattr(drawings, "draw", lambda base, prompts, seeds, **others: side_by_side[None])
     (scene,) = multi.scenes_of(two, 2)
-    case = multi.scene_case(mine, untouched(), [scene], multi.CLASSES, "two")
+    case = multi.scene_case(bench, untouched(), [scene], multi.CLASSES, "two")
     assert case.figure("identity_accuracy").mean == each
     assert case.figure("all_recognised").mean == all_of_them
 
 
 def test_a_fused_model_with_all_groups_of_one_concept_draws_that_concept(open_bench, tiny):
     """Groups are exchanged one after the other; each group alone leaves only its changes."""
-    mine = open_bench()
-    concepts = mine.half("test")
-    own = mine.tuned.concept(concepts[0], ED_LORA)
-    spec = mine.spec(concepts, ED_LORA, AVERAGE)
-    mine.fuse_all([spec], "two")
-    fused = mixed = mine.fused.model(spec)
+    bench = open_bench()
+    concepts = bench.half("test")
+    own = bench.tuned.concept(concepts[0], ED_LORA)
+    spec = bench.spec(concepts, ED_LORA, AVERAGE)
+    bench.fuse_all([spec], "two")
+    fused = mixed = bench.fused.model(spec)
     for group in Group:
         mixed = with_own(tiny, mixed, own, group)
     models = {"fused": fused, "mixed": mixed, "single": single(tiny, own)}
-    requests = {name: mine.drawings.requests(model, concepts[0]) for name, model in models.items()}
-    mine.drawings.draw([request for of_model in requests.values() for request in of_model], "three")
-    pictures = {name: torch.stack([mine.cache.picture(r.key) for r in rs[:1]]) for name, rs in requests.items()}
+    requests = {name: bench.drawings.requests(model, concepts[0]) for name, model in models.items()}
+    bench.drawings.draw([request for of_model in requests.values() for request in of_model], "three")
+    pictures = {name: torch.stack([bench.cache.picture(r.key) for r in rs[:1]]) for name, rs in requests.items()}
     assert torch.equal(pictures["mixed"], pictures["single"])
     assert not torch.equal(pictures["fused"], pictures["single"])
     apart = [set(alone(tiny, fused, group).changes()) for group in Group]
@@ -148,27 +152,27 @@ def test_a_fused_model_with_all_groups_of_one_concept_draws_that_concept(open_be
 
 
 def test_drawings_of_different_models_prompts_or_scales_have_different_keys(open_bench, tiny):
-    mine = open_bench()
-    first, second = mine.half("test")
-    one, other = (single(tiny, mine.tuned.concept(c, ED_LORA)) for c in (first, second))
-    keys = {r.key for model, c in ((one, first), (other, second)) for r in mine.drawings.requests(model, c)}
-    keys |= {r.key for r in mine.drawings.requests(untouched(), first, of_class=True)}
-    keys |= {r.key for r in mine.drawings.requests(replace(one, scale=0.5), first)}
+    bench = open_bench()
+    first, second = bench.half("test")
+    one, other = (single(tiny, bench.tuned.concept(c, ED_LORA)) for c in (first, second))
+    keys = {r.key for model, c in ((one, first), (other, second)) for r in bench.drawings.requests(model, c)}
+    keys |= {r.key for r in bench.drawings.requests(untouched(), first, of_class=True)}
+    keys |= {r.key for r in bench.drawings.requests(replace(one, scale=0.5), first)}
     assert len(keys) == 4 * 4
 
 
 def test_counts_beyond_the_number_of_concepts_are_reported_and_left_out(open_bench, capsys):
-    mine = open_bench()
-    assert mine.counts_in("test", (1, 2, 14)) == [1, 2]
+    bench = open_bench()
+    assert bench.counts_in("test", (1, 2, 14)) == [1, 2]
     assert "n = 14 left out: test has 2 concepts" in capsys.readouterr().out
     with pytest.raises(RequestError, match="test has 2 concepts"):
-        mine.counts_in("test", (14, 40))
+        bench.counts_in("test", (14, 40))
     with pytest.raises(RequestError, match="--ranks 2: choose from 4, 1"):
-        Options(mine.fused.folder, ranks=(4, 2))
+        Options(bench.fused.folder, ranks=(4, 2))
 
 
 def test_results_of_another_number_format_are_kept_apart(open_bench, tmp_path):
-    mine, base = open_bench(), load_base("tiny", dtype="bfloat16")
-    half = Bench.on(base, tmp_path / "out", PROTOCOL, scorer=mine.scoring.scorer, concepts=mine.concepts)
+    bench, base = open_bench(), load_base("tiny", dtype="bfloat16")
+    half = Bench.on(base, tmp_path / "out", PROTOCOL, scorer=bench.scoring.scorer, concepts=bench.concepts)
     half.cache.close()
-    assert half.fused.folder != mine.fused.folder and half.fused.folder.parent == mine.fused.folder.parent
+    assert half.fused.folder != bench.fused.folder and half.fused.folder.parent == bench.fused.folder.parent

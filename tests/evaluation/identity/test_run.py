@@ -97,14 +97,14 @@ def test_every_table_plot_and_sheet_is_written(open_bench, monkeypatch, tmp_path
     )
     run_identity(options)
     to = tmp_path / "out" / "results"
-    told = json.loads((to / "identity.json").read_bytes())
-    assert set(told) == {"device", "versions", "rows"}
-    figures = {row["figure"] for row in told["rows"] if row["case"] == "n=2 gradient"}
+    document = json.loads((to / "identity.json").read_bytes())
+    assert set(document) == {"device", "versions", "rows"}
+    figures = {row["figure"] for row in document["rows"] if row["case"] == "n=2 gradient"}
     assert figures >= {
         *("image_alignment", "image_alignment_change", "identity_accuracy", "text_alignment", "drift"),
         *("gain_over_sum_tuned", "gain_over_sum_tuned_low"),
     }
-    assert {"n=2 average", "n=2 sum-tuned"} <= {row["case"] for row in told["rows"]}
+    assert {"n=2 average", "n=2 sum-tuned"} <= {row["case"] for row in document["rows"]}
     page = (tmp_path / "docs" / "results.md").read_text()
     headings = ("Table 1", "Table 2", "Identity against", "Several concepts", "Drift of", "Figure 3")
     for heading in headings:

@@ -155,8 +155,8 @@ def test_another_base_is_measured_with_clip_on_folders_of_pictures(sixteen, clip
     """Folders of pictures, prompts in ordinary English, and CLIP for both alignments."""
     for i in range(4):
         folder = make_pictures(4, f"concepts/{i}", side=64)
-        told = {"name": f"<thing-{i}>", "class": "cup", "category": "objects"}
-        (folder / "concept.json").write_text(json.dumps(told))
+        about = {"name": f"<thing-{i}>", "class": "cup", "category": "objects"}
+        (folder / "concept.json").write_text(json.dumps(about))
     clip = Clip(clip_folder)
     protocol = Protocol(
         prompts=1, seeds=2, probed=2, how=Drawing(steps=1, scheduler="DDIMScheduler", negative="lowres")

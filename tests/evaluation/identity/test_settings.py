@@ -13,20 +13,20 @@ from mos_common.errors import RequestError
 from mos_server.fusion.methods.gradient import GradientSettings
 
 
-def test_it_changes_gradient_fusion_and_no_other_method():
+def test_set_changes_gradient_fusion_and_no_other_method():
     assert GRADIENT.changed(["preserve=2"]).settings == GradientSettings(preserve=2.0)
     assert AVERAGE.changed(["preserve=2"]) == AVERAGE
     with pytest.raises(RequestError, match="did you mean preserve"):
         GRADIENT.changed(["preserv=2"])
 
 
-def test_it_is_refused_where_it_would_not_be_heard():
+def test_set_is_refused_where_it_would_be_ignored():
     with pytest.raises(RequestError, match="--only curve"):
         Options(Path("out"), sets=("preserve=2",))
     assert Options(Path("out"), parts=("curve",), sets=("preserve=2",)).sets == ("preserve=2",)
 
 
-def test_a_study_goes_from_there():
+def test_the_settings_study_starts_from_the_given_settings():
     settings = Study(Path("out"), only=("ridge",), sets=("preserve=2",)).settings()
     assert settings["defaults"] == GradientSettings(preserve=2.0)
     assert settings["ridge 0.3"] == GradientSettings(preserve=2.0, ridge=0.3)

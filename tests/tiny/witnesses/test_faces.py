@@ -11,7 +11,7 @@ from mos_tiny.recipe.world import STYLES
 
 
 @pytest.mark.parametrize("style", STYLES)
-def test_eyes_are_above_the_mouth_and_can_be_taken_away(style, world):
+def test_eyes_are_above_the_mouth_and_can_be_painted_over(style, world):
     (eyes, mouth) = face_boxes(load_art("concepts"), style)
     assert 15 < eyes[0] < eyes[2] <= mouth[0] + 3 and mouth[2] < 56
     i = world.characters.where(style=style)[0]
