@@ -23,7 +23,7 @@ from mos_bench.identity.drawing.protocol import Protocol
 from mos_bench.identity.measuring.cases import Case
 from mos_bench.identity.measuring.curve import Curve
 from mos_bench.identity.measuring.methods import AVERAGE, SUM_TUNED, Method
-from mos_bench.identity.options import PARTS, Options
+from mos_bench.identity.options import PARTS, Options, size_of
 from mos_bench.identity.pages.markdown import curve_table
 from mos_bench.identity.run import run_identity
 from mos_bench.identity.scoring.scores import Scores
