@@ -7,8 +7,10 @@ import pytest
 from PIL import Image
 
 from mos_bench.pictures import compose_pictures
-from mos_bench.tuning import PRESET, VARIANTS, Outcome, mean_and_margin, table
+from mos_bench.teach import run_teach
+from mos_bench.tuning import PRESET, VARIANTS, Outcome, mean_and_margin, run_tuning, table
 from mos_client.tuning.settings import tuning_texts
+from mos_common.errors import RequestError
 from mos_tiny.recipe.compose import World
 from mos_tiny.recipe.kept import kept_subjects
 
@@ -17,7 +19,7 @@ def outcome(variant: str, identity: str, way: float, following: float) -> Outcom
     return Outcome(variant, "objects", identity, way, following, 1.0)
 
 
-def test_changes_are_paired_and_identities_that_only_one_has_do_not_count():
+def test_changes_are_paired_over_the_identities_that_both_have():
     """Differences -.1, -.2, -.3 give -.2 ± t(2) = 4.3027 times .1 / √3."""
     outcomes = [outcome(PRESET, name, way, 0.5) for name, way in (("a", 0.5), ("b", 0.7), ("c", 0.9), ("d", 9.0))]
     outcomes += [outcome("masked loss", name, way, 0.5) for name, way in (("a", 0.4), ("b", 0.5), ("c", 0.6))]
@@ -29,7 +31,7 @@ def test_one_identity_has_no_interval():
     assert mean_and_margin(np.array([0.3])) == (pytest.approx(0.3), float("inf"))
 
 
-def test_every_variant_is_made_of_settings_that_tuning_knows_and_no_two_are_the_same():
+def test_variants_are_distinct_and_made_of_tuning_settings():
     assert VARIANTS[PRESET] == {}
     for changes in VARIANTS.values():
         tuning_texts([f"{name}={value}" for name, value in changes.items() if name != "steps"])
@@ -48,3 +50,15 @@ def test_a_mask_is_the_subject_whatever_lies_behind_it(tmp_path):
         assert all(0.1 < mask.mean() < 0.8 for mask in masks)
         apart = np.abs(pictures[0] - pictures[1]).max(axis=2)[~(masks[0] | masks[1])]
         assert apart.max() <= 16
+
+
+def test_a_part_that_does_not_exist_is_refused(tmp_path):
+    with pytest.raises(RequestError, match="expected a part from 0 to 1"):
+        run_teach(tmp_path, each=1, base="tiny", steps=None, part=2, parts=2)
+    with pytest.raises(RequestError, match="expected a part from 0 to 0"):
+        run_tuning(tmp_path, each=1, base="tiny", only=[], part=1, parts=1)
+
+
+def test_a_change_that_is_not_in_the_table_is_refused(tmp_path):
+    with pytest.raises(RequestError, match=r"'rank one': unknown change; known: preset, .*rank 1"):
+        run_tuning(tmp_path, each=1, base="tiny", only=["rank one"], part=0, parts=1)

@@ -63,7 +63,7 @@ def test_no_kept_style_noun_or_icon_is_in_the_wider_art(widened):
 
 
 @pytest.mark.parametrize(("style", "clothes_begin"), [("toonHead", 55), ("micah", 46), ("personas", 54)])
-def test_no_kept_face_is_in_the_training_list_whatever_it_wears_or_feels(style, clothes_begin, world, widened):
+def test_no_kept_face_is_in_the_training_list_with_any_clothes_or_expression(style, clothes_begin, world, widened):
     """Pixels above the clothes that all views of a kept person share are in no training picture."""
     concepts, people = world.concepts, world.characters
     own = people.pictures[[i for i in world.people if people.labels[i]["style"] == style]]

@@ -10,9 +10,9 @@ import pytest
 from mos_tiny.recipe.art import trained_characters, trained_objects
 from mos_tiny.recipe.compose import NEW_ART, OLD_WORLD, compose
 from mos_tiny.recipe.pictures import as_tensor
-from mos_tiny.recipe.probes import flat_background
 from mos_tiny.recipe.restyle import MANNERS
 from mos_tiny.recipe.tokenizer import POSITIONS
+from mos_tiny.recipe.witnesses.features import flat_background
 
 
 def test_compositions_are_made_of_the_training_list_alone(world):
@@ -28,7 +28,7 @@ def test_the_same_seed_composes_the_same_pictures(world):
     assert one.shape == (6, 64, 128, 3) and one.dtype == np.uint8
 
 
-def test_captions_name_the_colour_that_is_behind(world):
+def test_captions_name_the_colour_of_the_background(world):
     pictures, captions = compose(world, 60, 64, 1)
     on_flat = [i for i, caption in enumerate(captions) if caption.endswith("background")]
     assert len(on_flat) > 20

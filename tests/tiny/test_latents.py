@@ -29,7 +29,7 @@ def test_normalised_latents_have_mean_0_and_deviation_1_and_pictures_stay(vae, w
         torch.testing.assert_close(vae.decode(after.mean).sample, rebuilt, atol=1e-3, rtol=0)
 
 
-def test_what_compose_writes_is_read_by_the_next_step(tmp_path, world, vae):
+def test_the_next_step_reads_what_compose_writes(tmp_path, world, vae):
     pictures, captions = compose(world, 3, 64, 0)
     save_pictures(tmp_path, 64, pictures, captions)
     assert json.loads((tmp_path / "train_64.json").read_text()) == captions

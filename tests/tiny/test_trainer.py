@@ -18,7 +18,7 @@ def small_trainer(tiny, seed: int = 0) -> Trainer:
     return Trainer(build_unet(), build_text_encoder(tiny.tokenizer), tiny.tokenizer, data, "cpu")
 
 
-def test_a_stopped_training_goes_on_with_the_weights_averages_and_optimisers_it_had(tiny, tmp_path):
+def test_a_stopped_training_continues_with_its_weights_averages_and_optimisers(tiny, tmp_path):
     one, other = small_trainer(tiny), small_trainer(tiny, seed=1)
     one.step = 4
     for _ in range(2):  # every sixth batch is of wide pictures, and of half as many
@@ -37,7 +37,7 @@ def test_a_stopped_training_goes_on_with_the_weights_averages_and_optimisers_it_
         assert one.held_out_loss() == other.held_out_loss()
 
 
-def test_the_average_is_borrowed_and_given_back(tiny):
+def test_the_running_average_is_used_within_its_context_only(tiny):
     trainer = small_trainer(tiny)
     trainer.step_once(4, 1e-2)
     weight = trainer.unet.conv_in.weight.detach().clone()

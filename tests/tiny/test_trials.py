@@ -8,7 +8,7 @@ from mos_tiny.recipe.trials import COLOURS, noun_trials, pair_trials, person_tri
 from mos_tiny.recipe.world import SCENES
 
 
-def test_floor_prompts_say_nothing_of_what_is_asked_and_prompts_do(world):
+def test_floor_prompts_omit_the_attributes_that_prompts_name(world):
     random = Random(0)
     nouns, people, pairs = (
         noun_trials(COLOURS, 1, world, random),

@@ -26,13 +26,17 @@ import typer
 
 from mos_common.base_model import TINY, Base, load_base
 from mos_common.files import write_atomically
+from mos_common.scores import ImageScorer
 from mos_common.shell import run, say
-from mos_tiny.recipe.attribute_probes import Answer, AttributeProbes, learn_probes, pictures_of
 from mos_tiny.recipe.compose import World
-from mos_tiny.recipe.probes import Pictures, frechet_distance
+from mos_tiny.recipe.frechet import frechet_distance
 from mos_tiny.recipe.sheet import as_bytes, draw_prompts, save_sheet, tiled
 from mos_tiny.recipe.trials import COLOURS, DRAWN_SCENES, Trial, caption_trials, noun_trials, pair_trials, person_trials
 from mos_tiny.recipe.vae import reconstructed
+from mos_tiny.recipe.witnesses.features import Pictures
+from mos_tiny.recipe.witnesses.lessons import pictures_of
+from mos_tiny.recipe.witnesses.of_trials import TrialWitnesses, learn_of_trials
+from mos_tiny.recipe.witnesses.witness import Answer
 
 COLUMNS = 16
 REAL_FOR_FRECHET = 1500
@@ -40,16 +44,16 @@ REAL_FOR_FRECHET = 1500
 
 @dataclass(frozen=True)
 class Question:
-    """A question about an attribute, with the probe that answers it."""
+    """A question about an attribute, with the witness that answers it."""
 
     name: str
-    asked: str
+    attribute: str
     wanted: float
     answer: Answer
 
     def right(self, trials: Sequence[Trial], pictures: Pictures) -> list[bool]:
         """Tell for each picture whether it shows the truth of its trial."""
-        return [name == trial.truth[self.asked] for name, trial in zip(self.answer(pictures), trials, strict=True)]
+        return [name == trial.truth[self.attribute] for name, trial in zip(self.answer(pictures), trials, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -75,11 +79,11 @@ HEADER = f"{'':34}{'drawn':>7} {'floor':>7} {'ceiling':>8} {'wanted':>7}"
 
 
 class Judge:
-    """A base model, the probes, and the verdicts so far."""
+    """A base model, the witnesses, and the verdicts so far."""
 
     def __init__(self, base: Base, world: World, steps: int, floor: int) -> None:
         self.base, self.world, self.steps, self.floor = base, world, steps, floor
-        self.probes: AttributeProbes = learn_probes(world, base.vae)
+        self.witnesses: TrialWitnesses = learn_of_trials(world, base.vae)
         self.verdicts: list[Verdict] = []
         self.blocks: list[np.ndarray] = []
 
@@ -92,19 +96,21 @@ class Judge:
         untrained = draw_prompts(self.base, [t.untrained for t in few], wide=wide, seed=seed, steps=self.steps)
         rebuilt = reconstructed(self.base.vae, real)
         for question in questions:
-            able = [i for i, trial in enumerate(trials) if question.asked in trial.truth]
-            able_few = [i for i, trial in enumerate(few) if question.asked in trial.truth]
-            asked = [trials[i] for i in able]
-            right = question.right(asked, drawn[able])
+            able = [i for i, trial in enumerate(trials) if question.attribute in trial.truth]
+            able_few = [i for i, trial in enumerate(few) if question.attribute in trial.truth]
+            shown = [trials[i] for i in able]
+            right = question.right(shown, drawn[able])
             verdict = Verdict(
                 question.name,
                 drawn=float(np.mean(right)),
                 floor=float(np.mean(question.right([few[i] for i in able_few], untrained[able_few]))),
-                ceiling=float(np.mean(question.right(asked, rebuilt[able]))),
+                ceiling=float(np.mean(question.right(shown, rebuilt[able]))),
                 wanted=question.wanted,
-                drawings=len(asked),
+                drawings=len(shown),
                 missed=dict(
-                    Counter(t.truth[question.asked] for t, ok in zip(asked, right, strict=True) if not ok).most_common()
+                    Counter(
+                        t.truth[question.attribute] for t, ok in zip(shown, right, strict=True) if not ok
+                    ).most_common()
                 ),
             )
             self.verdicts.append(verdict)
@@ -115,51 +121,51 @@ class Judge:
 
     def ask_all(self, each: int, seed: int = 7) -> dict[str, float]:
         """Ask all questions; return Fréchet distances. `each` scales the number of drawings."""
-        random, probes = Random(seed), self.probes
+        random, answers = Random(seed), self.witnesses.answers
         say(HEADER)
         flat = noun_trials(COLOURS, each, self.world, random)
         self.ask(
             flat,
             [
-                Question("noun, on a flat background", "noun", 0.9, probes.noun_on_flat),
-                Question("background colour", "background", 0.95, probes.flat),
+                Question("noun, on a flat background", "noun", 0.9, answers["noun on a flat background"]),
+                Question("background colour", "background", 0.95, answers["flat background"]),
             ],
             seed,
         )
         self.ask(
             noun_trials(DRAWN_SCENES, each, self.world, random),
             [
-                Question("noun, in a scene", "noun", 0.75, probes.noun_in_scene),
-                Question("scene", "background", 0.95, probes.scene),
+                Question("noun, in a scene", "noun", 0.75, answers["noun in a scene"]),
+                Question("scene", "background", 0.95, answers["scene"]),
             ],
             seed + 1,
         )
         self.ask(
             person_trials(24 * each, self.world, random),
             [
-                Question("person: style", "style", 0.95, probes.style),
-                Question("person: hair colour", "hair colour", 0.85, probes.hair),
-                Question("person: eyes and mouth visible", "eyes and mouth", 0.9, probes.face),
+                Question("person: style", "style", 0.95, answers["style"]),
+                Question("person: hair colour", "hair colour", 0.85, answers["hair colour"]),
+                Question("person: eyes and mouth visible", "eyes and mouth", 0.9, answers["eyes and mouth"]),
             ],
             seed + 2,
         )
         self.ask(
             pair_trials(16 * each, self.world, random),
             [
-                Question("pair of things: both right", "things", 0.6, on_both_sides(probes.thing)),
-                Question("pair of people: both right", "people", 0.6, on_both_sides(probes.person)),
+                Question("pair of things: both right", "things", 0.6, on_both_sides(answers["coloured thing"])),
+                Question("pair of people: both right", "people", 0.6, on_both_sides(answers["person"])),
             ],
             seed + 3,
         )
         say(
-            f"(the face detector takes {probes.faceless_taken_for_faces:.3f} of faces without eyes or mouth "
+            f"(the face detector takes {self.witnesses.faceless_taken_for_faces:.3f} of faces without eyes or mouth "
             "for whole faces)"
         )
         return self.frechet(caption_trials(60 * each, self.world, random), seed + 4)
 
     def frechet(self, trials: list[Trial], seed: int) -> dict[str, float]:
         """Return the Fréchet distances of drawings, floor and ceiling from composed pictures."""
-        features = self.probes.scorer.features
+        features = ImageScorer().features
         others = features(pictures_of(caption_trials(REAL_FOR_FRECHET, self.world, Random(seed))))
         drawn = draw_prompts(self.base, [t.prompt for t in trials], seed=seed, steps=self.steps)
         untrained = draw_prompts(self.base, [t.untrained for t in trials[::4]], seed=seed, steps=self.steps)
@@ -179,7 +185,7 @@ def on_both_sides(answer: Callable[[Pictures], list[str]]) -> Answer:
 
     def both(pictures: Pictures) -> list[str]:
         left, right = (answer(half.contiguous()) for half in pictures.chunk(2, dim=3))
-        return [f"{one} | {other}" for one, other in zip(left, right, strict=True)]
+        return [" | ".join(sides) for sides in zip(left, right, strict=True)]
 
     return both
 
@@ -216,7 +222,7 @@ def judge(
         "seconds": seconds,
         "verdicts": [asdict(verdict) for verdict in measured.verdicts],
         "frechet": distances,
-        "faceless_taken_for_faces": measured.probes.faceless_taken_for_faces,
+        "faceless_taken_for_faces": measured.witnesses.faceless_taken_for_faces,
     }
     write_atomically(out / "judge.json", (json.dumps(report, indent=2) + "\n").encode())
     save_sheet(measured.blocks, out / "judge.png")

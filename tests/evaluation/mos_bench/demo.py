@@ -18,6 +18,7 @@ from pathlib import Path
 
 from mos_bench.participant import Participant
 from mos_bench.processes import Processes
+from mos_client.federation.session import Session
 from mos_common.errors import RequestError
 from mos_common.files import write_atomically
 from mos_common.shell import say
@@ -53,7 +54,9 @@ def run_demo(out: Path, *, steps: int | None = None) -> None:
     """
     out = out.resolve()
     if out.is_dir() and any(out.iterdir()) and not (out / "participants" / PARTICIPANTS[0]).is_dir():
-        raise RequestError(f"{out} holds files that are no demo: give --out a new folder, or an earlier demo's")
+        raise RequestError(
+            f"{out} holds files of something else, which would be deleted: give --out a new folder, or an earlier demo's"
+        )
     shutil.rmtree(out, ignore_errors=True)
     participants = prepare(out)
     state, clock = out / "server", Clock()
@@ -64,13 +67,13 @@ def run_demo(out: Path, *, steps: int | None = None) -> None:
                 "operator",
                 ["mos-server", "init", state, "--host", "127.0.0.1", "--fleet-port", fleet, "--mos-port", mos],
             )
-            for someone in participants:
-                processes.do("operator", ["mos-server", "invite", state, someone.name, "--out", someone.kit])
+            for participant in participants:
+                processes.do("operator", ["mos-server", "invite", state, participant.name, "--out", participant.kit])
         with clock.stage("the round, from joining to downloaded models"):
             processes.start("server", ["mos-server", "serve", state], {"OMP_NUM_THREADS": "2"})
-            for someone in participants:
-                processes.start(someone.name, join_command(someone, steps))
-            names = [someone.name for someone in participants]
+            for participant in participants:
+                processes.start(participant.name, join_command(participant, steps))
+            names = [participant.name for participant in participants]
             processes.start(
                 "operator", ["mos-server", "round", state, "--wait", str(len(participants)), "--deadline", "2h"]
             )
@@ -106,16 +109,17 @@ def prepare(out: Path) -> list[Participant]:
     participants = []
     for name, source in zip(PARTICIPANTS, sorted(p for p in demo_concepts().iterdir() if p.is_dir()), strict=True):
         about = json.loads((source / "concept.json").read_text(encoding="utf-8"))
-        someone = Participant(name, about["name"], about["class"], out / "participants" / name)
-        shutil.copytree(source, someone.pictures)
-        participants.append(someone)
+        participant = Participant(name, about["name"], about["class"], out / "participants" / name)
+        shutil.copytree(source, participant.pictures)
+        participants.append(participant)
     return participants
 
 
-def join_command(someone: Participant, steps: int | None) -> list[str | Path]:
+def join_command(participant: Participant, steps: int | None) -> list[str | Path]:
     """Return `mos-client join` as this participant would type it."""
-    command: list[str | Path] = ["mos-client", "join", someone.kit, someone.pictures, "--concept", someone.concept]
-    command += ["--class", someone.class_word, "--state", someone.state, "--rounds", "1"]
+    command: list[str | Path] = ["mos-client", "join", participant.kit, participant.pictures]
+    command += ["--concept", participant.concept, "--class", participant.class_word]
+    command += ["--state", participant.state, "--rounds", "1"]
     return command + (["--steps", str(steps)] if steps else [])
 
 
@@ -127,17 +131,17 @@ def draw_command(out: Path, participants: list[Participant]) -> list[str | Path]
     """
     left, right = participants[-1], participants[0]
 
-    def both(one: str, other: str) -> str:
-        return f"{one} on the left and {other} on the right in a meadow"
+    def side_by_side(first: str, second: str) -> str:
+        return f"{first} on the left and {second} on the right in a meadow"
 
     a_left, a_right = f"a {left.class_word}", f"a {right.class_word}"
-    regions = [f"{both(left.token, a_right)} @ 0,0,0.5,1", f"{both(a_left, right.token)} @ 0.5,0,1,1"]
+    regions = [f"{side_by_side(left.token, a_right)} @ 0,0,0.5,1", f"{side_by_side(a_left, right.token)} @ 0.5,0,1,1"]
     size: list[str | Path] = ["--width", "128", "--height", "64", "--out", out / "picture.png"]
     return [
         "mos-client",
         "draw",
         out / "fused",
-        both(a_left, a_right),
+        side_by_side(a_left, a_right),
         "--region",
         regions[0],
         "--region",
@@ -148,7 +152,7 @@ def draw_command(out: Path, participants: list[Participant]) -> list[str | Path]
 
 def latest_model(state: Path) -> Path:
     """Return the one model that a participant of one round has downloaded."""
-    (model,) = (folder for folder in (state / "models").iterdir() if (folder / "manifest.json").is_file())
+    (model,) = (folder for folder in Session.load(state).models.iterdir() if (folder / "manifest.json").is_file())
     return model
 
 

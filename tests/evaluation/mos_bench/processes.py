@@ -70,7 +70,7 @@ class Processes:
         self.showing[-1].start()
 
     def wait(self, name: str, *, timeout_s: float | None = None, beside: Sequence[str] = ()) -> None:
-        """Wait until `name` has ended well; fail at once when one of `beside` fails before it ends.
+        """Wait until `name` has succeeded; fail at once when one of `beside` fails before that.
 
         Raises:
             MosError: it failed, took too long, or one beside it failed.

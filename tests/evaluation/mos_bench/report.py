@@ -12,11 +12,12 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from mos_bench.participant import Participant
+from mos_client.federation.session import Session
 from mos_client.pictures.examples import load_pictures
 from mos_client.pictures.folder import split_pictures
 from mos_common.base_model import load_base
 from mos_common.concept import words_of
-from mos_common.concept_file import content_digest, read_concept
+from mos_common.concept_file import concept_from_bytes, content_digest
 from mos_common.files import write_atomically
 from mos_common.fused_model import FusedConcept, FusedModel, NamedConcept, read_fused
 from mos_common.identity import IdentityProbe, probe_for, score_in
@@ -26,6 +27,7 @@ from mos_common.scores import ImageScorer
 from mos_common.shell import say
 from mos_server.fusion.fuse import fuse
 from mos_server.fusion.methods.average import AverageSettings
+from mos_server.state.folder import open_state
 
 SHOWN = 3
 CELL, GAP, HEAD = 128, 6, 26
@@ -37,22 +39,23 @@ def report_of(
     """Return the content of `report.json`, and write `contact-sheet.png`."""
     torch.set_num_threads(2)
     base, fused = load_base("tiny"), read_fused(out / "fused")
-    files = {concept.token: state / "concepts" / f"{concept.digest}.safetensors" for concept in fused.manifest.concepts}
-    named = [NamedConcept(c.participant, read_concept(files[c.token])) for c in fused.manifest.concepts]
+    artefacts = open_state(state).artefacts
+    uploads = {concept.token: artefacts.read_concept(concept.digest) for concept in fused.manifest.concepts}
+    named = [NamedConcept(c.participant, concept_from_bytes(uploads[c.token])) for c in fused.manifest.concepts]
     average = fuse(base, named, AverageSettings(), progress=lambda line: None)
     by_token = {concept.token: concept for concept in fused.manifest.concepts}
     rows, concepts = [], {}
-    for someone in participants:
-        concept = next(n.concept for n in named if n.participant == someone.name)
-        tuned_on, held_back = split_pictures(someone.pictures)
+    for participant in participants:
+        concept = next(n.concept for n in named if n.participant == participant.name)
+        tuned_on, held_back = split_pictures(participant.pictures)
         probe = probe_for(base, concept, load_pictures(held_back, base.picture_size), ImageScorer())
-        said = by_token[someone.token]
-        rows.append(_row(probe, someone, concept, fused, average, load_pictures(tuned_on[:2], base.picture_size)))
-        concepts[someone.concept.strip("<>")] = {
-            "node_key": key_digest(public_pem(load_node_key(someone.state / "node_key"))),
+        fused_concept = by_token[participant.token]
+        rows.append(_row(probe, participant, concept, fused, average, load_pictures(tuned_on[:2], base.picture_size)))
+        concepts[participant.concept.strip("<>")] = {
+            "node_key": key_digest(public_pem(load_node_key(Session.load(participant.state).node_key))),
             "digest": content_digest(concept),
-            "upload_bytes": files[someone.token].stat().st_size,
-            "identity": _identity(said, score_in(probe, average, someone.token)),
+            "upload_bytes": len(uploads[participant.token]),
+            "identity": _identity(fused_concept, score_in(probe, average, participant.token)),
         }
     write_atomically(out / "contact-sheet.png", _png(contact_sheet(rows)))
     size = sum(file.stat().st_size for file in (out / "fused").iterdir())
@@ -75,25 +78,30 @@ def show(out: Path, report: Mapping[str, Any]) -> None:
         say(f"{seconds:>8.1f} s  {stage}")
 
 
-def _identity(said: FusedConcept, average: float) -> dict[str, float]:
-    assert said.identity is not None, "the demo's participants all score the candidate"
+def _identity(concept: FusedConcept, average: float) -> dict[str, float]:
+    assert concept.identity is not None, "the demo's participants all score the candidate"
     return {
-        "class_word": said.identity.class_word,
-        "single": said.identity.single,
+        "class_word": concept.identity.class_word,
+        "single": concept.identity.single,
         "average": average,
-        "fused": said.identity.fused,
-        "ceiling": said.identity.ceiling,
+        "fused": concept.identity.fused,
+        "ceiling": concept.identity.ceiling,
     }
 
 
 def _row(
-    probe: IdentityProbe, someone: Participant, concept: Any, fused: FusedModel, average: FusedModel, pictures: Tensor
+    probe: IdentityProbe,
+    participant: Participant,
+    concept: Any,
+    fused: FusedModel,
+    average: FusedModel,
+    pictures: Tensor,
 ) -> list[tuple[str, Tensor]]:
     single = probe.drawings(concept.name, concept.pairs, {concept.name: words_of(concept, probe.base)})[:SHOWN]
-    both = [probe.drawings(someone.token, model.changes, model.vocabulary)[:SHOWN] for model in (fused, average)]
+    both = [probe.drawings(participant.token, model.changes, model.vocabulary)[:SHOWN] for model in (fused, average)]
     titles = [
-        f"pictures of {someone.concept}",
-        *(f"{kind} {someone.concept}" for kind in ("single", "fused", "weight-averaged")),
+        f"pictures of {participant.concept}",
+        *(f"{kind} {participant.concept}" for kind in ("single", "fused", "weight-averaged")),
     ]
     return list(zip(titles, [pictures, single, *both], strict=True))
 

@@ -44,10 +44,10 @@ def command_line() -> str:
 
 def versions() -> dict[str, str]:
     """Return the versions of Python and of the packages that were used."""
-    found = {"python": platform.python_version()}
+    installed = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
-            found[name] = version(name)
+            installed[name] = version(name)
         except PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+            installed[name] = "not installed"
+    return installed

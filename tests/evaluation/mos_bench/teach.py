@@ -23,6 +23,7 @@ from mos_client.tuning.tune_folder import tune_folder
 from mos_common.base_model import Base, load_base
 from mos_common.concept_file import read_concept
 from mos_common.digests import digest_of_code, digest_of_json, modules_of
+from mos_common.errors import RequestError
 from mos_common.files import write_atomically
 from mos_common.fingerprint import sampler_of
 from mos_common.identity import probe_for, score_ceiling, score_class_word, score_single
@@ -50,7 +51,8 @@ TAUGHT_BY = (
         ]
     ),
     *("mos_common.prompts", "mos_common.scores", "mos_bench.pictures", "mos_bench.teach"),
-    *(f"mos_tiny.recipe.{name}" for name in ["art", "compose", "restyle", "scenes", "sprites", "wider", "world"]),
+    *(f"mos_tiny.recipe.{name}" for name in ["art", "compose", "demonstration", "kept", "restyle", "scenes"]),
+    *(f"mos_tiny.recipe.{name}" for name in ["sprites", "wider", "world"]),
 )
 
 
@@ -91,22 +93,26 @@ def teach(out: Path, *, each: int, base_name: str, steps: int | None, part: int,
     base = load_base(base_name)
     folder = out / base.fingerprint[:12] / f"steps-{steps or base.preset.steps}"
     key = digest_of_json(taught_on(base))[:12]
-    world, found = World(), []
+    world, results = World(), []
     for i, (kind, name, views) in enumerate(chosen(each)):
         done = folder / f"{name}-{key}.json"
         if not done.is_file() and i % parts == part:
             taught = _taught(base, folder, kind, name, views, steps, world)
             write_atomically(done, json.dumps(asdict(taught)).encode())
         if done.is_file():
-            found.append(Taught(**json.loads(done.read_bytes())))
-            say(_line(found[-1]))
-    told = {"base": base.fingerprint, "wanted": WANTED, "identities": [asdict(one) | {"way": one.way} for one in found]}
-    write_atomically(out / "teach.json", json.dumps(told, indent=1).encode() + b"\n")
+            results.append(Taught(**json.loads(done.read_bytes())))
+            say(_line(results[-1]))
+    summary = {
+        "base": base.fingerprint,
+        "wanted": WANTED,
+        "identities": [asdict(taught) | {"way": taught.way} for taught in results],
+    }
+    write_atomically(out / "teach.json", json.dumps(summary, indent=1).encode() + b"\n")
     for kind in KINDS:
-        ways = [one.way for one in found if one.kind == kind]
+        ways = [taught.way for taught in results if taught.kind == kind]
         if ways:
             say(f"{kind}: {np.mean(ways):.2f} of the way on average over {len(ways)}, wanted {WANTED}")
-    return found
+    return results
 
 
 def chosen(each: int) -> Iterator[tuple[str, str, list[Subject]]]:
@@ -141,14 +147,31 @@ def class_word_of(view: Subject) -> str:
     return str(view.label.get("noun", "thing"))
 
 
-def _line(one: Taught) -> str:
+def check_part(part: int, parts: int) -> None:
+    """Check the share of the work that a process is to do.
+
+    Raises:
+        RequestError: there is no such part; it would do nothing.
+
+    """
+    if not 0 <= part < parts:
+        raise RequestError(f"--part {part} with --parts {parts}: expected a part from 0 to {parts - 1}")
+
+
+def _line(taught: Taught) -> str:
     return (
-        f"{one.kind:>14} {one.name:>24}  floor {one.floor:.3f}  single {one.single:.3f}  ceiling {one.ceiling:.3f}  "
-        f"way {one.way:.2f}"
+        f"{taught.kind:>14} {taught.name:>24}  floor {taught.floor:.3f}  single {taught.single:.3f}  "
+        f"ceiling {taught.ceiling:.3f}  way {taught.way:.2f}"
     )
 
 
 def run_teach(out: Path, *, each: int, base: str, steps: int | None, part: int, parts: int) -> None:
-    """Run `mos-bench teach`."""
+    """Run `mos-bench teach`.
+
+    Raises:
+        RequestError: there is no such part.
+
+    """
+    check_part(part, parts)
     torch.set_num_threads(1 if parts > 1 else 2)
     teach(out, each=each, base_name=base, steps=steps, part=part, parts=parts)

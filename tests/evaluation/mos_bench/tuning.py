@@ -19,9 +19,9 @@ import numpy as np
 import torch
 from scipy import stats
 
-from mos_bench.identity.statistics import LEVEL
+from mos_bench.identity.measuring.statistics import LEVEL
 from mos_bench.pictures import compose_pictures
-from mos_bench.teach import chosen, class_word_of, taught_on
+from mos_bench.teach import check_part, chosen, class_word_of, taught_on
 from mos_client.pictures.examples import load_pictures
 from mos_client.pictures.folder import split_pictures
 from mos_client.tuning.request import TuneRequest
@@ -32,6 +32,7 @@ from mos_common.concept_file import read_concept
 from mos_common.digests import digest_of_code, digest_of_json
 from mos_common.drawing import Drawing, draw
 from mos_common.edlora import LowRank, attached
+from mos_common.errors import RequestError
 from mos_common.files import write_atomically
 from mos_common.prompts import SCORED, about
 from mos_common.scores import ImageScorer, context_alignment, image_alignment
@@ -102,7 +103,7 @@ def measure(out: Path, *, each: int, base_name: str, only: Sequence[str], part: 
     Outcomes already measured on the same base with the same settings are kept. `part` of `parts`
     tunes only its share, so that several processes divide the work.
     """
-    base, world, found = load_base(base_name), World(), []
+    base, world, outcomes = load_base(base_name), World(), []
     folder = out / base.fingerprint[:12]
     variants = {name: VARIANTS[name] for name in VARIANTS if not only or name in (PRESET, *only)}
     for i, (kind, name, views) in enumerate(chosen(each)):
@@ -112,32 +113,37 @@ def measure(out: Path, *, each: int, base_name: str, only: Sequence[str], part: 
                 outcome = _outcome(base, folder, variant, changes, kind, name, views, world)
                 write_atomically(done, json.dumps(asdict(outcome)).encode())
             if done.is_file():
-                found.append(Outcome(**json.loads(done.read_bytes()) | {"variant": variant}))
-                say(f"{found[-1].variant:>40} {name:>20}  way {found[-1].way:.2f}  following {found[-1].following:.2f}")
-    if found:
-        told = {"base": base.fingerprint, "preset": base.preset.name, "outcomes": [asdict(one) for one in found]}
-        write_atomically(out / "tuning.json", json.dumps(told, indent=1).encode() + b"\n")
-        write_atomically(out / "tuning.md", ("\n".join(table(found)) + "\n").encode())
-    return found
+                outcome = Outcome(**json.loads(done.read_bytes()) | {"variant": variant})
+                outcomes.append(outcome)
+                say(f"{variant:>40} {name:>20}  way {outcome.way:.2f}  following {outcome.following:.2f}")
+    if outcomes:
+        summary = {
+            "base": base.fingerprint,
+            "preset": base.preset.name,
+            "outcomes": [asdict(outcome) for outcome in outcomes],
+        }
+        write_atomically(out / "tuning.json", json.dumps(summary, indent=1).encode() + b"\n")
+        write_atomically(out / "tuning.md", ("\n".join(table(outcomes)) + "\n").encode())
+    return outcomes
 
 
 def table(outcomes: Sequence[Outcome]) -> Iterator[str]:
     """Yield Markdown: the preset's means, then the paired difference of every change."""
     by_variant: dict[str, dict[str, Outcome]] = {}
-    for one in outcomes:
-        by_variant.setdefault(one.variant, {})[one.identity] = one
+    for outcome in outcomes:
+        by_variant.setdefault(outcome.variant, {})[outcome.identity] = outcome
     preset = by_variant[PRESET]
     yield "| setting | way | change | following | change | seconds |"
     yield "|---|---|---|---|---|---|"
-    for variant, found in by_variant.items():
-        both = sorted(found.keys() & preset.keys())
+    for variant, of_variant in by_variant.items():
+        both = sorted(of_variant.keys() & preset.keys())
         cells = []
         for figure in ("way", "following"):
-            values = np.array([getattr(found[name], figure) for name in both])
+            values = np.array([getattr(of_variant[name], figure) for name in both])
             differences = values - np.array([getattr(preset[name], figure) for name in both])
             cells.append(f"{values.mean():.3f}")
             cells.append("" if variant == PRESET else "{:+.3f} ± {:.3f}".format(*mean_and_margin(differences)))
-        seconds = np.median([found[name].seconds for name in both])
+        seconds = np.median([of_variant[name].seconds for name in both])
         yield f"| {variant} | {' | '.join(cells)} | {seconds:.0f} |"
 
 
@@ -210,3 +216,17 @@ def _digest(base: Base, changes: Mapping[str, str]) -> str:
     code = digest_of_code(("mos_bench.tuning",))
     made_by = {"changes": dict(changes), "on": taught_on(base), "code": code, "seeds": SEEDS, "contexts": SCORED}
     return digest_of_json(made_by)[:12]
+
+
+def run_tuning(out: Path, *, each: int, base: str, only: Sequence[str], part: int, parts: int) -> None:
+    """Run `mos-bench tuning`.
+
+    Raises:
+        RequestError: there is no such part, or no change of such a name.
+
+    """
+    check_part(part, parts)
+    if unknown := sorted(set(only) - VARIANTS.keys()):
+        raise RequestError(f"--only {unknown[0]!r}: unknown change; known: {', '.join(VARIANTS)}")
+    torch.set_num_threads(1 if parts > 1 else 2)
+    measure(out, each=each, base_name=base, only=only, part=part, parts=parts)

@@ -1,0 +1,38 @@
+"""`--set` of the bench changes gradient fusion, and the axes of the study start from it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mos_bench.identity.measuring.methods import AVERAGE, GRADIENT
+from mos_bench.identity.options import Options
+from mos_bench.identity.settings_study import Study
+from mos_common.errors import RequestError
+from mos_server.fusion.methods.gradient import GradientSettings
+
+
+def test_set_changes_gradient_fusion_and_no_other_method():
+    assert GRADIENT.changed(["preserve=2"]).settings == GradientSettings(preserve=2.0)
+    assert AVERAGE.changed(["preserve=2"]) == AVERAGE
+    with pytest.raises(RequestError, match="did you mean preserve"):
+        GRADIENT.changed(["preserv=2"])
+
+
+def test_set_is_refused_where_it_would_be_ignored():
+    with pytest.raises(RequestError, match="--only curve"):
+        Options(Path("out"), sets=("preserve=2",))
+    assert Options(Path("out"), parts=("curve",), sets=("preserve=2",)).sets == ("preserve=2",)
+
+
+def test_the_settings_study_starts_from_the_given_settings():
+    settings = Study(Path("out"), only=("ridge",), sets=("preserve=2",)).settings()
+    assert settings["defaults"] == GradientSettings(preserve=2.0)
+    assert settings["ridge 0.3"] == GradientSettings(preserve=2.0, ridge=0.3)
+
+
+@pytest.mark.parametrize("kind", [Options, Study])
+def test_a_split_that_does_not_exist_is_refused(kind):
+    with pytest.raises(RequestError, match="--split train: choose dev or test"):
+        kind(Path("out"), half="train")

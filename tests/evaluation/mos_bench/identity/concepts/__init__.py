@@ -1,0 +1,1 @@
+"""What is measured: concepts, prompts about them, and their tuned files."""

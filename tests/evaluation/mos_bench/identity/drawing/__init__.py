@@ -1,0 +1,1 @@
+"""Models to draw with, and requests for drawings."""

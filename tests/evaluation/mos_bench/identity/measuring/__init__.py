@@ -1,0 +1,1 @@
+"""Every measurement, from tuned concepts to scored cases with intervals."""

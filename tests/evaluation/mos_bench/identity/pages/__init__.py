@@ -1,0 +1,1 @@
+"""What a run writes: rows, tables in Markdown, plots and contact sheets."""

@@ -1,0 +1,1 @@
+"""Scores of drawings: image features, references, and claims of prompts."""

@@ -1,0 +1,1 @@
+"""What was already computed, and which process computes what."""
