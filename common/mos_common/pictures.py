@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import Any
 
 from jaxtyping import Float
 from PIL import Image
@@ -14,7 +15,7 @@ from mos_common.files import write_atomically
 
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 # Other tools' usual defaults blur the edges of colours; a drawing is kept as it was made.
-OPTIONS = {"JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"lossless": True}}
+OPTIONS: dict[str, dict[str, Any]] = {"JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"lossless": True}}
 
 
 def as_image(picture: Float[Tensor, "3 height width"]) -> Image.Image:

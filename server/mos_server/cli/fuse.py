@@ -89,6 +89,7 @@ def fuse(
     from mos_server.fusion.methods.method import Option
     from mos_server.fusion.settings import FusionSettings
     from mos_server.models.fuse_files import fuse_files, fuse_state, kept_settings
+    from mos_server.state.folder import open_state
 
     chosen = only.split(",") if only else []
     before = kept_settings(state, round_id, chosen) if state is not None else FusionSettings()
