@@ -60,6 +60,9 @@ def read_prompts(
 ) -> Conditioning:
     """Encode prompts and regions, and with guidance one `negative` text for each prompt.
 
+    Without a `negative` text, the unconditional features are those of the empty text, or zeros if
+    the base asks for them.
+
     Raises:
         RequestError: a prompt names a concept that `vocabulary` does not have, or names it too
             late.
@@ -69,6 +72,17 @@ def read_prompts(
     texts = [tokenise(base, prompt, vocabulary) for prompt in [*unconditional, *prompts]]
     features = encode_token_ids(base, texts, vocabulary)
     pooled = encode_pooled(base, texts, vocabulary)
+    if not negative and base.force_zeros_for_empty_prompt:
+        features, pooled = (_without(encoded, len(unconditional)) for encoded in (features, pooled))
     region_features = encode_prompts(base, [region.prompt for region in regions], vocabulary) if regions else ()
     region_texts = tuple(RegionText(*pair) for pair in zip(regions, region_features, strict=True))
     return Conditioning(features, guidance, region_texts, aspect, pooled)
+
+
+def _without(encoded: Tensor | None, rows: int) -> Tensor | None:
+    """Return the encoded texts with zeros in place of the first rows."""
+    if encoded is None:
+        return None
+    zeroed = encoded.clone()
+    zeroed[:rows] = 0
+    return zeroed

@@ -40,6 +40,7 @@ RECORDED_BY = (
         f"mos_common.{name}"
         for name in [
             "attention",
+            "base_loading",
             "base_model",
             "concept",
             "conditioning",
@@ -48,6 +49,7 @@ RECORDED_BY = (
             "layers",
             "prompts",
             "regions",
+            "samplers",
             "words",
         ]
     ),
@@ -102,6 +104,7 @@ class Recording:
             guidance = base.preset.guidance if settings.guidance is None else settings.guidance
             made_by |= {"steps": settings.steps, "guidance": guidance, "batch": settings.batch}
             made_by |= {"sampler": sampler_of(base.scheduler), "size": base.picture_size}
+            made_by |= {"zeros": base.force_zeros_for_empty_prompt}
         else:
             made_by |= {"rows": settings.row_weights}
         whose = content_digest(concept) if concept else "ordinary"

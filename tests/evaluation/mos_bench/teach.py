@@ -39,6 +39,7 @@ TAUGHT_BY = (
         f"mos_common.{name}"
         for name in [
             "attention",
+            "base_loading",
             "base_model",
             "concept",
             "conditioning",
@@ -46,6 +47,7 @@ TAUGHT_BY = (
             "edlora",
             "identity",
             "layers",
+            "samplers",
             "words",
         ]
     ),

@@ -20,6 +20,7 @@ from mos_server.fusion.statistics import RECORDED_BY, Recording, Statistics
 
 # Modules that recording imports but that do not decide what is recorded: the key covers them.
 DO_NOT_DECIDE = {
+    "mos_common.base_configuration",  # refuses bases, and changes none
     "mos_common.concept_file",  # content digests: the first half of the file's name
     "mos_common.digests",
     "mos_common.errors",
@@ -27,6 +28,7 @@ DO_NOT_DECIDE = {
     "mos_common.fingerprint",  # the base's fingerprint
     "mos_common.fingerprint_keys",
     "mos_common.fused_model",
+    "mos_common.libraries",  # what the libraries log
     "mos_common.names",
     "mos_common.presets",  # guidance
     "mos_common.progress",

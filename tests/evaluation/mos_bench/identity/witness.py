@@ -45,7 +45,7 @@ WITNESSED_BY = (
     *(f"mos_bench.identity.{name}" for name in ("concepts", "protocol", "recogniser", "witness")),
     *(f"mos_tiny.recipe.{name}" for name in ("art", "compose", "pictures", "probes", "restyle", "scenes", "sprites")),
     *(f"mos_tiny.recipe.{name}" for name in ("trials", "wider", "world")),
-    *("mos_common.base_model", "mos_common.scores"),
+    *("mos_common.base_loading", "mos_common.base_model", "mos_common.scores"),
 )
 SEED = 4000
 AT_ONCE = 32
