@@ -174,10 +174,10 @@ def judge_fit(name: str, configurations: Mapping[str, Mapping[str, Any]]) -> Non
             f"{channels[2]}. A model for inpainting (9), instructions (8) or upscaling (7) needs a picture beside the "
             "prompt: use the plain text-to-image model"
         )
-    if not isinstance(unet["sample_size"], int):
+    if not isinstance(unet["sample_size"], int) or not isinstance(vae["scaling_factor"], int | float):
         raise BaseModelError(
-            f"{name} cannot be used: sample_size of its unet is {_shown(unet['sample_size'])}, expected one whole "
-            "number: the side of square latents"
+            f"{name} cannot be used: sample_size of its unet is {_shown(unet['sample_size'])} and scaling_factor of its "
+            f"vae {_shown(vae['scaling_factor'])}, expected one whole number, the side of square latents, and a number"
         )
     second = configurations.get("text_encoder_2")
     width = int(text["hidden_size"]) + (int(second["hidden_size"]) if second else 0)

@@ -15,9 +15,9 @@ def quiet_libraries() -> Iterator[None]:
 
     libraries = (of_diffusers, of_transformers)
     before = [library.get_verbosity() for library in libraries]
-    of_transformers.disable_progress_bar()
     try:
         for library in libraries:
+            library.disable_progress_bar()
             library.set_verbosity(library.CRITICAL)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)

@@ -99,12 +99,12 @@ class Recording:
             "subject": concept.trigger or concept.class_word if concept and not concept.words else None,
             "attached": _digest(self.attached),
             "unconditional": settings.unconditional,
+            "zeros": base.force_zeros_for_empty_prompt,
         }
         if self.group is Group.SPATIAL:
             guidance = base.preset.guidance if settings.guidance is None else settings.guidance
             made_by |= {"steps": settings.steps, "guidance": guidance, "batch": settings.batch}
             made_by |= {"sampler": sampler_of(base.scheduler), "size": base.picture_size}
-            made_by |= {"zeros": base.force_zeros_for_empty_prompt}
         else:
             made_by |= {"rows": settings.row_weights}
         whose = content_digest(concept) if concept else "ordinary"

@@ -61,6 +61,7 @@ def taught_on(base: Base) -> dict[str, object]:
     return {
         "base": base.fingerprint,
         "sampler": sampler_of(base.scheduler),
+        "zeros": base.force_zeros_for_empty_prompt,
         "preset": asdict(base.preset),
         "number format": str(base.dtype),
         "code": digest_of_code(TAUGHT_BY),
