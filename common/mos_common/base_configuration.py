@@ -179,6 +179,9 @@ def judge_fit(name: str, configurations: Mapping[str, Mapping[str, Any]]) -> Non
             f"{name} cannot be used: sample_size of its unet is {_shown(unet['sample_size'])} and scaling_factor of its "
             f"vae {_shown(vae['scaling_factor'])}, expected one whole number, the side of square latents, and a number"
         )
+    blocks = [*unet["down_block_types"], unet["mid_block_type"], *unet["up_block_types"]]
+    if not any("CrossAttn" in str(block) for block in blocks):
+        raise BaseModelError(f"{name} cannot be used: its unet has no cross-attention, so it reads no prompt")
     second = configurations.get("text_encoder_2")
     width = int(text["hidden_size"]) + (int(second["hidden_size"]) if second else 0)
     reads = unet["cross_attention_dim"]

@@ -7,10 +7,10 @@ from pathlib import Path
 import diffusers
 import pytest
 import torch
-from reference.miniatures import LAYOUTS, NOISE, by_diffusers, edit, tokenizer, unet, vae, write_miniature, xl_unet
 
 from mos_common.base_model import load_base
 from mos_common.drawing import Drawing, draw
+from reference.miniatures import LAYOUTS, NOISE, by_diffusers, edit, tokenizer, unet, vae, write_miniature, xl_unet
 
 CLOSE = {"rtol": 0, "atol": 1e-4}
 PROMPT = "a cat, a dog"

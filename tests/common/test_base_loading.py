@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from reference.miniatures import edit, miniature, text_encoder, tokenizer, write_miniature
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModelWithProjection
 
 from mos_common.base_model import fingerprint_of, load_base
 from mos_common.errors import BaseModelError
+from reference.miniatures import edit, miniature, text_encoder, tokenizer, write_miniature
 
 WEIGHTS = {
     "text_encoder": "model.safetensors",

@@ -9,12 +9,12 @@ from pathlib import Path
 import diffusers
 import pytest
 import torch
-from reference.miniatures import NOISE, by_diffusers, edit, of_version_two, write_miniature
 
 from mos_common.base_model import Base, load_base
 from mos_common.drawing import Drawing, draw, scheduler_for
 from mos_common.errors import RequestError
 from mos_common.samplers import KNOWN
+from reference.miniatures import NOISE, by_diffusers, edit, of_version_two, write_miniature
 
 # They differ by their step only: these draw noise in every step.
 NOISY = {
@@ -108,7 +108,7 @@ def test_a_scheduler_that_does_not_follow_the_noise_schedule_is_refused(tmp_path
 def test_steps_that_a_scheduler_cannot_take_are_refused_in_one_line(with_sampler):
     """LCM takes at most as many as it was distilled for."""
     _, base = with_sampler("LCMScheduler")
-    with pytest.raises(RequestError, match="60 steps with LCMScheduler: .*50") as refused:
+    with pytest.raises(RequestError, match=r"60 steps with LCMScheduler: .*50") as refused:
         draw(base, ["cat"], [7], how=Drawing(steps=60))
     assert "\n" not in str(refused.value)
 

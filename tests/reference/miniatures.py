@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +20,17 @@ LAYOUTS = ("sd1", "sd2", "xl", "xl without zeros")
 
 def write_miniature(folder: Path, layout: str = "sd1", **parts: Any) -> Path:
     """Write a miniature of a layout, some of its parts replaced by `parts`."""
-    miniature(layout, **parts).save_pretrained(folder)
+    with corrections_unsaid():
+        miniature(layout, **parts).save_pretrained(folder)
     return folder
+
+
+@contextmanager
+def corrections_unsaid() -> Iterator[None]:
+    """Keep diffusers' pipelines from warning of what they correct in old configurations."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        yield
 
 
 def miniature(layout: str = "sd1", **parts: Any) -> Any:
@@ -54,7 +66,7 @@ def of_version_two() -> diffusers.DDIMScheduler:
 
 
 def tokenizer(pad: str = "<|endoftext|>", **more: Any) -> CLIPTokenizer:
-    """Return CLIP's tokenizer over single letters; the end-of-text token is the last, as in CLIP."""
+    """Return CLIP's tokenizer over single letters, with the end-of-text token last as in CLIP."""
     letters = [chr(c) for c in range(ord("!"), ord("~") + 1)]
     tokens = [*letters, *(f"{letter}</w>" for letter in letters), "ca", "cat</w>", "<|startoftext|>", "<|endoftext|>"]
     vocabulary = {token: number for number, token in enumerate(tokens)}
@@ -135,10 +147,11 @@ def edit(file: Path, **changes: object) -> None:
 
 def by_diffusers(folder: Path, prompt: str, seed: int, **how: Any) -> torch.Tensor:
     """Return the picture of diffusers' own pipeline for a folder, in [-1, 1]."""
-    pipeline = diffusers.DiffusionPipeline.from_pretrained(folder)
-    pipeline.set_progress_bar_config(disable=True)
-    generator = [torch.Generator().manual_seed(seed)]
-    return pipeline([prompt], generator=generator, output_type="pt", **how).images * 2 - 1
+    with corrections_unsaid():
+        pipeline = diffusers.DiffusionPipeline.from_pretrained(folder)
+        pipeline.set_progress_bar_config(disable=True)
+        generator = [torch.Generator().manual_seed(seed)]
+        return pipeline([prompt], generator=generator, output_type="pt", **how).images * 2 - 1
 
 
 def _xl(**parts: Any) -> diffusers.StableDiffusionXLPipeline:
