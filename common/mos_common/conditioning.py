@@ -73,16 +73,15 @@ def read_prompts(
     features = encode_token_ids(base, texts, vocabulary)
     pooled = encode_pooled(base, texts, vocabulary)
     if not negative and base.force_zeros_for_empty_prompt:
-        features, pooled = (_without(encoded, len(unconditional)) for encoded in (features, pooled))
+        features = _without(features, len(unconditional))
+        pooled = None if pooled is None else _without(pooled, len(unconditional))
     region_features = encode_prompts(base, [region.prompt for region in regions], vocabulary) if regions else ()
     region_texts = tuple(RegionText(*pair) for pair in zip(regions, region_features, strict=True))
     return Conditioning(features, guidance, region_texts, aspect, pooled)
 
 
-def _without(encoded: Tensor | None, rows: int) -> Tensor | None:
+def _without(encoded: Tensor, rows: int) -> Tensor:
     """Return the encoded texts with zeros in place of the first rows."""
-    if encoded is None:
-        return None
     zeroed = encoded.clone()
     zeroed[:rows] = 0
     return zeroed

@@ -14,6 +14,7 @@ from mos_common.attention import KeyValueCache, conditioned
 from mos_common.base_model import Base
 from mos_common.conditioning import Conditioning, read_prompts
 from mos_common.errors import RequestError
+from mos_common.libraries import quiet_libraries
 from mos_common.progress import CountProgress
 from mos_common.regions import Region
 from mos_common.samplers import sampler_for, stepper
@@ -134,7 +135,8 @@ def denoise(
     Keys and values of the text are computed in the first step and reused in the others. A sampler
     that adds noise takes it from `generators`, one for each picture.
     """
-    scheduler.set_timesteps(steps, device=base.device)
+    with quiet_libraries():
+        scheduler.set_timesteps(steps, device=base.device)
     take = stepper(scheduler, generators)
     latents: Tensor = noise * scheduler.init_noise_sigma
     guided = conditioning.unconditional_rows > 0

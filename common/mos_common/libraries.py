@@ -20,7 +20,8 @@ def quiet_libraries() -> Iterator[None]:
             library.disable_progress_bar()
             library.set_verbosity(library.CRITICAL)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)
+            for kind in (FutureWarning, DeprecationWarning):
+                warnings.simplefilter("ignore", kind)
             yield
     finally:
         for library, level in zip(libraries, before, strict=True):
