@@ -11,12 +11,13 @@ import logging
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from mos_common.base_loading import FolderFiles, load_parts, settle_old_size
 from mos_common.errors import BaseModelError, RequestError
 from mos_common.fingerprint import fingerprint_in_bfloat16, fingerprints_of
 from mos_common.presets import Preset, preset_for
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 TINY = "tiny"
-PARTS = {"tokenizer", "tokenizer_2", "text_encoder", "text_encoder_2", "unet", "vae", "scheduler"}
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -42,6 +42,9 @@ class Base:
     whether it was downloaded in float16 or float32; `legacy_fingerprint` is its fingerprint in
     release 0.1.0 (`fingerprint.py`). `rounded`: the weights were rounded to bfloat16.
     `text_encoder_2` and `tokenizer_2` exist in XL only; both tokenizers have the same vocabulary.
+    `force_zeros_for_empty_prompt`: without a negative prompt, guidance moves away from zeros, as XL
+    asks, and not from the encoded empty text. It is no part of the fingerprint: concepts are tuned
+    without guidance, so they fit either way, and what is drawn or recorded is keyed by it.
     """
 
     name: str
@@ -55,6 +58,7 @@ class Base:
     tokenizer_2: CLIPTokenizer | None = None
     legacy_fingerprint: str = ""
     rounded: bool = False
+    force_zeros_for_empty_prompt: bool = False
 
     @cached_property
     def layout(self) -> Layout:
@@ -115,7 +119,7 @@ class Base:
     @property
     def text_length(self) -> int:
         """Token positions of one prompt, including the start and end tokens."""
-        return int(self.text_encoder.config.max_position_embeddings)
+        return min(int(self.text_encoder.config.max_position_embeddings), int(self.tokenizer.model_max_length))
 
     @property
     def latent_channels(self) -> int:
@@ -167,8 +171,9 @@ def load_base(name: str = TINY, *, device: str | None = None, dtype: str | None 
     """
     target_device, target_dtype = choose_device(device), choose_dtype(dtype, choose_device(device))
     folder = base_path(name)
-    parts = _load_parts(name, folder)
+    parts = load_parts(name, FolderFiles(folder))
     named = fingerprints_of(parts)
+    settle_old_size(parts)
     for part in ("text_encoder", "text_encoder_2", "unet", "vae"):
         if part not in parts:
             continue
@@ -247,61 +252,6 @@ def _dtype_of(module: nn.Module) -> torch.dtype:
 
 def _device_of(module: nn.Module) -> torch.device:
     return next(module.parameters()).device
-
-
-def _load_parts(name: str, folder: Path) -> dict[str, Any]:
-    from diffusers import AutoencoderKL, DiffusionPipeline, SchedulerMixin, UNet2DConditionModel
-    from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
-    from transformers.utils import logging as transformers_logging
-
-    try:
-        index = dict(DiffusionPipeline.load_config(folder, local_files_only=True))
-    except (OSError, ValueError, TypeError) as error:
-        raise BaseModelError(f"{name} is not a diffusion model: its model_index.json cannot be read") from error
-    has = {part for part, kind in index.items() if isinstance(kind, list) and all(kind)}
-    if "text_encoder_3" in has or not {"unet", "vae", "text_encoder", "tokenizer", "scheduler"} <= has:
-        raise BaseModelError(
-            f"{name} is a {index.get('_class_name', 'folder of unknown kind')}; "
-            "this version works with Stable Diffusion 1.x and XL models "
-            "(one or two CLIP text encoders, a UNet2DConditionModel, an AutoencoderKL)"
-        )
-    missing = [part for part in sorted(has & PARTS) if not (folder / part).is_dir()]
-    if missing:
-        raise BaseModelError(f"{name} has no folder {missing[0]}, which its model_index.json names: it is incomplete")
-    transformers_logging.disable_progress_bar()
-    try:
-        import diffusers
-
-        scheduler_class = getattr(diffusers, index["scheduler"][1])
-        if not issubclass(scheduler_class, SchedulerMixin):
-            raise BaseModelError(
-                f"{name} names {index['scheduler'][1]} as its scheduler, which is not a scheduler of diffusers"
-            )
-        parts = {
-            "tokenizer": CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True),
-            "text_encoder": CLIPTextModel.from_pretrained(
-                folder / "text_encoder", dtype=torch.float32, local_files_only=True
-            ),
-            "unet": UNet2DConditionModel.from_pretrained(
-                folder / "unet", dtype=torch.float32, local_files_only=True, low_cpu_mem_usage=False
-            ),
-            "vae": AutoencoderKL.from_pretrained(
-                folder / "vae", dtype=torch.float32, local_files_only=True, low_cpu_mem_usage=False
-            ),
-            "scheduler": scheduler_class.from_pretrained(folder / "scheduler", local_files_only=True),
-        }
-        if "text_encoder_2" in has:
-            parts["text_encoder_2"] = CLIPTextModelWithProjection.from_pretrained(
-                folder / "text_encoder_2", dtype=torch.float32, local_files_only=True
-            )
-            parts["tokenizer_2"] = CLIPTokenizer.from_pretrained(folder / "tokenizer_2", local_files_only=True)
-            if parts["tokenizer_2"].get_vocab() != parts["tokenizer"].get_vocab():
-                raise BaseModelError(
-                    f"{name} has two tokenizers of different vocabularies, which no Stable Diffusion XL model has"
-                )
-        return parts
-    except (OSError, ValueError, RuntimeError, AttributeError, KeyError) as error:
-        raise BaseModelError(f"{name} cannot be loaded as a diffusion model: {str(error).splitlines()[0]}") from error
 
 
 def _cached_snapshot(name: str) -> Path:

@@ -64,6 +64,8 @@ def read_prompts(
     """Encode prompts and regions, and with guidance one `negative` text for each prompt.
 
     What a text encoder cannot read of a prompt is cut, and logged.
+    Without a `negative` text, the unconditional features are those of the empty text, or zeros if
+    the base asks for them.
 
     Raises:
         RequestError: a prompt names a concept that `vocabulary` does not have, or names it too
@@ -77,6 +79,16 @@ def read_prompts(
     texts = [tokenise(base, prompt, vocabulary) for prompt in [*unconditional, *prompts]]
     features = encode_token_ids(base, texts, vocabulary)
     pooled = encode_pooled(base, texts, vocabulary)
+    if not negative and base.force_zeros_for_empty_prompt:
+        features = _without(features, len(unconditional))
+        pooled = None if pooled is None else _without(pooled, len(unconditional))
     region_features = encode_prompts(base, [region.prompt for region in regions], vocabulary) if regions else ()
     region_texts = tuple(RegionText(*pair) for pair in zip(regions, region_features, strict=True))
     return Conditioning(features, guidance, region_texts, aspect, pooled)
+
+
+def _without(encoded: Tensor, rows: int) -> Tensor:
+    """Return the encoded texts with zeros in place of the first rows."""
+    zeroed = encoded.clone()
+    zeroed[:rows] = 0
+    return zeroed

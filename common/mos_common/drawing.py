@@ -15,8 +15,10 @@ from mos_common.attention import KeyValueCache, conditioned
 from mos_common.base_model import Base
 from mos_common.conditioning import Conditioning, read_prompts
 from mos_common.errors import DrawingError, RequestError
+from mos_common.libraries import quiet_libraries
 from mos_common.progress import CountProgress
 from mos_common.regions import Region
+from mos_common.samplers import sampler_for, stepper
 from mos_common.settings import setting
 from mos_common.words import Vocabulary
 
@@ -119,6 +121,7 @@ def draw_latents(
     """
     how = how or Drawing()
     height, width = how.sized_for(base)
+    scheduler = scheduler_for(base, how)
     conditioning = read_prompts(
         base,
         prompts,
@@ -128,8 +131,9 @@ def draw_latents(
         regions=regions,
         aspect=width / height,
     )
-    noise = initial_noise(base, seeds, height, width)
-    return denoise(base, noise, conditioning, scheduler_for(base, how), how.steps, on_step)
+    generators = generators_of(seeds)
+    noise = noise_from(base, generators, height, width)
+    return denoise(base, noise, conditioning, scheduler, how.steps, generators, on_step)
 
 
 @torch.no_grad()
@@ -139,13 +143,17 @@ def denoise(
     conditioning: Conditioning,
     scheduler: SchedulerMixin,
     steps: int,
+    generators: Sequence[torch.Generator],
     on_step: CountProgress | None = None,
 ) -> Float[Tensor, "n c h w"]:
     """Turn standard normal noise into the latents of pictures.
 
-    Keys and values of the text are computed in the first step and reused in the others.
+    Keys and values of the text are computed in the first step and reused in the others. A sampler
+    that adds noise takes it from `generators`, one for each picture.
     """
-    scheduler.set_timesteps(steps, device=base.device)
+    with quiet_libraries():
+        scheduler.set_timesteps(steps, device=base.device)
+    take = stepper(scheduler, generators)
     latents: Tensor = noise * scheduler.init_noise_sigma
     guided = conditioning.unconditional_rows > 0
     with conditioned(base, conditioning, cache=KeyValueCache()) as unet:
@@ -155,33 +163,38 @@ def denoise(
             if guided:
                 unconditional, conditional = predicted.chunk(2)
                 predicted = unconditional + conditioning.guidance * (conditional - unconditional)
-            latents = scheduler.step(predicted, t, latents).prev_sample
+            latents = take(predicted, t, latents)
             if on_step:
                 on_step(step + 1, len(scheduler.timesteps))
     return latents
 
 
-def initial_noise(base: Base, seeds: Sequence[int], height: int, width: int) -> Float[Tensor, "n c h w"]:
-    """Return standard normal latents, one CPU generator per seed, on the base's device.
+def generators_of(seeds: Sequence[int]) -> list[torch.Generator]:
+    """Return one generator per seed, on the CPU: the same numbers for every device and batch."""
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+
+def noise_from(base: Base, generators: Sequence[torch.Generator], height: int, width: int) -> Float[Tensor, "n c h w"]:
+    """Return standard normal latents, one picture per generator, on the base's device.
 
     They are float32, or float64 where the base is.
     """
     shape = (base.latent_channels, height // base.pixels_per_latent, width // base.pixels_per_latent)
-    noise = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+    noise = [torch.randn(shape, generator=generator) for generator in generators]
     return torch.stack(noise).to(base.device, torch.promote_types(base.dtype, torch.float32))
+
+
+def initial_noise(base: Base, seeds: Sequence[int], height: int, width: int) -> Float[Tensor, "n c h w"]:
+    """Return the noise that pictures of these seeds start from, as `noise_from` does."""
+    return noise_from(base, generators_of(seeds), height, width)
 
 
 def scheduler_for(base: Base, how: Drawing) -> SchedulerMixin:
     """Return a fresh copy of the base's own scheduler, or of the compatible one that `how` names.
 
     Raises:
-        RequestError: the scheduler is unknown or does not suit the base; the message lists those
-            that do.
+        RequestError: the scheduler is unknown, does not suit the base, or cannot take as many
+            steps; the message lists those that suit.
 
     """
-    known = {kind.__name__: kind for kind in base.scheduler.compatibles}
-    if how.scheduler is not None and how.scheduler not in known:
-        raise RequestError(f"unknown scheduler {how.scheduler!r} for {base.name}; known: {', '.join(sorted(known))}")
-    kind = type(base.scheduler) if how.scheduler is None else known[how.scheduler]
-    # Some schedulers clip to [-1, 1] by default, which is for pixels and not for latents.
-    return kind.from_config({**base.scheduler.config, "clip_sample": False})
+    return sampler_for(base, how.scheduler, how.steps)

@@ -13,7 +13,7 @@ import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,7 +24,7 @@ from mos_common.base_model import Base
 from mos_common.errors import RequestError
 
 if TYPE_CHECKING:
-    from transformers import CLIPTextModel, CLIPTextModelWithProjection
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 TAG = re.compile(r"<[^<>\n]+>")
 NAME = re.compile(r"<[\w/:.-]+>")
@@ -39,12 +39,14 @@ class TokenIds:
     """A prompt as token ids, padded to the length of the text encoder.
 
     `words` lists the concept words as (position, token, number of the word); `end` is the position
-    of the first end-of-text token, after which everything is padding.
+    of the first end-of-text token, after which everything is padding. `second` is the same prompt
+    by XL's second tokenizer, which pads with "!" and therefore reads "cat!" as other tokens.
     """
 
     ids: tuple[int, ...]
     words: tuple[tuple[int, str, int], ...]
     end: int
+    second: TokenIds | None = None
 
 
 def tokenise(base: Base, prompt: str, vocabulary: Vocabulary, *, tags_are_text: bool = False) -> TokenIds:
@@ -58,8 +60,15 @@ def tokenise(base: Base, prompt: str, vocabulary: Vocabulary, *, tags_are_text: 
         RequestError: something in <> is no concept, or a concept is beyond the encoder's length.
 
     """
-    ids, words = _all_ids(base, prompt, vocabulary, tags_are_text)
-    longest, tokenizer = base.text_length - 1, base.tokenizer
+    first, *others = (
+        _padded(base, tokenizer, *_all_ids(tokenizer, prompt, vocabulary, tags_are_text))
+        for tokenizer in base.tokenizers
+    )
+    return replace(first, second=others[0]) if others else first
+
+
+def _padded(base: Base, tokenizer: CLIPTokenizer, ids: list[int], words: list[tuple[int, str, int]]) -> TokenIds:
+    longest = base.text_length - 1
     if words and words[-1][0] >= longest:
         raise RequestError(
             f"the prompt is too long: {words[-1][1]} comes after the {longest} tokens that this base model reads. "
@@ -67,46 +76,45 @@ def tokenise(base: Base, prompt: str, vocabulary: Vocabulary, *, tags_are_text: 
         )
     ids = ids[:longest]
     end = len(ids)
-    ids += [tokenizer.eos_token_id] + [tokenizer.pad_token_id] * (base.text_length - end - 1)
+    ids += [tokenizer.eos_token_id] + [tokenizer.pad_token_id] * (base.text_length - (end + 1))
     return TokenIds(tuple(ids), tuple(words), end)
 
 
 def cut_text(base: Base, prompt: str, vocabulary: Vocabulary) -> str:
     """Return the end of a prompt that lies beyond the encoder's length and is not read."""
-    ids, _ = _all_ids(base, prompt, vocabulary, tags_are_text=False)
+    ids, _ = _all_ids(base.tokenizer, prompt, vocabulary, tags_are_text=False)
     return str(base.tokenizer.decode(ids[base.text_length - 1 :])).strip()
 
 
 def _all_ids(
-    base: Base, prompt: str, vocabulary: Vocabulary, tags_are_text: bool
+    tokenizer: CLIPTokenizer, prompt: str, vocabulary: Vocabulary, tags_are_text: bool
 ) -> tuple[list[int], list[tuple[int, str, int]]]:
     """Return the ids of a whole prompt, however long, and the places of concept words in it."""
-    ids: list[int] = [base.tokenizer.bos_token_id]
+    ids: list[int] = [tokenizer.bos_token_id]
     words: list[tuple[int, str, int]] = []
     position = 0
-    for start, end, token in _concepts_in(base, prompt, vocabulary, tags_are_text):
-        ids += _plain_ids(base, prompt[position:start])
+    for start, end, token in _concepts_in(tokenizer, prompt, vocabulary, tags_are_text):
+        ids += _plain_ids(tokenizer, prompt[position:start])
         for word in range(vocabulary[token].shape[1]):
             words.append((len(ids), token, word))
-            ids.append(base.tokenizer.bos_token_id)  # any id: its embedding is replaced
+            ids.append(tokenizer.bos_token_id)  # any id: its embedding is replaced
         position = end
-    return ids + _plain_ids(base, prompt[position:]), words
+    return ids + _plain_ids(tokenizer, prompt[position:]), words
 
 
 def _concepts_in(
-    base: Base, prompt: str, vocabulary: Vocabulary, tags_are_text: bool
+    tokenizer: CLIPTokenizer, prompt: str, vocabulary: Vocabulary, tags_are_text: bool
 ) -> Iterator[tuple[int, int, str]]:
     """Yield (start, end, token of the vocabulary) of each concept that a prompt names."""
     for match in TAG.finditer(prompt):
-        if match[0] in vocabulary or not (tags_are_text or _is_text(base, match[0], vocabulary)):
+        if match[0] in vocabulary or not (tags_are_text or _is_text(tokenizer, match[0], vocabulary)):
             yield match.start(), match.end(), resolve(match[0], vocabulary)
     if vocabulary and not tags_are_text:
         _refuse_broken_tags(TAG.sub(" ", prompt), vocabulary)
 
 
-def _is_text(base: Base, tag: str, vocabulary: Vocabulary) -> bool:
+def _is_text(tokenizer: CLIPTokenizer, tag: str, vocabulary: Vocabulary) -> bool:
     """Return whether a tag names no concept: it was taught to the base, or is like `a < b > c`."""
-    tokenizer = base.tokenizer
     if tag in tokenizer.get_added_vocab() and tag not in tokenizer.all_special_tokens:
         return True
     return not NAME.fullmatch(tag) and _nearest(tag, sorted(vocabulary)) is None
@@ -196,16 +204,15 @@ def encode_token_ids(base: Base, texts: Sequence[TokenIds], vocabulary: Vocabula
 
 def encode_rows(base: Base, rows: TextRows, vocabulary: Vocabulary) -> Float[Tensor, "rows tokens width"]:
     """Return the text encoder's output for each distinct row, in one pass."""
-    places, vectors = [], []
-    for row, (text, layer) in enumerate(zip(rows.texts, rows.layers, strict=True)):
-        for position, token, word in text.words:
-            places.append((row, position))
+    vectors = []
+    for text, layer in zip(rows.texts, rows.layers, strict=True):
+        for _, token, word in text.words:
             words = vocabulary[token]
             vectors.append(words[layer if len(words) > 1 else 0, word])
     features = [
         # XL's UNet was trained on the output of the last but one layer.
         out.last_hidden_state if len(base.text_encoders) == 1 else out.hidden_states[-2]
-        for out in _outputs(base, rows.texts, places, vectors)
+        for out in _outputs(base, rows.texts, vectors)
     ]
     return torch.cat(features, dim=2)
 
@@ -220,25 +227,21 @@ def encode_pooled(
     if len(base.text_encoders) == 1:
         return None
     distinct = list(dict.fromkeys(texts))
-    places = [(row, position) for row, text in enumerate(distinct) for position, _, _ in text.words]
     vectors = [vocabulary[token][0, word] for text in distinct for _, token, word in text.words]
-    *_, last = _outputs(base, distinct, places, vectors)
+    *_, last = _outputs(base, distinct, vectors)
     pooled: Tensor = last.text_embeds
     return pooled[[distinct.index(text) for text in texts]]
 
 
-def _outputs(
-    base: Base, texts: Sequence[TokenIds], places: Sequence[tuple[int, int]], vectors: Sequence[Tensor]
-) -> Iterator[Any]:
-    """Yield the output of each text encoder, with `vectors` for the tokens at (text, position)."""
+def _outputs(base: Base, texts: Sequence[TokenIds], vectors: Sequence[Tensor]) -> Iterator[Any]:
+    """Yield the output of each text encoder, with `vectors` in place of the concept words."""
     widths = [table.shape[1] for table in base.token_tables]
     parts = [torch.split(vector, widths) for vector in vectors]
-    for number, (encoder, tokenizer) in enumerate(zip(base.text_encoders, base.tokenizers, strict=True)):
+    for number, encoder in enumerate(base.text_encoders):
         table = base.token_tables[number]
-        padded = [
-            (*text.ids[: text.end + 1], *[tokenizer.pad_token_id] * (len(text.ids) - text.end - 1)) for text in texts
-        ]
-        ids = torch.tensor(padded, device=table.device)
+        read = [text.second if number and text.second else text for text in texts]
+        places = [(row, position) for row, text in enumerate(read) for position, _, _ in text.words]
+        ids = torch.tensor([text.ids for text in read], device=table.device)
         with _replaced_embeddings(encoder, places, [part[number] for part in parts]):
             yield encoder(ids, output_hidden_states=len(widths) > 1)
 
@@ -255,8 +258,8 @@ def _alike(words: Tensor, count: int) -> list[int]:
     return [next((j for j in range(k) if torch.equal(words[j], words[k])), k) for k in range(count)]
 
 
-def _plain_ids(base: Base, text: str) -> list[int]:
-    return list(base.tokenizer(text, add_special_tokens=False).input_ids) if text.strip() else []
+def _plain_ids(tokenizer: CLIPTokenizer, text: str) -> list[int]:
+    return list(tokenizer(text, add_special_tokens=False).input_ids) if text.strip() else []
 
 
 @contextmanager

@@ -49,7 +49,9 @@ def record_group(
         if group is Group.SPATIAL:
             record_spatial(base, layers, prompts, seeds, vocabulary, settings, sink)
             return sink.finished()
-        unconditional = [""] if settings.unconditional and "" not in prompts else []
+        # A base that is guided away from zeros encodes no empty text, and zeros add nothing.
+        encoded = settings.unconditional and not base.force_zeros_for_empty_prompt
+        unconditional = [""] if encoded and "" not in prompts else []
         texts = [tokenise(base, prompt, vocabulary) for prompt in [*prompts, *unconditional]]
         record = record_text if group is Group.TEXT else record_cross
         record(base, layers, texts, vocabulary, settings.row_weights, sink)

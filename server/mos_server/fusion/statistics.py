@@ -40,6 +40,7 @@ RECORDED_BY = (
         f"mos_common.{name}"
         for name in [
             "attention",
+            "base_loading",
             "base_model",
             "concept",
             "conditioning",
@@ -48,6 +49,7 @@ RECORDED_BY = (
             "layers",
             "prompts",
             "regions",
+            "samplers",
             "words",
         ]
     ),
@@ -103,6 +105,7 @@ class Recording:
             "prompts": settings.contexts if concept else settings.ordinary,
             "subject": concept.trigger or concept.class_word if concept and not concept.words else None,
             "attached": _digest(self.attached),
+            "zeros": base.force_zeros_for_empty_prompt,
         }
         values = {each.name: getattr(settings, each.name) for each in fields(RecordingSettings)}
         values["guidance"] = base.preset.guidance if settings.guidance is None else settings.guidance

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
 import torch
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from mos_common.concept_file import read_concept, write_concept
 
@@ -72,3 +75,14 @@ def test_leakage_prints_every_picture_the_score_and_what_it_means(
     code, _, err = command("leakage", "nowhere.safetensors", tmp_path / "pictures", *base)
     assert code == 5
     assert "nowhere.safetensors cannot be read" in err
+
+
+def test_check_refuses_a_base_that_is_not_complete(command, make_pictures, random_base_folder, tmp_path):
+    base = Path(shutil.copytree(random_base_folder(), tmp_path / "base"))
+    weights = load_file(base / "vae" / "diffusion_pytorch_model.safetensors")
+    del weights["decoder.conv_in.weight"]
+    save_file(weights, base / "vae" / "diffusion_pytorch_model.safetensors")
+    code, _, err = command("check", make_pictures(5), "--base", base)
+    assert code == 4
+    assert "its vae misses decoder.conv_in.weight. The base is incomplete or damaged: download it again" in err
+    assert len(err.strip().splitlines()) == 1

@@ -40,6 +40,7 @@ TAUGHT_BY = (
         f"mos_common.{name}"
         for name in [
             "attention",
+            "base_loading",
             "base_model",
             "concept",
             "conditioning",
@@ -47,6 +48,7 @@ TAUGHT_BY = (
             "edlora",
             "identity",
             "layers",
+            "samplers",
             "words",
         ]
     ),
@@ -61,6 +63,7 @@ def taught_on(base: Base) -> dict[str, object]:
     return {
         "base": base.fingerprint,
         "sampler": sampler_of(base.scheduler),
+        "zeros": base.force_zeros_for_empty_prompt,
         "preset": asdict(base.preset),
         "number format": str(base.dtype),
         "code": digest_of_code(TAUGHT_BY),

@@ -9,17 +9,20 @@ from pathlib import Path
 
 import diffusers
 import pytest
+import torch
 
 from mos_common.base_model import Base
 from mos_common.digests import digest_of_code
 from mos_common.fused_model import NamedConcept
 from mos_common.layers import Group
 from mos_server.fusion import statistics
+from mos_server.fusion.moments import Moments
 from mos_server.fusion.recording_settings import RecordingSettings
 from mos_server.fusion.statistics import RECORDED_BY, Recording, Statistics
 
 # Modules that recording imports but that do not decide what is recorded: the key covers them.
 DO_NOT_DECIDE = {
+    "mos_common.base_configuration",  # refuses bases, and changes none
     "mos_common.concept_file",  # content digests: the first half of the file's name
     "mos_common.digests",
     "mos_common.errors",
@@ -27,6 +30,7 @@ DO_NOT_DECIDE = {
     "mos_common.fingerprint",  # the base's fingerprint
     "mos_common.fingerprint_keys",
     "mos_common.fused_model",
+    "mos_common.libraries",  # what the libraries log
     "mos_common.names",
     "mos_common.presets",  # guidance
     "mos_common.progress",
@@ -66,6 +70,38 @@ def test_another_sampler_is_another_recording_of_the_unet(sixteen, recording_of,
     }
     assert len(names) == 3
     assert recording.file_name(with_sampler(sixteen, "PNDMScheduler")) in names
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_a_sampler_that_adds_noise_records_the_same_moments_whatever_else_is_drawn(sixteen, recording_of, batch):
+    """So the same concepts fuse to the same model; in other batches up to rounding."""
+    ancestral = with_sampler(sixteen, "EulerAncestralDiscreteScheduler")
+    once = recording_of(Group.SPATIAL, contexts=("V", "a V"), batch=2).record(ancestral, Moments())
+    torch.rand(1)
+    again = recording_of(Group.SPATIAL, contexts=("V", "a V"), batch=batch).record(ancestral, Moments())
+    assert once.sums.keys() == again.sums.keys()
+    for name, total in once.sums.items():
+        if batch == 2:
+            assert torch.equal(again.sums[name], total)
+        torch.testing.assert_close(again.sums[name], total, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("group", Group)
+def test_what_guidance_moves_away_from_is_part_of_what_is_recorded(sixteen, recording_of, group):
+    zeros = replace(sixteen, force_zeros_for_empty_prompt=True)
+    assert zeros.fingerprint == sixteen.fingerprint
+    assert recording_of(group).file_name(zeros) != recording_of(group).file_name(sixteen)
+
+
+@pytest.mark.parametrize("group", [Group.TEXT, Group.CROSS])
+def test_a_base_that_is_guided_away_from_zeros_has_no_empty_text_to_record(sixteen, recording_of, group):
+    zeros = replace(sixteen, force_zeros_for_empty_prompt=True)
+    told = recording_of(group, unconditional=True).record(zeros, Moments())
+    without = recording_of(group, unconditional=False).record(zeros, Moments())
+    with_text = recording_of(group, unconditional=True).record(sixteen, Moments())
+    name = min(told.sums)
+    assert torch.equal(told.sums[name], without.sums[name])
+    assert not torch.equal(told.sums[name], with_text.sums[name])
 
 
 @pytest.mark.parametrize("group", [Group.TEXT, Group.CROSS])

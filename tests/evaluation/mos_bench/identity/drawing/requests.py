@@ -23,7 +23,18 @@ BATCH = 16
 DRAWN_BY = (
     *(
         f"mos_common.{name}"
-        for name in ["attention", "base_model", "conditioning", "drawing", "edlora", "layers", "regions", "words"]
+        for name in [
+            "attention",
+            "base_loading",
+            "base_model",
+            "conditioning",
+            "drawing",
+            "edlora",
+            "layers",
+            "regions",
+            "samplers",
+            "words",
+        ]
     ),
     *(f"mos_bench.identity.{name}" for name in ["drawing.models", "drawing.requests", "storage.cache"]),
 )

@@ -33,7 +33,7 @@ WITNESSED_BY = (
     *(f"mos_tiny.recipe.witnesses.{name}" for name in ("classifier", "features", "lessons", "of_prompts", "witness")),
     *(f"mos_tiny.recipe.{name}" for name in ("art", "compose", "kept", "pictures", "restyle", "scenes", "sprites")),
     *(f"mos_tiny.recipe.{name}" for name in ("trials", "wider", "world")),
-    *("mos_common.base_model", "mos_common.scores"),
+    *("mos_common.base_loading", "mos_common.base_model", "mos_common.scores"),
 )
 AT_ONCE = 32
 

@@ -41,7 +41,8 @@ def key_of(*parts: object) -> str:
 
 def drawn_on(base: Base) -> str:
     """Return the digest of the model, the sampler and the guidance of a base."""
-    return key_of(base.fingerprint, sampler_of(base.scheduler), base.preset.guidance)
+    guidance = base.preset.guidance, base.force_zeros_for_empty_prompt
+    return key_of(base.fingerprint, sampler_of(base.scheduler), *guidance)
 
 
 class Cache:

@@ -1,0 +1,233 @@
+"""Judge the configurations of a base before its weights are read.
+
+Every key is honoured, or cannot matter, or refuses the base by name. `fingerprint_keys.py` lists
+the keys that are known; `ALLOWED` below limits their values to what is computed here as diffusers'
+text-to-image pipelines compute it. A key that is not listed must be at its default.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mos_common.errors import BaseModelError
+from mos_common.fingerprint_keys import KEYS, PIPELINE
+
+SIZES_OF_XL = 6  # original height and width, crop from the top and the left, target height and width
+CLASSES = {
+    "text_encoder": ("CLIPTextModel",),
+    "text_encoder_2": ("CLIPTextModelWithProjection",),
+    "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"),
+    "tokenizer_2": ("CLIPTokenizer", "CLIPTokenizerFast"),
+    "unet": ("UNet2DConditionModel",),
+    "vae": ("AutoencoderKL",),
+}
+PLAIN, XL = "StableDiffusion", "StableDiffusionXL"
+# An image-to-image pipeline has the same parts and draws from a prompt alone as well.
+KINDS = {f"{family}{task}Pipeline": family for family in (PLAIN, XL) for task in ("", "Img2Img")}
+
+_TEXT_ENCODER: Mapping[str, Sequence[object]] = {
+    "model_type": ("clip_text_model",),
+    "quantization_config": (None,),
+}
+_TOKENIZER: Mapping[str, Sequence[object]] = {
+    "padding_side": ("right",),
+    "split_special_tokens": (False,),
+    "tokenizer_class": (*CLASSES["tokenizer"], None),
+    "truncation_side": ("right",),
+}
+# The allowed values; a list is allowed if each of its elements is. All other values of these keys
+# need inputs that a prompt does not give, or compute what no part of this package follows.
+ALLOWED: Mapping[str, Mapping[str, Sequence[object]]] = {
+    "model_index": {
+        "_class_name": tuple(KINDS),
+        "force_zeros_for_empty_prompt": (True, False),
+        "requires_aesthetics_score": (False,),
+    },
+    "scheduler": {
+        "predict_epsilon": (True,),
+        "prediction_type": ("epsilon", "v_prediction"),
+        "solver_p": (None,),
+        "timestep_type": ("discrete",),
+        "use_dynamic_shifting": (False,),
+        "use_flow_sigmas": (False,),
+        "variance_type": (None, "fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log"),
+    },
+    "text_encoder": _TEXT_ENCODER,
+    "text_encoder_2": _TEXT_ENCODER,
+    "tokenizer": _TOKENIZER,
+    "tokenizer_2": _TOKENIZER,
+    "unet": {
+        "_class_name": CLASSES["unet"],
+        "addition_embed_type": (None, "text_time"),
+        "attention_type": ("default",),
+        "class_embed_type": (None,),
+        "class_embeddings_concat": (False,),
+        "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+        "dual_cross_attention": (False,),
+        "encoder_hid_dim": (None,),
+        "encoder_hid_dim_type": (None,),
+        "mid_block_only_cross_attention": (None, False),
+        "mid_block_type": ("UNetMidBlock2DCrossAttn", "UNetMidBlock2D", None),
+        "num_class_embeds": (None,),
+        "only_cross_attention": (False,),
+        "quantization_config": (None,),
+        "resnet_time_scale_shift": ("default", "scale_shift"),
+        "time_cond_proj_dim": (None,),
+        "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+    },
+    "vae": {
+        "_class_name": CLASSES["vae"],
+        "in_channels": (3,),
+        "out_channels": (3,),
+        "quantization_config": (None,),
+    },
+}
+
+
+def read_configuration(name: str, file: Path) -> dict[str, Any]:
+    """Return a configuration of the base `name` as it is written in its file.
+
+    Raises:
+        BaseModelError: the file cannot be read, or is no JSON object.
+
+    """
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BaseModelError(
+            f"{name}: {file.parent.name}/{file.name} cannot be read: download the base again"
+        ) from error
+    if not isinstance(found, dict):
+        raise BaseModelError(f"{name}: {file.parent.name}/{file.name} is not a JSON object: download the base again")
+    return found
+
+
+def judge_configuration(
+    name: str, part: str, configuration: Mapping[str, Any], defaults: Mapping[str, Any] | None = None
+) -> None:
+    """Check each key of one part's configuration; `defaults` are those of the class it is read by.
+
+    Raises:
+        BaseModelError: a value is not honoured, or a key is unknown and not at its default.
+
+    """
+    for key, value in configuration.items():
+        allowed = ALLOWED[part].get(key)
+        if allowed is not None and not _is_allowed(value, allowed):
+            raise BaseModelError(
+                f"{name} cannot be used: {key} of its {part} is {_shown(value)}, and this version works with "
+                f"{' or '.join(_shown(each) for each in allowed)}"
+            )
+        unset = (None, [None, None], (defaults or {}).get(key))
+        if allowed is None and key not in KEYS[part] and value not in unset:
+            raise BaseModelError(
+                f"{name} cannot be used: its {part} has the setting {key} = {_shown(value)}, which this version does "
+                "not know, so it cannot tell what it changes: use a base without it, or a newer version"
+            )
+
+
+def judge_pipeline(name: str, index: Mapping[str, Any]) -> str:
+    """Return the family of a pipeline, PLAIN or XL, from its model_index.json.
+
+    Raises:
+        BaseModelError: it is another kind of model, lacks a part, or has parts or classes of
+            another kind.
+
+    """
+    has = {part for part, kind in index.items() if isinstance(kind, list) and any(kind)}
+    family = KINDS.get(str(index.get("_class_name")))
+    needed = {"unet", "vae", "text_encoder", "tokenizer", "scheduler"}
+    needed |= {"text_encoder_2", "tokenizer_2"} if family == XL else set()
+    others = has - set(PIPELINE) if family == XL else has - (set(PIPELINE) - {"text_encoder_2", "tokenizer_2"})
+    if family is None or not needed <= has or others:
+        lacks = f" without {min(needed - has)}" if family and needed - has else ""
+        more = f" with {min(others)}" if family and others else ""
+        raise BaseModelError(
+            f"{name} is a {index.get('_class_name', 'folder of unknown kind')}{lacks}{more}; this version works with "
+            "Stable Diffusion 1.x and XL models for text to image, and with 2.x, which is laid out like 1.x "
+            "(one or two CLIP text encoders, a UNet2DConditionModel, an AutoencoderKL)"
+        )
+    for part, classes in CLASSES.items():
+        if part in needed and index[part][-1] not in classes:
+            raise BaseModelError(
+                f"{name} cannot be used: its {part} is a {index[part][-1]}, and this version works with {classes[0]}"
+            )
+    judge_configuration(name, "model_index", index)
+    return family
+
+
+def judge_fit(name: str, configurations: Mapping[str, Mapping[str, Any]]) -> None:
+    """Check that the parts of a base fit each other, given their configurations with defaults.
+
+    Raises:
+        BaseModelError: the UNet reads or writes what no other part gives or takes.
+
+    """
+    unet, vae, text = (configurations[part] for part in ("unet", "vae", "text_encoder"))
+    channels = unet["in_channels"], unet["out_channels"], vae["latent_channels"]
+    if len(set(channels)) > 1:
+        raise BaseModelError(
+            f"{name} cannot be used: its unet reads {channels[0]} channels and writes {channels[1]}, and its vae has "
+            f"{channels[2]}. A model for inpainting (9), instructions (8) or upscaling (7) needs a picture beside the "
+            "prompt: use the plain text-to-image model"
+        )
+    if not isinstance(unet["sample_size"], int) or not isinstance(vae["scaling_factor"], int | float):
+        raise BaseModelError(
+            f"{name} cannot be used: sample_size of its unet is {_shown(unet['sample_size'])} and scaling_factor of its "
+            f"vae {_shown(vae['scaling_factor'])}, expected one whole number, the side of square latents, and a number"
+        )
+    blocks = [*unet["down_block_types"], unet["mid_block_type"], *unet["up_block_types"]]
+    if not any("CrossAttn" in str(block) for block in blocks):
+        raise BaseModelError(f"{name} cannot be used: its unet has no cross-attention, so it reads no prompt")
+    second = configurations.get("text_encoder_2")
+    width = int(text["hidden_size"]) + (int(second["hidden_size"]) if second else 0)
+    reads = unet["cross_attention_dim"]
+    widths = set(reads) if isinstance(reads, list | tuple) else {reads}
+    if widths != {width}:
+        raise BaseModelError(
+            f"{name} cannot be used: its unet reads text of width {', '.join(map(str, sorted(widths)))}, and its text "
+            f"encoders give {width}: they belong to different models"
+        )
+    if (unet["addition_embed_type"] == "text_time") != bool(second):
+        raise BaseModelError(
+            f"{name} cannot be used: addition_embed_type of its unet is {_shown(unet['addition_embed_type'])}, which "
+            f"does not fit {'two text encoders' if second else 'one text encoder'}"
+        )
+    if second:
+        _judge_xl(name, configurations)
+
+
+def _judge_xl(name: str, configurations: Mapping[str, Mapping[str, Any]]) -> None:
+    unet, vae, text, second = (configurations[part] for part in ("unet", "vae", "text_encoder", "text_encoder_2"))
+    if vae["latents_mean"] is not None or vae["latents_std"] is not None:
+        raise BaseModelError(
+            f"{name} cannot be used: latents_mean and latents_std of its vae shift latents in a way that this version "
+            "does not follow, which XL's pipeline does"
+        )
+    expected = SIZES_OF_XL * int(unet["addition_time_embed_dim"] or 0) + int(second["projection_dim"])
+    if unet["projection_class_embeddings_input_dim"] != expected:
+        raise BaseModelError(
+            f"{name} cannot be used: projection_class_embeddings_input_dim of its unet is "
+            f"{_shown(unet['projection_class_embeddings_input_dim'])}; a pooled prompt and {SIZES_OF_XL} sizes are "
+            f"{expected}. XL's refiner reads an aesthetic score: use XL's base model"
+        )
+    if text["max_position_embeddings"] != second["max_position_embeddings"]:
+        raise BaseModelError(
+            f"{name} cannot be used: its text encoders read texts of {text['max_position_embeddings']} and "
+            f"{second['max_position_embeddings']} tokens, and their features stand side by side"
+        )
+
+
+def _is_allowed(value: object, allowed: Sequence[object]) -> bool:
+    each = value if isinstance(value, list | tuple) and value else [value]
+    return all(
+        any(one == known and isinstance(one, bool) == isinstance(known, bool) for known in allowed) for one in each
+    )
+
+
+def _shown(value: object) -> str:
+    shown = json.dumps(value, default=str, ensure_ascii=False)
+    return shown if len(shown) <= 60 else f"{shown[:57]}..."
