@@ -17,6 +17,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from mos_common.base_files import TINY as TINY
+from mos_common.base_files import BaseFiles, find_base
 from mos_common.errors import BaseModelError, RequestError
 from mos_common.fingerprint import fingerprint_in_bfloat16, fingerprints_of
 from mos_common.presets import Preset, preset_for
@@ -29,7 +31,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-TINY = "tiny"
 PARTS = {"tokenizer", "tokenizer_2", "text_encoder", "text_encoder_2", "unet", "vae", "scheduler"}
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -155,7 +156,7 @@ class Base:
 
 
 def load_base(name: str = TINY, *, device: str | None = None, dtype: str | None = None) -> Base:
-    """Load `tiny` or a diffusers folder (or a hub id that is already in the local cache).
+    """Load `tiny`, a diffusers folder, a single-file checkpoint or a model of the hub.
 
     `device` and `dtype` default to a GPU in float16 if there is one, else the CPU in float32.
 
@@ -166,8 +167,7 @@ def load_base(name: str = TINY, *, device: str | None = None, dtype: str | None 
 
     """
     target_device, target_dtype = choose_device(device), choose_dtype(dtype, choose_device(device))
-    folder = base_path(name)
-    parts = _load_parts(name, folder)
+    parts = _load_parts(name, find_base(name))
     named = fingerprints_of(parts)
     for part in ("text_encoder", "text_encoder_2", "unet", "vae"):
         if part not in parts:
@@ -183,27 +183,13 @@ def load_base(name: str = TINY, *, device: str | None = None, dtype: str | None 
 
 
 def base_path(name: str) -> Path:
-    """Return the diffusers folder of a base model.
+    """Return the folder with the configurations of a base model; a diffusers folder has all of it.
 
     Raises:
         BaseModelError: there is none.
 
     """
-    if name == TINY:
-        from mos_tiny import base_folder
-
-        return base_folder()
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        if not (folder / "model_index.json").is_file():
-            raise BaseModelError(
-                f"{name} is not a diffusion model: it has no model_index.json. "
-                "Give a folder written by diffusers' save_pretrained, or `tiny`"
-            )
-        return folder
-    if folder.exists():
-        raise BaseModelError(f"{name} is a file; a base model is a diffusers folder (with model_index.json), or `tiny`")
-    return _cached_snapshot(name)
+    return find_base(name).folder
 
 
 def choose_device(device: str | None) -> torch.device:
@@ -249,11 +235,12 @@ def _device_of(module: nn.Module) -> torch.device:
     return next(module.parameters()).device
 
 
-def _load_parts(name: str, folder: Path) -> dict[str, Any]:
+def _load_parts(name: str, files: BaseFiles) -> dict[str, Any]:
     from diffusers import AutoencoderKL, DiffusionPipeline, SchedulerMixin, UNet2DConditionModel
-    from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection
     from transformers.utils import logging as transformers_logging
 
+    folder = files.folder
     try:
         index = dict(DiffusionPipeline.load_config(folder, local_files_only=True))
     except (OSError, ValueError, TypeError) as error:
@@ -278,23 +265,17 @@ def _load_parts(name: str, folder: Path) -> dict[str, Any]:
                 f"{name} names {index['scheduler'][1]} as its scheduler, which is not a scheduler of diffusers"
             )
         parts = {
-            "tokenizer": CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True),
-            "text_encoder": CLIPTextModel.from_pretrained(
-                folder / "text_encoder", dtype=torch.float32, local_files_only=True
+            "tokenizer": files.load_tokenizer("tokenizer"),
+            "text_encoder": _load_model(files, "text_encoder", CLIPTextModel),
+            "unet": _load_model(files, "unet", UNet2DConditionModel),
+            "vae": _load_model(files, "vae", AutoencoderKL),
+            "scheduler": scheduler_class.from_pretrained(
+                folder / "scheduler", local_files_only=True, **files.scheduler_arguments
             ),
-            "unet": UNet2DConditionModel.from_pretrained(
-                folder / "unet", dtype=torch.float32, local_files_only=True, low_cpu_mem_usage=False
-            ),
-            "vae": AutoencoderKL.from_pretrained(
-                folder / "vae", dtype=torch.float32, local_files_only=True, low_cpu_mem_usage=False
-            ),
-            "scheduler": scheduler_class.from_pretrained(folder / "scheduler", local_files_only=True),
         }
         if "text_encoder_2" in has:
-            parts["text_encoder_2"] = CLIPTextModelWithProjection.from_pretrained(
-                folder / "text_encoder_2", dtype=torch.float32, local_files_only=True
-            )
-            parts["tokenizer_2"] = CLIPTokenizer.from_pretrained(folder / "tokenizer_2", local_files_only=True)
+            parts["text_encoder_2"] = _load_model(files, "text_encoder_2", CLIPTextModelWithProjection)
+            parts["tokenizer_2"] = files.load_tokenizer("tokenizer_2")
             if parts["tokenizer_2"].get_vocab() != parts["tokenizer"].get_vocab():
                 raise BaseModelError(
                     f"{name} has two tokenizers of different vocabularies, which no Stable Diffusion XL model has"
@@ -304,18 +285,12 @@ def _load_parts(name: str, folder: Path) -> dict[str, Any]:
         raise BaseModelError(f"{name} cannot be loaded as a diffusion model: {str(error).splitlines()[0]}") from error
 
 
-def _cached_snapshot(name: str) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(name, allow_patterns=["*.json", "*.txt", "*.safetensors"]))
-    except HFValidationError as error:
-        raise BaseModelError(
-            f"no base model at {name}: give `tiny`, a diffusers folder, or a hub id such as owner/model"
-        ) from error
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        raise BaseModelError(
-            f"no base model at {name}: there is no such folder, and as a hub id it could not be fetched "
-            f"({type(error).__name__})"
-        ) from error
+def _load_model(files: BaseFiles, part: str, kind: Any) -> Any:
+    module, info = files.load_model(part, kind)
+    for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if info[problem]:
+            one = min(map(str, info[problem]))
+            raise BaseModelError(
+                f"{files.name} has {len(info[problem])} {problem.replace('_', ' ')} in its {part}, such as {one}"
+            )
+    return module
