@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mos_common.base_hub import CACHED, INDEX, SNAPSHOTS, fetch_base, snapshot_of
+from mos_common.base_hub import INDEX, fetch_base, snapshot_of
+from mos_common.base_names import CACHED, CHECKPOINTS, SNAPSHOTS, TINY
 from mos_common.base_weights import source_of
 from mos_common.errors import BaseModelError
 from mos_common.single_file_base import Checkpoint, open_checkpoint
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import CLIPTokenizer
 
-TINY = "tiny"
-CHECKPOINTS = (".safetensors", ".ckpt")
 ADAPTERS = ("adapter_config.json", "pytorch_lora_weights.safetensors", "adapter.safetensors")
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 WHAT = "`tiny`, a diffusers folder, a checkpoint file (.safetensors, .ckpt), or a hub id such as owner/model"
@@ -105,20 +104,6 @@ def find_base(name: str) -> BaseFiles:
     if not HUB_ID.fullmatch(name) or path.suffix in CHECKPOINTS:
         raise BaseModelError(f"no base model at {name}: there is no such file or folder. Give {WHAT}")
     return BaseFiles(name, _diffusers_folder(name, fetch_base(name)))
-
-
-def short_name(name: str) -> str:
-    """Return a base's name without the path, which is its owner's business.
-
-    A checkpoint is called by its file without the suffix, a snapshot of the hub's cache by its
-    model.
-    """
-    path = Path(name)
-    if path.parent.name == SNAPSHOTS:
-        path = path.parent.parent
-    if path.name.startswith(CACHED):
-        return path.name.removeprefix(CACHED).rpartition("--")[2]
-    return path.stem if path.suffix.lower() in CHECKPOINTS else path.name
 
 
 def _diffusers_folder(name: str, folder: Path) -> Path:

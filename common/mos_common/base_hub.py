@@ -11,14 +11,13 @@ import logging
 from collections.abc import Iterable
 from pathlib import Path
 
+from mos_common.base_names import CACHED, CHECKPOINTS, SNAPSHOTS
 from mos_common.base_weights import MODELS, by_folder, choose_weights
 from mos_common.errors import BaseModelError
 
 log = logging.getLogger(__name__)
 
 INDEX = "model_index.json"
-CACHED = "models--"
-SNAPSHOTS = "snapshots"
 PATIENCE_S = 30
 TOKENIZERS = ("tokenizer", "tokenizer_2")
 TOKENIZER_FILES = {
@@ -29,7 +28,6 @@ TOKENIZER_FILES = {
     "tokenizer_config.json",
     "vocab.json",
 }
-CHECKPOINTS = (".safetensors", ".ckpt")
 
 
 def needed_files(name: str, files: Iterable[str]) -> list[str]:
@@ -76,7 +74,7 @@ def fetch_base(name: str) -> Path:
         return Path(snapshot_download(name, allow_patterns=wanted))
     except BaseModelError:
         raise
-    # Errors of the HTTP library come through, and which library that is depends on the hub's version.
+    # Errors of the HTTP library come through, and each version of the hub's has another library.
     except Exception as error:
         cached = Path(constants.HF_HUB_CACHE) / f"{CACHED}{name.replace('/', '--')}"
         if not (cached / SNAPSHOTS).is_dir():

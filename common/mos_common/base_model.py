@@ -17,8 +17,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mos_common.base_files import TINY as TINY
 from mos_common.base_files import BaseFiles, find_base
+from mos_common.base_names import TINY
 from mos_common.errors import BaseModelError, RequestError
 from mos_common.fingerprint import fingerprint_in_bfloat16, fingerprints_of
 from mos_common.presets import Preset, preset_for
@@ -111,7 +111,7 @@ class Base:
     @property
     def preset(self) -> Preset:
         """The recommended settings for tuning and drawing with this base."""
-        return preset_for(self.name)
+        return preset_for(self.name, dict(self.unet.config))
 
     @property
     def text_length(self) -> int:

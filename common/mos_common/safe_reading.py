@@ -125,7 +125,7 @@ def open_weights(path: Path) -> Weights:
             start = file.read(len(ZIP))
         if start == ZIP:
             return _open_torch(path)
-        opened = safe_open(path, "pt")
+        opened: Any = safe_open(path, "pt")
         shapes = {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118 (no mapping)
         return Weights(shapes, dict(opened.metadata() or {}), opened.get_tensor)
     except SafetensorError as error:

@@ -81,14 +81,17 @@ def _vae(vae: nn.Module) -> dict[str, Tensor]:
         places[f"decoder.up_blocks.{level}.upsamplers.0."] = f"decoder.up.{levels - 1 - level}.upsample."
     for side in ("encoder", "decoder"):
         places |= {f"{side}.mid_block.resnets.{i}.": f"{side}.mid.block_{i + 1}." for i in (0, 1)}
-        places |= {f"{side}.mid_block.attentions.0.": f"{side}.mid.attn_1.", f"{side}.conv_norm_out.": f"{side}.norm_out."}
+        places |= {
+            f"{side}.mid_block.attentions.0.": f"{side}.mid.attn_1.",
+            f"{side}.conv_norm_out.": f"{side}.norm_out.",
+        }
     named = {}
     for name, tensor in vae.state_dict().items():
         new = _renamed(name, places, "resnets", {"conv_shortcut.": "nin_shortcut."})
         if ".attentions." in name:
             new = _renamed(name, places, "attentions", ATTENTION)
-            tensor = tensor[:, :, None, None] if tensor.ndim == 2 else tensor
-        named[new] = tensor
+        convolution = ".attentions." in name and tensor.ndim == 2
+        named[new] = tensor[:, :, None, None] if convolution else tensor
     return named
 
 

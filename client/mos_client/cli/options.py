@@ -24,7 +24,7 @@ Licence = Annotated[
 ConceptOut = Annotated[
     Path | None, typer.Option("--out", help="The concept file to write.", show_default="NAME.safetensors here")
 ]
-Base = Annotated[str, typer.Option("--base", help="The base model: `tiny`, a diffusers folder, or a hub id.")]
+Base = Annotated[str, typer.Option("--base", help="The base model: `tiny`, a folder, a checkpoint file, a hub id.")]
 Device = Annotated[
     str | None,
     typer.Option("--device", help="Device to compute on: cpu, cuda, mps.", show_default="the best available"),

@@ -41,7 +41,9 @@ Only = Annotated[
 BaseName = Annotated[
     str | None,
     typer.Option(
-        "--base", help="`tiny`, a diffusers folder, or a hub id; the state's own with --state.", show_default="tiny"
+        "--base",
+        help="`tiny`, a folder, a checkpoint file, a hub id; the state's own with --state.",
+        show_default="tiny",
     ),
 ]
 MomentsFolder = Annotated[

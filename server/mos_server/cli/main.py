@@ -28,7 +28,7 @@ def export(
     model: Annotated[Path, typer.Argument(help="A fused model's folder.")],
     out: Annotated[Path, typer.Option("--out", help="Where to write; must not exist yet.")],
     kind: Annotated[str, typer.Option("--format", help="diffusers, lora or single-file.")] = "diffusers",
-    base: Annotated[str, typer.Option("--base", help="`tiny`, a diffusers folder, or a hub id.")] = "tiny",
+    base: Annotated[str, typer.Option("--base", help="`tiny`, a folder, a checkpoint file, a hub id.")] = "tiny",
     dtype: Annotated[
         str | None,
         typer.Option(
