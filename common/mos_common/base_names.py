@@ -16,7 +16,10 @@ SNAPSHOTS = "snapshots"
 def absolute_name(name: str) -> str:
     """Return the name under which a base is found from any working folder."""
     path = Path(name).expanduser()
-    return str(path.resolve()) if name != TINY and path.exists() else name
+    if name == TINY or not path.exists():
+        return name
+    # A checkpoint in the hub's cache is a link to a file of another name, without what lies beside it.
+    return str(path.resolve() if path.is_dir() else path.absolute())
 
 
 def short_name(name: str) -> str:
