@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from transformers import CLIPTokenizer
 
 ADAPTERS = ("adapter_config.json", "pytorch_lora_weights.safetensors", "adapter.safetensors")
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 WHAT = "`tiny`, a diffusers folder, a checkpoint file (.safetensors, .ckpt), or a hub id such as owner/model"
 
 

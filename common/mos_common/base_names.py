@@ -18,7 +18,7 @@ def absolute_name(name: str) -> str:
     path = Path(name).expanduser()
     if name == TINY or not path.exists():
         return name
-    # A checkpoint in the hub's cache is a link to a file of another name, without what lies beside it.
+    # A checkpoint may be a link to a file of another name, without what lies beside the link.
     return str(path.resolve() if path.is_dir() else path.absolute())
 
 
