@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from transformers import CLIPTokenizer
 
 ADAPTERS = ("adapter_config.json", "pytorch_lora_weights.safetensors", "adapter.safetensors")
+ARCHIVES = (".zip", ".tar", ".gz", ".xz", ".7z", ".rar")
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 WHAT = "`tiny`, a diffusers folder, a checkpoint file (.safetensors, .ckpt), or a hub id such as owner/model"
 
@@ -94,6 +95,9 @@ def find_base(name: str) -> BaseFiles:
 
         return BaseFiles(name, base_folder())
     path = Path(name).expanduser()
+    if path.name == INDEX or path.suffix.lower() in ARCHIVES:
+        advice = "unpack it, and give" if path.suffix.lower() in ARCHIVES else "give"
+        raise BaseModelError(f"{name} is not a base model: {advice} the folder with {INDEX}")
     if path.is_file():
         checkpoint = open_checkpoint(path)
         return BaseFiles(name, checkpoint.folder, checkpoint, checkpoint.scheduler_arguments)
@@ -113,6 +117,11 @@ def _diffusers_folder(name: str, folder: Path) -> Path:
     cached = folder.parent if folder.name == SNAPSHOTS else folder
     if (cached / SNAPSHOTS).is_dir():
         return _diffusers_folder(name, snapshot_of(name, cached))
+    if (folder / INDEX).is_symlink():
+        raise BaseModelError(
+            f"{name} is not a whole model: its {INDEX} is a link to a file that is not there. Copy the model again, with "
+            "the files that links stand for (cp -rL)"
+        )
     raise BaseModelError(f"{name} is not a diffusion model: it has no {INDEX}. {_advice(folder)}")
 
 

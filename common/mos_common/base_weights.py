@@ -20,6 +20,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from mos_common.errors import BaseModelError
+from mos_common.safe_reading import check_pickle
 
 MODELS = ("text_encoder", "text_encoder_2", "unet", "vae")
 FULL, HALF = "", "fp16"
@@ -86,14 +87,23 @@ def source_of(folder: Path) -> dict[str, Any]:
         BaseModelError: its weights cannot be chosen, or were not downloaded.
 
     """
-    chosen = choose_weights(folder.name, (file.name for file in folder.iterdir() if file.is_file()), str(folder))
+    there = [file for file in folder.iterdir() if file.is_file()]
+    broken = [file for file in folder.iterdir() if file.is_symlink() and not file.exists()]
+    if broken and not any(FILE.fullmatch(file.name) for file in there):
+        raise BaseModelError(
+            f"{broken[0]} is a link to {broken[0].readlink()}, which is not there: copy the model again, with the files "
+            "that links stand for (cp -rL)"
+        )
+    chosen = choose_weights(folder.name, (file.name for file in there), str(folder))
     for name in chosen.names:
-        with (folder / name).open("rb") as file:
-            if file.read(len(LFS)) == LFS:
+        with (folder / name).open("rb") as opened:
+            if opened.read(len(LFS)) == LFS:
                 raise BaseModelError(
                     f"{folder / name} is a Git LFS pointer, not the weights: fetch them with git lfs pull, "
                     "or download the model again"
                 )
+        if name.endswith(f".{PICKLE}"):
+            check_pickle(folder / name)
     return chosen.arguments
 
 

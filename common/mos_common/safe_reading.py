@@ -113,6 +113,19 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
     return tensors, {str(k): str(v) for k, v in header.get("__metadata__", {}).items()}
 
 
+def check_pickle(path: Path) -> None:
+    """Check that a file of `torch.save` names nothing but tensors, before a library reads it.
+
+    Its earlier form is no zip; the libraries read it by torch's unpickler for weights alone.
+
+    Raises:
+        BaseModelError: it would call something else, or is damaged.
+
+    """
+    if zipfile.is_zipfile(path):
+        _refuse_calls(path, BaseModelError)
+
+
 def open_weights(path: Path) -> Weights:
     """Open a checkpoint of a base model: safetensors, or the state that `torch.save` wrote.
 
@@ -168,14 +181,18 @@ def _read_torch(path: Path, error: type[MosError], notes: frozenset[tuple[str, s
         raise error(
             f"{path} is neither a safetensors file nor one that torch.save wrote: convert it to safetensors first"
         )
-    for module, name in _named_by_pickle(path, error):
-        if (module, name) not in HARMLESS | notes:
-            raise error(f"{path} is refused: it would call {module}.{name}, which no file of weights needs")
+    _refuse_calls(path, error, notes)
     try:
         with torch.serialization.safe_globals([(_Ignored, f"{module}.{name}") for module, name in notes]):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=bool(notes))
     except DAMAGED as damage:
         raise error(f"{path} cannot be read ({type(damage).__name__}): it is damaged") from damage
+
+
+def _refuse_calls(path: Path, error: type[MosError], notes: frozenset[tuple[str, str]] = frozenset()) -> None:
+    for module, name in _named_by_pickle(path, error):
+        if (module, name) not in HARMLESS | notes:
+            raise error(f"{path} is refused: it would call {module}.{name}, which no file of weights needs")
 
 
 def _named_tensors(path: Path, content: Any, error: type[MosError]) -> dict[str, Any]:

@@ -148,6 +148,12 @@ class Checkpoint:
                     "use the float16 or float32 file"
                 )
             taken[name] = tensor.flatten(1) if VAE_ATTENTION.search(name) else tensor
+        if any(tensor.itemsize == 1 for tensor in taken.values()):
+            log.warning(
+                "%s: its %s is stored in 8-bit numbers, which lost bits: it is another base than the float16 file",
+                self.name,
+                part,
+            )
         return taken
 
 

@@ -101,7 +101,19 @@ def test_a_path_that_is_not_there_is_never_looked_up(name, monkeypatch):
     refused(name, r"no base model at .*no such file or folder.*owner/model")
 
 
+@pytest.mark.parametrize(
+    ("name", "said"), [("sd15.zip", "unpack it, and give the folder"), ("sd/model_index.json", "give the folder with")]
+)
+def test_a_file_of_a_folder_or_an_archive_points_to_the_folder(tmp_path, name, said):
+    (tmp_path / "sd").mkdir()
+    (tmp_path / name).write_text("{}")
+    refused(tmp_path / name, said)
+
+
 def test_a_link_to_nothing_is_named(tmp_path):
+    (tmp_path / "copied").mkdir()
+    (tmp_path / "copied" / "model_index.json").symlink_to("../blobs/abc")
+    refused(tmp_path / "copied", r"a link to a file that is not there.*cp -rL")
     (tmp_path / "sd").symlink_to(tmp_path / "gone")
     refused(tmp_path / "sd", r"sd is a link to .*/gone, which is not there")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -136,4 +137,37 @@ def test_a_pointer_of_git_lfs_is_named(copied):
     file = copied / "vae" / f"{UNET}.safetensors"
     file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 334643276\n")
     with pytest.raises(BaseModelError, match=r"vae.*is a Git LFS pointer.*git lfs pull"):
+        load_base(str(copied))
+
+
+@pytest.mark.parametrize("part", ["unet", "text_encoder"])
+def test_a_pickle_in_a_folder_that_runs_a_command_is_refused_and_nothing_is_run(copied, tmp_path, part):
+    class Calls:
+        def __reduce__(self) -> tuple:
+            return os.system, (f"touch {tmp_path / 'marker'}",)
+
+    (weights,) = (copied / part).glob("*.safetensors")
+    held = load_file(weights)
+    weights.unlink()
+    name = f"{UNET}.bin" if part == "unet" else "pytorch_model.bin"
+    torch.save(held | {"more": Calls()}, copied / part / name)
+    with pytest.raises(BaseModelError, match=rf"{name} is refused: it would call (posix|nt)\.system"):
+        load_base(str(copied))
+    assert not (tmp_path / "marker").exists()
+
+
+def test_a_bin_file_of_the_earlier_form_is_read(copied, sixteen):
+    """torch.save before 1.6 wrote no zip."""
+    weights = copied / "vae" / f"{UNET}.safetensors"
+    torch.save(load_file(weights), weights.with_suffix(".bin"), _use_new_zipfile_serialization=False)
+    weights.unlink()
+    assert fingerprint(copied) == sixteen.fingerprint
+
+
+def test_a_snapshot_copied_without_its_blobs_is_named(copied):
+    """`cp -r` of a snapshot copies links, not what they stand for."""
+    weights = copied / "vae" / f"{UNET}.safetensors"
+    weights.unlink()
+    weights.symlink_to("../../../blobs/abc")
+    with pytest.raises(BaseModelError, match=r"is a link to .*blobs/abc, which is not there: copy .*cp -rL"):
         load_base(str(copied))
