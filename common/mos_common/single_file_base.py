@@ -178,6 +178,9 @@ def open_checkpoint(path: Path) -> Checkpoint:
         told |= _zero_terminal_snr(path, folder)
     if any(name.startswith(EMA) for name in weights.shapes):
         log.info("%s holds averaged (EMA) weights too; the trained ones are used, as diffusers does", path)
+    for suffix in (".vae.safetensors", ".vae.pt", ".vae.ckpt"):
+        if path.with_suffix(suffix).is_file():
+            log.warning("%s: the VAE in the file is used, not %s beside it", path, path.with_suffix(suffix).name)
     return Checkpoint(str(path), kind, weights, folder, told)
 
 

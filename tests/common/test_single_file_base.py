@@ -104,6 +104,21 @@ def test_what_a_training_leaves_in_a_checkpoint_changes_nothing(mini, sixteen, t
     assert fingerprint(file) == sixteen.fingerprint
 
 
+def test_tensors_without_a_state_dict_around_them_are_read(mini, sixteen, tmp_path):
+    torch.save(mini("1").tensors, tmp_path / "pruned.pt")
+    mini("1").write(tmp_path / "pruned.safetensors")  # only for its configurations
+    assert fingerprint(tmp_path / "pruned.pt") == sixteen.fingerprint
+
+
+def test_a_vae_beside_the_checkpoint_is_said_not_to_be_used(mini, tmp_path, caplog):
+    """A1111 would take it instead of the file's own."""
+    file = mini("1").write(tmp_path / "anime.safetensors")
+    (tmp_path / "anime.vae.pt").write_bytes(b"")
+    with caplog.at_level("WARNING", logger="mos_common"):
+        open_checkpoint(file)
+    assert "the VAE in the file is used, not anime.vae.pt beside it" in caplog.text
+
+
 def test_a_pickle_with_its_trainer_s_notes_is_read(mini, sixteen, tmp_path):
     """PyTorch Lightning names its callbacks by class; nothing of theirs is imported or run."""
     import sys
