@@ -232,8 +232,14 @@ def _canonical(name: str, part: str) -> str:
 
 
 def _empty(kind: Any, folder: Path) -> Any:
-    """Return a model of a configuration, with random weights."""
-    if hasattr(kind, "load_config"):  # of diffusers
-        return kind.from_config(kind.load_config(folder, local_files_only=True)).float()
-    outputs = {"return_dict": True, "output_hidden_states": False, "output_attentions": False}
-    return kind(kind.config_class.from_pretrained(folder, local_files_only=True, **outputs)).float()
+    """Return a model of a configuration, whose weights are yet to be read.
+
+    Torch's generator is left as it was, as `from_pretrained` leaves it.
+    """
+    from diffusers.models.modeling_utils import no_init_weights
+
+    with torch.random.fork_rng(devices=[]), no_init_weights():
+        if hasattr(kind, "load_config"):  # of diffusers
+            return kind.from_config(kind.load_config(folder, local_files_only=True)).float()
+        outputs = {"return_dict": True, "output_hidden_states": False, "output_attentions": False}
+        return kind(kind.config_class.from_pretrained(folder, local_files_only=True, **outputs)).float()

@@ -73,6 +73,16 @@ def test_a_checkpoint_and_its_folder_are_the_same_base(mini, tmp_path, kind):
     assert {fingerprint(file) for file in files} == {fingerprint(mini(kind).folder)}
 
 
+def test_opening_a_checkpoint_draws_no_random_numbers(mini, tmp_path):
+    """What is seeded before a base is loaded is the same after it, in every layout."""
+    file, drawn = mini("1").write(tmp_path / "a.safetensors"), []
+    for path in (file, mini("1").folder):
+        torch.manual_seed(7)
+        load_base(str(path), device="cpu")
+        drawn.append(torch.rand(3))
+    assert torch.equal(*drawn)
+
+
 def test_our_own_export_opens_again(sixteen, random_base_folder, tmp_path):
     from safetensors.torch import save_file
 
