@@ -10,7 +10,6 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ import torch
 from torch import nn
 
 from mos_common.base_configuration import PLAIN, XL, judge_configuration, judge_fit, judge_pipeline, read_configuration
+from mos_common.base_files import BaseFiles
 from mos_common.errors import BaseModelError, MosError
 from mos_common.fingerprint import text_module_name
 from mos_common.libraries import first_line, quiet_libraries
@@ -30,38 +30,7 @@ MOST_NAMED = 3  # tensors that a message names
 SIZE_OF_ALL = 64  # the side of latents of every model before diffusers 0.9
 
 
-@dataclass(frozen=True)
-class FolderFiles:
-    """A diffusers folder, as the source of a base's parts."""
-
-    folder: Path
-    scheduler_arguments: Mapping[str, Any] = field(default_factory=dict)
-
-    def load_model(self, part: str, kind: Any) -> tuple[Any, Mapping[str, Any]]:
-        """Return a model in float32, and what its library found in the files."""
-        more = (
-            {"return_dict": True, "output_hidden_states": False, "output_attentions": False}
-            if part.startswith("text_encoder")
-            else {"low_cpu_mem_usage": False}
-        )
-        loaded: tuple[Any, Mapping[str, Any]] = kind.from_pretrained(
-            self.folder / part,
-            dtype=torch.float32,
-            local_files_only=True,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,
-            **more,
-        )
-        return loaded
-
-    def load_tokenizer(self, part: str) -> Any:
-        """Return a tokenizer."""
-        from transformers import CLIPTokenizer
-
-        return CLIPTokenizer.from_pretrained(self.folder / part, local_files_only=True)
-
-
-def load_parts(name: str, files: FolderFiles) -> dict[str, Any]:
+def load_parts(name: str, files: BaseFiles) -> dict[str, Any]:
     """Return the parts of a base by their names in model_index.json.
 
     Raises:
@@ -224,7 +193,7 @@ def _kinds() -> dict[str, Any]:
     }
 
 
-def _load_part(name: str, part: str, files: FolderFiles) -> Any:
+def _load_part(name: str, part: str, files: BaseFiles) -> Any:
     if part.startswith("tokenizer"):
         return files.load_tokenizer(part)
     model, info = files.load_model(part, _kinds()[part])
@@ -232,7 +201,7 @@ def _load_part(name: str, part: str, files: FolderFiles) -> Any:
     return model
 
 
-def _load_scheduler(family: str, kind: Any, files: FolderFiles) -> Any:
+def _load_scheduler(family: str, kind: Any, files: BaseFiles) -> Any:
     scheduler = kind.from_pretrained(files.folder / "scheduler", local_files_only=True, **files.scheduler_arguments)
     if family == PLAIN:
         # diffusers' pipeline for 1.x and 2.x reads schedulers so, whatever their files say.

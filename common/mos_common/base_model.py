@@ -17,8 +17,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mos_common.base_loading import FolderFiles, load_parts, settle_old_size
-from mos_common.errors import BaseModelError, RequestError
+from mos_common.base_files import find_base
+from mos_common.base_loading import load_parts, settle_old_size
+from mos_common.base_names import TINY
+from mos_common.errors import RequestError
 from mos_common.fingerprint import fingerprint_in_bfloat16, fingerprints_of
 from mos_common.presets import Preset, preset_for
 
@@ -30,7 +32,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-TINY = "tiny"
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -114,7 +115,7 @@ class Base:
     @property
     def preset(self) -> Preset:
         """The recommended settings for tuning and drawing with this base."""
-        return preset_for(self.name)
+        return preset_for(self.name, dict(self.unet.config))
 
     @property
     def text_length(self) -> int:
@@ -159,7 +160,7 @@ class Base:
 
 
 def load_base(name: str = TINY, *, device: str | None = None, dtype: str | None = None) -> Base:
-    """Load `tiny` or a diffusers folder (or a hub id that is already in the local cache).
+    """Load `tiny`, a diffusers folder, a single-file checkpoint or a model of the hub.
 
     `device` and `dtype` default to a GPU in float16 if there is one, else the CPU in float32.
 
@@ -170,8 +171,7 @@ def load_base(name: str = TINY, *, device: str | None = None, dtype: str | None 
 
     """
     target_device, target_dtype = choose_device(device), choose_dtype(dtype, choose_device(device))
-    folder = base_path(name)
-    parts = load_parts(name, FolderFiles(folder))
+    parts = load_parts(name, find_base(name))
     named = fingerprints_of(parts)
     settle_old_size(parts)
     for part in ("text_encoder", "text_encoder_2", "unet", "vae"):
@@ -188,27 +188,13 @@ def load_base(name: str = TINY, *, device: str | None = None, dtype: str | None 
 
 
 def base_path(name: str) -> Path:
-    """Return the diffusers folder of a base model.
+    """Return the folder with the configurations of a base model; a diffusers folder has all of it.
 
     Raises:
         BaseModelError: there is none.
 
     """
-    if name == TINY:
-        from mos_tiny import base_folder
-
-        return base_folder()
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        if not (folder / "model_index.json").is_file():
-            raise BaseModelError(
-                f"{name} is not a diffusion model: it has no model_index.json. "
-                "Give a folder written by diffusers' save_pretrained, or `tiny`"
-            )
-        return folder
-    if folder.exists():
-        raise BaseModelError(f"{name} is a file; a base model is a diffusers folder (with model_index.json), or `tiny`")
-    return _cached_snapshot(name)
+    return find_base(name).folder
 
 
 def choose_device(device: str | None) -> torch.device:
@@ -252,20 +238,3 @@ def _dtype_of(module: nn.Module) -> torch.dtype:
 
 def _device_of(module: nn.Module) -> torch.device:
     return next(module.parameters()).device
-
-
-def _cached_snapshot(name: str) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(name, allow_patterns=["*.json", "*.txt", "*.safetensors"]))
-    except HFValidationError as error:
-        raise BaseModelError(
-            f"no base model at {name}: give `tiny`, a diffusers folder, or a hub id such as owner/model"
-        ) from error
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        raise BaseModelError(
-            f"no base model at {name}: there is no such folder, and as a hub id it could not be fetched "
-            f"({type(error).__name__})"
-        ) from error

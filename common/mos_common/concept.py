@@ -64,7 +64,7 @@ def check_fits(concept: Concept, base: Base) -> Concept:
     Raises:
         ConceptError: neither fingerprint of the base, current or legacy, is the concept's; or some
             tensors are unknown to the base, have the wrong shape, or are not finite (all are
-            listed).
+            listed); or its name is a word of the base's own.
 
     """
     if not is_base(concept.base_fingerprint, base):
@@ -74,10 +74,25 @@ def check_fits(concept: Concept, base: Base) -> Concept:
             f"{why_not(concept.base_fingerprint, base)}: use the base it was tuned on (--base), or tune it "
             f"again on this one"
         )
+    check_name_is_free(concept.name, base)
     problems = [*_pair_problems(concept, base), *_word_problems(concept, base)]
     if problems:
         raise ConceptError(f"concept {concept.name} does not fit {base.name}: " + "; ".join(problems[:8]))
     return replace(concept, base_fingerprint=base.fingerprint)
+
+
+def check_name_is_free(name: str, base: Base) -> None:
+    """Check that a concept's name is not already a word of the base, as in DreamBooth models.
+
+    Raises:
+        ConceptError: it is, so a prompt with it could mean either.
+
+    """
+    if name in base.tokenizer.get_added_vocab():
+        raise ConceptError(
+            f"{name} is a word that {base.name} knows itself, so a prompt with it could mean either: "
+            "give the concept another name (--concept)"
+        )
 
 
 def _pair_problems(concept: Concept, base: Base) -> list[str]:

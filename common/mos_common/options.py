@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-Base = Annotated[str, typer.Option("--base", help="The base model: `tiny`, a diffusers folder, or a hub id.")]
+Base = Annotated[str, typer.Option("--base", help="The base model: `tiny`, a folder, a checkpoint file, or a hub id.")]
 Device = Annotated[
     str | None,
     typer.Option("--device", help="Device to compute on: cpu, cuda, mps.", show_default="the best available"),

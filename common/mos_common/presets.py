@@ -7,7 +7,11 @@ of word embeddings are computed from the base's token table (`mos_client.tuning`
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,23 @@ TINY = Preset(
 )
 
 
-def preset_for(base_name: str) -> Preset:
-    """Return the preset of a base model by its name: `tiny`, or any other."""
-    return TINY if base_name == TINY.name else STABLE_DIFFUSION
+def preset_for(base_name: str, unet: Mapping[str, Any] | None = None) -> Preset:
+    """Return the preset of a base model: that of `tiny` for a model of its sizes, by any name.
+
+    `unet` is the configuration of the UNet; before the model is open, its name must do.
+    """
+    if base_name == TINY.name:
+        return TINY
+    return TINY if unet is not None and _sizes(unet) == _sizes(_unet_of_tiny()) else STABLE_DIFFUSION
+
+
+def _sizes(unet: Mapping[str, Any]) -> tuple[object, ...]:
+    return (tuple(unet["block_out_channels"]), unet["cross_attention_dim"], unet["sample_size"])
+
+
+@cache
+def _unet_of_tiny() -> Mapping[str, Any]:
+    from mos_tiny import base_folder
+
+    config: dict[str, Any] = json.loads((base_folder() / "unet" / "config.json").read_text(encoding="utf-8"))
+    return config

@@ -130,9 +130,9 @@ def test_a_folder_that_is_no_model_is_refused(tmp_path):
         load_base(str(tmp_path))
 
 
-def test_a_file_is_refused(tmp_path):
+def test_an_empty_file_is_refused(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"")
-    with pytest.raises(BaseModelError, match="is a file"):
+    with pytest.raises(BaseModelError, match="an empty file"):
         load_base(str(tmp_path / "model.safetensors"))
 
 

@@ -17,7 +17,7 @@ class TuneRequest:
     """Which concept to tune, on which pictures and base model, and how.
 
     `images` is a folder with the pictures of one concept; `class_word` says what it is a kind of.
-    `base` is `tiny`, a diffusers folder or a hub id; without `device` and `dtype` the best
+    `base` is as `mos_common.base_files` finds it; without `device` and `dtype` the best
     available are used. Without `steps` the base's preset decides. `settings` are those of
     `TuningSettings` by name, as values or as text. `vram` is the memory that a step may use, in
     gigabytes.

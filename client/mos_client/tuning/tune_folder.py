@@ -26,7 +26,7 @@ from mos_client.tuning.request import TuneRequest
 from mos_client.tuning.settings import TuningSettings
 from mos_client.tuning.watch import Watch, tensorboard
 from mos_common.base_model import Base, load_base
-from mos_common.concept import Concept
+from mos_common.concept import Concept, check_name_is_free
 from mos_common.concept_file import concept_to_bytes, write_concept
 from mos_common.files import check_writable, write_atomically
 
@@ -58,6 +58,7 @@ def tune_folder(
     check_writable(out)
     tuned_on, held_back = split_pictures(request.images)
     base = base or load_base(request.base, device=request.device, dtype=request.dtype)
+    check_name_is_free(request.concept, base)
     settings = TuningSettings.of(base.preset, steps=request.steps, seed=request.seed, changes=request.settings)
     plan = plan_for(base, settings.batch, settings.rank, request.vram)
     if plan.gib is not None:

@@ -24,7 +24,8 @@ import numpy as np
 import torch
 import typer
 
-from mos_common.base_model import TINY, Base, load_base
+from mos_common.base_model import Base, load_base
+from mos_common.base_names import TINY
 from mos_common.files import write_atomically
 from mos_common.scores import ImageScorer
 from mos_common.shell import run, say

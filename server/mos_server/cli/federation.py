@@ -72,13 +72,13 @@ def init(
     --method, --set and --workers say how its rounds are fused. `mos-server settings` lists these
     settings and changes them later.
     """
-    from mos_common.base_model import TINY, fingerprint_of
+    from mos_common.base_model import fingerprint_of
+    from mos_common.base_names import absolute_name
     from mos_server.state.folder import ServerConfig, check_can_create, create_state
 
     fusion = changed_fusion({}, method=method, sets=sets, workers=workers)
     check_can_create(state)
-    if base != TINY and Path(base).is_dir():
-        base = str(Path(base).resolve())  # `serve` may be started from elsewhere
+    base = absolute_name(base)  # `serve` may be started from elsewhere
     config = ServerConfig(
         base=base,
         base_fingerprint=fingerprint_of(base),
@@ -103,6 +103,7 @@ def invite(
     valid: Annotated[str, typer.Option("--valid", help="How long the kit may be used: 12h, 7d.")] = "7d",
 ) -> None:
     """Create a kit with which one participant can join, once."""
+    from mos_common.base_names import short_name
     from mos_common.kit import Kit, write_kit
     from mos_server.state.folder import open_state
     from mos_server.state.journal import Journal
@@ -126,7 +127,7 @@ def invite(
         expires=dt.datetime.fromtimestamp(int(expires), dt.UTC),
         base=config.base_fingerprint,
         # The path of a local folder is the operator's business: kits carry only its name.
-        base_name=Path(config.base).name,
+        base_name=short_name(config.base),
         signing_key=opened.pki.signing_key_pem(),
     )
     write_kit(kit, out)

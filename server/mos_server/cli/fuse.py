@@ -44,7 +44,7 @@ BaseName = Annotated[
     str | None,
     typer.Option(
         "--base",
-        help="The base model: `tiny`, a diffusers folder, or a hub id.",
+        help="The base model: `tiny`, a folder, a checkpoint file, or a hub id.",
         show_default="tiny; with --state: its own",
     ),
 ]

@@ -11,12 +11,12 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from mos_common.base_model import Base, load_base
+from mos_common.base_names import absolute_name
 from mos_common.errors import FusionError, RequestError
 from mos_common.fingerprint import why_not
 from mos_server.fusion.moments import Moments
@@ -90,8 +90,7 @@ def recorder_on(workers: str, base: Base) -> Iterator[Recorder]:
         resources = ray.cluster_resources()
         count = local or max(1, int(resources.get("GPU" if on_gpu else "CPU", 1)))
         kind = ray.remote(num_cpus=1, num_gpus=1 if on_gpu else 0, max_restarts=-1, max_task_retries=-1)(Worker)
-        name = str(Path(base.name).resolve()) if Path(base.name).is_dir() else base.name
-        how = (name, base.fingerprint, base.device.type, str(base.dtype).removeprefix("torch."))
+        how = (absolute_name(base.name), base.fingerprint, base.device.type, str(base.dtype).removeprefix("torch."))
         pool = [kind.remote(*how, torch.get_num_threads()) for _ in range(count)]
         yield lambda recordings: _spread(ray, pool, recordings)
     finally:

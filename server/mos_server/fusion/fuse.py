@@ -14,6 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from mos_common.base_model import Base
+from mos_common.base_names import short_name
 from mos_common.concept import check_fits, words_of
 from mos_common.concept_file import content_digest
 from mos_common.errors import FusionError
@@ -143,7 +144,7 @@ def _manifest(
 ) -> Manifest:
     return Manifest(
         base=base.fingerprint,
-        base_name=Path(base.name).name,  # a path is the operator's business
+        base_name=short_name(base.name),
         method=settings.method,
         settings=settings_to_json(settings),
         versions={name: version(name) for name in ("federated-mix-of-show", "torch", "diffusers", "transformers")},

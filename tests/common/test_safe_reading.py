@@ -18,9 +18,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save, save_file
 
-from mos_client.importing import safe_reading
-from mos_client.importing.safe_reading import read_tensors
+from mos_common import safe_reading
 from mos_common.errors import ConceptError
+from mos_common.safe_reading import read_tensors
 
 TENSORS = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.ones(2, dtype=torch.float16)}
 

@@ -1,0 +1,155 @@
+"""What a checkpoint predicts, and its noise schedule: said by the file or beside it, never guessed.
+
+A checkpoint's tensors do not show whether its UNet predicts the noise or v. These say it:
+
+    NAME.config/scheduler           a folder of configurations beside the file
+    NAME.yaml                       its authors' configuration: model.params.parameterization
+    modelspec.prediction_type       metadata, and modelspec.architecture for 2.x
+    v_pred, ztsnr                   empty tensors that mark v-prediction and zero terminal SNR
+
+Stable Diffusion 1.x and XL predict the noise unless one of them says otherwise; of 2.x both kinds
+are common, so one of them must say it. Two that disagree are an error.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mos_common.checkpoint_kinds import Kind
+from mos_common.errors import BaseModelError
+from mos_common.safe_reading import Weights
+
+EPSILON, V = "epsilon", "v_prediction"
+PREDICTIONS = {"epsilon": EPSILON, "eps": EPSILON, "v": V, "v_prediction": V, "v-prediction": V}
+ARCHITECTURES = {"stable-diffusion-v2-512": EPSILON, "stable-diffusion-v2-768-v": V}
+XL_SCALINGS = {"EpsScaling": EPSILON, "VScaling": V}
+NO_SIGNAL = 1e-4  # of ᾱ; without zero terminal SNR Stable Diffusion ends at 4.7e-3
+ALIKE = 1e-2  # of ᾱ, relative: files in half precision have three digits
+
+
+def prediction_of(path: Path, kind: Kind, weights: Weights, beside: Path | None) -> str:
+    """Return "epsilon" or "v_prediction"; `beside` is the folder of configurations, if any.
+
+    Raises:
+        BaseModelError: nothing says it, or two sources disagree, or one says something else.
+
+    """
+    said: dict[str, str] = {}
+    if beside is not None:
+        scheduler = beside / "scheduler" / "scheduler_config.json"
+        said[str(scheduler)] = str(_json(scheduler).get("prediction_type", EPSILON))
+    yaml = path.with_suffix(".yaml")
+    if yaml.is_file():
+        said[str(yaml)] = _of_yaml(yaml, kind)
+    for key, values in (("modelspec.prediction_type", PREDICTIONS), ("modelspec.architecture", ARCHITECTURES)):
+        value = str(weights.metadata.get(key, ""))
+        if key == "modelspec.architecture":
+            value = value.partition("/")[0]  # stable-diffusion-v2-768-v/lora
+            if value not in values:
+                continue
+        if value:
+            said[f"its metadata {key}"] = values.get(value.lower(), value)
+    if "v_pred" in weights.shapes:
+        said["its tensor v_pred"] = V
+    return _agreed(path, kind, said)
+
+
+def has_zero_terminal_snr(path: Path, weights: Weights, folder: Path) -> bool:
+    """Return whether the checkpoint's noise ends at zero signal, by `ztsnr` or its own schedule.
+
+    Raises:
+        BaseModelError: the file holds another noise schedule than its configurations.
+
+    """
+    if "alphas_cumprod" not in weights.shapes:
+        return "ztsnr" in weights.shapes
+    alphas, expected = weights.read("alphas_cumprod").double(), _alphas(folder)
+    if alphas[-1] < NO_SIGNAL:
+        return True
+    if expected is not None and (
+        alphas.shape != expected.shape or not torch.allclose(alphas, expected, rtol=ALIKE, atol=0)
+    ):
+        raise BaseModelError(
+            f"{path} was trained with another noise schedule than {folder / 'scheduler'} says (alphas_cumprod): "
+            f"give its own configurations in the folder {path.with_suffix('.config').name} beside it"
+        )
+    return "ztsnr" in weights.shapes
+
+
+def check_latent_scale(path: Path, weights: Weights, folder: Path) -> None:
+    """Check the factor between latents and the VAE's numbers, if the file holds it.
+
+    Raises:
+        BaseModelError: it is not that of the configurations.
+
+    """
+    if "scale_factor" not in weights.shapes:
+        return
+    found = float(weights.read("scale_factor"))
+    expected = float(_json(folder / "vae" / "config.json").get("scaling_factor", 0.18215))
+    if abs(found - expected) > ALIKE * expected:
+        raise BaseModelError(
+            f"{path} scales latents by {found:g}, its configurations by {expected:g}: "
+            f"give its own in the folder {path.with_suffix('.config').name} beside it"
+        )
+
+
+def _agreed(path: Path, kind: Kind, said: dict[str, str]) -> str:
+    values = set(said.values())
+    if len(values) > 1:
+        listed = "; ".join(f"{source} says {value}" for source, value in said.items())
+        raise BaseModelError(f"{path}: what its UNet predicts is said twice, and differently: {listed}. Correct one")
+    if values - {EPSILON, V}:
+        source, value = next(iter(said.items()))
+        raise BaseModelError(f"{path}: {source} says that its UNet predicts {value!r}; we know epsilon and v")
+    if values:
+        return values.pop()
+    if kind is Kind.TWO:
+        raise BaseModelError(
+            f"{path} is a checkpoint of {kind.value}, and nothing says whether it predicts epsilon (the 512-pixel "
+            f"models) or v (the 768-pixel models): put the configuration it came with beside it as "
+            f"{path.with_suffix('.yaml').name}, or write that file with one line, "
+            "model: {params: {parameterization: v}} (or eps)"
+        )
+    return EPSILON
+
+
+def _of_yaml(file: Path, kind: Kind) -> str:
+    """Return what the authors' configuration says; their default is to predict the noise."""
+    import yaml
+
+    try:
+        params = yaml.safe_load(file.read_text(encoding="utf-8-sig"))["model"]["params"]
+        if kind is Kind.XL and "denoiser_config" in params:
+            scaling = str(params["denoiser_config"]["params"]["scaling_config"]["target"]).rpartition(".")[2]
+            return XL_SCALINGS.get(scaling, scaling)
+        value = str(params.get("parameterization", "eps"))
+        return PREDICTIONS.get(value.lower(), value)
+    except (yaml.YAMLError, UnicodeError, KeyError, TypeError, AttributeError, OSError) as error:
+        raise BaseModelError(
+            f"{file}, beside the checkpoint, is not a configuration of Stable Diffusion (no model.params): "
+            "correct or remove it"
+        ) from error
+
+
+def _alphas(folder: Path) -> torch.Tensor | None:
+    import diffusers
+
+    name = str(_json(folder / "scheduler" / "scheduler_config.json").get("_class_name"))
+    scheduler = getattr(diffusers, name, None)
+    alphas = getattr(scheduler.from_pretrained(folder / "scheduler"), "alphas_cumprod", None) if scheduler else None
+    return alphas.double() if isinstance(alphas, torch.Tensor) else None
+
+
+def _json(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BaseModelError(f"{file} cannot be read ({type(error).__name__})") from error
+    if not isinstance(content, dict):
+        raise BaseModelError(f"{file} is not a configuration: it holds a {type(content).__name__}")
+    return content

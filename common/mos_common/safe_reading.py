@@ -1,0 +1,243 @@
+"""Read tensors from other people's files without running anything in them.
+
+safetensors holds only tensors. A file of `torch.save` is a zip with a pickle, a program that may
+call any function it names. Its instructions are read, not run, until it is certain that they name
+only tensors and ordered dictionaries. Then torch's own unpickler for weights runs them, which knows
+no other functions either.
+
+LoRA files are read whole (`read_tensors`), checkpoints of base models tensor by tensor
+(`open_weights`). A checkpoint may also hold its trainer's notes: the few classes that they name are
+replaced by one that does nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import pickletools
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load
+from torch import Tensor
+
+from mos_common.errors import BaseModelError, ConceptError, MosError
+
+MAX_BYTES = 4 * 2**30
+MAX_PICKLE_BYTES = 16 * 2**20
+ZIP = b"PK\x03\x04"
+DAMAGED = (
+    UnpicklingError,
+    RuntimeError,
+    EOFError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    OverflowError,
+)
+"""Errors that readers raise on damaged bytes."""
+HARMLESS = frozenset(
+    {
+        ("collections", "OrderedDict"),
+        ("torch._utils", "_rebuild_tensor_v2"),
+        ("torch._utils", "_rebuild_parameter"),
+        *(("torch", f"{kind}Storage") for kind in ("Float", "Half", "BFloat16", "Double", "Long", "Int")),
+    }
+)
+"""All names that a file of tensors in plain containers needs."""
+NOTES = frozenset(
+    {
+        ("pytorch_lightning.callbacks.model_checkpoint", "ModelCheckpoint"),
+        ("pytorch_lightning.callbacks.early_stopping", "EarlyStopping"),
+        ("lightning.pytorch.callbacks.model_checkpoint", "ModelCheckpoint"),
+        ("numpy.core.multiarray", "scalar"),
+        ("numpy._core.multiarray", "scalar"),
+        ("numpy", "dtype"),
+        ("_codecs", "encode"),
+    }
+)
+"""What PyTorch Lightning's notes in published checkpoints name: callbacks, and best scores."""
+
+
+class _Ignored:
+    """Stand for a class or function of NOTES: it takes anything and does nothing."""
+
+    def __init__(self, *_: object) -> None:
+        pass
+
+
+@dataclass(frozen=True)
+class Weights:
+    """An open file of weights: the shape of each tensor, the metadata, and how to read a tensor.
+
+    Tensors are mapped from the file, so what is not used costs no memory.
+    """
+
+    shapes: Mapping[str, tuple[int, ...]]
+    metadata: Mapping[str, str]
+    read: Callable[[str], Tensor]
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return the tensors of a file, by name in plain containers, and its metadata.
+
+    Raises:
+        ConceptError: it cannot be read, is too large, or holds anything except tensors in plain
+            containers.
+
+    """
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise ConceptError(f"{path} has {path.stat().st_size:,} bytes, more than {MAX_BYTES:,}: that is not a LoRA")
+        if path.suffix.lower() == ".safetensors":
+            return _read_safetensors(path)
+        return _named_tensors(path, _read_torch(path, ConceptError), ConceptError), {}
+    except OSError as error:
+        raise ConceptError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    data = path.read_bytes()
+    try:
+        tensors: dict[str, Any] = dict(load(data))
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    except (SafetensorError, ValueError) as error:
+        raise ConceptError(f"{path} is not a safetensors file ({type(error).__name__})") from error
+    return tensors, {str(k): str(v) for k, v in header.get("__metadata__", {}).items()}
+
+
+def check_pickle(path: Path) -> None:
+    """Check that a file of `torch.save` names nothing but tensors, before a library reads it.
+
+    Its earlier form is no zip; the libraries read it by torch's unpickler for weights alone.
+
+    Raises:
+        BaseModelError: it would call something else, or is damaged.
+
+    """
+    if zipfile.is_zipfile(path):
+        _refuse_calls(path, BaseModelError)
+
+
+def open_weights(path: Path) -> Weights:
+    """Open a checkpoint of a base model: safetensors, or the state that `torch.save` wrote.
+
+    Raises:
+        BaseModelError: it cannot be read, or holds anything except tensors and a trainer's notes.
+
+    """
+    try:
+        with path.open("rb") as file:
+            start = file.read(len(ZIP))
+        if start == ZIP:
+            return _open_torch(path)
+        opened: Any = safe_open(path, "pt")
+        shapes = {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118 (no mapping)
+        return Weights(shapes, dict(opened.metadata() or {}), opened.get_tensor)
+    except SafetensorError as error:
+        raise BaseModelError(
+            f"{path} is neither a whole safetensors file nor one that torch.save wrote ({_looks_like(path)}): "
+            "download it again, or convert it to safetensors"
+        ) from error
+    except OSError as error:
+        raise BaseModelError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def _open_torch(path: Path) -> Weights:
+    content = _read_torch(path, BaseModelError, NOTES)
+    while isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
+        content = content["state_dict"]
+    tensors = _named_tensors(path, dict(content) if isinstance(content, Mapping) else content, BaseModelError)
+    tensors = {name: value for name, value in tensors.items() if isinstance(value, Tensor)}
+    return Weights({name: tuple(value.shape) for name, value in tensors.items()}, {}, tensors.__getitem__)
+
+
+def _looks_like(path: Path) -> str:
+    """Say what a file that holds no tensors seems to be, by its first bytes."""
+    with path.open("rb") as file:
+        start = file.read(64)
+    for magic, what in (
+        (b"GGUF", "a GGUF file"),
+        (b"version https://git-lfs", "a Git LFS pointer: the file itself was not downloaded"),
+        (b"\x80", "a pickle of an old torch.save"),
+        (b"<", "a web page"),
+    ):
+        if start.startswith(magic):
+            return what
+    return "an empty file" if not start else "damaged, or of another format"
+
+
+def _read_torch(path: Path, error: type[MosError], notes: frozenset[tuple[str, str]] = frozenset()) -> Any:
+    with path.open("rb") as file:
+        magic = file.read(len(ZIP))
+    if magic != ZIP or not zipfile.is_zipfile(path):
+        raise error(
+            f"{path} is neither a safetensors file nor one that torch.save wrote: convert it to safetensors first"
+        )
+    _refuse_calls(path, error, notes)
+    try:
+        with torch.serialization.safe_globals([(_Ignored, f"{module}.{name}") for module, name in notes]):
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=bool(notes))
+    except DAMAGED as damage:
+        raise error(f"{path} cannot be read ({type(damage).__name__}): it is damaged") from damage
+
+
+def _refuse_calls(path: Path, error: type[MosError], notes: frozenset[tuple[str, str]] = frozenset()) -> None:
+    for module, name in _named_by_pickle(path, error):
+        if (module, name) not in HARMLESS | notes:
+            raise error(f"{path} is refused: it would call {module}.{name}, which no file of weights needs")
+
+
+def _named_tensors(path: Path, content: Any, error: type[MosError]) -> dict[str, Any]:
+    _check_plain(path, content, error)
+    if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
+        raise error(f"{path} holds a {type(content).__name__}; expected named tensors")
+    return content
+
+
+def _named_by_pickle(path: Path, error: type[MosError]) -> Iterator[tuple[str, str]]:
+    """Yield (module, name) of all that the pickle would import or whose name it computes."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = [entry for entry in archive.infolist() if entry.filename.endswith(".pkl")]
+            unpacked = sum(entry.file_size for entry in archive.infolist())
+            packed = any(entry.compress_type for entry in archive.infolist()) or unpacked > path.stat().st_size
+            if len(entries) != 1 or packed:
+                raise error(f"{path} is not laid out as torch.save does it: convert it to safetensors first")
+            if entries[0].file_size > MAX_PICKLE_BYTES:
+                raise error(f"{path} is refused: its pickle alone has {entries[0].file_size:,} bytes")
+            program = archive.read(entries[0])
+        for opcode, argument, _ in pickletools.genops(program):
+            if opcode.name == "GLOBAL":
+                module, _, name = str(argument).partition(" ")
+                yield module, name
+            elif opcode.name in ("STACK_GLOBAL", "INST", "OBJ", "EXT1", "EXT2", "EXT4", "NEWOBJ", "NEWOBJ_EX"):
+                yield "an object", f"by the instruction {opcode.name}"
+    except (zipfile.BadZipFile, NotImplementedError, *DAMAGED) as damage:
+        raise error(f"{path} cannot be read ({type(damage).__name__}): it is damaged") from damage
+
+
+def _check_plain(path: Path, value: object, error: type[MosError], depth: int = 0) -> None:
+    if depth > 8:
+        raise error(f"{path} is refused: its containers are nested more than eight deep")
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            if not isinstance(key, str | int):
+                raise error(f"{path} is refused: a {type(key).__name__} cannot name a tensor")
+            _check_plain(path, inner, error, depth + 1)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            _check_plain(path, inner, error, depth + 1)
+    elif isinstance(value, Tensor):
+        # A view may repeat one number 10¹² times: tiny in the file, too large for memory once used.
+        if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+            raise error(f"{path} is refused: a tensor of shape {tuple(value.shape)} is larger than its data")
+    elif not isinstance(value, str | int | float | bool | None):
+        raise error(f"{path} is refused: it holds a {type(value).__name__}, not only tensors in plain containers")
