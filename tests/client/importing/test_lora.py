@@ -14,7 +14,8 @@ from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
 from mos_client.importing.import_files import import_files
-from mos_client.importing.lora import pairs_of, truncated
+from mos_client.importing.adapters.nearest import nearest, square_norm
+from mos_client.importing.lora import pairs_of
 from mos_common.concept_file import read_concept
 from mos_common.edlora import LowRank
 from mos_common.errors import ConceptError, RequestError
@@ -275,13 +276,20 @@ WIDE = {
     [
         ({f"{K}.lora_down.weight": torch.ones(2, 32)}, r"attn1\.to_q has only 1 of its two factors"),
         ({f"{K}.alpha": torch.tensor(1.0)}, r"attn1\.to_q has only 0 of its two factors"),
-        ({f"{K}.hada_w1_a": torch.ones(2, 2)}, rf"{K}\.hada_w1_a is LoHa"),
-        ({f"{K}.lokr_w1": torch.ones(2, 2)}, rf"{K}\.lokr_w1 is LoKr"),
-        ({**PAIR, f"{K}.dora_scale": torch.ones(32)}, rf"{K}\.dora_scale is DoRA"),
-        ({**PAIR, f"{K}.lora_mid.weight": torch.ones(2, 2, 3, 3)}, "LoCon with a Tucker core"),
-        ({f"{K}.diff": torch.ones(32, 32)}, "a full-rank difference"),
-        ({f"{K}.oft_blocks": torch.ones(2, 2)}, "OFT"),
-        ({**PAIR, f"{K}.lora_B.bias": torch.ones(32)}, "a LoRA with biases"),
+        ({f"{K}.hada_w1_a": torch.ones(32, 2)}, r"attn1\.to_q has hada_w1_a alone.*a LoHa needs hada_w1_a and"),
+        ({f"{K}.lokr_w1": torch.ones(2, 2)}, r"attn1\.to_q has lokr_w1 alone.*a LoKr needs"),
+        ({**PAIR, f"{K}.hada_w1_a": torch.ones(32, 2)}, "factors of two kinds of adapter: LoRA, and hada_w1_a"),
+        ({**PAIR, f"{K}.dora_scale": torch.ones(32)}, r"attn1\.to_q has a DoRA.*--rank 16"),
+        ({f"{K}.diff": torch.ones(32, 32)}, r"attn1\.to_q has a whole difference.*--rank 16"),
+        ({f"{K}.lokr_w1": torch.ones(2, 2), f"{K}.lokr_w2": torch.ones(16, 16)}, r"has a LoKr.*--rank 16"),
+        ({f"{K}.lokr_w1": torch.ones(2, 2), f"{K}.lokr_w2": torch.ones(9, 16)}, r"of shape \(32, 32\) cannot have a LoKr"),
+        ({**PAIR, f"{K}.dora_scale": torch.ones(31)}, r"magnitude has shape \(31,\); expected 32 numbers"),
+        ({f"{K}.oft_blocks": torch.ones(2, 2)}, "OFT, which cannot be imported"),
+        ({f"{K}.weight": torch.ones(2), f"{K}.on_input": torch.ones(1)}, r"not a factor of an adapter|IA3"),
+        ({**PAIR, f"{K}.diff_b": torch.ones(32)}, "a trained bias"),
+        ({**PAIR, "lora_unet_mid_block_attentions_0_norm.w_norm": torch.ones(32)}, "a trained norm"),
+        ({f"{K}.lora_down.weight": torch.ones(2, 32).int(), f"{K}.lora_up.weight": torch.ones(32, 2)}, "holds int32"),
+        ({**PAIR, f"{K}.lora_B.bias": torch.ones(32)}, "a trained bias"),
         (WIDE, rf"{CONV}\.alpha changes a convolution larger than 1x1"),
         (
             {f"{K}.lora_down.weight": torch.ones(2, 32, 3, 3), f"{K}.lora_up.weight": torch.ones(32, 2, 1, 1)},
@@ -291,7 +299,7 @@ WIDE = {
             {"lora_unet_nowhere.lora_down.weight": torch.ones(2, 2)},
             "lora_unet_nowhere, which is not a linear layer .*--base",
         ),
-        ({"something": torch.ones(2)}, "something is not a LoRA factor"),
+        ({"something": torch.ones(2)}, "something is not a factor of an adapter"),
         ({**PAIR, f"{K}.alpha": torch.ones(3)}, "expected one finite number"),
         ({**PAIR, f"{K}.alpha": torch.tensor(float("nan"))}, "expected one finite number"),
         ({f"{K}.lora_down.weight": torch.ones(2, 32), f"{K}.lora_up.weight": torch.ones(32, 3)}, "do not form a pair"),
@@ -305,11 +313,11 @@ def test_adapters_other_than_lora_of_linear_layers_are_refused_by_name(sixteen, 
 @pytest.mark.parametrize(
     ("metadata", "said"),
     [
-        ({"lora_adapter_metadata": json.dumps({"unet.use_dora": True})}, "is a DoRA"),
+        ({"lora_adapter_metadata": json.dumps({"unet.use_dora": True, "unet.r": 2})}, "use_dora"),
         ({"lora_adapter_metadata": "{"}, "cannot be read"),
         ({"lora_adapter_metadata": "[1]"}, "cannot be read"),
         ({"lora_adapter_metadata": json.dumps({"unet.lora_alpha": "many"})}, "cannot be read"),
-        ({"adapter_config.json": json.dumps({"peft_type": "LOHA"})}, "is a LOHA"),
+        ({"adapter_config.json": json.dumps({"peft_type": "IA3"})}, "is a IA3"),
     ],
 )
 def test_what_is_written_about_a_lora_is_not_believed_blindly(sixteen, metadata, said):
@@ -358,19 +366,34 @@ def test_two_loras_are_no_concept(sixteen, tmp_path):
         imported(sixteen, tmp_path / "a.safetensors", tmp_path / "b.safetensors", out=tmp_path / "c.safetensors")
 
 
-def test_a_change_of_lower_rank_is_the_nearest_one_and_says_what_it_keeps():
-    """By Eckart and Young, the reference is the SVD of the whole matrix."""
+def test_a_change_of_lower_rank_is_the_nearest_one():
+    """By Eckart and Young, the reference is the SVD of the whole matrix; as a pair and as a matrix."""
     pair = LowRank(torch.randn(6, 20), torch.randn(30, 6), 4.0)
     U, sigma, Vt = torch.linalg.svd(pair.change(torch.float64))
-    nearest, share = truncated(pair, 3)
-    torch.testing.assert_close(
-        nearest.change(torch.float64), U[:, :3] @ torch.diag(sigma[:3]) @ Vt[:3], rtol=1e-4, atol=1e-4
-    )
-    assert share == pytest.approx(float(sigma[:3].square().sum() / sigma.square().sum()))
-    whole, all_of_it = truncated(pair, 50)
-    assert (whole.rank, all_of_it) == (6, pytest.approx(1.0))
+    for change in (pair, pair.change()):
+        best = nearest(change, 3)
+        expected = U[:, :3] @ torch.diag(sigma[:3]) @ Vt[:3]
+        torch.testing.assert_close(best.change(torch.float64), expected, rtol=1e-4, atol=1e-4)
+        assert square_norm(best) / square_norm(change) == pytest.approx(
+            float(sigma[:3].square().sum() / sigma.square().sum()), rel=1e-5
+        )
+    whole = nearest(pair, 50)
+    assert whole.rank == 6
     torch.testing.assert_close(whole.change(), pair.change(), rtol=1e-4, atol=1e-4)
-    assert truncated(LowRank(torch.zeros(2, 3), torch.zeros(3, 2), 1.0), 1)[1] == 1.0
+    assert square_norm(nearest(LowRank(torch.zeros(2, 3), torch.zeros(3, 2), 1.0), 1)) == 0
+
+
+def test_a_large_change_is_reduced_almost_as_well_as_by_the_whole_svd_and_always_alike():
+    """With a spectrum that falls slowly, where a randomised SVD has it hardest."""
+    g = torch.Generator().manual_seed(0)
+    matrix = torch.randn(600, 300, generator=g) * torch.linspace(1, 0.2, 300)
+    sigma = torch.linalg.svdvals(matrix)
+    torch.manual_seed(1)
+    first = nearest(matrix, 16)
+    torch.manual_seed(2)
+    assert torch.equal(first.A, nearest(matrix, 16).A)
+    assert torch.initial_seed() == 2
+    assert square_norm(first) > 0.99 * float(sigma[:16].square().sum())
 
 
 def test_a_lora_too_large_for_a_concept_file_is_refused_with_a_rank_that_fits(sixteen, tmp_path, monkeypatch, caplog):
