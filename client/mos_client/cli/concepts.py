@@ -73,7 +73,9 @@ def import_(
     trigger: Annotated[
         str,
         typer.Option(
-            "--trigger", help="The words that the LoRA's prompts need.", show_default="what its file names, or the class"
+            "--trigger",
+            help="The words that the LoRA's prompts need.",
+            show_default="what its file names, or the class",
         ),
     ] = "",
     trigger_anyway: Annotated[
@@ -105,7 +107,10 @@ def import_(
     words: Annotated[
         str,
         typer.Option(
-            "--words", metavar="NAME", help="Which of several words in a LoRA's file is meant.", show_default="the only one"
+            "--words",
+            metavar="NAME",
+            help="Which of several words in a LoRA's file is meant.",
+            show_default="the only one",
         ),
     ] = "",
     author: Author = "",

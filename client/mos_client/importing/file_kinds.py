@@ -1,4 +1,4 @@
-"""What a file or a set of tensors is that is no adapter and no embedding, to call it by its name."""
+"""What a file is that holds no adapter and no embedding, to call it by its name."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def kind_of_bytes(start: bytes) -> str | None:
 
 @dataclass(frozen=True)
 class Sign:
-    """Names of tensors that only one kind of file has: regular expressions that all must be found."""
+    """Regular expressions of tensors' names that, all found, are only in one kind of file."""
 
     kind: str
     names: tuple[str, ...]
@@ -65,13 +65,19 @@ SIGNS = (
     Sign("is a motion module of AnimateDiff, not a LoRA", (r".*motion_modules?\.",)),
     Sign("is an upscaler, not a LoRA", (r"(params(_ema)?\.)?(conv_first|model\.0|model\.1\.sub\.0)\.",)),
     Sign(PART.format("the VAE"), (r"(first_stage_model\.)?(encoder|decoder)\.(conv_in|down|up|mid)",)),
-    Sign(PART.format("the UNet"), (r"(unet\.)?conv_in\.weight", r"(unet\.)?(down_blocks|mid_block)\..*(?<!_lora)\.weight")),
+    Sign(
+        PART.format("the UNet"),
+        (r"(unet\.)?conv_in\.weight", r"(unet\.)?(down_blocks|mid_block)\..*(?<!_lora)\.weight"),
+    ),
     Sign(PART.format("a text encoder (T5)"), (r"(shared\.weight|encoder\.block\.0\.layer\.0\.SelfAttention)",)),
     Sign(PART.format("an image encoder"), (r"(vision_model|visual)\.",)),
     Sign(PART.format("a text encoder"), (r"(.*\.)?(text_model\.)?embeddings\.(token|position)_embedding\.weight",)),
     Sign(PART.format("a text encoder (OpenCLIP)"), (r"transformer\.resblocks\.",)),
     Sign(PART.format("a transformer"), (r"(transformer\.)?transformer_blocks\.\d+\.(?!.*(lora|hada|lokr))",)),
-    Sign("is a LoRA of cloneofsimo/lora, whose tensors do not name their layers: convert it first", (r"unet:\d+:(up|down)",)),
+    Sign(
+        "is a LoRA of cloneofsimo/lora, whose tensors do not name their layers: convert it first",
+        (r"unet:\d+:(up|down)",),
+    ),
 )
 
 

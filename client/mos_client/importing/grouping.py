@@ -32,7 +32,7 @@ NOTHING_IF_ZERO = re.compile(r".+\.(?:diff_b|w_norm|b_norm|lora_(?:A|B|down|up)(
 
 @dataclass
 class Grouped:
-    """The factors of one layer by their short names, the tensors they come from, and its spelling."""
+    """The factors of one layer by their short names, their tensors' names, and its spelling."""
 
     spelled: str
     factors: dict[str, Tensor] = field(default_factory=dict)
@@ -76,7 +76,7 @@ def group_by_layer(tensors: Mapping[str, Tensor], base: Base) -> dict[str, Group
                 f"{next(iter(found.names.values()))} and {name} both change {layer}, in two spellings: "
                 "keep the one that is meant"
             )
-        # PEFT's magnitudes are one for each output, even where their shape looks like one for each input.
+        # PEFT's magnitudes are one for each output, even if their shape is (1, outputs, 1, 1).
         values = as_float(name, tensor).flatten() if match["magnitude"] else tensor
         found.add(layer, SHORT.get(factor, factor), name, values)
     return grouped

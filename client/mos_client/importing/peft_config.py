@@ -1,8 +1,8 @@
 """Read PEFT's configuration of an adapter: `adapter_config.json`, and diffusers' metadata.
 
-Every field is on one of three lists. It is honoured; or it cannot matter to weights that are already
-trained; or only the values listed here leave the result alone, and any other refuses the file by
-name. A field that is on no list is a newer PEFT's, and refuses the file unless it is empty.
+Every field is on one of three lists. It is honoured; or it cannot matter to weights that are
+already trained; or only the values listed here leave the result alone, and any other refuses the
+file by name. A field that is on no list is a newer PEFT's, and refuses the file unless it is empty.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ class PeftConfig:
         return number in (numbers if isinstance(numbers, list) else [numbers])
 
     def _of_module(self, pattern: str, module: str, otherwise: float) -> float:
-        """Return the value of the first key of a pattern that matches; keys are regular expressions."""
+        """Return the value of the first key, a regular expression, that matches."""
         patterns = self.fields.get(pattern) or {}
         found = next((float(value) for key, value in patterns.items() if _matches(key, module)), otherwise)
         if not math.isfinite(found):
@@ -159,9 +159,7 @@ def configurations(metadata: Mapping[str, str]) -> dict[str, PeftConfig]:
         for config in read.values():
             config.scaling("", None)  # its numbers are numbers
     except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-        raise ConceptError(
-            f"the LoRA's configuration ({DIFFUSERS_METADATA}, {PEFT_CONFIG}) cannot be read"
-        ) from error
+        raise ConceptError(f"the LoRA's configuration ({DIFFUSERS_METADATA}, {PEFT_CONFIG}) cannot be read") from error
     return read
 
 

@@ -51,7 +51,9 @@ def _losses(adapter: Adapter, rank: int | None) -> Iterator[str]:
         yield f"left out: {layers} convolutions larger than 1x1, {_percent(out / total)} of the whole change (of ‖ΔW‖²)"
     if rank is None:
         return
-    shares = {name: adapter.kept[name] / whole for name, whole in adapter.whole.items() if name in adapter.pairs and whole}
+    shares = {
+        name: adapter.kept[name] / whole for name, whole in adapter.whole.items() if name in adapter.pairs and whole
+    }
     least = min(shares, key=lambda name: shares[name])
     kept = sum(adapter.kept.values()) / sum(adapter.whole[name] for name in adapter.pairs)
     yield (

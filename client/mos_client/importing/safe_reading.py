@@ -1,9 +1,10 @@
 """Read tensors from other people's files without running anything in them.
 
-What a file is, is told by its first bytes, not by its name. safetensors holds only tensors. A file of `torch.save` is a zip with a pickle, a program that may
-call any function it names. Its instructions are read, not run, until it is certain that they name
-only tensors and ordered dictionaries. Then torch's own unpickler for weights runs them, which knows
-no other functions either.
+What a file is, is told by its first bytes, not by its name. safetensors holds only tensors. A file
+of `torch.save` is a zip with a pickle, a program that may call any function it names. Its
+instructions are read, not run, until it is certain that they name only tensors and ordered
+dictionaries. Then torch's own unpickler for weights runs them, which knows no other functions
+either.
 """
 
 from __future__ import annotations

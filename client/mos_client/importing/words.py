@@ -44,7 +44,7 @@ def textual_inversion(content: Mapping[str, Any], base: Base) -> Words | None:
 
 
 def without_bundle(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, dict[str, Any]]]:
-    """Return the tensors of the changes, and the embeddings that OneTrainer and Forge put beside them.
+    """Return the tensors of the changes, and the embeddings that OneTrainer and Forge add to them.
 
     Those are called `bundle_emb.NAME.` and then as in a file of their own, so each can be read by
     `textual_inversion`.

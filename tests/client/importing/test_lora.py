@@ -13,8 +13,8 @@ from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
-from mos_client.importing.import_files import import_files
 from mos_client.importing.adapters.nearest import nearest, square_norm
+from mos_client.importing.import_files import import_files
 from mos_client.importing.lora import pairs_of
 from mos_common.concept_file import read_concept
 from mos_common.edlora import LowRank
@@ -282,7 +282,10 @@ WIDE = {
         ({**PAIR, f"{K}.dora_scale": torch.ones(32)}, r"attn1\.to_q has a DoRA.*--rank 16"),
         ({f"{K}.diff": torch.ones(32, 32)}, r"attn1\.to_q has a whole difference.*--rank 16"),
         ({f"{K}.lokr_w1": torch.ones(2, 2), f"{K}.lokr_w2": torch.ones(16, 16)}, r"has a LoKr.*--rank 16"),
-        ({f"{K}.lokr_w1": torch.ones(2, 2), f"{K}.lokr_w2": torch.ones(9, 16)}, r"of shape \(32, 32\) cannot have a LoKr"),
+        (
+            {f"{K}.lokr_w1": torch.ones(2, 2), f"{K}.lokr_w2": torch.ones(9, 16)},
+            r"of shape \(32, 32\) cannot have a LoKr",
+        ),
         ({**PAIR, f"{K}.dora_scale": torch.ones(31)}, r"magnitude has shape \(31,\); expected 32 numbers"),
         ({f"{K}.oft_blocks": torch.ones(2, 2)}, "OFT, which cannot be imported"),
         ({f"{K}.weight": torch.ones(2), f"{K}.on_input": torch.ones(1)}, r"not a factor of an adapter|IA3"),
@@ -367,7 +370,7 @@ def test_two_loras_are_no_concept(sixteen, tmp_path):
 
 
 def test_a_change_of_lower_rank_is_the_nearest_one():
-    """By Eckart and Young, the reference is the SVD of the whole matrix; as a pair and as a matrix."""
+    """By Eckart and Young, the reference is the SVD of the whole matrix."""
     pair = LowRank(torch.randn(6, 20), torch.randn(30, 6), 4.0)
     U, sigma, Vt = torch.linalg.svd(pair.change(torch.float64))
     for change in (pair, pair.change()):

@@ -43,7 +43,7 @@ CONFIGURATIONS = {
 
 @torch.no_grad()
 def saved(folder, config, to) -> dict[str, torch.Tensor]:
-    """Let PEFT write an adapter of a UNet; return the change that PEFT itself merges, by our names."""
+    """Let PEFT write an adapter of a UNet; return the change that PEFT merges, by our names."""
     base = pipeline_of(folder).unet
     before = {name: tensor.clone() for name, tensor in base.state_dict().items()}
     model = get_peft_model(base, config)
@@ -74,7 +74,9 @@ def test_the_change_is_the_one_that_peft_merges(sixteen, random_base_folder, tmp
 
 def defaults_of(config: type) -> dict[str, object]:
     written = config().to_dict()
-    return json.loads(json.dumps(written, default=lambda value: sorted(value) if isinstance(value, set) else str(value)))
+    return json.loads(
+        json.dumps(written, default=lambda value: sorted(value) if isinstance(value, set) else str(value))
+    )
 
 
 @pytest.mark.parametrize("config", [LoraConfig, LoHaConfig, LoKrConfig])
@@ -177,6 +179,7 @@ def test_the_metadata_of_a_single_model_has_its_alpha(sixteen, random_base_folde
     assert {found.scale for found in pairs.values()} == {3.0}
 
 
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # PEFT asks transformers
 def test_a_folder_with_an_adapter_for_each_part_is_one_lora(xl, random_base_folder, tmp_path):
     """Both text encoders of XL have modules of the same names: the folder says which is meant."""
     pipeline = pipeline_of(random_base_folder(xl=True), xl=True)

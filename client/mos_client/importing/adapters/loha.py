@@ -1,7 +1,7 @@
 """LoHa, the Hadamard product of two low-rank changes: ΔW = (alpha / rank) · (B₁A₁) ∘ (B₂A₂).
 
-`hada_w1_a` is B₁ and `hada_w1_b` is A₁. A convolution may have a Tucker core in each of the two; its
-outer factors then have the rank as their first axis.
+`hada_w1_a` is B₁ and `hada_w1_b` is A₁. A convolution may have a Tucker core in each of the two;
+its outer factors then have the rank as their first axis.
 """
 
 from __future__ import annotations
