@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mos_client.importing.adapters import dora, full, loha, lokr, lora
 from mos_client.importing.adapters.nearest import nearest, square_norm
@@ -110,9 +110,9 @@ def read_adapter(
             for something else; or a change is no pair and no rank was given.
 
     """
-    grouped, configs = group_by_layer(tensors, base), configurations(metadata)
-    modules: dict[str, nn.Module] = {**large_convolutions(base)}
-    if not without_convolutions and (layer := next((layer for layer in grouped if layer in modules), None)):
+    configs, grouped = configurations(metadata), group_by_layer(tensors, base)
+    convolutions = large_convolutions(base)
+    if not without_convolutions and (layer := next((layer for layer in grouped if layer in convolutions), None)):
         raise ConceptError(
             f"{next(iter(grouped[layer].names.values()))} changes a convolution larger than 1x1 ({layer}), which a "
             "concept cannot do: --leave-out-convolutions imports the rest, and says how much of the change is lost"
@@ -120,11 +120,11 @@ def read_adapter(
     pairs, kinds = dict[str, LowRank](), set[str]()
     whole, kept = dict[str, float](), dict[str, float]()
     for layer, found in sorted(grouped.items()):
-        module = modules[layer] if layer in modules else base.layout.by_name[layer].module
-        kind, change = _change_of(layer, found, configs, module)
+        module = convolutions[layer] if layer in convolutions else base.layout.by_name[layer].module
+        kind, change = _change_of(layer, found, configs, module.weight.detach())
         kinds.add(kind)
         whole[layer] = square_norm(change)
-        if layer in modules:
+        if layer in convolutions:
             continue
         if rank is not None:
             change = nearest(change, rank)
@@ -138,7 +138,7 @@ def read_adapter(
 
 
 def _change_of(
-    layer: str, found: Grouped, configs: Mapping[str, PeftConfig], module: nn.Module
+    layer: str, found: Grouped, configs: Mapping[str, PeftConfig], weight: Tensor
 ) -> tuple[str, LowRank | Tensor]:
     """Return the kind of a layer's change, and the change.
 
@@ -153,7 +153,6 @@ def _change_of(
     scaling = _scaling(layer, found, configs, next((factors[f].shape[0] for f in kind.rank_of if f in factors), None))
     if alpha is not None:
         scaling = _with_alpha(layer, float(alpha), scaling, factors)
-    weight = module.weight.detach()
     if _config_of(layer, found.spelled, configs)[0].is_decomposed() not in (None, magnitude is not None):
         raise ConceptError(
             f"{layer} has {'a' if magnitude is not None else 'no'} magnitude, and the file's configuration says "
@@ -161,15 +160,21 @@ def _change_of(
         )
     try:
         change = kind.change(factors, scaling, weight.shape)
-        if magnitude is None:
-            return name, change
-        inner = change.change(torch.float64) if isinstance(change, LowRank) else change.double()
-        return f"DoRA{'' if name == 'LoRA' else f' of a {name}'}", dora.decomposed(
-            inner.reshape(weight.shape), weight.double(), magnitude.double()
-        )
+        if magnitude is not None:
+            inner = change.change(torch.float64) if isinstance(change, LowRank) else change.double()
+            name = "DoRA" if name == "LoRA" else f"DoRA of a {name}"
+            change = dora.decomposed(_shaped(inner, weight), weight.double(), magnitude.double())
+        return name, change if isinstance(change, LowRank) else _shaped(change, weight)
     except (RuntimeError, IndexError, ValueError) as error:
         shapes = ", ".join(f"{found.names[short]} {tuple(factor.shape)}" for short, factor in factors.items())
         raise ConceptError(f"{layer} of shape {tuple(weight.shape)} cannot have a {name} of {shapes}") from error
+
+
+def _shaped(change: Tensor, weight: Tensor) -> Tensor:
+    """Return ΔW in the shape of the weight; ValueError if its rows differ, which reshape hides."""
+    if len(change) != len(weight):
+        raise ValueError
+    return change.reshape(weight.shape)
 
 
 def _kind_of(layer: str, factors: Mapping[str, Tensor]) -> tuple[str, Kind]:

@@ -80,7 +80,7 @@ class PeftConfig:
         """
         kind = fields.get("peft_type") or "LORA"
         if kind not in KINDS:
-            raise ConceptError(f"the file is a {kind}, which cannot be imported; known: LoRA, DoRA, LoHa, LoKr")
+            raise ConceptError(f"the file is of kind {kind}, which cannot be imported; known: LoRA, DoRA, LoHa, LoKr")
         for name, value in fields.items():
             if name in HONOURED or name in CANNOT_MATTER or _is_empty(value):
                 continue

@@ -22,6 +22,8 @@ def report_of(concept: Concept, adapter: Adapter, base: Base, *, rank: int | Non
 
     """
     changes = {name: relative_change(base.layout.by_name[name], pair) for name, pair in concept.pairs.items()}
+    if not concept.pairs and not concept.words:
+        raise ConceptError(f"nothing is left of {concept.name}: it changes only convolutions larger than 1x1")
     if changes and not any(changes.values()):
         raise ConceptError(
             f"{concept.name} would change nothing: every change is zero (its alpha is 0, a factor of every layer is "
@@ -35,10 +37,10 @@ def _changes(adapter: Adapter, changes: dict[str, float]) -> Iterator[str]:
         return
     strongest = max(changes, key=lambda name: changes[name])
     nothing = sum(not change for change in changes.values())
+    without = f", {nothing} of them without effect" if nothing else ""
     yield (
-        f"{' and '.join(adapter.kinds)} of {len(changes)} layers{f', {nothing} of them without effect' if nothing else ''}; "
-        f"changes a layer by {_percent(median(changes.values()))} of its norm in the median, by "
-        f"{_percent(changes[strongest])} at most ({strongest})"
+        f"{' and '.join(adapter.kinds)} of {len(changes)} layers{without}; changes a layer by "
+        f"{_of_norm(median(changes.values()))} in the median, by {_of_norm(changes[strongest])} at most ({strongest})"
     )
 
 
@@ -82,3 +84,7 @@ def _refused(concept: Concept, base: Base) -> Iterator[str]:
 
 def _percent(share: float) -> str:
     return f"{100 * share:.1f} %" if share >= 0.001 else f"{100 * share:.2g} %"
+
+
+def _of_norm(share: float) -> str:
+    return f"{share:.3g} times its norm" if share >= 10 else f"{_percent(share)} of its norm"

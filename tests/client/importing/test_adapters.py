@@ -89,13 +89,12 @@ def test_a_whole_difference_is_imported_beside_lycoris(sixteen, random_base_fold
     network = kohya.create_network(
         1.0, 4, 2, None, pipeline.text_encoder, pipeline.unet, preset="attn-mlp", algo="full"
     )
+    network.apply_to(pipeline.text_encoder, pipeline.unet, True, True)
     with torch.no_grad():
         for number, module in enumerate(network.children()):
             g = torch.Generator().manual_seed(number)
-            module.weight.copy_(0.05 * torch.randn(module.weight.shape, generator=g))
+            module.weight.add_(0.05 * torch.randn(module.weight.shape, generator=g))
     network.save_weights(str(tmp_path / "a.safetensors"), torch.float32, {})
-    for module in network.children():
-        module.merge_to(1.0)
     tensors = load_file(tmp_path / "a.safetensors")
     assert any(name.endswith(".diff_b") for name in tensors)
     assert_same_noise(sixteen, read_adapter(tensors, {}, sixteen, rank=FULL).pairs, pipeline, plain, 1e-3)
@@ -138,7 +137,9 @@ def test_what_a_rank_loses_is_said_as_a_share_of_the_change(sixteen, random_base
 def test_large_convolutions_are_refused_or_left_out_on_request(sixteen, random_base_folder, tmp_path, algo):
     """Of a file that LyCORIS wrote for resnets too, with Tucker cores."""
     preset = tmp_path / "preset.toml"
-    preset.write_text('unet_target_module = ["ResnetBlock2D", "Downsample2D"]\nunet_target_name = []\n')
+    preset.write_text(
+        'enable_conv = true\nunet_target_module = ["ResnetBlock2D", "Downsample2D"]\nunet_target_name = []\n'
+    )
     pipeline = lycoris_file(
         random_base_folder(), tmp_path / "a.safetensors", algo=algo, preset=str(preset), conv_dim=2, use_tucker=True
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from mos_client.importing.import_files import import_files
 from mos_common.concept_file import read_concept, write_concept
@@ -70,6 +70,19 @@ def test_a_file_that_changes_nothing_is_refused(imported, tmp_path, kind):
     with pytest.raises(ConceptError, match="has alpha 0" if kind == "alpha 0" else "would change nothing"):
         imported("a.safetensors")
     assert not (tmp_path / "cat.safetensors").exists()
+
+
+def test_a_file_of_large_convolutions_alone_leaves_nothing(imported, tmp_path):
+    factors = {"down": torch.ones(2, 16, 3, 3), "up": torch.ones(16, 2, 1, 1)}
+    name = "lora_unet_down_blocks_0_resnets_0_conv1"
+    save_file({f"{name}.lora_{half}.weight": factor for half, factor in factors.items()}, tmp_path / "a.safetensors")
+    with pytest.raises(ConceptError, match="nothing is left"):
+        imported("a.safetensors", without_convolutions=True)
+    save_file(load_file(tmp_path / "a.safetensors") | pair(), tmp_path / "a.safetensors")
+    concept, said = imported("a.safetensors", without_convolutions=True)
+    left_out = 2.0**2 * 16 * 16 * 9
+    share = left_out / (left_out + float(concept.pairs[LAYER].change().square().sum()))
+    assert f"left out: 1 convolutions larger than 1x1, {100 * share:.1f} % of the whole change" in said
 
 
 def test_layers_without_effect_are_counted(imported, tmp_path):

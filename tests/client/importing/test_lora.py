@@ -157,8 +157,9 @@ def randomise(*models: torch.nn.Module) -> None:
         {"r": 3, "lora_alpha": 5},
         {"r": 4, "lora_alpha": 2, "use_rslora": True},
         {"r": 2, "lora_alpha": 2, "rank_pattern": {"to_k": 5}, "alpha_pattern": {"to_k": 7}},
+        {"r": 3, "lora_alpha": 6, "use_dora": True},
     ],
-    ids=["plain", "alpha", "rank-stabilised", "patterns"],
+    ids=["plain", "alpha", "rank-stabilised", "patterns", "DoRA"],
 )
 def test_a_diffusers_file_predicts_the_noise_that_diffusers_predicts(sixteen, random_base_folder, tmp_path, config):
     """Saved by diffusers with its metadata; the reference is loaded by diffusers too."""
@@ -175,7 +176,9 @@ def test_a_diffusers_file_predicts_the_noise_that_diffusers_predicts(sixteen, ra
     plain = theirs(other)
     other.load_lora_weights(tmp_path, weight_name="pytorch_lora_weights.safetensors")
     torch.testing.assert_close(theirs(other), theirs(made), rtol=1e-4, atol=1e-4)
-    pairs = imported(sixteen, tmp_path / "pytorch_lora_weights.safetensors", out=tmp_path / "cat.safetensors")
+    rank = 64 if config.get("use_dora") else None
+    file = tmp_path / "pytorch_lora_weights.safetensors"
+    pairs = imported(sixteen, file, out=tmp_path / "cat.safetensors", rank=rank)
     ours_predicted, expected = ours(sixteen, pairs), theirs(other)
     assert float((expected - plain).norm() / plain.norm()) > 0.05
     assert float((ours_predicted - expected).norm() / (expected - plain).norm()) < 1e-2  # of half precision
@@ -263,6 +266,7 @@ def test_peft_s_name_of_a_text_encoder_s_layer_is_refused_where_there_are_two(si
 
 K = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
 PAIR = {f"{K}.lora_down.weight": torch.ones(2, 32), f"{K}.lora_up.weight": torch.ones(32, 2)}
+F = "lora_unet_mid_block_attentions_0_transformer_blocks_0_ff_net_0_proj"
 CONV = "lora_unet_down_blocks_0_resnets_0_conv1"
 WIDE = {
     f"{CONV}.alpha": torch.tensor(1.0),
@@ -281,6 +285,7 @@ WIDE = {
         ({**PAIR, f"{K}.hada_w1_a": torch.ones(32, 2)}, "factors of two kinds of adapter: LoRA, and hada_w1_a"),
         ({**PAIR, f"{K}.dora_scale": torch.ones(32)}, r"attn1\.to_q has a DoRA.*--rank 16"),
         ({f"{K}.diff": torch.ones(32, 32)}, r"attn1\.to_q has a whole difference.*--rank 16"),
+        ({f"{F}.diff": torch.ones(32, 256)}, r"of shape \(256, 32\) cannot have a whole difference of .*\(32, 256\)"),
         ({f"{K}.lokr_w1": torch.ones(2, 2), f"{K}.lokr_w2": torch.ones(16, 16)}, r"has a LoKr.*--rank 16"),
         (
             {f"{K}.lokr_w1": torch.ones(2, 2), f"{K}.lokr_w2": torch.ones(9, 16)},
@@ -320,7 +325,7 @@ def test_adapters_other_than_lora_of_linear_layers_are_refused_by_name(sixteen, 
         ({"lora_adapter_metadata": "{"}, "cannot be read"),
         ({"lora_adapter_metadata": "[1]"}, "cannot be read"),
         ({"lora_adapter_metadata": json.dumps({"unet.lora_alpha": "many"})}, "cannot be read"),
-        ({"adapter_config.json": json.dumps({"peft_type": "IA3"})}, "is a IA3"),
+        ({"adapter_config.json": json.dumps({"peft_type": "IA3"})}, "is of kind IA3"),
     ],
 )
 def test_what_is_written_about_a_lora_is_not_believed_blindly(sixteen, metadata, said):
@@ -389,7 +394,7 @@ def test_a_change_of_lower_rank_is_the_nearest_one():
 def test_a_large_change_is_reduced_almost_as_well_as_by_the_whole_svd_and_always_alike():
     """With a spectrum that falls slowly, where a randomised SVD has it hardest."""
     g = torch.Generator().manual_seed(0)
-    matrix = torch.randn(600, 300, generator=g) * torch.linspace(1, 0.2, 300)
+    matrix = torch.randn(900, 800, generator=g) * torch.linspace(1, 0.2, 800)
     sigma = torch.linalg.svdvals(matrix)
     torch.manual_seed(1)
     first = nearest(matrix, 16)

@@ -2,5 +2,5 @@
 
 Every kind has one function, `change(factors, scaling, shape)`: `factors` are the layer's tensors
 by their short names, `scaling` says what divides by the rank, `shape` is that of the layer's
-weight. It returns a pair where ΔW is one by construction, and else ΔW itself.
+weight. It returns a pair where ΔW is one by construction, and else ΔW itself, (d_out x …).
 """

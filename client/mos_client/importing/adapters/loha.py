@@ -15,9 +15,9 @@ from mos_client.importing.adapters.scaling import Scaling
 
 
 def change(factors: Mapping[str, Tensor], scaling: Scaling, shape: Sequence[int]) -> Tensor:
-    """Return ΔW in the shape of the layer's weight; its rank is up to the square of the file's."""
+    """Return ΔW; its rank is up to the square of the file's."""
     first, second = (product(factors, f"hada_w{k}", f"hada_t{k}") for k in (1, 2))
-    return (scaling.scale(factors["hada_w1_b"].shape[0]) * first * second).reshape(tuple(shape))
+    return scaling.scale(factors["hada_w1_b"].shape[0]) * first * second
 
 
 def product(factors: Mapping[str, Tensor], name: str, core: str) -> Tensor:

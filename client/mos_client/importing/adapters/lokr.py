@@ -17,10 +17,10 @@ from mos_client.importing.adapters.scaling import Scaling
 
 
 def change(factors: Mapping[str, Tensor], scaling: Scaling, shape: Sequence[int]) -> Tensor:
-    """Return ΔW in the shape of the layer's weight."""
+    """Return ΔW."""
     small, large = (
         factors[name] if name in factors else product(factors, name, "lokr_t2") for name in ("lokr_w1", "lokr_w2")
     )
     ranks = [factors[name].shape[0] for name in ("lokr_w2_b", "lokr_w1_b") if name in factors]
     small = small.reshape(*small.shape, *(1,) * (large.ndim - 2))
-    return (scaling.scale(next(iter(ranks), None)) * torch.kron(small, large)).reshape(tuple(shape))
+    return scaling.scale(next(iter(ranks), None)) * torch.kron(small.contiguous(), large.contiguous())
