@@ -20,8 +20,8 @@ from mos_common.spellings import spellings, spellings_of_convolutions
 
 FACTOR = re.compile(
     r"(?P<layer>.+?)(?:"
-    r"(?:\.lora)?(?:_linear_layer|_layer)?\.(?:lora_)?(?P<half>A|B|down|up|mid)(?:\.default)?\.weight"
-    r"|\.(?:lora_(?P<magnitude>magnitude_vector)(?:\.default)?(?:\.weight)?)"
+    r"(?:\.lora)?(?:_linear_layer|_layer)?\.(?:lora_)?(?P<half>A|B|down|up|mid)(?:(?<=lora_[AB])\.[\w-]+)?\.weight"
+    r"|\.(?:lora_(?P<magnitude>magnitude_vector)(?:\.[\w-]+?)?(?:\.weight)?)"
     r"|\.(?P<other>alpha|dora_scale|diff|(?:hada|lokr)_[wt][12](?:_[ab])?)"
     r")"
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -87,6 +88,8 @@ def import_files(
             raise RequestError(
                 f"{flag} {text!r}: expected ordinary words, such as 'cat'; <…> stands for another concept"
             )
+    if not math.isfinite(paper_alpha):
+        raise RequestError(f"--paper-alpha {paper_alpha}: expected a finite number, such as 1")
     check_writable(out)
     found = _together(files, base, Wanted(rank, without_convolutions, words, paper_alpha))
     if found.words and trigger:
@@ -104,7 +107,10 @@ def import_files(
         author=author,
         trigger=chosen,
     )
-    check_fits(imported, base)
+    try:
+        check_fits(imported, base)
+    except ConceptError as error:
+        raise ConceptError(f"{error}{_made_for(found.metadata)}") from error
     words_of(imported, base)  # raises if the base cannot read the words that prompts call it by
     data = _as_file(imported)
     for line in report_of(concept_from_bytes(data), adapter, base, rank=rank, told=told):
@@ -159,6 +165,12 @@ def _read(source: Source, base: Base, wanted: Wanted) -> Found:
             without_convolutions=wanted.without_convolutions,
         )
     return Found(adapter, bundled_words(bundle, base, wanted.words) if bundle else (), source.metadata)
+
+
+def _made_for(metadata: Mapping[str, str]) -> str:
+    """Return what a file says of its base, as the end of a refusal."""
+    told = next((metadata[key] for key in ("modelspec.architecture", "ss_base_model_version") if metadata.get(key)), "")
+    return f"; the file says that it is for {told[:60]!r}" if told else ""
 
 
 def _as_file(concept: Concept) -> bytes:

@@ -24,7 +24,9 @@ def report_of(concept: Concept, adapter: Adapter, base: Base, *, rank: int | Non
     changes = {name: relative_change(base.layout.by_name[name], pair) for name, pair in concept.pairs.items()}
     if not concept.pairs and not concept.words:
         raise ConceptError(f"nothing is left of {concept.name}: it changes only convolutions larger than 1x1")
-    if changes and not any(changes.values()):
+    if concept.words and not any(bool(words.any()) for words in concept.words):
+        raise ConceptError(f"the words of {concept.name} are all zero: they were not trained, or not saved right")
+    if not concept.words and not any(changes.values()):
         raise ConceptError(
             f"{concept.name} would change nothing: every change is zero (its alpha is 0, a factor of every layer is "
             "zero, or it is too small for half precision); it was not trained, or was not saved right"

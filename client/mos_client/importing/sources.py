@@ -76,7 +76,7 @@ def _read(file: Path) -> Source:
     config = file.with_name(PEFT_CONFIG)
     if file.stem == "adapter_model" or any(name.startswith(PEFT_PREFIX) for name in content):
         if config.is_file():
-            metadata = {**metadata, PEFT_CONFIG: config.read_text(encoding="utf-8", errors="replace")}
+            metadata = {**metadata, PEFT_CONFIG: config.read_text(encoding="utf-8-sig", errors="replace")}
         else:
             log.warning("%s is missing: alpha is assumed to equal the rank", config)
     return Source(file, content, metadata)

@@ -16,7 +16,8 @@ from typing import Any
 from mos_common.errors import ConceptError
 from mos_common.words import TOKEN
 
-PHRASE, FREQUENCIES, FOLDERS = "modelspec.trigger_phrase", "ss_tag_frequency", "ss_dataset_dirs"
+PHRASE, FREQUENCIES = "modelspec.trigger_phrase", "ss_tag_frequency"
+FOLDERS, OF_THE_CLASS = "ss_dataset_dirs", "ss_reg_dataset_dirs"
 REPEATS = re.compile(r"\d+_")
 MAX_LENGTH = 200
 
@@ -74,10 +75,10 @@ def told_by(metadata: Mapping[str, str]) -> Told | None:
 
 def _in_every_caption(metadata: Mapping[str, str]) -> tuple[str, ...]:
     folders = {name: _counts(tags) for name, tags in _mapping(metadata.get(FREQUENCIES)).items()}
-    of_folders = _mapping(metadata.get(FOLDERS))
+    of_folders, of_the_class = _mapping(metadata.get(FOLDERS)), _mapping(metadata.get(OF_THE_CLASS))
     found: list[str] = []
     for folder, counts in folders.items():
-        if not counts:
+        if not counts or folder in of_the_class:
             continue
         described = of_folders.get(folder)
         pictures = described.get("img_count") if isinstance(described, Mapping) else None

@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from mos_client.importing.import_files import import_files
 from mos_common.concept_file import read_concept, write_concept
-from mos_common.errors import ConceptError
+from mos_common.errors import ConceptError, RequestError
 from mos_server.admission import admit
 
 LAYER = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
@@ -273,6 +273,26 @@ def test_a_concept_is_no_lora(imported, sixteen, tmp_path, make_concept):
     write_concept(make_concept(sixteen), tmp_path / "dog.safetensors")
     with pytest.raises(ConceptError, match="is a concept already: no import is needed"):
         imported("dog.safetensors")
+
+
+def test_words_that_are_all_zero_are_refused(imported, tmp_path):
+    save_file({"emb_params": torch.zeros(2, 24)}, tmp_path / "a.safetensors")
+    with pytest.raises(ConceptError, match="are all zero: they were not trained"):
+        imported("a.safetensors")
+
+
+@pytest.mark.parametrize("alpha", [float("nan"), float("inf")])
+def test_an_alpha_that_is_no_number_is_refused(imported, tmp_path, alpha):
+    save_file(pair(), tmp_path / "a.safetensors")
+    with pytest.raises(RequestError, match="expected a finite number"):
+        imported("a.safetensors", paper_alpha=alpha)
+
+
+def test_a_file_of_another_size_says_what_it_is_for(imported, tmp_path):
+    held = {f"{K}.lora_down.weight": torch.ones(2, 64), f"{K}.lora_up.weight": torch.ones(64, 2)}
+    save_file(held, tmp_path / "a.safetensors", {"ss_base_model_version": "sdxl_base_v1-0"})
+    with pytest.raises(ConceptError, match=r"the base needs \(2, 32\).*is for 'sdxl_base_v1-0'"):
+        imported("a.safetensors")
 
 
 def test_a_file_of_another_base_names_it(imported, tmp_path):

@@ -246,13 +246,13 @@ def test_without_peft_s_configuration_the_guess_is_told(sixteen, tmp_path, caplo
         "mid_block.attentions.0.transformer_blocks.0.attn1.processor.to_out_lora.{}.weight",
         "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_out.0.lora_linear_layer.{}.weight",
         "mid_block.attentions.0.transformer_blocks.0.attn1.to_out.0.lora_layer.{}.weight",
+        "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_out.0.lora_{}.default_0.weight",
         "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_out_0.lora_{}.weight",
     ],
 )
 def test_every_spelling_of_a_layer_that_tools_have_written_over_the_years(sixteen, spelling):
-    pairs = pairs_of(
-        {spelling.format("down"): torch.ones(1, 32), spelling.format("up"): torch.ones(32, 1)}, {}, sixteen
-    )
+    down, up = ("A", "B") if "default" in spelling else ("down", "up")
+    pairs = pairs_of({spelling.format(down): torch.ones(1, 32), spelling.format(up): torch.ones(32, 1)}, {}, sixteen)
     assert list(pairs) == ["unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_out.0"]
 
 

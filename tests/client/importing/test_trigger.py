@@ -35,6 +35,11 @@ def tags(**folders: dict[str, int]) -> dict[str, str]:
         (tags(**{"1_zwx": {"zwx": 1}}), "zwx"),
         (tags(**{"2_a": {"zwx": 9, "hat": 2}, "2_b": {"zwx": 5}}), "zwx"),
         (
+            tags(**{"5_ohwx__dog": {"ohwx dog": 20}, "1_dog": {"dog": 90}})
+            | {"ss_reg_dataset_dirs": json.dumps({"1_dog": {"img_count": 90}})},
+            "ohwx dog",
+        ),
+        (
             tags(**{"2_a": {"zwx": 9, "hat": 9}}) | {"ss_dataset_dirs": json.dumps({"2_a": {"img_count": 9}})},
             None,
         ),
