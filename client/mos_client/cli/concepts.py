@@ -135,7 +135,6 @@ def import_(
         words=words,
         author=author,
         licence=licence,
-        report=say,
     )
     called = f"{imported.words[0].shape[1]} words" if imported.words else f"called {imported.trigger or class_word!r}"
     say(f"{out}: {len(imported.pairs)} layers, {called}")

@@ -39,6 +39,11 @@ class Kind:
     change: Change
     rank_of: tuple[str, ...] = ()
 
+    @property
+    def known(self) -> frozenset[str]:
+        """Every factor that it may have."""
+        return frozenset().union(*self.needs) | self.may_have
+
 
 def _kron(small: str, large: str) -> frozenset[str]:
     return frozenset((*small.split(), *large.split()))
@@ -62,8 +67,15 @@ KINDS = {
         lokr.change,
         ("lokr_w2_b", "lokr_w1_b"),
     ),
-    "whole difference": Kind((frozenset({"diff"}),), frozenset(), full.change),
+    "a full-rank difference": Kind((frozenset({"diff"}),), frozenset(), full.change),
 }
+
+
+NOT_OF_LOW_RANK = {
+    "magnitude": "DoRA",
+    **{short: name for name, kind in KINDS.items() if name != "LoRA" for short in sorted(kind.known)},
+}
+"""Factors of changes that are not of low rank, and their kinds; a magnitude is beside others."""
 
 
 @dataclass(frozen=True)
@@ -117,6 +129,8 @@ def read_adapter(
             f"{next(iter(grouped[layer].names.values()))} changes a convolution larger than 1x1 ({layer}), which a "
             "concept cannot do: --leave-out-convolutions imports the rest, and says how much of the change is lost"
         )
+    if rank is None:
+        _check_low_rank(grouped)
     pairs, kinds = dict[str, LowRank](), set[str]()
     whole, kept = dict[str, float](), dict[str, float]()
     for layer, found in sorted(grouped.items()):
@@ -126,15 +140,26 @@ def read_adapter(
         whole[layer] = square_norm(change)
         if layer in convolutions:
             continue
-        if rank is not None:
-            change = nearest(change, rank)
-        elif isinstance(change, Tensor):
-            raise ConceptError(
-                f"{layer} has a {kind}, whose change is not of low rank: --rank 16 imports the nearest change of "
-                "that rank, and says how much of it is lost"
-            )
-        pairs[layer], kept[layer] = change, square_norm(change)
+        pair = _pair_of(change, rank)
+        pairs[layer], kept[layer] = pair, square_norm(pair)
     return Adapter(pairs, tuple(sorted(kinds)), whole, kept)
+
+
+def _pair_of(change: LowRank | Tensor, rank: int | None) -> LowRank:
+    if rank is not None:
+        return nearest(change, rank)
+    assert isinstance(change, LowRank)  # _check_low_rank
+    return change
+
+
+def _check_low_rank(grouped: Mapping[str, Grouped]) -> None:
+    """Raise ConceptError for the first layer whose change is not of low rank by construction."""
+    for found in grouped.values():
+        if short := next((short for short in NOT_OF_LOW_RANK if short in found.names), None):
+            raise ConceptError(
+                f"{found.names[short]} is {NOT_OF_LOW_RANK[short]}, whose change is not of low rank: --rank 16 imports "
+                "the nearest change of that rank, and says how much of it is lost"
+            )
 
 
 def _change_of(
@@ -162,12 +187,12 @@ def _change_of(
         change = kind.change(factors, scaling, weight.shape)
         if magnitude is not None:
             inner = change.change(torch.float64) if isinstance(change, LowRank) else change.double()
-            name = "DoRA" if name == "LoRA" else f"DoRA of a {name}"
+            name = "DoRA" if name == "LoRA" else f"DoRA of {name}"
             change = dora.decomposed(_shaped(inner, weight), weight.double(), magnitude.double())
         return name, change if isinstance(change, LowRank) else _shaped(change, weight)
     except (RuntimeError, IndexError, ValueError) as error:
         shapes = ", ".join(f"{found.names[short]} {tuple(factor.shape)}" for short, factor in factors.items())
-        raise ConceptError(f"{layer} of shape {tuple(weight.shape)} cannot have a {name} of {shapes}") from error
+        raise ConceptError(f"{layer} of shape {tuple(weight.shape)} cannot have {name} of {shapes}") from error
 
 
 def _shaped(change: Tensor, weight: Tensor) -> Tensor:
@@ -179,16 +204,15 @@ def _shaped(change: Tensor, weight: Tensor) -> Tensor:
 
 def _kind_of(layer: str, factors: Mapping[str, Tensor]) -> tuple[str, Kind]:
     for name, kind in KINDS.items():
-        known = frozenset().union(*kind.needs) | kind.may_have
-        if not factors.keys() & known:
+        if not factors.keys() & kind.known:
             continue
-        if more := factors.keys() - known:
+        if more := factors.keys() - kind.known:
             raise ConceptError(f"{layer} has factors of two kinds of adapter: {name}, and {min(more)}")
         if not any(needed == factors.keys() - kind.may_have for needed in kind.needs):
             needed = " or ".join(" and ".join(sorted(one)) for one in kind.needs)
             count = len(factors.keys() - kind.may_have)
             said = f"only {count} of its two factors" if name == "LoRA" else f"{' and '.join(sorted(factors))} alone"
-            raise ConceptError(f"{layer} has {said}: the file is incomplete; a {name} needs {needed}")
+            raise ConceptError(f"{layer} has {said}: the file is incomplete; {name} needs {needed}")
         return name, kind
     raise ConceptError(f"{layer} has only 0 of its two factors: the file is incomplete")
 

@@ -13,9 +13,8 @@ from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
-from mos_client.importing.adapters.nearest import nearest, square_norm
 from mos_client.importing.import_files import import_files
-from mos_client.importing.lora import pairs_of
+from mos_client.importing.lora import pairs_of, read_adapter
 from mos_common.concept_file import read_concept
 from mos_common.edlora import LowRank
 from mos_common.errors import ConceptError, RequestError
@@ -280,18 +279,10 @@ WIDE = {
     [
         ({f"{K}.lora_down.weight": torch.ones(2, 32)}, r"attn1\.to_q has only 1 of its two factors"),
         ({f"{K}.alpha": torch.tensor(1.0)}, r"attn1\.to_q has only 0 of its two factors"),
-        ({f"{K}.hada_w1_a": torch.ones(32, 2)}, r"attn1\.to_q has hada_w1_a alone.*a LoHa needs hada_w1_a and"),
-        ({f"{K}.lokr_w1": torch.ones(2, 2)}, r"attn1\.to_q has lokr_w1 alone.*a LoKr needs"),
-        ({**PAIR, f"{K}.hada_w1_a": torch.ones(32, 2)}, "factors of two kinds of adapter: LoRA, and hada_w1_a"),
-        ({**PAIR, f"{K}.dora_scale": torch.ones(32)}, r"attn1\.to_q has a DoRA.*--rank 16"),
-        ({f"{K}.diff": torch.ones(32, 32)}, r"attn1\.to_q has a whole difference.*--rank 16"),
-        ({f"{F}.diff": torch.ones(32, 256)}, r"of shape \(256, 32\) cannot have a whole difference of .*\(32, 256\)"),
-        ({f"{K}.lokr_w1": torch.ones(2, 2), f"{K}.lokr_w2": torch.ones(16, 16)}, r"has a LoKr.*--rank 16"),
-        (
-            {f"{K}.lokr_w1": torch.ones(2, 2), f"{K}.lokr_w2": torch.ones(9, 16)},
-            r"of shape \(32, 32\) cannot have a LoKr",
-        ),
-        ({**PAIR, f"{K}.dora_scale": torch.ones(31)}, r"magnitude has shape \(31,\); expected 32 numbers"),
+        ({f"{K}.hada_w1_a": torch.ones(32, 2)}, rf"{K}\.hada_w1_a is LoHa.*--rank 16"),
+        ({f"{K}.lokr_w1": torch.ones(2, 2)}, rf"{K}\.lokr_w1 is LoKr.*--rank 16"),
+        ({**PAIR, f"{K}.dora_scale": torch.ones(32)}, rf"{K}\.dora_scale is DoRA.*--rank 16"),
+        ({f"{K}.diff": torch.ones(32, 32)}, rf"{K}\.diff is a full-rank difference.*--rank 16"),
         ({f"{K}.oft_blocks": torch.ones(2, 2)}, "OFT, which cannot be imported"),
         ({f"{K}.weight": torch.ones(2), f"{K}.on_input": torch.ones(1)}, r"not a factor of an adapter|IA3"),
         ({**PAIR, f"{K}.diff_b": torch.ones(32)}, "a trained bias"),
@@ -316,6 +307,29 @@ WIDE = {
 def test_adapters_other_than_lora_of_linear_layers_are_refused_by_name(sixteen, tensors, said):
     with pytest.raises(ConceptError, match=said):
         pairs_of(tensors, {}, sixteen)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "said"),
+    [
+        ({f"{K}.hada_w1_a": torch.ones(32, 2)}, r"attn1\.to_q has hada_w1_a alone.*LoHa needs hada_w1_a and"),
+        ({f"{K}.lokr_w1": torch.ones(2, 2)}, r"attn1\.to_q has lokr_w1 alone.*LoKr needs"),
+        ({**PAIR, f"{K}.hada_w1_a": torch.ones(32, 2)}, "factors of two kinds of adapter: LoRA, and hada_w1_a"),
+        (
+            {f"{F}.diff": torch.ones(32, 256)},
+            r"of shape \(256, 32\) cannot have a full-rank difference of .*\(32, 256\)",
+        ),
+        (
+            {f"{K}.lokr_w1": torch.ones(2, 2), f"{K}.lokr_w2": torch.ones(9, 16)},
+            r"of shape \(32, 32\) cannot have LoKr",
+        ),
+        ({**PAIR, f"{K}.dora_scale": torch.ones(31)}, r"magnitude has shape \(31,\); expected 32 numbers"),
+        ({**PAIR, f"{K}.lora_mid.weight": torch.ones(2, 2, 3, 3)}, "a Tucker core of shape"),
+    ],
+)
+def test_changes_that_fit_no_layer_are_refused_at_any_rank(sixteen, tensors, said):
+    with pytest.raises(ConceptError, match=said):
+        read_adapter(tensors, {}, sixteen, rank=16)
 
 
 @pytest.mark.parametrize(
@@ -372,36 +386,6 @@ def test_two_loras_are_no_concept(sixteen, tmp_path):
     save_file(PAIR, tmp_path / "b.safetensors")
     with pytest.raises(ConceptError, match=r"b\.safetensors is a second LoRA"):
         imported(sixteen, tmp_path / "a.safetensors", tmp_path / "b.safetensors", out=tmp_path / "c.safetensors")
-
-
-def test_a_change_of_lower_rank_is_the_nearest_one():
-    """By Eckart and Young, the reference is the SVD of the whole matrix."""
-    pair = LowRank(torch.randn(6, 20), torch.randn(30, 6), 4.0)
-    U, sigma, Vt = torch.linalg.svd(pair.change(torch.float64))
-    for change in (pair, pair.change()):
-        best = nearest(change, 3)
-        expected = U[:, :3] @ torch.diag(sigma[:3]) @ Vt[:3]
-        torch.testing.assert_close(best.change(torch.float64), expected, rtol=1e-4, atol=1e-4)
-        assert square_norm(best) / square_norm(change) == pytest.approx(
-            float(sigma[:3].square().sum() / sigma.square().sum()), rel=1e-5
-        )
-    whole = nearest(pair, 50)
-    assert whole.rank == 6
-    torch.testing.assert_close(whole.change(), pair.change(), rtol=1e-4, atol=1e-4)
-    assert square_norm(nearest(LowRank(torch.zeros(2, 3), torch.zeros(3, 2), 1.0), 1)) == 0
-
-
-def test_a_large_change_is_reduced_almost_as_well_as_by_the_whole_svd_and_always_alike():
-    """With a spectrum that falls slowly, where a randomised SVD has it hardest."""
-    g = torch.Generator().manual_seed(0)
-    matrix = torch.randn(900, 800, generator=g) * torch.linspace(1, 0.2, 800)
-    sigma = torch.linalg.svdvals(matrix)
-    torch.manual_seed(1)
-    first = nearest(matrix, 16)
-    torch.manual_seed(2)
-    assert torch.equal(first.A, nearest(matrix, 16).A)
-    assert torch.initial_seed() == 2
-    assert square_norm(first) > 0.99 * float(sigma[:16].square().sum())
 
 
 def test_a_lora_too_large_for_a_concept_file_is_refused_with_a_rank_that_fits(sixteen, tmp_path, monkeypatch, caplog):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 
 import pytest
 import torch
@@ -83,22 +84,23 @@ def test_a_trigger_that_is_not_ordinary_words_is_a_question(phrase):
         choose_trigger({"modelspec.trigger_phrase": phrase}, "")
 
 
-def test_the_trigger_is_in_the_concept_and_said(sixteen, tmp_path, command):
+def test_the_trigger_is_in_the_concept_and_said(sixteen, tmp_path, command, caplog):
     base = sixteen.name
     save_file(PAIR, tmp_path / "a.safetensors", {"modelspec.trigger_phrase": "ohwx dog"})
     called = ("import", "a.safetensors", "--concept", "<x>", "--class", "dog", "--base", base, "--out", "x.safetensors")
+    caplog.set_level(logging.INFO)
     code, out, _ = command(*called)
     assert (code, read_concept(tmp_path / "x.safetensors").trigger) == (0, "ohwx dog")
-    assert "stands for 'ohwx dog', from the file's modelspec.trigger_phrase" in out
+    assert "stands for 'ohwx dog', from the file's modelspec.trigger_phrase" in caplog.text
     assert "x.safetensors: 1 layers, called 'ohwx dog'" in out
     code, _, error = command(*called, "--trigger", "sks")
     assert code == 5
     assert "'sks'" in error and "'ohwx dog'" in error and "--trigger-anyway" in error
-    code, out, _ = command(*called, "--trigger", "sks", "--trigger-anyway")
+    code, _, _ = command(*called, "--trigger", "sks", "--trigger-anyway")
     assert (code, read_concept(tmp_path / "x.safetensors").trigger) == (0, "sks")
-    code, out, _ = command(*called, "--trigger-anyway")
+    code, _, _ = command(*called, "--trigger-anyway")
     assert (code, read_concept(tmp_path / "x.safetensors").trigger) == (0, "")
-    assert "its class word 'dog'" in out
+    assert "its class word 'dog'" in caplog.text
 
 
 def test_words_of_its_own_need_no_trigger(sixteen, tmp_path):

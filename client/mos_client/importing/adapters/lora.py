@@ -30,6 +30,8 @@ def change(factors: Mapping[str, Tensor], scaling: Scaling, shape: Sequence[int]
             f"a factor of shape {tuple(A.shape)} is of a convolution larger than 1x1, the layer has {tuple(shape)}"
         )
     if "mid" in factors:
+        if factors["mid"].shape[2:] != tuple(shape[2:]):
+            raise ConceptError(f"a Tucker core of shape {tuple(factors['mid'].shape)} in a layer of {tuple(shape)}")
         A = torch.einsum("p q y x, q i -> p i y x", factors["mid"], A.flatten(1))
     A, B = A.flatten(1), B.flatten(1)
     if A.shape[0] != B.shape[1]:
