@@ -1,9 +1,10 @@
 """Read tensors from other people's files without running anything in them.
 
-safetensors holds only tensors. A file of `torch.save` is a zip with a pickle, a program that may
-call any function it names. Its instructions are read, not run, until it is certain that they name
-only tensors and ordered dictionaries. Then torch's own unpickler for weights runs them, which knows
-no other functions either.
+What a file is, is told by its first bytes, not by its name. safetensors holds only tensors. A file
+of `torch.save` is a zip with a pickle, a program that may call any function it names. Its
+instructions are read, not run, until it is certain that they name only tensors and ordered
+dictionaries. Then torch's own unpickler for weights runs them, which knows no other functions
+either.
 
 LoRA files are read whole (`read_tensors`), checkpoints of base models tensor by tensor
 (`open_weights`). A checkpoint may also hold its trainer's notes: the few classes that they name are
@@ -23,13 +24,16 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load
+from safetensors.torch import load_file
 from torch import Tensor
 
 from mos_common.errors import BaseModelError, ConceptError, MosError
+from mos_common.file_beginnings import kind_of_bytes
 
 MAX_BYTES = 4 * 2**30
 MAX_PICKLE_BYTES = 16 * 2**20
+MAX_HEADER_BYTES = 100 * 2**20  # the format's own limit
+BEGINNING = 512  # bytes that tell what a file is
 ZIP = b"PK\x03\x04"
 DAMAGED = (
     UnpicklingError,
@@ -47,8 +51,12 @@ HARMLESS = frozenset(
     {
         ("collections", "OrderedDict"),
         ("torch._utils", "_rebuild_tensor_v2"),
+        ("torch._utils", "_rebuild_tensor_v3"),
         ("torch._utils", "_rebuild_parameter"),
+        ("torch.storage", "UntypedStorage"),
+        *(("torch", f"float8_{kind}") for kind in ("e4m3fn", "e5m2")),
         *(("torch", f"{kind}Storage") for kind in ("Float", "Half", "BFloat16", "Double", "Long", "Int")),
+        *(("torch", f"{kind}Storage") for kind in ("Short", "Char", "Byte", "Bool")),
     }
 )
 """All names that a file of tensors in plain containers needs."""
@@ -94,23 +102,42 @@ def read_tensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
 
     """
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise ConceptError(f"{path} has {path.stat().st_size:,} bytes, more than {MAX_BYTES:,}: that is not a LoRA")
-        if path.suffix.lower() == ".safetensors":
+        start = _beginning(path)
+        if start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= MAX_HEADER_BYTES:
             return _read_safetensors(path)
-        return _named_tensors(path, _read_torch(path, ConceptError), ConceptError), {}
+        if start.startswith(ZIP):
+            if (size := path.stat().st_size) > MAX_BYTES:
+                raise ConceptError(f"{path} has {size:,} bytes, more than {MAX_BYTES:,}: that is not a LoRA")
+            return _named_tensors(path, _read_torch(path, ConceptError), ConceptError), {}
     except OSError as error:
         raise ConceptError(f"{path} cannot be read: {error.strerror or error}") from error
+    kind = kind_of_bytes(start)
+    raise ConceptError(
+        f"{path} {kind}"
+        if kind
+        else f"{path} is neither a safetensors file nor one that torch.save wrote: convert it to safetensors first"
+    )
+
+
+def _beginning(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(BEGINNING)
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
-    data = path.read_bytes()
+    """Map the tensors into memory: pages are read when a layer needs them."""
     try:
-        tensors: dict[str, Any] = dict(load(data))
-        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-    except (SafetensorError, ValueError) as error:
-        raise ConceptError(f"{path} is not a safetensors file ({type(error).__name__})") from error
-    return tensors, {str(k): str(v) for k, v in header.get("__metadata__", {}).items()}
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(length))
+        ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+        needed, size = 8 + length + max(ends, default=0), path.stat().st_size
+        if needed > size:
+            raise ConceptError(f"{path} is cut short: {size:,} of {needed:,} bytes are there. Download it again")
+        tensors: dict[str, Any] = dict(load_file(path))
+    except (SafetensorError, *DAMAGED) as error:
+        raise ConceptError(f"{path} is not a safetensors file that can be read: it is damaged or cut short") from error
+    return tensors, {str(k): str(v) for k, v in (header.get("__metadata__") or {}).items()}
 
 
 def check_pickle(path: Path) -> None:
@@ -134,18 +161,14 @@ def open_weights(path: Path) -> Weights:
 
     """
     try:
-        with path.open("rb") as file:
-            start = file.read(len(ZIP))
-        if start == ZIP:
+        if _beginning(path).startswith(ZIP):
             return _open_torch(path)
         opened: Any = safe_open(path, "pt")
         shapes = {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118 (no mapping)
         return Weights(shapes, dict(opened.metadata() or {}), opened.get_tensor)
     except SafetensorError as error:
-        raise BaseModelError(
-            f"{path} is neither a whole safetensors file nor one that torch.save wrote ({_looks_like(path)}): "
-            "download it again, or convert it to safetensors"
-        ) from error
+        kind = kind_of_bytes(_beginning(path)) or "is neither a whole safetensors file nor one that torch.save wrote"
+        raise BaseModelError(f"{path} {kind}: download it again, or convert it to safetensors") from error
     except OSError as error:
         raise BaseModelError(f"{path} cannot be read: {error.strerror or error}") from error
 
@@ -159,32 +182,16 @@ def _open_torch(path: Path) -> Weights:
     return Weights({name: tuple(value.shape) for name, value in tensors.items()}, {}, tensors.__getitem__)
 
 
-def _looks_like(path: Path) -> str:
-    """Say what a file that holds no tensors seems to be, by its first bytes."""
-    with path.open("rb") as file:
-        start = file.read(64)
-    for magic, what in (
-        (b"GGUF", "a GGUF file"),
-        (b"version https://git-lfs", "a Git LFS pointer: the file itself was not downloaded"),
-        (b"\x80", "a pickle of an old torch.save"),
-        (b"<", "a web page"),
-    ):
-        if start.startswith(magic):
-            return what
-    return "an empty file" if not start else "damaged, or of another format"
-
-
 def _read_torch(path: Path, error: type[MosError], notes: frozenset[tuple[str, str]] = frozenset()) -> Any:
-    with path.open("rb") as file:
-        magic = file.read(len(ZIP))
-    if magic != ZIP or not zipfile.is_zipfile(path):
-        raise error(
-            f"{path} is neither a safetensors file nor one that torch.save wrote: convert it to safetensors first"
-        )
+    if not zipfile.is_zipfile(path):
+        raise error(f"{path} is cut short: its directory, at the end, is missing. Download it again")
     _refuse_calls(path, error, notes)
     try:
         with torch.serialization.safe_globals([(_Ignored, f"{module}.{name}") for module, name in notes]):
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=bool(notes))
+            if notes:
+                return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            with path.open("rb") as file:  # given a path, torch looks at the name
+                return torch.load(file, map_location="cpu", weights_only=True)
     except DAMAGED as damage:
         raise error(f"{path} cannot be read ({type(damage).__name__}): it is damaged") from damage
 
@@ -197,8 +204,11 @@ def _refuse_calls(path: Path, error: type[MosError], notes: frozenset[tuple[str,
 
 def _named_tensors(path: Path, content: Any, error: type[MosError]) -> dict[str, Any]:
     _check_plain(path, content, error)
+    if isinstance(content, dict) and any(isinstance(name, int) for name in content) and "layer_structure" in content:
+        raise error(f"{path} is a hypernetwork, not a LoRA: it cannot be imported")
     if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
-        raise error(f"{path} holds a {type(content).__name__}; expected named tensors")
+        more = " (cloneofsimo/lora wrote lists: convert them first)" if isinstance(content, list) else ""
+        raise error(f"{path} holds a {type(content).__name__}; expected named tensors{more}")
     return content
 
 
@@ -207,6 +217,8 @@ def _named_by_pickle(path: Path, error: type[MosError]) -> Iterator[tuple[str, s
     try:
         with zipfile.ZipFile(path) as archive:
             entries = [entry for entry in archive.infolist() if entry.filename.endswith(".pkl")]
+            if not entries:
+                raise error(f"{path} is a zip archive, not a file of weights: unpack it first")
             unpacked = sum(entry.file_size for entry in archive.infolist())
             packed = any(entry.compress_type for entry in archive.infolist()) or unpacked > path.stat().st_size
             if len(entries) != 1 or packed:

@@ -6,18 +6,36 @@ kohya      lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn1_to_ou
            lora_te_text_model_…, lora_te1_…, lora_te2_…
 kohya, XL  lora_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_out_0,
            numbered as in Stability's code
+LyCORIS    lycoris_down_blocks_1_attentions_0_…, where its wrapper was used outside kohya's scripts
+ComfyUI    diffusion_model.input_blocks.4.1.transformer_blocks.0.attn1.to_out.0,
+           text_encoders.clip_l.transformer.text_model.…, clip_l.transformer.text_model.…
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 from torch import nn
 
 from mos_common.base_model import Base
 
 KOHYA = {"unet": ("lora_unet",), "text_encoder": ("lora_te", "lora_te1"), "text_encoder_2": ("lora_te2",)}
-WITHIN_RESNETS = {"time_emb_proj": "emb_layers_1", "conv_shortcut": "skip_connection"}
+COMFYUI = {"unet": (), "text_encoder": ("clip_l", "clip_h"), "text_encoder_2": ("clip_g",)}
+WITHIN_BLOCKS = {
+    "time_emb_proj": "emb_layers.1",
+    "conv_shortcut": "skip_connection",
+    "conv1": "in_layers.2",
+    "conv2": "out_layers.3",
+}
+# Layers outside of all blocks, in Stability's code.
+OUTSIDE_BLOCKS = {
+    "time_embedding.linear_1": "time_embed.0",
+    "time_embedding.linear_2": "time_embed.2",
+    "add_embedding.linear_1": "label_emb.0.0",
+    "add_embedding.linear_2": "label_emb.0.2",
+    "conv_in": "input_blocks.0.0",
+    "conv_out": "out.2",
+}
 # Layers outside of all blocks: in a kohya file, diffusers finds them only under these names.
 OUTSIDE = {
     "unet.add_embedding.linear_1": "lora_unet_label_emb_0_0",
@@ -31,13 +49,21 @@ def spellings(base: Base) -> dict[str, str]:
 
     Ambiguous spellings are left out, such as PEFT's for text encoders, of which XL has two.
     """
-    blocks = {ours: theirs.replace(".", "_") for ours, theirs in stability_blocks(base)}
-    meant: dict[str, set[str]] = {}
-    for layer in base.layout.layers:
-        part, _, module = layer.name.partition(".")
-        for spelling in _of_layer(part, module, blocks):
-            meant.setdefault(spelling, set()).add(layer.name)
-    return {spelling: layers.pop() for spelling, layers in meant.items() if len(layers) == 1}
+    return _spelled(base, [layer.name for layer in base.layout.layers])
+
+
+def spellings_of_convolutions(base: Base) -> dict[str, str]:
+    """Do the same for the convolutions larger than 1x1, which a concept cannot change."""
+    return _spelled(base, large_convolutions(base))
+
+
+def large_convolutions(base: Base) -> dict[str, nn.Conv2d]:
+    """Return the convolutions of the UNet that no concept can change, by name."""
+    return {
+        f"unet.{name}": module
+        for name, module in base.unet.named_modules()
+        if isinstance(module, nn.Conv2d) and f"unet.{name}" not in base.layout.by_name
+    }
 
 
 def kohya_name(layer: str, base: Base) -> str:
@@ -47,7 +73,17 @@ def kohya_name(layer: str, base: Base) -> str:
     return OUTSIDE.get(layer, f"{prefix}_{module.replace('.', '_')}")
 
 
-def _of_layer(part: str, module: str, blocks: dict[str, str]) -> Iterator[str]:
+def _spelled(base: Base, names: Iterable[str]) -> dict[str, str]:
+    blocks = dict(stability_blocks(base))
+    meant: dict[str, set[str]] = {}
+    for name in names:
+        part, _, module = name.partition(".")
+        for spelling in _of_layer(part, module, blocks):
+            meant.setdefault(spelling, set()).add(name)
+    return {spelling: layers.pop() for spelling, layers in meant.items() if len(layers) == 1}
+
+
+def _of_layer(part: str, module: str, blocks: Mapping[str, str]) -> Iterator[str]:
     yield f"{part}.{module}"
     yield f"base_model.model.{module}"
     if part == "unet":
@@ -61,13 +97,28 @@ def _of_layer(part: str, module: str, blocks: dict[str, str]) -> Iterator[str]:
         yield f"{attention}.processor.{linear}_lora"
     if outside := OUTSIDE.get(f"{part}.{module}"):
         yield outside
-    for prefix in KOHYA[part]:
-        yield f"{prefix}_{module.replace('.', '_')}"
-    if part == "unet":
-        for ours, theirs in blocks.items():
-            if module.startswith(f"{ours}."):
-                rest = module.removeprefix(f"{ours}.")
-                yield f"lora_unet_{theirs}_{WITHIN_RESNETS.get(rest, rest.replace('.', '_'))}"
+    for name in dict.fromkeys((module, module.removeprefix("text_model."))):
+        for prefix in (*KOHYA[part], "lycoris"):
+            yield f"{prefix}_{name.replace('.', '_')}"
+        for prefix in COMFYUI[part]:
+            yield f"text_encoders.{prefix}.transformer.{name}"
+            yield f"{prefix}.transformer.{name}"
+    if part == "unet" and (theirs := _of_stability(module, blocks)):
+        yield theirs
+        yield f"diffusion_model.{theirs}"
+        yield f"lora_unet_{theirs.replace('.', '_')}"
+
+
+def _of_stability(module: str, blocks: Mapping[str, str]) -> str | None:
+    """Return the name of a module of the UNet in Stability's code."""
+    if module in OUTSIDE_BLOCKS:
+        return OUTSIDE_BLOCKS[module]
+    for ours, theirs in blocks.items():
+        if module.startswith(f"{ours}."):
+            rest = module.removeprefix(f"{ours}.")
+            within = "op" if ".downsamplers." in ours else WITHIN_BLOCKS.get(rest, rest)
+            return f"{theirs}.{within}"
+    return None
 
 
 def stability_blocks(base: Base) -> Iterator[tuple[str, str]]:

@@ -209,8 +209,64 @@ def test_containers_without_end_are_refused(tmp_path):
 
 def test_a_file_beyond_the_cap_is_refused_unread(tmp_path, monkeypatch):
     monkeypatch.setattr(safe_reading, "MAX_BYTES", 10)
-    save_file(TENSORS, tmp_path / "a.safetensors")
-    refused(tmp_path / "a.safetensors", "more than 10: that is not a LoRA")
+    torch.save(TENSORS, tmp_path / "a.pt")
+    refused(tmp_path / "a.pt", "more than 10: that is not a LoRA")
+
+
+@pytest.mark.parametrize("kind", [torch.float8_e4m3fn, torch.float8_e5m2, torch.bfloat16, torch.float64, torch.int16])
+def test_every_number_format_that_tools_write_is_read_from_either_file(tmp_path, kind):
+    held = {"a": torch.tensor([0.5, 1.0, 2.0]).to(kind)}
+    torch.save(held, tmp_path / "a.pt")
+    save_file(held, tmp_path / "a.safetensors")
+    for name in ("a.pt", "a.safetensors"):
+        read, _ = read_tensors(tmp_path / name)
+        assert read["a"].dtype == kind
+        assert torch.equal(read["a"].float(), held["a"].float())
+
+
+def test_a_file_is_what_its_content_is_and_not_what_it_is_called(tmp_path):
+    save_file(TENSORS, tmp_path / "a.ckpt")
+    torch.save(TENSORS, tmp_path / "b.safetensors")
+    for name in ("a.ckpt", "b.safetensors"):
+        assert torch.equal(read_tensors(tmp_path / name)[0]["a"], TENSORS["a"])
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "is empty"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n", "is a pointer of Git LFS"),
+        (b"\n<!DOCTYPE html><html><head><title>Log in", "is a web page"),
+        (b"<html lang='en'>", "is a web page"),
+        (b'{"error": "not found"}', "is a JSON file"),
+        (b"GGUF\x03\0\0\0", "is a GGUF file"),
+        (b"\x89PNG\r\n\x1a\n", "is a picture"),
+        (b"7z\xbc\xaf\x27\x1c", "is a 7z archive"),
+        (b"\x1f\x8b\x08\0", "is a gzip archive"),
+    ],
+)
+@pytest.mark.parametrize("name", ["a.safetensors", "a.pt"])
+def test_each_kind_of_file_without_tensors_is_called_what_it_is(tmp_path, content, said, name):
+    (tmp_path / name).write_bytes(content)
+    refused(tmp_path / name, said)
+
+
+def test_a_file_that_was_cut_short_says_so(tmp_path):
+    for name, data in (("a.safetensors", SAVED["safetensors"]), ("a.pt", SAVED["pt"])):
+        (tmp_path / name).write_bytes(data[:-20])
+        refused(tmp_path / name, "is cut short.*Download it again")
+
+
+def test_a_zip_archive_with_the_file_in_it_is_named(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.safetensors", "w") as archive:
+        archive.writestr("lora.safetensors", SAVED["safetensors"])
+    refused(tmp_path / "a.safetensors", "is a zip archive.*unpack it first")
+
+
+def test_a_hypernetwork_is_called_so(tmp_path):
+    layers = [{"linear.0.weight": torch.ones(2, 2)}, {"linear.0.weight": torch.ones(2, 2)}]
+    torch.save({768: layers, "layer_structure": [1, 2, 1], "name": "x"}, tmp_path / "a.pt")
+    refused(tmp_path / "a.pt", "is a hypernetwork")
 
 
 def test_a_missing_file_is_named(tmp_path):

@@ -64,13 +64,25 @@ def inspect(file: Annotated[Path, typer.Argument(help="A concept file.")]) -> No
 def import_(
     files: Annotated[
         list[Path],
-        typer.Argument(help="A LoRA (kohya, A1111, diffusers, PEFT), a textual inversion, both, or edlora.pth."),
+        typer.Argument(
+            help="A LoRA or its folder (kohya, A1111, diffusers, PEFT, LyCORIS, OneTrainer, ComfyUI), a textual "
+            "inversion, both, or edlora.pth."
+        ),
     ],
     concept: Concept,
     class_word: ClassWord,
     trigger: Annotated[
-        str, typer.Option("--trigger", help="The words that the LoRA's prompts need.", show_default="the class")
+        str,
+        typer.Option(
+            "--trigger",
+            help="The words that the LoRA's prompts need.",
+            show_default="what its file names, or the class",
+        ),
     ] = "",
+    trigger_anyway: Annotated[
+        bool,
+        typer.Option("--trigger-anyway", help="Take --trigger, or without it the class, whatever the file names."),
+    ] = False,
     base: Base = "tiny",
     out: ConceptOut = None,
     paper_alpha: Annotated[
@@ -79,9 +91,29 @@ def import_(
     rank: Annotated[
         int | None,
         typer.Option(
-            "--rank", min=1, help="Reduce every change to at most this rank: a smaller file.", show_default="as it is"
+            "--rank",
+            min=1,
+            help="Make every change the nearest LoRA of at most this rank: needed for DoRA, LoHa, LoKr and whole "
+            "differences; a smaller file for a LoRA.",
+            show_default="as it is",
         ),
     ] = None,
+    without_convolutions: Annotated[
+        bool,
+        typer.Option(
+            "--leave-out-convolutions",
+            help="Import the rest of a file that changes convolutions larger than 1x1, and say what is lost.",
+        ),
+    ] = False,
+    words: Annotated[
+        str,
+        typer.Option(
+            "--words",
+            metavar="NAME",
+            help="Which of several words in a LoRA's file is meant.",
+            show_default="the only one",
+        ),
+    ] = "",
     author: Author = "",
     licence: Licence = "",
 ) -> None:
@@ -97,13 +129,16 @@ def import_(
         base=load_base(base, device="cpu"),
         out=out,
         trigger=trigger,
+        trigger_anyway=trigger_anyway,
         paper_alpha=paper_alpha,
         rank=rank,
+        without_convolutions=without_convolutions,
+        words=words,
         author=author,
         licence=licence,
     )
-    words = f"{imported.words[0].shape[1]} words" if imported.words else f"called {imported.trigger or class_word!r}"
-    say(f"{out}: {len(imported.pairs)} layers, {words}")
+    called = f"{imported.words[0].shape[1]} words" if imported.words else f"called {imported.trigger or class_word!r}"
+    say(f"{out}: {len(imported.pairs)} layers, {called}")
 
 
 def leakage(

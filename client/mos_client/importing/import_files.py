@@ -3,27 +3,52 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
-from torch import Tensor
-
-from mos_client.importing.lora import PEFT_CONFIG, pairs_of, truncated
-from mos_client.importing.words import Words, paper_words, textual_inversion
+from mos_client.importing.file_kinds import kind_of_tensors
+from mos_client.importing.grouping import FACTOR
+from mos_client.importing.lora import Adapter, read_adapter
+from mos_client.importing.paper import paper_checkpoint
+from mos_client.importing.report import report_of
+from mos_client.importing.sources import Source, read_sources
+from mos_client.importing.trigger import choose_trigger
+from mos_client.importing.words import BUNDLED, Words, bundled_words, textual_inversion, without_bundle
 from mos_common.base_model import Base
 from mos_common.concept import Concept, check_fits, words_of
 from mos_common.concept_file import MAX_BYTES, MAX_RANK, concept_from_bytes, concept_to_bytes
-from mos_common.edlora import LowRank
 from mos_common.errors import ConceptError, RequestError
 from mos_common.files import check_writable, write_atomically
 from mos_common.names import check_concept_name, is_ordinary_text
-from mos_common.safe_reading import read_tensors
 
 log = logging.getLogger(__name__)
-PAPER_PARTS = ("new_concept_embedding", "text_encoder", "unet")
-PEFT_FILE = "adapter_model"
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What to take of the files, where there is a choice.
+
+    `rank`: reduce every change to at most that rank. `without_convolutions`: leave out the changes
+    of convolutions larger than 1x1. `words`: the name of one of several bundled embeddings.
+    `paper_alpha`: the factor by which the paper's code scales its changes when it samples.
+    """
+
+    rank: int | None = None
+    without_convolutions: bool = False
+    words: str = ""
+    paper_alpha: float = 1.0
+
+
+@dataclass
+class Found:
+    """What was read of one file or folder."""
+
+    adapter: Adapter | None = None
+    words: Words = ()
+    metadata: Mapping[str, str] = field(default_factory=dict)
 
 
 def import_files(
@@ -34,20 +59,24 @@ def import_files(
     base: Base,
     out: Path,
     trigger: str = "",
+    trigger_anyway: bool = False,
     paper_alpha: float = 1.0,
     rank: int | None = None,
+    without_convolutions: bool = False,
+    words: str = "",
     author: str = "",
     licence: str = "",
+    report: Callable[[str], None] = log.info,
 ) -> Concept:
     """Make a concept of one LoRA, one textual inversion, or both, and write its file to `out`.
 
-    Prompts call a LoRA without embeddings by `trigger`, the words that its prompts need, or else
-    by its class word. `paper_alpha` is the factor by which the paper's code scales its changes when
-    it samples. With `rank`, every change is reduced to at most that rank.
+    Prompts call a LoRA without embeddings by `trigger`, or else by the words that its metadata
+    names, or else by its class word; `trigger_anyway` keeps the metadata out of it. `report` is
+    told what was read, how strong it is, and what was lost. The other arguments: `Wanted`.
 
     Raises:
-        ConceptError: a file cannot be read, is of a kind that cannot be imported, is too large, or
-            was made for another base.
+        ConceptError: a file cannot be read, is of a kind that cannot be imported, is too large,
+            changes nothing, or was made for another base; or it is not clear what is meant.
         RequestError, StateError: the name or the trigger breaks the grammar, or `out` cannot be
             written.
 
@@ -58,43 +87,89 @@ def import_files(
             raise RequestError(
                 f"{flag} {text!r}: expected ordinary words, such as 'cat'; <…> stands for another concept"
             )
+    if not math.isfinite(paper_alpha):
+        raise RequestError(f"--paper-alpha {paper_alpha}: expected a finite number, such as 1")
     check_writable(out)
-    pairs: dict[str, LowRank] = {}
-    words: Words = ()
-    for file in files:
-        file_pairs, file_words = _read(file, base, paper_alpha)
-        if (pairs and file_pairs) or (words and file_words):
-            raise ConceptError(
-                f"{file} is a second {'LoRA' if file_pairs else 'embedding'}: a concept is made of at most one of each"
-            )
-        pairs, words = pairs | file_pairs, words or file_words
-    if words and trigger:
+    found = _together(files, base, Wanted(rank, without_convolutions, words, paper_alpha))
+    if found.words and trigger:
         raise ConceptError(f"{concept} has words of its own, so prompts call it by its name: leave out --trigger")
-    if rank is not None:
-        pairs = _of_rank(pairs, rank)
+    chosen, told = (trigger, "") if found.words or trigger_anyway else choose_trigger(found.metadata, trigger)
+    adapter = found.adapter or Adapter({})
     imported = Concept(
         name=concept,
         class_word=class_word,
         base_fingerprint=base.fingerprint,
-        pairs=pairs,
-        words=words,
+        pairs=adapter.pairs,
+        words=found.words,
         tool_version=f"federated-mix-of-show {version('federated-mix-of-show')}, imported",
         licence=licence,
         author=author,
-        trigger="" if words else trigger,
+        trigger=chosen,
     )
-    check_fits(imported, base)
+    try:
+        check_fits(imported, base)
+    except ConceptError as error:
+        raise ConceptError(f"{error}{_made_for(found.metadata)}") from error
     words_of(imported, base)  # raises if the base cannot read the words that prompts call it by
-    write_atomically(out, _as_file(imported))
+    data = _as_file(imported)
+    for line in report_of(concept_from_bytes(data), adapter, base, rank=rank, told=told):
+        report(line)
+    write_atomically(out, data)
     return imported
 
 
-def _of_rank(pairs: Mapping[str, LowRank], rank: int) -> dict[str, LowRank]:
-    reduced = {name: truncated(pair, rank) for name, pair in pairs.items()}
-    if reduced:
-        least = min(reduced, key=lambda name: reduced[name][1])
-        log.info("rank %d keeps at least %.1f %% of every change (least: %s)", rank, 100 * reduced[least][1], least)
-    return {name: pair for name, (pair, _) in reduced.items()}
+def _together(files: Sequence[Path], base: Base, wanted: Wanted) -> Found:
+    """Read every file; raise ConceptError if two of them are of one kind."""
+    whole = Found()
+    for file in files:
+        found = Found()
+        for source in read_sources(file):
+            _add(found, _read(source, base, wanted), file)
+        _add(whole, found, file, of_another_file=True)
+    if wanted.words and not whole.words:
+        raise ConceptError(f"--words {wanted.words} chooses among the words in a LoRA's file, and there are none")
+    return whole
+
+
+def _add(whole: Found, found: Found, file: Path, *, of_another_file: bool = False) -> None:
+    if (whole.words and found.words) or (of_another_file and whole.adapter and found.adapter):
+        raise ConceptError(
+            f"{file} is a second {'LoRA' if found.adapter and whole.adapter else 'embedding'}: "
+            "a concept is made of at most one of each"
+        )
+    if found.adapter:
+        whole.adapter = whole.adapter.joined(found.adapter) if whole.adapter else found.adapter
+    whole.words = whole.words or found.words
+    whole.metadata = {**whole.metadata, **found.metadata}
+
+
+def _read(source: Source, base: Base, wanted: Wanted) -> Found:
+    """Return what one file holds; raise ConceptError if it is nothing that can be imported."""
+    if paper := paper_checkpoint(source.content, base, wanted.paper_alpha, wanted.rank):
+        return Found(*paper)
+    unknown = [name for name in source.content if not FACTOR.fullmatch(name) and not name.startswith(BUNDLED)]
+    kind = kind_of_tensors(unknown, source.metadata)
+    if kind:
+        raise ConceptError(f"{source.file} {kind}")
+    if words := textual_inversion(source.content, base):
+        return Found(words=words, metadata=source.metadata)
+    tensors, bundle = without_bundle(source.tensors)
+    adapter = None
+    if tensors:
+        adapter = read_adapter(
+            tensors,
+            source.metadata,
+            base,
+            rank=wanted.rank,
+            without_convolutions=wanted.without_convolutions,
+        )
+    return Found(adapter, bundled_words(bundle, base, wanted.words) if bundle else (), source.metadata)
+
+
+def _made_for(metadata: Mapping[str, str]) -> str:
+    """Return what a file says of its base, as the end of a refusal."""
+    told = next((metadata[key] for key in ("modelspec.architecture", "ss_base_model_version") if metadata.get(key)), "")
+    return f"; the file says that it is for {told[:60]!r}" if told else ""
 
 
 def _as_file(concept: Concept) -> bytes:
@@ -113,49 +188,3 @@ def _as_file(concept: Concept) -> bytes:
         )
     concept_from_bytes(data)
     return data
-
-
-def _read(file: Path, base: Base, paper_alpha: float) -> tuple[dict[str, LowRank], Words]:
-    file, config = _of_peft(file)
-    content, metadata = read_tensors(file)
-    paper = content.get("params", content)
-    if isinstance(paper, Mapping) and any(isinstance(paper.get(part), Mapping) for part in PAPER_PARTS):
-        return _paper_checkpoint(paper, base, paper_alpha)
-    if words := textual_inversion(content, base):
-        return {}, words
-    tensors = {name: tensor for name, tensor in content.items() if isinstance(tensor, Tensor)}
-    if not tensors:
-        raise ConceptError(f"{file} has no known tensors: expected a LoRA or a textual inversion")
-    return pairs_of(tensors, metadata | config, base), ()
-
-
-def _of_peft(file: Path) -> tuple[Path, dict[str, str]]:
-    """Return the file of tensors in a PEFT folder and its configuration, which has the alpha."""
-    if file.is_dir():
-        file = file / f"{PEFT_FILE}.safetensors"
-    config = file.with_name(PEFT_CONFIG)
-    if file.stem != PEFT_FILE:
-        return file, {}
-    if not config.is_file():
-        log.warning("%s is missing: alpha is assumed to equal the rank", config)
-        return file, {}
-    return file, {PEFT_CONFIG: config.read_text(encoding="utf-8", errors="replace")}
-
-
-def _paper_checkpoint(params: Mapping[str, Any], base: Base, paper_alpha: float) -> tuple[dict[str, LowRank], Words]:
-    """Return pairs and words of `edlora.pth`.
-
-    Its changes are alpha · up · down, not divided by the rank; our alpha is therefore that times
-    the rank.
-    """
-    embeddings, *adapters = (params.get(part) or {} for part in PAPER_PARTS)
-    tensors: dict[str, Tensor] = {}
-    for part, adapter in zip(PAPER_PARTS[1:], adapters, strict=True):
-        if not isinstance(adapter, Mapping) or not all(isinstance(tensor, Tensor) for tensor in adapter.values()):
-            raise ConceptError(f"its {part!r} does not hold named tensors, as the paper's checkpoints do")
-        tensors |= {f"{part}.{name}": tensor for name, tensor in adapter.items() if not str(name).endswith(".alpha")}
-    if not isinstance(embeddings, Mapping):
-        raise ConceptError(f"its {PAPER_PARTS[0]!r} does not hold named tensors, as the paper's checkpoints do")
-    pairs = pairs_of(tensors, {}, base) if tensors else {}
-    scaled = {name: LowRank(pair.A, pair.B, paper_alpha * pair.rank) for name, pair in pairs.items()}
-    return scaled, paper_words(embeddings, base) if embeddings else ()

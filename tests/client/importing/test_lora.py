@@ -14,7 +14,7 @@ from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
 from mos_client.importing.import_files import import_files
-from mos_client.importing.lora import pairs_of, truncated
+from mos_client.importing.lora import pairs_of, read_adapter
 from mos_common.concept_file import read_concept
 from mos_common.edlora import LowRank
 from mos_common.errors import ConceptError, RequestError
@@ -155,8 +155,9 @@ def randomise(*models: torch.nn.Module) -> None:
         {"r": 3, "lora_alpha": 5},
         {"r": 4, "lora_alpha": 2, "use_rslora": True},
         {"r": 2, "lora_alpha": 2, "rank_pattern": {"to_k": 5}, "alpha_pattern": {"to_k": 7}},
+        {"r": 3, "lora_alpha": 6, "use_dora": True},
     ],
-    ids=["plain", "alpha", "rank-stabilised", "patterns"],
+    ids=["plain", "alpha", "rank-stabilised", "patterns", "DoRA"],
 )
 def test_a_diffusers_file_predicts_the_noise_that_diffusers_predicts(sixteen, random_base_folder, tmp_path, config):
     """Saved by diffusers with its metadata; the reference is loaded by diffusers too."""
@@ -173,7 +174,9 @@ def test_a_diffusers_file_predicts_the_noise_that_diffusers_predicts(sixteen, ra
     plain = theirs(other)
     other.load_lora_weights(tmp_path, weight_name="pytorch_lora_weights.safetensors")
     torch.testing.assert_close(theirs(other), theirs(made), rtol=1e-4, atol=1e-4)
-    pairs = imported(sixteen, tmp_path / "pytorch_lora_weights.safetensors", out=tmp_path / "cat.safetensors")
+    rank = 64 if config.get("use_dora") else None
+    file = tmp_path / "pytorch_lora_weights.safetensors"
+    pairs = imported(sixteen, file, out=tmp_path / "cat.safetensors", rank=rank)
     ours_predicted, expected = ours(sixteen, pairs), theirs(other)
     assert float((expected - plain).norm() / plain.norm()) > 0.05
     assert float((ours_predicted - expected).norm() / (expected - plain).norm()) < 1e-2  # of half precision
@@ -241,13 +244,13 @@ def test_without_peft_s_configuration_the_guess_is_told(sixteen, tmp_path, caplo
         "mid_block.attentions.0.transformer_blocks.0.attn1.processor.to_out_lora.{}.weight",
         "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_out.0.lora_linear_layer.{}.weight",
         "mid_block.attentions.0.transformer_blocks.0.attn1.to_out.0.lora_layer.{}.weight",
+        "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_out.0.lora_{}.default_0.weight",
         "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_out_0.lora_{}.weight",
     ],
 )
 def test_every_spelling_of_a_layer_that_tools_have_written_over_the_years(sixteen, spelling):
-    pairs = pairs_of(
-        {spelling.format("down"): torch.ones(1, 32), spelling.format("up"): torch.ones(32, 1)}, {}, sixteen
-    )
+    down, up = ("A", "B") if "default" in spelling else ("down", "up")
+    pairs = pairs_of({spelling.format(down): torch.ones(1, 32), spelling.format(up): torch.ones(32, 1)}, {}, sixteen)
     assert list(pairs) == ["unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_out.0"]
 
 
@@ -261,6 +264,7 @@ def test_peft_s_name_of_a_text_encoder_s_layer_is_refused_where_there_are_two(si
 
 K = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
 PAIR = {f"{K}.lora_down.weight": torch.ones(2, 32), f"{K}.lora_up.weight": torch.ones(32, 2)}
+F = "lora_unet_mid_block_attentions_0_transformer_blocks_0_ff_net_0_proj"
 CONV = "lora_unet_down_blocks_0_resnets_0_conv1"
 WIDE = {
     f"{CONV}.alpha": torch.tensor(1.0),
@@ -274,13 +278,16 @@ WIDE = {
     [
         ({f"{K}.lora_down.weight": torch.ones(2, 32)}, r"attn1\.to_q has only 1 of its two factors"),
         ({f"{K}.alpha": torch.tensor(1.0)}, r"attn1\.to_q has only 0 of its two factors"),
-        ({f"{K}.hada_w1_a": torch.ones(2, 2)}, rf"{K}\.hada_w1_a is LoHa"),
-        ({f"{K}.lokr_w1": torch.ones(2, 2)}, rf"{K}\.lokr_w1 is LoKr"),
-        ({**PAIR, f"{K}.dora_scale": torch.ones(32)}, rf"{K}\.dora_scale is DoRA"),
-        ({**PAIR, f"{K}.lora_mid.weight": torch.ones(2, 2, 3, 3)}, "LoCon with a Tucker core"),
-        ({f"{K}.diff": torch.ones(32, 32)}, "a full-rank difference"),
-        ({f"{K}.oft_blocks": torch.ones(2, 2)}, "OFT"),
-        ({**PAIR, f"{K}.lora_B.bias": torch.ones(32)}, "a LoRA with biases"),
+        ({f"{K}.hada_w1_a": torch.ones(32, 2)}, rf"{K}\.hada_w1_a is LoHa.*--rank 16"),
+        ({f"{K}.lokr_w1": torch.ones(2, 2)}, rf"{K}\.lokr_w1 is LoKr.*--rank 16"),
+        ({**PAIR, f"{K}.dora_scale": torch.ones(32)}, rf"{K}\.dora_scale is DoRA.*--rank 16"),
+        ({f"{K}.diff": torch.ones(32, 32)}, rf"{K}\.diff is a full-rank difference.*--rank 16"),
+        ({f"{K}.oft_blocks": torch.ones(2, 2)}, "OFT, which cannot be imported"),
+        ({f"{K}.weight": torch.ones(2), f"{K}.on_input": torch.ones(1)}, r"not a factor of an adapter|IA3"),
+        ({**PAIR, f"{K}.diff_b": torch.ones(32)}, "a trained bias"),
+        ({**PAIR, "lora_unet_mid_block_attentions_0_norm.w_norm": torch.ones(32)}, "a trained norm"),
+        ({f"{K}.lora_down.weight": torch.ones(2, 32).int(), f"{K}.lora_up.weight": torch.ones(32, 2)}, "holds int32"),
+        ({**PAIR, f"{K}.lora_B.bias": torch.ones(32)}, "a trained bias"),
         (WIDE, rf"{CONV}\.alpha changes a convolution larger than 1x1"),
         (
             {f"{K}.lora_down.weight": torch.ones(2, 32, 3, 3), f"{K}.lora_up.weight": torch.ones(32, 2, 1, 1)},
@@ -290,7 +297,7 @@ WIDE = {
             {"lora_unet_nowhere.lora_down.weight": torch.ones(2, 2)},
             "lora_unet_nowhere, which is not a linear layer .*--base",
         ),
-        ({"something": torch.ones(2)}, "something is not a LoRA factor"),
+        ({"something": torch.ones(2)}, "something is not a factor of an adapter"),
         ({**PAIR, f"{K}.alpha": torch.ones(3)}, "expected one finite number"),
         ({**PAIR, f"{K}.alpha": torch.tensor(float("nan"))}, "expected one finite number"),
         ({f"{K}.lora_down.weight": torch.ones(2, 32), f"{K}.lora_up.weight": torch.ones(32, 3)}, "do not form a pair"),
@@ -302,13 +309,36 @@ def test_adapters_other_than_lora_of_linear_layers_are_refused_by_name(sixteen, 
 
 
 @pytest.mark.parametrize(
+    ("tensors", "said"),
+    [
+        ({f"{K}.hada_w1_a": torch.ones(32, 2)}, r"attn1\.to_q has hada_w1_a alone.*LoHa needs hada_w1_a and"),
+        ({f"{K}.lokr_w1": torch.ones(2, 2)}, r"attn1\.to_q has lokr_w1 alone.*LoKr needs"),
+        ({**PAIR, f"{K}.hada_w1_a": torch.ones(32, 2)}, "factors of two kinds of adapter: LoRA, and hada_w1_a"),
+        (
+            {f"{F}.diff": torch.ones(32, 256)},
+            r"of shape \(256, 32\) cannot have a full-rank difference of .*\(32, 256\)",
+        ),
+        (
+            {f"{K}.lokr_w1": torch.ones(2, 2), f"{K}.lokr_w2": torch.ones(9, 16)},
+            r"of shape \(32, 32\) cannot have LoKr",
+        ),
+        ({**PAIR, f"{K}.dora_scale": torch.ones(31)}, r"magnitude has shape \(31,\); expected 32 numbers"),
+        ({**PAIR, f"{K}.lora_mid.weight": torch.ones(2, 2, 3, 3)}, "a Tucker core of shape"),
+    ],
+)
+def test_changes_that_fit_no_layer_are_refused_at_any_rank(sixteen, tensors, said):
+    with pytest.raises(ConceptError, match=said):
+        read_adapter(tensors, {}, sixteen, rank=16)
+
+
+@pytest.mark.parametrize(
     ("metadata", "said"),
     [
-        ({"lora_adapter_metadata": json.dumps({"unet.use_dora": True})}, "is a DoRA"),
+        ({"lora_adapter_metadata": json.dumps({"unet.use_dora": True, "unet.r": 2})}, "use_dora"),
         ({"lora_adapter_metadata": "{"}, "cannot be read"),
         ({"lora_adapter_metadata": "[1]"}, "cannot be read"),
         ({"lora_adapter_metadata": json.dumps({"unet.lora_alpha": "many"})}, "cannot be read"),
-        ({"adapter_config.json": json.dumps({"peft_type": "LOHA"})}, "is a LOHA"),
+        ({"adapter_config.json": json.dumps({"peft_type": "IA3"})}, "is of kind IA3"),
     ],
 )
 def test_what_is_written_about_a_lora_is_not_believed_blindly(sixteen, metadata, said):
@@ -355,21 +385,6 @@ def test_two_loras_are_no_concept(sixteen, tmp_path):
     save_file(PAIR, tmp_path / "b.safetensors")
     with pytest.raises(ConceptError, match=r"b\.safetensors is a second LoRA"):
         imported(sixteen, tmp_path / "a.safetensors", tmp_path / "b.safetensors", out=tmp_path / "c.safetensors")
-
-
-def test_a_change_of_lower_rank_is_the_nearest_one_and_says_what_it_keeps():
-    """By Eckart and Young, the reference is the SVD of the whole matrix."""
-    pair = LowRank(torch.randn(6, 20), torch.randn(30, 6), 4.0)
-    U, sigma, Vt = torch.linalg.svd(pair.change(torch.float64))
-    nearest, share = truncated(pair, 3)
-    torch.testing.assert_close(
-        nearest.change(torch.float64), U[:, :3] @ torch.diag(sigma[:3]) @ Vt[:3], rtol=1e-4, atol=1e-4
-    )
-    assert share == pytest.approx(float(sigma[:3].square().sum() / sigma.square().sum()))
-    whole, all_of_it = truncated(pair, 50)
-    assert (whole.rank, all_of_it) == (6, pytest.approx(1.0))
-    torch.testing.assert_close(whole.change(), pair.change(), rtol=1e-4, atol=1e-4)
-    assert truncated(LowRank(torch.zeros(2, 3), torch.zeros(3, 2), 1.0), 1)[1] == 1.0
 
 
 def test_a_lora_too_large_for_a_concept_file_is_refused_with_a_rank_that_fits(sixteen, tmp_path, monkeypatch, caplog):
