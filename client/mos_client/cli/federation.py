@@ -22,7 +22,7 @@ from mos_client.cli.options import (
     Vram,
 )
 from mos_client.tuning.settings import TuningSettings, tuning_texts
-from mos_common.errors import RequestError
+from mos_common.errors import PicturesError, RequestError
 from mos_common.shell import counting, lists_settings, say
 
 KitFile = Annotated[Path, typer.Argument(metavar="KIT", help="The file that the operator sent.")]
@@ -55,6 +55,12 @@ def join(
             "--rounds", min=1, help="Stop after this many published models.", show_default="run until stopped"
         ),
     ] = None,
+    anew: Annotated[
+        bool,
+        typer.Option(
+            "--anew", help="Tune what this command says, though the state folder is for another concept or pictures."
+        ),
+    ] = False,
     steps: Steps = None,
     seed: Seed = 0,
     author: Author = "",
@@ -66,7 +72,6 @@ def join(
 ) -> None:
     """Join a federation: tune the concept, take part in rounds, fetch every published model."""
     from mos_client.federation.session import Session
-    from mos_client.pictures.folder import split_pictures
     from mos_client.tuning.request import TuneRequest
     from mos_common.kit import read_kit
 
@@ -84,12 +89,16 @@ def join(
         settings=tuning_texts(settings or []),
         vram=vram,
     )
-    tuned_on, held_back = split_pictures(images)
     opened = read_kit(kit)
     session = Session(state or Path("mos-state") / concept.strip("<>"), opened.base, request)
-    say(
-        f"{len(tuned_on)} pictures to tune on, {len(held_back)} held back for scoring; none of them leaves this machine"
-    )
+    try:
+        tuned_on, held_back = request.pictures()
+    except PicturesError:
+        if not session.has_concepts:  # else it is answered without them
+            raise
+    else:
+        counts = f"{len(tuned_on)} pictures to tune on, {len(held_back)} held back for scoring"
+        say(f"{counts}; none of them leaves this machine")
     from mos_client.federation.join import join as join_federation
 
     with counting(f"tuning {concept}") as count:
@@ -99,6 +108,7 @@ def join(
             rounds=rounds,
             say=say,
             on_step=lambda step: count(step.number, step.total, f"loss {step.loss:.4f}"),
+            anew=anew,
         )
 
 
@@ -113,12 +123,13 @@ def download(
 ) -> None:
     """Fetch a published model and check its signature."""
     from mos_client.federation.download import download_model
-    from mos_client.federation.enrolment import enrol
+    from mos_client.federation.enrolment import enrol, read_enrolment
     from mos_common.kit import read_kit
 
     opened = read_kit(kit)
     if state is None:
         state = _only_state()
+    read_enrolment(state)  # a folder that has not joined would use up the kit
     enrolment = enrol(opened, state, say, patient=False)
     with counting("downloading") as count:
         folder = download_model(enrolment, model, out, progress=lambda done, total: count(done, total, "bytes"))

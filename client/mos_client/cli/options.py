@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from mos_common.flags import FiniteType, SeedType
+
 Images = Annotated[
     Path, typer.Argument(help="Folder with the pictures of one concept; captions in name.txt beside name.png.")
 ]
@@ -34,7 +36,10 @@ Dtype = Annotated[
     typer.Option("--dtype", help="Precision: float32, float16, bfloat16.", show_default="what suits the device"),
 ]
 Steps = Annotated[int | None, typer.Option("--steps", min=1, help="Optimiser steps.", show_default="the base's preset")]
-Seed = Annotated[int, typer.Option("--seed", help="Random seed: the same seed gives the same result.")]
+Seed = Annotated[
+    int,
+    typer.Option("--seed", click_type=SeedType(), help="Random seed, from 0: the same seed gives the same result."),
+]
 Settings = Annotated[
     list[str] | None,
     typer.Option(
@@ -47,6 +52,9 @@ Settings = Annotated[
 Vram = Annotated[
     float | None,
     typer.Option(
-        "--vram", min=0.1, help="Gigabytes of memory that a step may use.", show_default="what the GPU has free"
+        "--vram",
+        click_type=FiniteType(0.1),
+        help="Gigabytes of memory that a step may use.",
+        show_default="what the GPU has free",
     ),
 ]
