@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from mos_common.errors import RequestError
+
+if TYPE_CHECKING:
+    _Integer, _Float = click.ParamType[int], click.ParamType[float]
+else:
+    _Integer = _Float = click.ParamType  # not subscriptable before click 8.2
 
 MOST_SEED = 2**63 - 1  # torch takes these as they are, and stored settings have them as numbers
 
@@ -30,7 +35,7 @@ def check_seed(seed: int, flag: str = "--seed") -> int:
     return seed
 
 
-class SeedType(click.ParamType):
+class SeedType(_Integer):
     """A random seed: a whole number that every generator takes."""
 
     name = "integer"
@@ -47,7 +52,7 @@ class SeedType(click.ParamType):
         return check_seed(int(str(value)), _flag(param))
 
 
-class FiniteType(click.ParamType):
+class FiniteType(_Float):
     """A number within a range; "nan" and "inf" are none."""
 
     name = "float"
