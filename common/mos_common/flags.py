@@ -11,7 +11,8 @@ import click
 from mos_common.errors import RequestError
 
 if TYPE_CHECKING:
-    _Integer, _Float = click.ParamType[int], click.ParamType[float]
+    _Integer = click.ParamType[int]
+    _Float = click.ParamType[float]
 else:
     _Integer = _Float = click.ParamType  # not subscriptable before click 8.2
 

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 from mos_client.federation.download import download_model, wait_for_model
 from mos_client.federation.enrolment import Enrolment, check_kit, enrol
-from mos_client.federation.rekey import check_base, current_session
+from mos_client.federation.rekey import current_session
 from mos_client.federation.remembered import check_same_concept, check_same_pictures
 from mos_client.federation.session import SETTINGS, Session, locked
 from mos_client.federation.supernode import SuperNode
-from mos_client.federation.tuned import OnStep, tuned_already, tuned_file
+from mos_client.federation.tuned import OnStep, judged_now, tuned_already, tuned_file
 from mos_common.errors import NetworkError, StateError
 from mos_common.files import write_atomically
 from mos_common.kit import Kit
@@ -75,13 +75,7 @@ def prepared(session: Session, *, anew: bool = False) -> tuple[Session, Judged |
         return session, None
     if kept is not None:
         check_same_pictures(session.request, kept, session.state)
-    from mos_client.tuning.judgement import judge
-    from mos_common.base_model import load_base
-
-    request = session.request
-    base = load_base(request.base, device=request.device, dtype=request.dtype)
-    check_base(session, base)
-    return session, judge(request, session.cached(), session.tuning, base=base)
+    return judged_now(session)
 
 
 def announce(session: Session, concept: Path, say: Say) -> None:

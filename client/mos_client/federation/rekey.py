@@ -32,10 +32,11 @@ def current_session(session: Session) -> Session:
     return rekey_session(session, load_base(request.base, device=request.device, dtype=request.dtype))
 
 
-def rekey_session(session: Session, base: Base) -> Session:
+def rekey_session(session: Session, base: Base, pictures: str | None = None) -> Session:
     """Put the fingerprint of `base` into the session, its settings, kit and concept file.
 
     A concept that was tuned is found again under its new name, and its tensors stay as they are.
+    `pictures` is the digest of its pictures where the caller has it already.
 
     Raises:
         BaseModelError: `base` is not the operator's model.
@@ -47,7 +48,8 @@ def rekey_session(session: Session, base: Base) -> Session:
 
     check_base(session, base)
     rekeyed = replace(session, fingerprint=base.fingerprint)
-    if (pictures := _pictures_of(session)) is None:
+    pictures = pictures or _pictures_of(session)
+    if pictures is None:
         for file in (session.state / "concepts").glob("*.safetensors"):
             rekey_concept(file, base)  # it keeps its name, since nobody knows what it was tuned on
     else:

@@ -13,10 +13,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mos_client.federation.rekey import rekey_session
+from mos_client.federation.rekey import check_base, rekey_session
 from mos_client.federation.remembered import Seen, look_at, recall, remember
 from mos_client.federation.session import Session
-from mos_client.pictures.folder import Picture
+from mos_client.pictures.folder import Picture, pictures_digest
 from mos_client.tuning.request import TuneRequest
 from mos_common.errors import PicturesError, StateError
 from mos_common.outage import Outage
@@ -50,19 +50,45 @@ def tuned_file(
     with TUNING:
         if begun is not None:
             begun.set()
-        if judged is None and (path := tuned_already(session)) is not None:
-            return path
+        if judged is None:
+            if (path := tuned_already(session)) is not None:
+                return path
+            session, judged = judged_now(session)
+        else:
+            session = rekey_session(session, judged.base, _digest(judged))
         from mos_client.tuning.tune_folder import tune_folder
-        from mos_common.base_model import load_base
 
-        request = session.request
-        base = judged.base if judged else load_base(request.base, device=request.device, dtype=request.dtype)
-        session = rekey_session(session, base)
-        path = session.cached()
-        if not path.is_file():
-            tune_folder(request, path, work=session.tuning, base=base, judged=judged, on_step=on_step)
-        remember(session.state, _seen(session.request))
+        path = session.named(_digest(judged))
+        if not path.is_file():  # else it has just been found under an earlier release's name
+            tune_folder(session.request, path, work=session.tuning, judged=judged, on_step=on_step)
+        remember(session.state, look_at(session.request.images, _pictures(judged)))
         return path
+
+
+def judged_now(session: Session) -> tuple[Session, Judged]:
+    """Return the session under its base's fingerprint, and the judgement of its tuning.
+
+    Raises:
+        BaseModelError: the participant's base is not the operator's model.
+        MosError: as `judge` raises.
+
+    """
+    from mos_client.tuning.judgement import judge
+    from mos_common.base_model import load_base
+
+    request = session.request
+    base = load_base(request.base, device=request.device, dtype=request.dtype)
+    check_base(session, base)
+    judged = judge(request, session.named("to be tuned"), session.tuning, base=base)
+    return rekey_session(session, base, _digest(judged)), judged
+
+
+def _pictures(judged: Judged) -> list[Picture]:
+    return [*judged.tuned_on, *judged.held_back]
+
+
+def _digest(judged: Judged) -> str:
+    return pictures_digest(_pictures(judged))
 
 
 def tuned_already(session: Session, kept: TuneRequest | None = None, *, starting: bool = False) -> Path | None:
@@ -130,8 +156,9 @@ def _only_one(session: Session, kept: TuneRequest) -> Path | None:
     It is that of these settings if the state folder was last asked for them.
     """
     asked = session.request
-    here = {"base": asked.base, "device": asked.device, "dtype": asked.dtype, "vram": asked.vram}
-    if replace(kept, images=kept.images.resolve(), **here) != replace(asked, images=asked.images.resolve()):
+    # Where things lie and what they are computed on makes no other concept.
+    same = replace(asked, base=kept.base, device=kept.device, dtype=kept.dtype, vram=kept.vram)
+    if replace(kept, images=kept.images.resolve()) != replace(same, images=asked.images.resolve()):
         return None
     files = sorted((session.state / "concepts").glob(f"{asked.concept.strip('<>')}-*.safetensors"))
     if len(files) > 1:

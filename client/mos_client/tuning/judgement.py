@@ -87,8 +87,10 @@ def _judge_texts(request: TuneRequest, base: Base) -> None:
         raise ConceptError(
             f"class word {word!r} has no letters this base model reads: give a word like cat, person or car"
         )
-    texts = {"author": request.author, "licence": request.licence}
-    concept_to_bytes(Concept(request.concept, word, base.fingerprint, {}, **texts))  # raises if one does not fit
+    without_tensors = Concept(
+        request.concept, word, base.fingerprint, {}, licence=request.licence, author=request.author
+    )
+    concept_to_bytes(without_tensors)  # raises if a text does not fit
 
 
 def _judge_rank(settings: TuningSettings, base: Base) -> None:

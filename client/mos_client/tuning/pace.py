@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import sys
 import time
 
 from mos_client.tuning.loop import Step
+from mos_client.tuning.memory_plan import GIB, Plan
 from mos_client.tuning.settings import TuningSettings
 
 log = logging.getLogger(__name__)
@@ -16,8 +18,8 @@ WORTH_SAYING_S = 60.0
 class Pace:
     """Times the first steps of a run and logs one line about the rest, if it takes a while."""
 
-    def __init__(self, settings: TuningSettings) -> None:
-        self._watched = settings.watch_every > 0
+    def __init__(self, settings: TuningSettings, plan: Plan) -> None:
+        self._watched, self._counted = settings.watch_every > 0, plan.gib is not None
         self._first: tuple[int, float] | None = None
         self._said = False
 
@@ -35,4 +37,17 @@ class Pace:
         left = each * (step.total - step.number)
         if left > WORTH_SAYING_S:
             besides = ", drawings of evaluations not counted" if self._watched else ""
-            log.info("about %.0f minutes to go: %.2f s for each step, timed on the first%s", left / 60, each, besides)
+            # Without a plan nobody has counted the memory, and this process knows what it took.
+            took = None if self._counted else _peak_gib()
+            memory = "" if took is None else f"; memory so far: at most {took:.1f} GB"
+            log.info("about %.0f minutes to go: %.2f s for each step, timed here%s%s", left / 60, each, besides, memory)
+
+
+def _peak_gib() -> float | None:
+    """Return the most memory that this process has held, or None where that is not known."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most / GIB if sys.platform == "darwin" else most * 1024 / GIB

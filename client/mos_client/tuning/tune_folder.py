@@ -24,7 +24,7 @@ from mos_client.tuning.loop import Step, Tuning
 from mos_client.tuning.offloading import offloaded
 from mos_client.tuning.pace import Pace
 from mos_client.tuning.request import TuneRequest
-from mos_client.tuning.watch import Watch, tensorboard
+from mos_client.tuning.watch import Watch, check_tensorboard, tensorboard
 from mos_common.base_model import Base
 from mos_common.concept import Concept
 from mos_common.concept_file import concept_to_bytes, write_concept
@@ -57,6 +57,8 @@ def tune_folder(
         StateError: a file cannot be written any more.
 
     """
+    if logs is not None:
+        check_tensorboard(logs)
     judged = judged or judge(request, out, work, base=base)
     base, settings, plan = judged.base, judged.settings, judged.plan
     tuned_on, held_back = judged.tuned_on, judged.held_back
@@ -78,7 +80,7 @@ def tune_folder(
     )
     if resume and restore(tuning, watch, work, run, run_before):
         log.info("resuming from step %d of %d", tuning.done, settings.steps)
-    pace = Pace(settings)
+    pace = Pace(settings, plan)
     with tensorboard(logs) as writer, closing(tuning.steps()) as steps, offloaded(base, settings) as on_gpu:
         for step in steps:
             on_step(step)

@@ -151,6 +151,10 @@ def open_state(path: Path) -> State:
     try:
         config = ServerConfig.model_validate_json((path / CONFIG).read_bytes())
     except (FileNotFoundError, NotADirectoryError) as error:
+        if (path / "enrolled.json").is_file():
+            raise StateError(
+                f"{path} is a participant's state folder, of mos-client join: give the folder that mos-server init made"
+            ) from error
         raise StateError(f"{path} is not a server's state folder: make one with mos-server init {path}") from error
     except (OSError, ValidationError) as error:
         reason = str(error).splitlines()[0]

@@ -61,14 +61,14 @@ def test_a_run_says_how_long_it_will_take_once_it_knows(judged, monkeypatch, cap
     now = [0.0]
     monkeypatch.setattr(pace.time, "monotonic", lambda: now[0])
     caplog.set_level("INFO", "mos_client")
-    timed = Pace(judged.settings)
+    timed = Pace(judged.settings, judged.plan)
     for number in range(1, 10):
         now[0] += 4.0
         timed.tell(Step(number, 250, 0.1))
     (line,) = [record.getMessage() for record in caplog.records]
-    assert line.startswith("about 16 minutes to go: 4.00 s for each step, timed on the first")
+    assert re.match(r"about 16 minutes to go: 4\.00 s for each step, timed here.*; memory so far: at most \d", line)
     caplog.clear()
-    short = Pace(judged.settings)
+    short = Pace(judged.settings, Plan(4, gib=1.0))
     for number in range(1, 6):
         now[0] += 4.0
         short.tell(Step(number, 6, 0.1))
