@@ -125,7 +125,7 @@ def serve(session: Session, enrolment: Enrolment, rounds: int | None, say: Say) 
     downloaded, newest = 0, _newest(session)
     say("waiting for requests of the server; Ctrl-C stops, and nothing is lost")
     while rounds is None or downloaded < rounds:
-        latest = wait_for_model(enrolment, newest, stop, say)
+        latest = wait_for_model(enrolment, newest, stop)
         assert latest is not None
         try:
             folder = download_model(enrolment, latest, session.models)

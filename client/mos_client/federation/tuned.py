@@ -103,12 +103,14 @@ def tuned_already(session: Session, kept: TuneRequest | None = None, *, starting
         StateError: they cannot be read, and two concept files could be the one of them.
 
     """
-    seen = recall(session.state)
-    seen = seen if seen is not None and seen.folder == str(session.request.images.resolve()) else None
+    remembered = recall(session.state)
+    seen = remembered if remembered and remembered.folder == str(session.request.images.resolve()) else None
     try:
         now = _seen(session.request)
     except PicturesError as error:
-        path = session.named(seen.digest) if seen else _only_one(session, kept or session.request)
+        path = session.named(seen.digest) if seen else None
+        if remembered is None:
+            path = _only_one(session, kept or session.request)
         if path is None or not path.is_file():
             raise
         PICTURES_AWAY.report(f"{error}: {path} was tuned on them and is sent all the same, without scores")
