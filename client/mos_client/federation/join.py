@@ -130,7 +130,7 @@ def _described(concept: Path) -> bytes:
 def serve(session: Session, enrolment: Enrolment, rounds: int | None, say: Say) -> None:
     """Wait for published models and fetch each."""
     stop = threading.Event()
-    away = Outage(say)
+    away = Outage(lambda line: log.warning("%s", line))
     downloaded, newest = 0, _newest(session)
     say("waiting for requests of the server; Ctrl-C stops, and nothing is lost")
     while rounds is None or downloaded < rounds:
