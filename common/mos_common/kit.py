@@ -50,6 +50,44 @@ class Kit(BaseModel):
         if (now or dt.datetime.now(dt.UTC)) >= self.expires:
             raise TrustError(f"this kit expired on {self.expires:%Y-%m-%d %H:%M} UTC: {AGAIN}")
 
+    def check_continues(self, kept: Kit, owner: str, state: Path) -> None:
+        """Check that this kit is for the participant whose state folder has the kit `kept`.
+
+        A new kit for the same participant may have other addresses, another token and another day
+        of expiry: the operator moved the server, or made the kit again.
+
+        Raises:
+            TrustError: it is for somebody else, or of another federation; both are named.
+
+        """
+        if self.server_id != kept.server_id:
+            raise TrustError(
+                f"{state} belongs to another federation than this kit: it is {owner}'s at {kept.mos} "
+                f"({kept.server_id[:8]}), the kit is for {self.name} at {self.mos} ({self.server_id[:8]}). "
+                "Nothing was changed: give another --state folder"
+            )
+        if self.name != owner:
+            raise TrustError(
+                f"this state folder is {owner}'s ({state}), the kit is for {self.name}: give another --state. "
+                "Nothing was changed, and the kit is not used"
+            )
+        for name, ours, theirs in (
+            ("certificate", kept.ca, self.ca),
+            ("signing key", kept.signing_key, self.signing_key),
+        ):
+            if ours.split() != theirs.split():
+                raise TrustError(
+                    f"the kit names the federation of {state} and has another {name}: it is not by the operator "
+                    "whose federation you joined, or the federation was made anew. Nothing was changed: ask the "
+                    "operator, and give another --state for another federation"
+                )
+        # Fingerprints of one rule end alike; those of two rules need the open base to compare.
+        if self.base != kept.base and self.base[-8:] == kept.base[-8:]:
+            raise TrustError(
+                f"the kit is for base model {self.base[:12]} ({self.base_name}), {state} is for {kept.base[:12]} "
+                f"({kept.base_name}): ask the operator which one the federation fuses on. Nothing was changed"
+            )
+
 
 def read_kit(path: Path) -> Kit:
     """Read a kit file.

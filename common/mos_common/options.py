@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from mos_common.flags import SeedType
+
 Base = Annotated[str, typer.Option("--base", help="The base model: `tiny`, a folder, a checkpoint file, or a hub id.")]
 Device = Annotated[
     str | None,
@@ -15,7 +17,10 @@ Dtype = Annotated[
     str | None,
     typer.Option("--dtype", help="Precision: float32, float16, bfloat16.", show_default="what suits the device"),
 ]
-Seed = Annotated[int, typer.Option("--seed", help="Random seed: the same seed gives the same result.")]
+Seed = Annotated[
+    int,
+    typer.Option("--seed", click_type=SeedType(), help="Random seed, from 0: the same seed gives the same result."),
+]
 TuningSteps = Annotated[
     int | None, typer.Option("--steps", min=1, help="Optimiser steps.", show_default="the base's preset")
 ]

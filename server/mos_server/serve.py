@@ -12,6 +12,7 @@ from logging.handlers import RotatingFileHandler
 
 from mos_common.errors import StateError
 from mos_common.files import could_not_write
+from mos_common.outage import Outage
 from mos_server.network.service import MosService, start_service
 from mos_server.network.superlink import SuperLink, listening_address
 from mos_server.round.runner import RoundRunner
@@ -58,6 +59,7 @@ class Seen:
     def __init__(self, journal: Journal) -> None:
         self._journal = journal
         self._last: dict[str, float] = {}
+        self._unwritable = Outage(lambda line: log.error("%s", line))
 
     def __call__(self, key: str) -> None:
         """Record that the participant with this key has just been seen."""
@@ -66,8 +68,9 @@ class Seen:
             self._last[key] = now
             try:
                 self._journal.participants.saw(key)
+                self._unwritable.over("who is here can be recorded again")
             except StateError as error:
-                log.error("%s", error)
+                self._unwritable.report(f"who is here cannot be recorded, trying again at every request: {error}")
 
 
 def log_to_file(state: State) -> None:
@@ -90,12 +93,14 @@ async def _serve(superlink: SuperLink, rounds: RoundRunner, listening: Callable[
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, asked_to_stop.set)
     serving = asyncio.create_task(superlink.serve(ports_may_close, listening))
+    stuck = Outage(lambda line: log.error("%s", line))
     try:
         while not asked_to_stop.is_set() and not serving.done():
             try:
                 await asyncio.to_thread(rounds.step)
-            except StateError as error:
-                log.error("%s", error)  # a full disk may have room at the next step
+                stuck.over("rounds go on")
+            except StateError as error:  # a full disk may have room at the next step
+                stuck.report(f"rounds stand still, trying again every {_LOOK_EVERY_S:g} s: {error}")
             await _wait(asked_to_stop, _LOOK_EVERY_S)
     finally:
         # The process of a round reports its end through the private port: close that port last.

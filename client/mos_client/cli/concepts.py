@@ -7,15 +7,19 @@ from typing import Annotated
 
 import typer
 
-from mos_client.cli.options import Author, ClassWord, Concept, ConceptOut, Images, Licence
+from mos_client.cli.options import Author, ClassWord, Concept, ConceptOut, Images, Licence, Settings, Vram
+from mos_client.tuning.settings import TuningSettings, tuning_texts
 from mos_common.errors import RequestError
-from mos_common.options import Base, Device
-from mos_common.shell import say
+from mos_common.flags import FiniteType
+from mos_common.options import Base, Device, Dtype, TuningSteps
+from mos_common.shell import lists_settings, say
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands to `mos-client`."""
-    app.command(epilog="Example: mos-client check pictures/")(check)
+    app.command(cls=lists_settings(lambda: TuningSettings), epilog="Example: mos-client check pictures/ --class cat")(
+        check
+    )
     app.command(epilog="Example: mos-client inspect cat.safetensors")(inspect)
     app.command("import", epilog='Example: mos-client import lora.safetensors --concept "<cat>" --class cat')(import_)
     app.command(epilog="Example: mos-client leakage cat.safetensors pictures/")(leakage)
@@ -33,12 +37,39 @@ def check(
             show_default="write none",
         ),
     ] = None,
+    concept: Annotated[
+        str, typer.Option("--concept", help='Its name in prompts, like "<cat>".', show_default="not judged")
+    ] = "<concept>",
     class_word: Annotated[
-        str, typer.Option("--class", help="What the masks mark: cat, person, car.", show_default="nothing")
+        str,
+        typer.Option(
+            "--class", help="The kind of thing it is, and what masks mark: cat, person, car.", show_default="not judged"
+        ),
     ] = "",
+    steps: TuningSteps = None,
+    settings: Settings = None,
+    vram: Vram = None,
     device: Device = None,
+    dtype: Dtype = None,
 ) -> None:
-    """Report what a folder of pictures holds, with a contact sheet; nothing is tuned."""
+    """Report what a folder of pictures holds, and judge a tuning on it; nothing is tuned.
+
+    It is the judgement of `tune` and `join` with the same flags, with the memory and the time they
+    would take. The contact sheet shows the pictures as the base sees them.
+    """
+    from mos_client.tuning.request import TuneRequest
+
+    request = TuneRequest(
+        images=images,
+        concept=concept,
+        class_word=class_word or "thing",
+        base=base,
+        steps=steps,
+        device=device,
+        dtype=dtype,
+        settings=tuning_texts(settings or []),
+        vram=vram,
+    )
     if masks_with is not None:
         if not class_word:
             raise RequestError("--masks-with needs --class: say what the masks mark, such as --class cat")
@@ -47,10 +78,20 @@ def check(
         for mask in draw_masks(images, class_word, masks_with, device or "cpu"):
             say(f"mask drawn: {mask}")
     from mos_client.pictures.check import check_folder
+    from mos_client.tuning.estimate import estimate
+    from mos_client.tuning.judgement import judge
     from mos_common.base_model import load_base
 
-    for line in check_folder(images, load_base(base, device="cpu"), out):
+    loaded = load_base(base, device=device, dtype=dtype)
+    for line in check_folder(images, loaded, out):
         say(line)
+    concept_out = Path(f"{concept.strip('<>')}.safetensors")
+    judged = judge(request, concept_out, concept_out.with_name(f".{concept_out.name}.tuning"), base=loaded)
+    for line in judged.remarks:
+        say(f"look at {line}")
+    for line in estimate(judged):
+        say(line)
+    say("nothing speaks against tuning on it")
 
 
 def inspect(file: Annotated[Path, typer.Argument(help="A concept file.")]) -> None:
@@ -86,7 +127,10 @@ def import_(
     base: Base = "tiny",
     out: ConceptOut = None,
     paper_alpha: Annotated[
-        float, typer.Option("--paper-alpha", min=0.01, help="For edlora.pth: the alpha it was sampled with.")
+        float,
+        typer.Option(
+            "--paper-alpha", click_type=FiniteType(0.01), help="For edlora.pth: the alpha it was sampled with."
+        ),
     ] = 1.0,
     rank: Annotated[
         int | None,

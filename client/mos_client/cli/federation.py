@@ -9,7 +9,6 @@ import typer
 
 from mos_client.cli.options import Author, ClassWord, Concept, Images, Licence, Settings, Vram
 from mos_client.tuning.settings import TuningSettings, tuning_texts
-from mos_common.errors import RequestError
 from mos_common.options import Base, Device, Dtype, Seed, TuningSteps
 from mos_common.shell import counting, lists_settings, say
 
@@ -43,6 +42,12 @@ def join(
             "--rounds", min=1, help="Stop after this many published models.", show_default="run until stopped"
         ),
     ] = None,
+    anew: Annotated[
+        bool,
+        typer.Option(
+            "--anew", help="Tune what this command says, though the state folder is for another concept or pictures."
+        ),
+    ] = False,
     steps: TuningSteps = None,
     seed: Seed = 0,
     author: Author = "",
@@ -54,7 +59,6 @@ def join(
 ) -> None:
     """Join a federation: tune the concept, take part in rounds, fetch every published model."""
     from mos_client.federation.session import Session
-    from mos_client.pictures.folder import split_pictures
     from mos_client.tuning.request import TuneRequest
     from mos_common.kit import read_kit
 
@@ -72,12 +76,16 @@ def join(
         settings=tuning_texts(settings or []),
         vram=vram,
     )
-    tuned_on, held_back = split_pictures(images)
     opened = read_kit(kit)
     session = Session(state or Path("mos-state") / concept.strip("<>"), opened.base, request)
-    say(
-        f"{len(tuned_on)} pictures to tune on, {len(held_back)} held back for scoring; none of them leaves this machine"
-    )
+    try:
+        tuned_on, held_back = request.pictures()
+    except PicturesError:
+        if not session.has_concepts:  # else it is answered without them
+            raise
+    else:
+        counts = f"{len(tuned_on)} pictures to tune on, {len(held_back)} held back for scoring"
+        say(f"{counts}; none of them leaves this machine")
     from mos_client.federation.join import join as join_federation
 
     with counting(f"tuning {concept}") as count:
@@ -87,6 +95,7 @@ def join(
             rounds=rounds,
             say=say,
             on_step=lambda step: count(step.number, step.total, f"loss {step.loss:.4f}"),
+            anew=anew,
         )
 
 
@@ -101,12 +110,13 @@ def download(
 ) -> None:
     """Fetch a published model and check its signature."""
     from mos_client.federation.download import download_model
-    from mos_client.federation.enrolment import enrol
+    from mos_client.federation.enrolment import enrol, read_enrolment
     from mos_common.kit import read_kit
 
     opened = read_kit(kit)
     if state is None:
         state = _only_state()
+    read_enrolment(state)  # a folder that has not joined would use up the kit
     enrolment = enrol(opened, state, say, patient=False)
     with counting("downloading") as count:
         folder = download_model(enrolment, model, out, progress=lambda done, total: count(done, total, "bytes"))

@@ -11,6 +11,7 @@ from mos_client.cli import concepts, federation
 from mos_client.cli.options import Author, ClassWord, Concept, ConceptOut, Images, Licence, Settings, Vram
 from mos_client.tuning.settings import Method, TuningSettings, tuning_texts
 from mos_common.commands import draw_command
+from mos_common.flags import FiniteType
 from mos_common.options import Base, Device, Dtype, Seed, TuningSteps
 from mos_common.shell import add_version, counting, lists_settings, run, say
 
@@ -59,7 +60,6 @@ def tune(
     dtype: Dtype = None,
 ) -> None:
     """Tune a concept on a folder of pictures and write its concept file."""
-    from mos_client.pictures.folder import split_pictures
     from mos_client.tuning.request import TuneRequest
 
     request = TuneRequest(
@@ -76,7 +76,7 @@ def tune(
         settings={"method": method.value} | tuning_texts(settings or []),
         vram=vram,
     )
-    split_pictures(images)  # fails on an unusable folder before torch is loaded
+    request.pictures()  # fails on an unusable folder before torch is loaded
     out = out or Path(f"{concept.strip('<>')}.safetensors")
     from mos_client.tuning.tune_folder import progress_picture, tune_folder
 
@@ -119,7 +119,12 @@ def draw(
     steps: Annotated[int | None, typer.Option("--steps", help="Denoising steps.", show_default="20")] = None,
     guidance: Annotated[
         float | None,
-        typer.Option("--guidance", help="Scale of classifier-free guidance; 1: none.", show_default="the base's own"),
+        typer.Option(
+            "--guidance",
+            click_type=FiniteType(0),
+            help="Scale of classifier-free guidance; 1: none.",
+            show_default="the base's own",
+        ),
     ] = None,
     width: Annotated[
         int | None, typer.Option("--width", help="Width in pixels.", show_default="the base's own")

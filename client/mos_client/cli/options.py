@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from mos_common.flags import FiniteType
+
 Images = Annotated[
     Path, typer.Argument(help="Folder with the pictures of one concept; captions in name.txt beside name.png.")
 ]
@@ -36,6 +38,9 @@ Settings = Annotated[
 Vram = Annotated[
     float | None,
     typer.Option(
-        "--vram", min=0.1, help="Gigabytes of memory that a step may use.", show_default="what the GPU has free"
+        "--vram",
+        click_type=FiniteType(0.1),
+        help="Gigabytes of memory that a step may use.",
+        show_default="what the GPU has free",
     ),
 ]

@@ -17,7 +17,7 @@ from flwr.clientapp import ClientApp
 
 from mos_client.federation.rekey import current_session
 from mos_client.federation.session import Session
-from mos_client.federation.tuned import tuned_file
+from mos_client.federation.tuned import pictures_to_score, tuned_file
 from mos_common import messages
 from mos_common.errors import BaseModelError, TrustError
 
@@ -51,6 +51,7 @@ def evaluate(message: Message, context: Context) -> Message:
 
     session, request = _session(context), messages.read_evaluate(message.content)
     enrolment = read_enrolment(session.state)
+    pictures_to_score(session)  # without them a model would be fetched in vain
     folder = download_model(
         enrolment, request.candidate, session.state / "candidates", manifest_digest=request.candidate_digest
     )
@@ -61,9 +62,14 @@ def evaluate(message: Message, context: Context) -> Message:
 
 
 def score(session: Session, candidate: Path, token: str, fingerprint: str) -> Identity:
-    """Score how well the concept survived in a candidate, on the pictures held back."""
+    """Score how well the concept survived in a candidate, on the pictures held back.
+
+    Raises:
+        PicturesError: pictures that were tuned on are gone.
+        BaseModelError: the base is gone, or is not the one of the round.
+
+    """
     from mos_client.pictures.examples import load_pictures
-    from mos_client.pictures.folder import split_pictures
     from mos_common.base_model import load_base
     from mos_common.concept_file import read_concept
     from mos_common.fused_model import check_base, read_fused
@@ -74,7 +80,7 @@ def score(session: Session, candidate: Path, token: str, fingerprint: str) -> Id
     _check_base(base.fingerprint, fingerprint)
     fused, concept = read_fused(candidate), read_concept(tuned_file(session))
     check_base(fused, base)
-    tuned_on, held_back = (load_pictures(paths, base.picture_size) for paths in split_pictures(request.images))
+    tuned_on, held_back = (load_pictures(paths, base.picture_size) for paths in pictures_to_score(session))
     return measure_identity(base, concept, tuned_on, held_back, fused=fused, fused_token=token)
 
 

@@ -7,6 +7,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from mos_common.digests import digest_of_bytes, digest_of_file
 from mos_common.errors import NetworkError, RequestError, StateError, TrustError
 from mos_common.files import could_not_write
 from mos_common.node_key import sign_call
+from mos_common.outage import Outage
 from mos_common.progress import CountProgress
 from mos_common.signing import MANIFEST, check_files, verify_model
 
@@ -67,15 +69,26 @@ def download_model(
 
 
 def wait_for_model(
-    enrolment: Enrolment, newer_than: str | None, stop: threading.Event, pause_s: float = 2.0
+    enrolment: Enrolment,
+    newer_than: str | None,
+    stop: threading.Event,
+    say: Callable[[str], None] = log.warning,
+    pause_s: float = 2.0,
 ) -> str | None:
-    """Wait for a published model other than `newer_than`; return its name, or None after `stop`."""
-    with calling(enrolment.kit) as stub:
+    """Wait for a published model other than `newer_than`; return its name, or None after `stop`.
+
+    Say once that the server cannot be reached, and once that it can be again.
+    """
+    kit, away = enrolment.kit, Outage(say)
+    with calling(kit) as stub:
         while not stop.is_set():
+            latest = newer_than or ""
             try:
-                latest = str(describe(enrolment, stub, "latest").model)
-            except (RequestError, NetworkError):
-                latest = newer_than or ""
+                with suppress(RequestError):  # none is published yet
+                    latest = str(describe(enrolment, stub, "latest").model)
+                away.over(f"the server at {kit.mos} is reachable again, and models can be fetched")
+            except NetworkError as error:
+                away.report(f"published models cannot be fetched, trying again every {pause_s:.0f} s: {error}")
             if latest and latest != newer_than:
                 return latest
             stop.wait(pause_s)
@@ -151,9 +164,11 @@ def _fetch_all(enrolment: Enrolment, stub: Any, described: Any, part: Path, prog
             try:
                 _fetch(enrolment, stub, described.model, file, path, fetched)
                 break
-            except NetworkError:
+            except NetworkError as error:
                 if attempt == ATTEMPTS:
                     raise
+                if attempt == 1:
+                    log.warning("%s of %s broke off: %s; going on from there", file.name, described.model, error)
                 time.sleep(attempt * PAUSE_S)
         if digest_of_file(path) != file.sha256.hex():
             path.unlink()

@@ -19,6 +19,7 @@ from mos_common.errors import NetworkError, RequestError, StateError, TrustError
 from mos_common.files import canonical_json, write_atomically
 from mos_common.kit import Kit, read_kit, write_kit
 from mos_common.node_key import create_node_key, load_node_key, prove, public_pem
+from mos_common.outage import Outage
 
 log = logging.getLogger(__name__)
 ENROLLED, KIT, NODE_KEY = "enrolled.json", "kit.json", "node_key"
@@ -43,18 +44,18 @@ def enrol(kit: Kit, state: Path, say: Say = log.info, *, patient: bool = True) -
     Wait for a server that cannot be reached, unless `patient` is False.
 
     Raises:
-        TrustError: the kit is expired, used, or of another server than this state folder's.
+        TrustError: the kit is expired, used, or not for the participant of this state folder.
         NetworkError: the server cannot be reached, and `patient` is False.
 
     """
+    check_kit(kit, state)
     if (state / ENROLLED).exists():
         participant, kept = _participant(state), _kept_kit(state)
-        if kept is not None and kept.server_id != kit.server_id:
-            raise TrustError(f"{state} belongs to another federation than this kit: give another --state folder")
+        if kept is not None and (kit.mos, kit.fleet) != (kept.mos, kept.fleet):
+            say(f"the server is at {kit.mos} and {kit.fleet} by this kit, no longer at {kept.mos}")
         if kit != kept:
-            write_kit(kit, state / KIT)  # the server has moved: a new kit of the same federation says where to
+            write_kit(kit, state / KIT)
         return Enrolment(participant, load_node_key(state / NODE_KEY), kit)
-    kit.check_valid()
     key = load_node_key(state / NODE_KEY) if (state / NODE_KEY).exists() else create_node_key(state / NODE_KEY)
     request = mos_pb2.EnrolRequest(token=kit.token, public_key=public_pem(key), proof=prove(key, kit.token))
     with calling(kit) as stub:
@@ -62,6 +63,31 @@ def enrol(kit: Kit, state: Path, say: Say = log.info, *, patient: bool = True) -
     write_kit(kit, state / KIT)
     write_atomically(state / ENROLLED, canonical_json({"participant": participant}) + b"\n")
     return Enrolment(participant, key, kit)
+
+
+def check_kit(kit: Kit, state: Path) -> None:
+    """Check that a kit and a state folder go together, before either is used or changed.
+
+    A new folder needs a kit that is still valid; one that has joined needs a kit for the same
+    participant of the same federation.
+
+    Raises:
+        TrustError: the kit has expired, or is not for the participant of this state folder.
+        StateError: the folder is a server's, or cannot be read.
+
+    """
+    if (state / "config.json").is_file() and (state / "pki").is_dir():
+        raise StateError(f"{state} is a server's state folder: give a participant another --state folder")
+    if (state / ENROLLED).exists():
+        kept = _kept_kit(state)
+        if kept is None:  # only the name is left to compare
+            log.warning("%s is lost or damaged: using the kit that was given", state / KIT)
+        kit.check_continues(kept or kit, _participant(state), state)
+        return
+    if (state / KIT).exists():
+        kept = read_kit(state / KIT)
+        kit.check_continues(kept, kept.name, state)
+    kit.check_valid()
 
 
 def read_enrolment(state: Path) -> Enrolment:
@@ -85,8 +111,7 @@ def _kept_kit(state: Path) -> Kit | None:
     """Return the kit in a state folder, or None if it is lost or damaged."""
     try:
         return read_kit(state / KIT)
-    except TrustError as error:
-        log.warning("%s: using the kit that was given", error)
+    except TrustError:
         return None
 
 
@@ -109,21 +134,18 @@ def waiting(call: Callable[[], Any], kit: Kit, say: Say, *, patient: bool = True
         RequestError: it does not have what was asked for.
 
     """
-    pause_s, announced = 1.0, False
+    pause_s, away = 1.0, Outage(say)
     while True:
         try:
             answer = call()
         except grpc.RpcError as error:
             if error.code() not in _UNREACHABLE or not patient:
                 raise explained(error, kit) from error
-            if not announced:
-                say(f"the server at {kit.mos} cannot be reached ({_reason(error)}): waiting for it, Ctrl-C stops")
-                announced = True
+            away.report(f"the server at {kit.mos} cannot be reached ({reason(error)}): waiting for it, Ctrl-C stops")
             threading.Event().wait(pause_s)
             pause_s = min(pause_s * 1.5, LONGEST_PAUSE_S)
             continue
-        if announced:
-            say(f"the server at {kit.mos} is reachable again")
+        away.over(f"the server at {kit.mos} is reachable again")
         return answer
 
 
@@ -132,7 +154,7 @@ def explained(error: Any, kit: Kit) -> NetworkError | TrustError | RequestError:
     code, details = error.code(), error.details() or ""
     if code in _UNREACHABLE:
         return NetworkError(
-            f"the server at {kit.mos} cannot be reached ({_reason(error)}): "
+            f"the server at {kit.mos} cannot be reached ({reason(error)}): "
             "is it running, and is this the right network?"
         )
     if code in (grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.UNAUTHENTICATED):
@@ -142,8 +164,12 @@ def explained(error: Any, kit: Kit) -> NetworkError | TrustError | RequestError:
     return NetworkError(f"the server at {kit.mos} answered {code.name}: {details}")
 
 
-def _reason(error: Any) -> str:
+def reason(error: Any) -> str:
+    """Return why a server cannot be reached, in a few words."""
     details = str(error.details() or error.code().name)
     if "CERTIFICATE_VERIFY_FAILED" in details:
         return "its certificate is not the one of the kit: another server, or someone in between"
-    return "no answer in time" if error.code() == grpc.StatusCode.DEADLINE_EXCEEDED else "no connection"
+    if error.code() == grpc.StatusCode.DEADLINE_EXCEEDED:
+        return "no answer in time"
+    known = {"Connection refused": "connection refused", "DNS resolution failed": "no such name in the DNS"}
+    return next((words for text, words in known.items() if text in details), "no connection")

@@ -17,10 +17,12 @@ from typing import Any
 
 from mos_common.errors import MosError
 from mos_common.flower_app import build_app, silence_flower
+from mos_common.outage import Outage
 
 log = logging.getLogger(__name__)
 _ACQUIRE = frozenset({"/flwr.proto.Runtime/AcquireTask"})
 _PAUSE_S = 0.5
+_SUPERNODE_STARTS_WITHIN_S = 60.0
 
 
 class Executor:
@@ -30,14 +32,20 @@ class Executor:
         silence_flower()
         self._address, self._secret_file, self._app = address, secret_file, app
         self._bundle_digest = build_app()[1]
+        self._stopped_taking = Outage(lambda line: log.error("%s", line))
+        # The SuperNode needs some seconds to start, and again after every lost connection.
+        self._silent = Outage(lambda line: log.warning("%s", line), patience_s=_SUPERNODE_STARTS_WITHIN_S)
 
     def run(self, stop: threading.Event, ready: Callable[[], bool]) -> None:
         """Work until `stop`; `ready` keeps the SuperNode running and returns whether it is."""
         while not stop.is_set():
             try:
                 busy = ready() and self.take_task()
+                self._stopped_taking.over("requests can be taken again")
             except Exception as error:  # else it would end this thread silently
-                log.error("cannot take requests at the moment: %s", error, exc_info=not isinstance(error, MosError))
+                news = self._stopped_taking.report(f"cannot take requests at the moment: {error}")
+                if news and not isinstance(error, MosError):
+                    log.error("it is none of the errors that are foreseen", exc_info=True)
                 busy = False
             if not busy:
                 stop.wait(_PAUSE_S)
@@ -57,8 +65,12 @@ class Executor:
             finally:
                 client.close()
         except Exception as error:  # the SuperNode is starting or has just ended
-            log.debug("no task: %s", type(error).__name__)
+            self._silent.report(
+                f"the SuperNode on this machine does not answer ({type(error).__name__}): no request can arrive, "
+                f"trying again every {_PAUSE_S:g} s; its log is in {self._secret_file.with_name('log')}"
+            )
             return False
+        self._silent.over("the SuperNode on this machine answers again")
         if not (task.HasField("task") and task.token):
             return False
         self._do(task.token)

@@ -11,44 +11,81 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mos_client.federation.download import download_model, wait_for_model
-from mos_client.federation.enrolment import Enrolment, enrol
+from mos_client.federation.enrolment import Enrolment, check_kit, enrol
 from mos_client.federation.rekey import current_session
-from mos_client.federation.session import Session, locked
+from mos_client.federation.remembered import check_same_concept, check_same_pictures
+from mos_client.federation.session import SETTINGS, Session, locked
 from mos_client.federation.supernode import SuperNode
-from mos_client.federation.tuned import OnStep, tuned_file
+from mos_client.federation.tuned import OnStep, judged_now, tuned_already, tuned_file
 from mos_common.commands import draw_command
-from mos_common.errors import NetworkError
+from mos_common.errors import NetworkError, StateError
 from mos_common.files import write_atomically
 from mos_common.kit import Kit
+from mos_common.outage import Outage
 from mos_common.shell import INTERRUPTED
+
+if TYPE_CHECKING:
+    from mos_client.tuning.judgement import Judged
+    from mos_client.tuning.request import TuneRequest
 
 log = logging.getLogger(__name__)
 Say = Callable[[str], None]
 RETRY_S = 10.0
 
 
-def join(session: Session, kit: Kit, *, rounds: int | None, say: Say, on_step: OnStep) -> None:
+def join(session: Session, kit: Kit, *, rounds: int | None, say: Say, on_step: OnStep, anew: bool = False) -> None:
     """Serve round after round until interrupted, or until `rounds` models were downloaded.
 
-    The caller has checked whatever can be checked without the network.
+    Everything that can be judged without the network is judged before the kit is used. `anew` tunes
+    what the session says, though the state folder remembers another concept or other pictures.
 
     Raises:
-        TrustError, NetworkError, BaseModelError, StateError: with what to do.
+        MosError: with what to do.
 
     """
+    check_kit(kit, session.state)
     with locked(session.state), _terminated_is_interrupted():
+        session, judged = prepared(session, anew=anew)
         enrolment = enrol(kit, session.state, say)
         say(f"enrolled as {enrolment.participant}; the key is {session.node_key}")
-        session = current_session(session)
         session.save()
         begun, announced = threading.Event(), threading.Event()
         with _answering(session, enrolment, begun, announced, say):
-            announce(session, tuned_file(session, on_step, begun), say)
+            announce(session, tuned_file(session, on_step, begun, judged), say)
             announced.set()
             serve(session, enrolment, rounds, say)
+
+
+def prepared(session: Session, *, anew: bool = False) -> tuple[Session, Judged | None]:
+    """Return the session under today's fingerprint, and the judgement of its tuning if one is due.
+
+    Nothing is written where the session and what the state folder remembers disagree.
+
+    Raises:
+        RequestError: the state folder is for another concept or other pictures.
+        MosError: as `judge` raises.
+
+    """
+    kept = None if anew else _last_asked(session.state)
+    if kept is not None:
+        check_same_concept(session.request, kept, session.state)
+    session = current_session(session)
+    if tuned_already(session, kept, starting=True) is not None:
+        return session, None
+    if kept is not None:
+        check_same_pictures(session.request, kept, session.state)
+    return judged_now(session)
+
+
+def _last_asked(state: Path) -> TuneRequest | None:
+    """Return what `join` was last asked for on a state folder; None if nobody can say."""
+    try:
+        return Session.load(state).request if (state / SETTINGS).is_file() else None
+    except StateError:  # damaged: it is written anew
+        return None
 
 
 def announce(session: Session, concept: Path, say: Say) -> None:
@@ -56,18 +93,29 @@ def announce(session: Session, concept: Path, say: Say) -> None:
     from mos_client.inspection.describe import describe_briefly
     from mos_common.concept_file import read_concept
 
-    write_atomically(_listing(session), _described(concept))
+    listed = f"listed in {_listing(session)}"
+    try:
+        write_atomically(_listing(session), _described(concept))
+    except StateError as error:  # it is shown all the same, and an answer needs no more
+        listed = f"shown by mos-client inspect {concept} ({error})"
     say(f"what will leave this machine, when the server asks, is {concept} and nothing else:")
     for line in describe_briefly(read_concept(concept)):
         say(line)
-    say(f"no pictures, no captions; every tensor by its full name is listed in {_listing(session)}")
+    say(f"no pictures, no captions; every tensor by its full name is {listed}")
 
 
 def announce_news(session: Session, say: Say) -> None:
     """Announce the concept file again if it was tuned anew, because the pictures have changed."""
-    concept = session.cached()
-    if concept.is_file() and _listing(session).read_bytes() != _described(concept):
+    concept = tuned_already(session)
+    if concept is not None and _announced(session) != _described(concept):
         announce(session, concept, say)
+
+
+def _announced(session: Session) -> bytes:
+    try:
+        return _listing(session).read_bytes()
+    except OSError:
+        return b""
 
 
 def _listing(session: Session) -> Path:
@@ -83,6 +131,7 @@ def _described(concept: Path) -> bytes:
 def serve(session: Session, enrolment: Enrolment, rounds: int | None, say: Say) -> None:
     """Wait for published models and fetch each."""
     stop = threading.Event()
+    away = Outage(lambda line: log.warning("%s", line))
     downloaded, newest = 0, _newest(session)
     say("waiting for requests of the server; Ctrl-C stops, and nothing is lost")
     while rounds is None or downloaded < rounds:
@@ -90,10 +139,11 @@ def serve(session: Session, enrolment: Enrolment, rounds: int | None, say: Say) 
         assert latest is not None
         try:
             folder = download_model(enrolment, latest, session.models)
-        except NetworkError as error:
-            log.warning("%s is published and cannot be fetched yet: %s", latest, error)
+        except (NetworkError, StateError) as error:  # a full disk does not end the answers
+            away.report(f"{latest} is published and cannot be fetched yet: {error}; trying again every {RETRY_S:.0f} s")
             stop.wait(RETRY_S)
             continue
+        away.over(f"{latest} could be fetched")
         downloaded, newest = downloaded + 1, latest
         token = session.token(enrolment.participant)
         say(f"{latest} is published, downloaded and verified: {folder}")

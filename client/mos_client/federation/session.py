@@ -4,6 +4,7 @@ node_key, node_key.pub      who this participant is
 kit.json, enrolled.json     which federation, and under what name
 settings.json               what `join` was asked for
 concepts/                   tuned concept files; none is tuned twice
+pictures.json               digests of the pictures that were tuned on
 what-leaves.txt             every tensor that is sent when the server asks
 tuning/                     checkpoints of a run under way
 models/, candidates/        downloaded models; a candidate while it is scored
@@ -21,7 +22,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from mos_client.pictures.folder import pictures_digest, split_pictures
+from mos_client.pictures.folder import pictures_digest
 from mos_client.tuning.request import TuneRequest
 from mos_common.digests import digest_of_json
 from mos_common.errors import RequestError, StateError
@@ -82,10 +83,24 @@ class Session:
         except (OSError, ValueError, TypeError, KeyError, AttributeError, RequestError) as error:
             raise StateError(f"{state} is not a participant's state folder: run mos-client join with a kit") from error
 
+    @property
+    def has_concepts(self) -> bool:
+        """True if anything was tuned in this state folder."""
+        return any((self.state / "concepts").glob("*.safetensors"))
+
     def cached(self) -> Path:
-        """Return the path of the concept file, named by pictures, settings and base model."""
+        """Return the path of the concept file of the pictures as they are now.
+
+        Raises:
+            PicturesError: they cannot be read.
+
+        """
+        tuned_on, held_back = self.request.pictures()
+        return self.named(pictures_digest([*tuned_on, *held_back]))
+
+    def named(self, pictures: str) -> Path:
+        """Return the path of a concept file, named by pictures' digest, settings and base model."""
         request = self.request
-        tuned_on, held_back = split_pictures(request.images)
         made_of = [
             request.concept,
             request.class_word,
@@ -94,7 +109,7 @@ class Session:
             request.seed,
             request.author,
             request.licence,
-            pictures_digest([*tuned_on, *held_back]),
+            pictures,
             dict(request.settings),
         ]
         name = f"{request.concept.strip('<>')}-{digest_of_json(made_of)[:16]}.safetensors"

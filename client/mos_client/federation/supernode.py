@@ -8,6 +8,7 @@ same key), so it is started again whenever it has exited.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import secrets
 import socket
@@ -21,6 +22,7 @@ from pathlib import Path
 from mos_common.errors import StateError
 from mos_common.files import write_atomically
 from mos_common.flower_app import FLOWER_ENVIRONMENT
+from mos_common.outage import Outage
 from mos_common.processes import end_process
 
 log = logging.getLogger(__name__)
@@ -28,6 +30,9 @@ LONGEST_PAUSE_S = (
     75.0  # Flower takes a node for online up to a minute after its last heartbeat, and refuses a second one
 )
 STABLE_S = 120.0
+STEADY_S = 20.0  # a SuperNode that is refused ends sooner
+PROBE_EVERY_S = 30.0
+_PROBE_S = 3.0
 _TERM_S = 4.0
 # Run in the SuperNode's process first: SIGTERM (15) when the parent dies (1 = PR_SET_PDEATHSIG).
 # Where prctl is missing the SuperNode runs all the same, and a killed parent leaves it running.
@@ -48,6 +53,10 @@ def free_port() -> int:
         return int(server.getsockname()[1])
 
 
+def _warn(line: str) -> None:
+    log.warning("%s", line)
+
+
 @dataclass
 class SuperNode:
     """Keeps a SuperNode running. `fleet` is the operator's address, `folder` has its own files."""
@@ -64,6 +73,9 @@ class SuperNode:
     _started: float = 0.0
     _pause_s: float = 1.0
     _not_before: float = 0.0
+    _probed: float = -math.inf
+    _ended: Outage = field(default_factory=lambda: Outage(_warn))
+    _unreachable: Outage = field(default_factory=lambda: Outage(_warn))
 
     @property
     def address(self) -> str:
@@ -84,17 +96,17 @@ class SuperNode:
             StateError: it cannot be started now; it is tried again after a pause.
 
         """
+        self._probe()
         with self._lock:
             if self._process is not None and (code := self._process.poll()) is not None:
                 self._process = None
                 self._wait_longer()
-                log.warning(
-                    "the connection to %s ended (code %d, see %s): trying again in %.0f s",
-                    self.fleet,
-                    code,
-                    self.folder / "log",
-                    self._pause_s,
+                self._ended.report(
+                    f"the connection to {self.fleet} ended (code {code}, see {self.folder / 'log'}): "
+                    f"trying again, at least every {LONGEST_PAUSE_S:.0f} s"
                 )
+            elif self._process is not None and time.monotonic() - self._started > STEADY_S:
+                self._ended.over(f"the connection to {self.fleet} holds again")
             if self._process is None and not self._stopped and time.monotonic() >= self._not_before:
                 self._start()
             return self._process is not None
@@ -106,6 +118,23 @@ class SuperNode:
             if self._process is not None:
                 end_process(self._process, _TERM_S)
                 self._process = None
+
+    def _probe(self) -> None:
+        """Say when the operator's port cannot be reached: the SuperNode is silent about it."""
+        if time.monotonic() - self._probed < PROBE_EVERY_S or self._stopped:
+            return
+        self._probed = time.monotonic()
+        host, _, port = self.fleet.rpartition(":")
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=_PROBE_S).close()
+        except (OSError, ValueError, OverflowError) as error:
+            reason = getattr(error, "strerror", None) or error
+            self._unreachable.report(
+                f"the port for rounds {self.fleet} cannot be reached ({reason}): no request of the server can arrive; "
+                f"trying again every {PROBE_EVERY_S:.0f} s"
+            )
+        else:
+            self._unreachable.over(f"the port for rounds {self.fleet} is reachable again")
 
     def _wait_longer(self) -> None:
         lasted = time.monotonic() - self._started

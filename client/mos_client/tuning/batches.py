@@ -12,6 +12,7 @@ from torch import Tensor
 from mos_client.pictures.captions import TEMPLATES, movable_parts, shuffled_caption
 from mos_client.pictures.examples import Example
 from mos_client.tuning.loss import spread_times
+from mos_client.tuning.reach import Reach
 from mos_client.tuning.settings import TuningSettings
 
 
@@ -42,16 +43,23 @@ class Batch:
 
 
 def next_batch(
-    examples: Sequence[Example], config: TuningSettings, total_times: int, generator: torch.Generator
+    examples: Sequence[Example],
+    config: TuningSettings,
+    total_times: int,
+    generator: torch.Generator,
+    reach: Reach | None = None,
 ) -> Batch:
-    """Return the next batch: each shape as often as it has pictures, those in shuffled rounds."""
+    """Return the next batch: each shape as often as it has pictures, those in shuffled rounds.
+
+    Captions are shuffled so that the concept stays within `reach`, if it is given.
+    """
     bucket = _bucket(examples, generator)
     shown, captions = [], []
     for i in _rounds(len(bucket), config.batch, generator):
         example = bucket[i]
         view = example.views[integer(len(example.views), generator)] if len(example.views) > 1 else example.views[0]
         shown.append(view)
-        captions.append(_caption(example.captions_of(view), config, generator))
+        captions.append(_caption(example.captions_of(view), config, generator, reach))
     latents = torch.stack([view.latent for view in shown])
     masks = None
     if any(view.mask is not None for view in shown):
@@ -78,12 +86,13 @@ def _bucket(examples: Sequence[Example], generator: torch.Generator) -> list[Exa
     return by_shape[chosen.views[0].latent.shape]
 
 
-def _caption(captions: Sequence[str], config: TuningSettings, generator: torch.Generator) -> str:
+def _caption(captions: Sequence[str], config: TuningSettings, generator: torch.Generator, reach: Reach | None) -> str:
     if config.template_share and float(torch.rand(1, generator=generator)) < config.template_share:
         captions = TEMPLATES
     caption = captions[integer(len(captions), generator)]
     if config.shuffle_captions and movable_parts(caption) > 1:
-        caption = shuffled_caption(caption, torch.randperm(movable_parts(caption), generator=generator).tolist())
+        order = torch.randperm(movable_parts(caption), generator=generator).tolist()
+        caption = shuffled_caption(caption, order) if reach is None else reach.shuffled(caption, order)
     return caption
 
 

@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -21,8 +21,11 @@ from mos_client.tuning.watch import Watch
 from mos_common.base_model import Base
 from mos_common.digests import bits_of, digest_of_json
 from mos_common.errors import StateError
+from mos_common.files import could_not_write
 
 log = logging.getLogger(__name__)
+CHECKPOINT = "checkpoint.safetensors"
+KEPT = 3  # checkpoints of other settings that are kept beside the run's own
 EVALUATIONS = "looks"  # their name in the file since 0.1.0
 
 
@@ -49,10 +52,46 @@ def snapshot(tuning: Tuning, watch: Watch | None, run: str) -> bytes:
     return save(tensors, {"run": run, "done": str(tuning.done), EVALUATIONS: evaluations, "digest": digest})
 
 
-def restore(tuning: Tuning, watch: Watch | None, checkpoint: Path, *runs: str) -> bool:
-    """Return True and go back to a saved state of the same run, or False if there is no usable one.
+def restore(tuning: Tuning, watch: Watch | None, work: Path, *runs: str) -> bool:
+    """Return True and go back to the saved state of the same run in `work`, or False without one.
 
-    `runs` are the digests by which this run is known: today's and an earlier release's.
+    `runs` are the digests by which this run is known: today's and an earlier release's. The
+    checkpoint of a run with other pictures or settings is put aside, and resumed when they return.
+
+    Raises:
+        StateError: one is there and cannot be read.
+
+    """
+    checkpoint = work / CHECKPOINT
+    saved = _read(checkpoint)
+    if saved is not None and saved.run not in runs:
+        _put_aside(checkpoint, saved)
+        saved = None
+    for run in runs if saved is None else ():
+        if (saved := _read(_aside(work, run))) is not None:
+            _aside(work, run).replace(checkpoint)
+            break
+    if saved is None or saved.run not in runs:
+        return False
+    _take_over(tuning, saved.tensors)
+    tuning.done = saved.done
+    if watch is not None:
+        prefix = "watch."
+        drawings = {n.removeprefix(prefix): t for n, t in saved.tensors.items() if n.startswith(prefix)}
+        watch.restore(saved.evaluations, drawings)
+    return True
+
+
+@dataclass(frozen=True)
+class _Saved:
+    run: str
+    done: int
+    evaluations: str
+    tensors: Mapping[str, Tensor]
+
+
+def _read(checkpoint: Path) -> _Saved | None:
+    """Return what a checkpoint has, or None if it is not there, or damaged.
 
     Raises:
         StateError: it is there and cannot be read.
@@ -61,27 +100,49 @@ def restore(tuning: Tuning, watch: Watch | None, checkpoint: Path, *runs: str) -
     try:
         data = checkpoint.read_bytes()
     except FileNotFoundError:
-        return False
+        return None
     except OSError as error:
         raise StateError(f"checkpoint {checkpoint} cannot be read: {error.strerror}") from error
     try:
         tensors = load(data)
         metadata = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
-        saved_run, done, evaluations = metadata["run"], int(metadata["done"]), metadata[EVALUATIONS]
-        whole = metadata["digest"] == _digest(tensors, saved_run, done, evaluations)
+        saved = _Saved(metadata["run"], int(metadata["done"]), metadata[EVALUATIONS], tensors)
+        if metadata["digest"] == _digest(tensors, saved.run, saved.done, saved.evaluations):
+            return saved
     except (SafetensorError, ValueError, KeyError):
-        whole = False
-    if not whole:
-        log.warning("checkpoint %s is damaged: tuning starts anew", checkpoint)
-        return False
-    if saved_run not in runs:
-        log.warning("checkpoint %s belongs to other pictures or settings: tuning starts anew", checkpoint)
-        return False
-    _take_over(tuning, tensors)
-    tuning.done = done
-    if watch is not None:
-        watch.restore(evaluations, {n.removeprefix("watch."): t for n, t in tensors.items() if n.startswith("watch.")})
-    return True
+        pass
+    log.warning("checkpoint %s is damaged: tuning starts anew", checkpoint)
+    return None
+
+
+def _put_aside(checkpoint: Path, saved: _Saved) -> None:
+    """Keep a checkpoint that belongs to another run, and no more than `KEPT` of them.
+
+    Raises:
+        StateError: it cannot be renamed.
+
+    """
+    aside = _aside(checkpoint.parent, saved.run)
+    log.warning(
+        "checkpoint %s (step %d) belongs to other pictures or settings: tuning starts anew. It is kept as %s, and "
+        "resumed when they are given again",
+        *(checkpoint, saved.done, aside.name),
+    )
+    try:
+        checkpoint.replace(aside)
+        aside.touch()
+        kept = sorted(
+            checkpoint.parent.glob(_aside(checkpoint.parent, "*").name), key=lambda path: path.stat().st_mtime
+        )
+        for oldest in kept[:-KEPT]:
+            log.warning("checkpoint %s is the oldest of more than %d that are kept: it is removed", oldest, KEPT)
+            oldest.unlink()
+    except OSError as error:
+        raise could_not_write(aside, error) from error
+
+
+def _aside(work: Path, run: str) -> Path:
+    return work / f"checkpoint-{run[:16]}.safetensors"
 
 
 @torch.no_grad()

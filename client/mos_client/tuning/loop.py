@@ -17,6 +17,7 @@ from mos_client.tuning.batches import Batch, next_batch
 from mos_client.tuning.loss import attention_loss, cell_weights, noise_loss
 from mos_client.tuning.memory_plan import Plan
 from mos_client.tuning.parameters import frozen_pair, initial_pair, initial_words, trained, tuned_layers
+from mos_client.tuning.reach import Reach, words_in_caption
 from mos_client.tuning.settings import TuningSettings
 from mos_common.attention import WatchedWords, conditioned
 from mos_common.base_model import Base
@@ -68,6 +69,7 @@ class Tuning:
         self.optimiser = self.plan.optimiser(self._parameter_groups())
         self.averages = [parameter.detach().clone() for parameter in self.parameters]
         self.norm_stops = [config.norm_stop * float(table.float().norm(dim=1).median()) for table in base.token_tables]
+        self.reach = Reach(base, words_in_caption(base, class_word, config))
         self._texts: dict[str, TokenIds] = {}
         self._features: dict[TokenIds, Tensor] = {}
 
@@ -124,7 +126,8 @@ class Tuning:
     def _step(self, scheduler: Any) -> float:
         for group in self.optimiser.param_groups:
             group["lr"] = group["full_rate"] * self.config.rate_at(self.done)
-        batch = next_batch(self.examples, self.config, int(scheduler.config.num_train_timesteps), self.generator)
+        times = int(scheduler.config.num_train_timesteps)
+        batch = next_batch(self.examples, self.config, times, self.generator, self.reach)
         total = 0.0
         for part in batch.parts(self.plan.micro_batch):
             share = len(part.captions) / len(batch.captions)

@@ -76,19 +76,26 @@ def choose_plan(base: Base, batch: int, rank: int, gib: float) -> Plan:
 
     """
     needs: dict[tuple[int, bool], float] = {}
+
+    def need(micro_batch: int, checkpointing: bool) -> float:
+        if (micro_batch, checkpointing) not in needs:
+            needs[micro_batch, checkpointing] = step_gib(base, micro_batch, rank, checkpointing)
+        return needs[micro_batch, checkpointing]
+
+    # Counting a step takes seconds: what cannot fit is refused by its weights alone, or by the
+    # smallest plan, and not after every other plan was counted.
+    saved = optimiser_saving_gib(base, rank) if _has_bitsandbytes() else 0.0
+    if (least := fixed_gib(base, rank)) - saved > gib or (least := need(1, True)) - saved > gib:
+        raise RequestError(
+            f"{base.name} needs about {least:.1f} GB to be tuned, one picture at a time with gradient checkpointing; "
+            f"{gib:g} GB are too few. "
+            "Try --dtype bfloat16, a smaller base, or --device cpu"
+        )
     for checkpointing in (False, True):
         for micro_batch in _halves(batch):
-            needs[micro_batch, checkpointing] = step_gib(base, micro_batch, rank, checkpointing)
-            if needs[micro_batch, checkpointing] <= gib:
-                return Plan(micro_batch, checkpointing, gib=needs[micro_batch, checkpointing])
-    least, saved = needs[1, True], optimiser_saving_gib(base, rank)
-    if least - saved <= gib and _has_bitsandbytes():
-        return Plan(1, checkpointing=True, eight_bit=True, gib=least - saved)
-    raise RequestError(
-        f"{base.name} needs about {least:.1f} GB to be tuned, one picture at a time with gradient checkpointing; "
-        f"{gib:g} GB are too few. "
-        "Try --dtype bfloat16, a smaller base, or --device cpu"
-    )
+            if need(micro_batch, checkpointing) <= gib:
+                return Plan(micro_batch, checkpointing, gib=need(micro_batch, checkpointing))
+    return Plan(1, checkpointing=True, eight_bit=True, gib=need(1, True) - saved)
 
 
 def plan_for(base: Base, batch: int, rank: int, vram: float | None) -> Plan:
@@ -102,9 +109,13 @@ def plan_for(base: Base, batch: int, rank: int, vram: float | None) -> Plan:
 
 def step_gib(base: Base, pictures: int, rank: int, checkpointing: bool) -> float:
     """Return the GiB of a step: weights, saved tensors, pairs with their moments, CUDA's own."""
+    return fixed_gib(base, rank) + WORKSPACE * kept_bytes(base, pictures, rank, checkpointing) / GIB
+
+
+def fixed_gib(base: Base, rank: int) -> float:
+    """Return the GiB that no plan saves: weights, pairs with their moments, CUDA's own."""
     context = CONTEXT_GIB if base.device.type == "cuda" else 0.0
-    kept = kept_bytes(base, pictures, rank, checkpointing) / GIB
-    return context + WORKSPACE * (_weights_gib(base) + kept) + 16 * tuned_parameters(base, rank) / GIB
+    return context + WORKSPACE * _weights_gib(base) + 16 * tuned_parameters(base, rank) / GIB
 
 
 def kept_bytes(base: Base, pictures: int, rank: int, checkpointing: bool, *, fake: bool = True) -> int:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mos_client.pictures.folder import Picture, split_pictures
 from mos_client.tuning.settings import TuningSettings
 from mos_common.names import check_concept_name
 from mos_common.presets import preset_for
@@ -43,3 +44,12 @@ class TuneRequest:
     def __post_init__(self) -> None:
         check_concept_name(self.concept)
         TuningSettings.of(preset_for(self.base), steps=self.steps, seed=self.seed, changes=self.settings)
+
+    def pictures(self) -> tuple[list[Picture], list[Picture]]:
+        """Return (pictures to tune on, pictures held back for scoring).
+
+        Raises:
+            PicturesError: the folder is missing or holds too few usable pictures.
+
+        """
+        return split_pictures(self.images)

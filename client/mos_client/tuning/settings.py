@@ -8,9 +8,11 @@ from enum import StrEnum
 from typing import Any
 
 from mos_common.errors import RequestError
+from mos_common.flags import MOST_SEED, check_seed
 from mos_common.presets import Preset
 from mos_common.settings import parse_settings, setting, settings_from_json
 
+LEAST_SEED = -(2**63)  # earlier releases took negative seeds, and their state folders are still opened
 _PRESET = MISSING  # no default of its own: `TuningSettings.of` takes the base's
 
 
@@ -115,6 +117,8 @@ class TuningSettings:
             raise RequestError(f"{self.steps} steps: expected 1 to 100000")
         if not 1 <= self.rank <= 256 or not 1 <= self.batch <= 1024:
             raise RequestError(f"rank {self.rank}, batch {self.batch}: expected rank 1 to 256 and batch 1 to 1024")
+        if not LEAST_SEED <= self.seed <= MOST_SEED:
+            raise RequestError(f"seed {self.seed}: expected a whole number from 0 to {MOST_SEED}")
         if not 0 <= self.words <= 16 or (self.words and not self.method.words):
             raise RequestError(
                 f"words {self.words} with {self.method.value}: expected 0 to 16, and 0 for a method without words"
@@ -174,10 +178,13 @@ def tuning_texts(texts: Iterable[str]) -> dict[str, str]:
     A participant's state folder keeps them so: the name of the tuned file is a digest of them.
 
     Raises:
-        RequestError: a name is unknown or given twice, or a value is not of its type.
+        RequestError: a name is unknown or given twice, or a value is not of its type; or the seed
+            is none that a command takes.
 
     """
     texts = list(texts)
-    parse_settings(TuningSettings, texts)
+    parsed = parse_settings(TuningSettings, texts)
+    if "seed" in parsed:
+        check_seed(parsed["seed"], "--set seed")
     pairs = (text.partition("=") for text in texts)
     return {name.strip(): value.strip() for name, _, value in pairs}

@@ -17,21 +17,20 @@ from typing import Any
 import torch
 
 from mos_client.pictures.examples import LATENTS, load_examples, load_pictures
-from mos_client.pictures.folder import pictures_digest, split_pictures
-from mos_client.tuning.checkpoint import restore, run_digest, snapshot
+from mos_client.pictures.folder import pictures_digest
+from mos_client.tuning.checkpoint import CHECKPOINT, restore, run_digest, snapshot
+from mos_client.tuning.judgement import Judged, judge
 from mos_client.tuning.loop import Step, Tuning
-from mos_client.tuning.memory_plan import plan_for
 from mos_client.tuning.offloading import offloaded
+from mos_client.tuning.pace import Pace
 from mos_client.tuning.request import TuneRequest
-from mos_client.tuning.settings import TuningSettings
-from mos_client.tuning.watch import Watch, tensorboard
-from mos_common.base_model import Base, load_base
-from mos_common.concept import Concept, check_name_is_free
+from mos_client.tuning.watch import Watch, check_tensorboard, tensorboard
+from mos_common.base_model import Base
+from mos_common.concept import Concept
 from mos_common.concept_file import concept_to_bytes, write_concept
-from mos_common.files import check_writable, write_atomically
+from mos_common.files import write_atomically
 
 log = logging.getLogger(__name__)
-CHECKPOINT = "checkpoint.safetensors"
 OnStep = Callable[[Step], None]
 
 
@@ -41,6 +40,7 @@ def tune_folder(
     *,
     work: Path,
     base: Base | None = None,
+    judged: Judged | None = None,
     resume: bool = True,
     logs: Path | None = None,
     on_step: OnStep = lambda step: None,
@@ -48,19 +48,22 @@ def tune_folder(
     """Tune the concept of `request` on its pictures, less two held back, and write it to `out`.
 
     Beside it goes `NAME.progress.png`, the drawings made while tuning. `base` is the request's base
-    model where the caller has loaded it already; `logs` is a folder for TensorBoard.
+    model where the caller has loaded it already, `judged` the judgement of just this tuning;
+    `logs` is a folder for TensorBoard.
 
     Raises:
-        PicturesError, BaseModelError, RequestError, ConceptError, StateError: as far as possible
-            before anything is tuned.
+        MosError: as `judge` raises, before anything is tuned.
+        ConceptError: the loss is not finite.
+        StateError: a file cannot be written any more.
 
     """
-    check_writable(out)
-    tuned_on, held_back = split_pictures(request.images)
-    base = base or load_base(request.base, device=request.device, dtype=request.dtype)
-    check_name_is_free(request.concept, base)
-    settings = TuningSettings.of(base.preset, steps=request.steps, seed=request.seed, changes=request.settings)
-    plan = plan_for(base, settings.batch, settings.rank, request.vram)
+    if logs is not None:
+        check_tensorboard(logs)
+    judged = judged or judge(request, out, work, base=base)
+    base, settings, plan = judged.base, judged.settings, judged.plan
+    tuned_on, held_back = judged.tuned_on, judged.held_back
+    for remark in judged.remarks:
+        log.warning("%s", remark)
     if plan.gib is not None:
         log.info("plan: %s", plan)
     examples = load_examples(base, tuned_on, crops=settings.crops, mirror=settings.mirror, cache=work)
@@ -75,12 +78,13 @@ def tune_folder(
         run_digest(each, request.class_word, pictures_digest([*tuned_on, *held_back]), settings, plan)
         for each in (base, before)
     )
-    checkpoint = work / CHECKPOINT
-    if resume and restore(tuning, watch, checkpoint, run, run_before):
+    if resume and restore(tuning, watch, work, run, run_before):
         log.info("resuming from step %d of %d", tuning.done, settings.steps)
+    pace = Pace(settings, plan)
     with tensorboard(logs) as writer, closing(tuning.steps()) as steps, offloaded(base, settings) as on_gpu:
         for step in steps:
             on_step(step)
+            pace.tell(step)
             if writer:
                 writer.add_scalar("loss", step.loss, step.number)
             last = step.number == step.total
@@ -90,11 +94,11 @@ def tune_folder(
                 if watch.finished:
                     break
             if not last and step.number % settings.checkpoint_every == 0:
-                write_atomically(checkpoint, snapshot(tuning, watch, run))
+                write_atomically(work / CHECKPOINT, snapshot(tuning, watch, run))
     if watch is not None:
         _choose_best(watch, tuning)
     write_concept(_concept(tuning, request), out)
-    for leftover in (checkpoint, work / LATENTS):
+    for leftover in (work / CHECKPOINT, work / LATENTS):
         leftover.unlink(missing_ok=True)
     with suppress(OSError):
         work.rmdir()

@@ -28,7 +28,7 @@ from mos_common.base_model import Base
 from mos_common.drawing import Drawing, draw
 from mos_common.edlora import attached
 from mos_common.errors import RequestError
-from mos_common.files import write_atomically
+from mos_common.files import check_writable, write_atomically
 from mos_common.prompts import WATCHED, about
 from mos_common.scores import ImageScorer, context_alignment, image_alignment
 
@@ -170,23 +170,37 @@ class Watch:
         self.rows = _numbered(tensors, "row.")
 
 
+def check_tensorboard(folder: Path) -> None:
+    """Check that TensorBoard's logs can be written into `folder`.
+
+    Raises:
+        RequestError: TensorBoard is not installed.
+        StateError: the folder cannot be written.
+
+    """
+    try:
+        import torch.utils.tensorboard  # noqa: F401 - only whether it is there
+    except ImportError as error:
+        raise RequestError(
+            "TensorBoard is not installed: pip install tensorboard, or leave out --tensorboard"
+        ) from error
+    check_writable(folder / "events")
+
+
 @contextmanager
 def tensorboard(folder: Path | None) -> Iterator[Any]:
     """Yield a TensorBoard writer into `folder`, or None without one.
 
     Raises:
-        RequestError: TensorBoard is not installed.
+        RequestError, StateError: as `check_tensorboard` raises.
 
     """
     if folder is None:
         yield None
         return
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise RequestError(
-            "TensorBoard is not installed: pip install tensorboard, or leave out --tensorboard"
-        ) from error
+    check_tensorboard(folder)
+    from torch.utils.tensorboard import SummaryWriter
+
     with SummaryWriter(str(folder)) as writer:
         yield writer
 

@@ -27,6 +27,7 @@ from jaxtyping import UInt8
 
 from mos_common.errors import StateError
 from mos_common.files import write_atomically
+from mos_common.flags import SeedType
 from mos_common.shell import OnCount, counting, run
 from mos_tiny.recipe.art import SETS, SIDE, TRAINED_ICONS, Art, Label, load_art, trained_characters, trained_objects
 from mos_tiny.recipe.restyle import MANNERS, caption_in_manner
@@ -231,7 +232,7 @@ def composed(
     out: Annotated[Path, typer.Option("--out", help="The folder to write.")],
     square: Annotated[int, typer.Option("--square", help="Number of pictures of 64 x 64.")] = 48_000,
     wide: Annotated[int, typer.Option("--wide", help="Number of pictures of 64 x 128.")] = 14_000,
-    seed: Annotated[int, typer.Option("--seed", help="Random seed.")] = 1,
+    seed: Annotated[int, typer.Option("--seed", click_type=SeedType(), help="Random seed, from 0.")] = 1,
     art: Annotated[Path | None, typer.Option("--art", help="Folder of the art; default: the packaged one.")] = None,
     narrow: Annotated[
         bool, typer.Option("--narrow", help="Leave the wider art out: only the world that judge measures.")

@@ -12,6 +12,7 @@ import typer
 
 from mos_common.commands import command_line
 from mos_common.errors import RequestError, StateError
+from mos_common.flags import FiniteType
 from mos_common.options import Base, Device, Dtype
 from mos_common.shell import say
 from mos_server.cli.settings import (
@@ -34,6 +35,7 @@ _RUNNING = {
     False: "not running (start it: {serve})",
     None: "may be running: its lock, {state}/lock, belongs to another user",
 }
+LONGEST_S = 3650 * 86400.0  # a calendar ends somewhere
 _PARTICIPANT = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
 
 
@@ -166,11 +168,19 @@ def round_(
     min_identity: Annotated[
         float | None,
         typer.Option(
-            "--min-identity", help="Hold the model back if any concept's identity is below this.", show_default="never"
+            "--min-identity",
+            click_type=FiniteType(-1, 1),
+            help="Hold the model back if any concept's identity is below this.",
+            show_default="never",
         ),
     ] = None,
     flag_loss: Annotated[
-        float, typer.Option("--flag-loss", help="Flag a concept that loses more identity in fusion than this.")
+        float,
+        typer.Option(
+            "--flag-loss",
+            click_type=FiniteType(0, 2),
+            help="Flag a concept that loses more identity in fusion than this.",
+        ),
     ] = 0.05,
     method: MethodName = None,
     sets: Sets = None,
@@ -344,10 +354,13 @@ def duration_s(text: str, flag: str) -> float:
     """Return the seconds of a duration such as 45s, 30m, 2h or 7d.
 
     Raises:
-        RequestError: the text is not written like that.
+        RequestError: the text is not written like that, or it is longer than `LONGEST_S`.
 
     """
     parts = _DURATION.fullmatch(text)
     if parts is None or float(parts[1]) == 0:
         raise RequestError(f"{flag} {text!r}: expected a number and a unit, such as 45s, 30m, 2h or 7d")
-    return float(parts[1]) * _SECONDS[parts[2]]
+    seconds = float(parts[1]) * _SECONDS[parts[2]]
+    if seconds > LONGEST_S:
+        raise RequestError(f"{flag} {text!r}: expected at most {LONGEST_S / 86400:.0f}d")
+    return seconds

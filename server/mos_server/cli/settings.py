@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand
 
+from mos_common.flags import FiniteType
 from mos_common.settings import describe_settings, flag_texts
 from mos_common.shell import say
 from mos_server.fusion.methods import METHODS
@@ -54,9 +55,15 @@ Workers = Annotated[
         show_default="here",
     ),
 ]
-Ridge = Annotated[float | None, typer.Option("--ridge", help="Short for --set ridge=NUMBER.", show_default="as --set")]
+Ridge = Annotated[
+    float | None,
+    typer.Option("--ridge", click_type=FiniteType(), help="Short for --set ridge=NUMBER.", show_default="as --set"),
+]
 Preserve = Annotated[
-    float | None, typer.Option("--preserve", help="Short for --set preserve=NUMBER.", show_default="as --set")
+    float | None,
+    typer.Option(
+        "--preserve", click_type=FiniteType(), help="Short for --set preserve=NUMBER.", show_default="as --set"
+    ),
 ]
 
 

@@ -24,7 +24,7 @@ from mos_common.errors import FusionError, MosError
 from mos_common.identity_scores import Identity
 from mos_common.round_requests import EvaluateRequest, TrainRequest
 from mos_server.round.candidate import fuse_candidate, is_current, lost_identity, publish, reasons_to_hold_back
-from mos_server.round.exchange import ATTEMPTS, Answer, Exchange, Nodes, Polling, Question, Unusable
+from mos_server.round.exchange import ATTEMPTS, Answer, Exchange, Nodes, NoScores, Polling, Question, Unusable
 from mos_server.round.intake import refuse_upload, take_upload
 from mos_server.state.folder import State
 from mos_server.state.journal import Journal
@@ -153,12 +153,16 @@ class RoundEngine:
         for participant, answer in exchange.answers(scored):
             self._take_scores(participant, answer)
         for upload in self._admitted():
-            if upload.identity is None:
+            if upload.identity is None and upload.key not in self._unscorable:
                 self._note(f"{upload.token} was not scored: its owner was offline, or could not score it")
         for token, loss in lost_identity(self._round, self._admitted()).items():
             self._note(f"flagged: {token} lost {loss:.3f} of its identity in fusion")
 
     def _take_scores(self, participant: Participant, answer: Answer) -> None:
+        if isinstance(answer, NoScores):
+            self._unscorable.add(participant.key)
+            self._report(participant, "no scores", f"{participant.name}: no scores, the concept stays: {answer.reason}")
+            return
         if not isinstance(answer, Identity):
             reason = answer.reason if isinstance(answer, Unusable) else "a concept came where scores were asked for"
             self._unscorable.add(participant.key)

@@ -51,9 +51,16 @@ class Unusable:
     reason: str
 
 
+@dataclass(frozen=True)
+class NoScores:
+    """The participant cannot score, for a reason that will not pass in this round."""
+
+    reason: str
+
+
 Request = TrainRequest | EvaluateRequest
-# A concept file's bytes answer a TrainRequest, an Identity answers an EvaluateRequest.
-Answer = bytes | Identity | Unusable
+# A concept file's bytes answer a TrainRequest, an Identity or NoScores an EvaluateRequest.
+Answer = bytes | Identity | NoScores | Unusable
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,19 @@ from mos_common import messages
 from mos_common.errors import ConceptError
 from mos_common.node_key import key_digest
 from mos_common.round_requests import TrainRequest
-from mos_server.round.exchange import Answer, Lost, Question, Unusable
+from mos_server.round.exchange import Answer, Lost, NoScores, Question, Unusable
 
 if TYPE_CHECKING:
+    from flwr.app import Error
     from flwr.serverapp import Grid
+
+# A participant's client says the kind of its error and no more. These stay as they are when it is
+# asked again; a concept needs none of what is missing.
+WITHOUT_SCORES = {
+    "PicturesError": "its owner's pictures are not there, and only scores need them",
+    "BaseModelError": "its owner's base model is not there, or is another one",
+    "StateError": "its owner's disk is full, or may not be written",
+}
 
 
 class FlowerNodes:
@@ -46,7 +55,7 @@ class FlowerNodes:
         if reply is None:
             return None
         if reply.has_error():
-            return Lost(f"error {reply.error.code}, {reply.error.reason}")
+            return self._without_answer(question_id, reply.error)
         # The sender is known from the question, never from what a reply says about itself.
         if reply.metadata.reply_to_message_id != question_id:
             return Lost("it answered another question")
@@ -56,3 +65,9 @@ class FlowerNodes:
             return messages.read_identity(reply.content)
         except ConceptError as error:
             return Unusable(str(error))
+
+    def _without_answer(self, question_id: str, error: Error) -> Lost | NoScores:
+        kind = error.reason
+        if kind in WITHOUT_SCORES and not isinstance(self._asked[question_id].request, TrainRequest):
+            return NoScores(f"{WITHOUT_SCORES[kind]} ({kind})")
+        return Lost(f"error {error.code}, {kind}")

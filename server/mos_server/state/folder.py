@@ -182,6 +182,10 @@ def open_state(path: Path) -> State:
         raise StateError(f"{path} cannot be written: give this user the permission, or mount it for writing")
     # The journal alone is enough: it is made only in a complete folder, which has lost its config.
     if not any((path / name).exists() for name in (CONFIG, DATABASE)):
+        if (path / "enrolled.json").is_file():
+            raise StateError(
+                f"{path} is a participant's state folder, of mos-client join: give the folder that mos-server init made"
+            )
         init = command_line("mos-server", "init", path)
         raise StateError(f"{path} is not a server's state folder: make one with {init}")
     return State(path.resolve())

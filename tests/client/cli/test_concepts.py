@@ -19,10 +19,18 @@ NAMED = ("--concept", "<cat>", "--class", "cat")
 
 
 def test_check_prints_what_it_found_and_writes_the_sheet(command, make_pictures, tmp_path):
-    code, out, err = command("check", make_pictures(5))
+    """The report on the folder, then the judgement of a tuning: its memory and its minutes."""
+    folder = make_pictures(5)
+    (folder / "01.txt").write_text("V " + "in the grass " * 40)
+    code, out, err = command("check", folder)
     assert code == 0, err
-    assert out.startswith(f"{tmp_path / 'pictures'}: 5 usable pictures\n")
-    assert out.endswith("contact sheet: check.png\n")
+    assert out.startswith(f"{folder}: 5 usable pictures\n")
+    *_, sheet, remark, memory, minutes, last = out.splitlines()
+    assert sheet == "contact sheet: check.png"
+    assert "01.txt: longer than the 54 tokens" in remark
+    assert memory.startswith("memory: about ")
+    assert "300 steps of " in minutes
+    assert last == "nothing speaks against tuning on it"
     with Image.open(tmp_path / "check.png") as sheet:
         assert sheet.format == "PNG"
 
@@ -39,6 +47,27 @@ def test_check_of_too_few_pictures_is_3_and_of_masks_without_a_class_2(command, 
     code, _, err = command("check", folder, "--masks-with", tmp_path, "--class", "cat")
     assert code in (2, 3)
     assert len(err.strip().splitlines()) == 1
+
+
+def test_check_judges_what_tune_would(command, make_pictures, random_base_folder, tmp_path):
+    """The same flags, the same refusals, the same exit codes; nothing is tuned."""
+    folder, base = make_pictures(4), ("--base", random_base_folder(), "--device", "cpu")
+    tuned = ("--concept", "<cat>", "--class", "cat", "--steps", 2)
+    for flags, expected, text in (
+        (("--vram", "nan"), 2, "--vram nan: expected a finite number from 0.1"),
+        (("--set", "rank=99"), 2, "rank 99 is larger than layer"),
+        (("--set", "seed=-1"), 2, "--set seed -1: other tools take it for a random seed"),
+        (("--class", "<dog>"), 5, "names a concept"),
+    ):
+        for words in (("check", folder, *base, *tuned, *flags), ("tune", folder, *base, *tuned, *flags)):
+            code, _, err = command(*words)
+            assert (code, text in err) == (expected, True), (words, err)
+    (folder / "00.txt").write_text("a " * 30 + "V")
+    for words in (("check", folder, *base, *tuned), ("tune", folder, *base, *tuned)):
+        code, _, err = command(*words)
+        assert code == 3
+        assert "00.txt: the concept is named only after the 18 tokens" in err
+    assert not list(tmp_path.glob("*.safetensors"))
 
 
 def test_import_writes_a_concept_file_and_says_how_it_is_called(command, random_base_folder, tmp_path):

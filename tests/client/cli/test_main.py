@@ -99,6 +99,17 @@ def test_a_bad_flag_value_or_device_is_2(command, make_pictures, random_base_fol
     refused(command("draw", concept_file, "a <dog>", *base, "--out", "a.png"), 2, "unknown concept <dog>", "<cat>")
 
 
+@pytest.mark.parametrize("seed", ["99999999999999999999", "-1", "1.5", "random"])
+def test_a_seed_that_is_none_is_2_in_one_line(command, make_pictures, concept_file, tmp_path, seed):
+    """On every command that takes one, before anything is loaded."""
+    folder = make_pictures(4)
+    kit = ("join", "no.kit", folder)
+    for words in (("draw", concept_file, "a <cat>", "--out", "a.png"), ("tune", folder, *NAMED), (*kit, *NAMED)):
+        outcome = command(*words, "--seed", seed)
+        refused(outcome, 2, f"--seed {seed}: ", "expected a whole number from 0")
+        assert len(outcome[2].splitlines()) == 1
+
+
 def test_a_drawing_is_set_by_flags_and_by_set(command, random_base_folder, concept_file, tmp_path):
     """Both ways give the same picture; `--set` overrides a flag."""
     drawn = ("draw", concept_file, "a <cat>", "--base", random_base_folder(), "--device", "cpu")

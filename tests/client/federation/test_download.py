@@ -275,6 +275,34 @@ def test_waiting_ends_with_news_or_when_told_to(operator, member, tmp_path):
     assert wait_for_model(member, "round-001", stop, pause_s=0.05) is None
 
 
+def test_a_server_that_is_away_is_said_once_and_again_when_it_is_back(operator, member):
+    """By its address, with the reason; and nothing while no model is published yet."""
+    said: list[str] = []
+    stop = threading.Event()
+    waiting = threading.Thread(target=wait_for_model, args=(member, None, stop, said.append, 0.05))
+    waiting.start()
+    stop.wait(0.5)
+    assert said == []
+    operator.stop()
+    for _ in range(200):
+        stop.wait(0.05 if not said else 0.5)
+        if said:
+            break
+    (line,) = said
+    assert "published models cannot be fetched, trying again every 0 s" in line
+    assert f"127.0.0.1:{operator.port} cannot be reached" in line
+    operator.start()
+    waiting.join(0.1)
+    for _ in range(600):
+        if len(said) > 1:
+            break
+        stop.wait(0.05)
+    stop.set()
+    waiting.join(30)
+    assert len(said) == 2
+    assert f"127.0.0.1:{operator.port} is reachable again" in said[1]
+
+
 def test_two_members_fetch_at_once(operator, member, tmp_path):
     _, expected = published(operator)
     bob = enrol(operator.kit("bob"), tmp_path / "bob")

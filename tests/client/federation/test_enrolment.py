@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import datetime as dt
 import threading
+from pathlib import Path
 
 import pytest
 
 from mos_client.federation import enrolment
 from mos_client.federation.enrolment import enrol, read_enrolment
 from mos_common.errors import NetworkError, StateError, TrustError
-from mos_common.kit import read_kit
+from mos_common.kit import read_kit, write_kit
 from mos_common.node_key import key_digest, public_pem
 
 
@@ -90,6 +91,78 @@ def test_a_new_kit_of_the_same_federation_says_where_the_server_is_now(operator,
     moved = operator.kit().model_copy(update={"mos": "elsewhere.example.org:9093"})
     assert enrol(moved, tmp_path).kit.mos == "elsewhere.example.org:9093"
     assert read_kit(tmp_path / "kit.json").mos == "elsewhere.example.org:9093"
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_a_state_folder_belongs_to_one_participant(operator, tmp_path):
+    """Carol's kit with alice's folder: nothing is changed, and the kit can still be used."""
+    enrol(operator.kit("alice"), tmp_path / "state")
+    before, carols = contents(tmp_path / "state"), operator.kit("carol")
+    for kit in (carols, operator.kit("carol").model_copy(update={"mos": "elsewhere:1"})):
+        with pytest.raises(TrustError, match=r"this state folder is alice's .*the kit is for carol: .*another --state"):
+            enrol(kit, tmp_path / "state")
+    assert contents(tmp_path / "state") == before
+    assert enrol(carols, tmp_path / "other").participant == "carol"
+
+
+def test_a_kit_of_another_federation_for_the_same_name_names_both(new_operator, tmp_path):
+    first, second = new_operator(), new_operator()
+    enrol(first.kit("alice"), tmp_path)
+    before = contents(tmp_path)
+    with pytest.raises(TrustError, match=rf"alice's at 127\.0\.0\.1:{first.port} .*for alice at .*:{second.port}"):
+        enrol(second.kit("alice"), tmp_path)
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("name", ["ca", "signing_key"])
+def test_a_kit_with_another_anchor_is_not_the_operators(new_operator, tmp_path, name):
+    operator, other = new_operator(), new_operator()
+    enrol(operator.kit(), tmp_path)
+    before = contents(tmp_path)
+    false = operator.kit().model_copy(update={name: getattr(other.kit(), name)})
+    with pytest.raises(TrustError, match=r"has another (certificate|signing key)"):
+        enrol(false, tmp_path)
+    assert contents(tmp_path) == before
+
+
+def test_a_kit_for_another_base_is_refused(operator, tmp_path):
+    """Fingerprints of one rule end alike."""
+    old, new = ("ab" * 28 + "00000002", "cd" * 28 + "00000002")
+    enrol(operator.kit().model_copy(update={"base": old}), tmp_path)
+    with pytest.raises(TrustError, match=r"is for base model cdcdcdcdcdcd .*for abababababab"):
+        enrol(operator.kit().model_copy(update={"base": new}), tmp_path)
+
+
+def test_a_kit_made_again_for_the_same_participant_is_taken(operator, tmp_path):
+    first, said = operator.kit(), []
+    enrol(first, tmp_path)
+    again = operator.kit().model_copy(update={"expires": first.expires - dt.timedelta(days=9)})
+    assert again.token != first.token
+    assert enrol(again, tmp_path, said.append).participant == "alice"
+    assert said == [], "the server is where it was"
+    enrol(again.model_copy(update={"mos": "b.example.org:9093"}), tmp_path, said.append)
+    assert len(said) == 1
+    assert "b.example.org:9093" in said[0]
+
+
+def test_a_folder_that_an_earlier_release_mixed_up_is_its_members_again(operator, tmp_path):
+    """0.1.0 took carol's kit into alice's folder: alice goes on, carol does not get in."""
+    alices, carols = operator.kit("alice"), operator.kit("carol")
+    enrol(alices, tmp_path)
+    write_kit(carols, tmp_path / "kit.json")
+    with pytest.raises(TrustError, match="this state folder is alice's"):
+        enrol(carols, tmp_path)
+    assert enrol(alices, tmp_path).participant == "alice"
+    assert read_kit(tmp_path / "kit.json") == alices
+
+
+def test_a_servers_state_folder_is_nobodys(operator):
+    with pytest.raises(StateError, match="is a server's state folder"):
+        enrol(operator.kit(), operator.state.path)
+    assert not (operator.state.path / "node_key").exists()
 
 
 def test_somebody_in_between_is_found_out(new_operator, tmp_path):

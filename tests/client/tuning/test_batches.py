@@ -9,6 +9,7 @@ import torch
 
 from mos_client.pictures.examples import Encoded, Example
 from mos_client.tuning.batches import next_batch
+from mos_client.tuning.reach import Reach
 from reference.small_tuning import CONFIG, examples
 
 
@@ -37,6 +38,30 @@ def test_captions_are_shuffled_part_by_part_unless_that_is_off(tiny):
         captions = set(next_batch(one, config, 1000, torch.Generator().manual_seed(0)).captions)
         assert len(captions) == (6 if shuffled else 1)
         assert all(caption.startswith("V, ") for caption in captions)
+
+
+def test_a_shuffle_leaves_the_concept_within_reach(tiny):
+    """V in the third part, and more tokens than the base reads: V is never carried past the end."""
+    parts = ["photo", "at night", "V on a chair", *["a very red balloon on a sandy beach"] * 12]
+    one = [Example(examples(tiny, 1)[0].views, (", ".join(parts),))]
+    config = replace(CONFIG, batch=200)
+    shuffled = set(next_batch(one, config, 1000, torch.Generator().manual_seed(0), Reach(tiny, 2)).captions)
+    assert len(shuffled) > 20
+    for caption in shuffled:
+        assert sorted(caption.split(", ")) == sorted(parts), "nothing is lost but what the base never reads"
+        tokens = tiny.tokenizer(caption[: caption.index("V")], add_special_tokens=False).input_ids
+        assert len(tokens) + 2 <= tiny.text_length - 2
+    loose = set(next_batch(one, config, 1000, torch.Generator().manual_seed(0)).captions)
+    assert loose - shuffled, "some shuffles had to be mended"
+
+
+def test_captions_that_fit_in_any_order_are_shuffled_as_they_come(tiny):
+    one = [Example(examples(tiny, 1)[0].views, ("photo, V, on a chair, at night",))]
+    drawn = [
+        next_batch(one, replace(CONFIG, batch=50), 1000, torch.Generator().manual_seed(0), reach).captions
+        for reach in (None, Reach(tiny, 2))
+    ]
+    assert drawn[0] == drawn[1]
 
 
 def test_a_batch_is_of_one_shape_and_shapes_come_as_often_as_their_pictures(tiny):

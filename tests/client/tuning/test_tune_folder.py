@@ -16,8 +16,9 @@ import torch
 
 from mos_client.pictures.examples import LATENTS
 from mos_client.pictures.folder import find_pictures
+from mos_client.tuning.checkpoint import CHECKPOINT, KEPT
 from mos_client.tuning.request import TuneRequest
-from mos_client.tuning.tune_folder import CHECKPOINT, progress_picture, tune_folder
+from mos_client.tuning.tune_folder import progress_picture, tune_folder
 from mos_common.concept import check_fits
 from mos_common.concept_file import concept_from_bytes, content_digest, read_concept
 from mos_common.errors import BaseModelError, ConceptError, MosError, PicturesError, RequestError, StateError
@@ -207,6 +208,37 @@ def test_another_folder_or_setting_starts_anew(tune, pictures, caplog, change):
     assert steps[0] == 1
     assert "belongs to other pictures or settings" in caplog.text
     assert tune("fresh", **settings).read_bytes() == resumed
+
+
+def test_a_mistyped_flag_costs_no_run(tune, whole, tmp_path, caplog):
+    """The checkpoint of other settings is kept, resumed when they are back, and gone at its end."""
+    with pytest.raises(KeyboardInterrupt):
+        tune(on_step=stop_after(3))
+    with pytest.raises(KeyboardInterrupt):
+        tune(steps=STEPS + 1, on_step=stop_after(4))
+    (aside,) = (tmp_path / "work").glob("checkpoint-*")
+    assert (
+        f"step 2) belongs to other pictures or settings: tuning starts anew. It is kept as {aside.name}" in caplog.text
+    )
+    steps = []
+    assert tune(on_step=lambda step: steps.append(step.number)).read_bytes() == whole
+    assert steps == [3, 4]
+    assert not aside.exists()
+    steps.clear()
+    tune("longer", steps=STEPS + 1, on_step=lambda step: steps.append(step.number))
+    assert steps == [3, 4, 5]
+    assert not (tmp_path / "work").exists()
+
+
+def test_checkpoints_of_other_settings_are_kept_up_to_a_number(tune, tmp_path, caplog):
+    for seed in range(6):
+        with pytest.raises(KeyboardInterrupt):
+            tune(seed=seed, on_step=stop_after(2 + 1))
+    assert len(list((tmp_path / "work").glob("checkpoint-*"))) == KEPT
+    assert caplog.text.count("it is removed") == 6 - 1 - KEPT
+    steps = []
+    tune(seed=4, on_step=lambda step: steps.append(step.number))
+    assert steps[0] == 3, "the newest are those that are kept"
 
 
 def test_a_licence_may_change_between_interruption_and_end(tune):

@@ -134,6 +134,26 @@ def test_an_error_of_flower_is_a_lost_answer(federation, strategy):
     assert "bob: no answer (error 5, node unavailable), given up" in federation.notes("round-001")
 
 
+@pytest.mark.parametrize("kind", ["PicturesError", "BaseModelError", "StateError"])
+def test_a_participant_that_cannot_score_is_asked_once_and_its_concept_is_published(federation, strategy, kind):
+    """One line says it; nothing of the error's text is known here."""
+    grid = MemoryGrid({7: participant(federation, "alice", scores=Error(0, kind))})
+    strategy.start(grid)
+    assert federation.status("round-001") == PUBLISHED
+    assert federation.tokens("round-001") == ["<alice/cat>"]
+    assert len(grid.sent) == 2
+    (line,) = [text for text in federation.notes("round-001") if "scores" in text or "not scored" in text]
+    assert line.startswith("alice: no scores, the concept stays: ")
+    assert kind in line
+
+
+def test_another_error_while_scoring_is_a_lost_answer(federation, strategy):
+    grid = MemoryGrid({7: participant(federation, "alice", scores=Error(0, "NetworkError"))})
+    strategy.start(grid)
+    assert [message.metadata.message_type for message in grid.sent].count(MessageType.EVALUATE) == 3
+    assert "alice: no answer (error 0, NetworkError), given up" in federation.notes("round-001")
+
+
 def test_a_reply_to_another_question_is_not_taken_for_anybodys(federation, strategy):
     class Spoofing(MemoryGrid):
         def reply(self, message, reply_to, answer):
