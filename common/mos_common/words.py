@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -54,18 +55,31 @@ def tokenise(base: Base, prompt: str, vocabulary: Vocabulary) -> TokenIds:
         RequestError: the prompt names an unknown concept, or one beyond the encoder's length.
 
     """
+    texts, tokens, position = [], [], 0
+    for match in TOKEN.finditer(prompt):
+        tokens.append(resolve(match[0], vocabulary))
+        texts.append(prompt[position : match.start()])
+        position = match.end()
+    return tokenise_parts(base, [*texts, prompt[position:]], tokens, vocabulary)
+
+
+def tokenise_parts(base: Base, texts: Sequence[str], tokens: Sequence[str], vocabulary: Vocabulary) -> TokenIds:
+    """Tokenise plain texts with a concept between each two, as `tokenise` does.
+
+    A text may hold anything, such as "<b>", that a prompt would have to know as a concept.
+
+    Raises:
+        RequestError: a concept comes beyond the encoder's length.
+
+    """
     tokenizer = base.tokenizer
     ids: list[int] = [tokenizer.bos_token_id]
     words: list[tuple[int, str, int]] = []
-    position = 0
-    for match in TOKEN.finditer(prompt):
-        token = resolve(match[0], vocabulary)
-        ids += _plain_ids(base, prompt[position : match.start()])
-        for word in range(vocabulary[token].shape[1]):
+    for text, token in zip_longest(texts, tokens):
+        ids += _plain_ids(base, text)
+        for word in range(vocabulary[token].shape[1] if token else 0):
             words.append((len(ids), token, word))
             ids.append(tokenizer.bos_token_id)  # any id: its embedding is replaced
-        position = match.end()
-    ids += _plain_ids(base, prompt[position:])
     longest = base.text_length - 1
     if words and words[-1][0] >= longest:
         raise RequestError(

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from mos_client.cli.options import Author, Base, ClassWord, Concept, ConceptOut, Device, Images, Licence
+from mos_client.cli.options import Author, Base, ClassWord, Concept, ConceptOut, Device, Images, Licence, Mark
 from mos_common.errors import RequestError
 from mos_common.shell import say
 
@@ -35,9 +35,16 @@ def check(
     class_word: Annotated[
         str, typer.Option("--class", help="What the masks mark: cat, person, car.", show_default="nothing")
     ] = "",
+    concept: Annotated[
+        str | None, typer.Option("--concept", help='Its name in prompts, like "<cat>".', show_default="not known")
+    ] = None,
+    mark: Mark = None,
     device: Device = None,
 ) -> None:
     """Report what a folder of pictures holds, with a contact sheet; nothing is tuned."""
+    from mos_client.pictures.marks import Marks
+
+    marks = Marks(concept, mark)
     if masks_with is not None:
         if not class_word:
             raise RequestError("--masks-with needs --class: say what the masks mark, such as --class cat")
@@ -48,7 +55,7 @@ def check(
     from mos_client.pictures.check import check_folder
     from mos_common.base_model import load_base
 
-    for line in check_folder(images, load_base(base, device="cpu"), out):
+    for line in check_folder(images, load_base(base, device="cpu"), out, marks):
         say(line)
 
 

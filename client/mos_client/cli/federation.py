@@ -16,6 +16,7 @@ from mos_client.cli.options import (
     Dtype,
     Images,
     Licence,
+    Mark,
     Seed,
     Settings,
     Steps,
@@ -40,6 +41,7 @@ def join(
     images: Images,
     concept: Concept,
     class_word: ClassWord,
+    mark: Mark = None,
     base: Base = "tiny",
     state: Annotated[
         Path | None,
@@ -66,7 +68,6 @@ def join(
 ) -> None:
     """Join a federation: tune the concept, take part in rounds, fetch every published model."""
     from mos_client.federation.session import Session
-    from mos_client.pictures.folder import split_pictures
     from mos_client.tuning.request import TuneRequest
     from mos_common.kit import read_kit
 
@@ -83,8 +84,9 @@ def join(
         dtype=dtype,
         settings=tuning_texts(settings or []),
         vram=vram,
+        mark=mark,
     )
-    tuned_on, held_back = split_pictures(images)
+    tuned_on, held_back = request.pictures()
     opened = read_kit(kit)
     session = Session(state or Path("mos-state") / concept.strip("<>"), opened.base, request)
     say(

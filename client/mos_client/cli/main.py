@@ -18,6 +18,7 @@ from mos_client.cli.options import (
     Dtype,
     Images,
     Licence,
+    Mark,
     Seed,
     Settings,
     Steps,
@@ -50,6 +51,7 @@ def tune(
     images: Images,
     concept: Concept,
     class_word: ClassWord,
+    mark: Mark = None,
     base: Base = "tiny",
     out: ConceptOut = None,
     steps: Steps = None,
@@ -71,7 +73,6 @@ def tune(
     dtype: Dtype = None,
 ) -> None:
     """Tune a concept on a folder of pictures and write its concept file."""
-    from mos_client.pictures.folder import split_pictures
     from mos_client.tuning.request import TuneRequest
 
     request = TuneRequest(
@@ -87,8 +88,9 @@ def tune(
         dtype=dtype,
         settings={"method": method.value} | tuning_texts(settings or []),
         vram=vram,
+        mark=mark,
     )
-    split_pictures(images)  # fails on an unusable folder before torch is loaded
+    request.pictures()  # fails on an unusable folder before torch is loaded
     out = out or Path(f"{concept.strip('<>')}.safetensors")
     from mos_client.tuning.tune_folder import progress_picture, tune_folder
 

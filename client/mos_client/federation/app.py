@@ -63,7 +63,6 @@ def evaluate(message: Message, context: Context) -> Message:
 def score(session: Session, candidate: Path, token: str, fingerprint: str) -> Identity:
     """Score how well the concept survived in a candidate, on the pictures held back."""
     from mos_client.pictures.examples import load_pictures
-    from mos_client.pictures.folder import split_pictures
     from mos_common.base_model import load_base
     from mos_common.concept_file import read_concept
     from mos_common.fused_model import check_base, read_fused
@@ -74,7 +73,7 @@ def score(session: Session, candidate: Path, token: str, fingerprint: str) -> Id
     _check_base(base.fingerprint, fingerprint)
     fused, concept = read_fused(candidate), read_concept(tuned_file(session))
     check_base(fused, base)
-    tuned_on, held_back = (load_pictures(paths, base.picture_size) for paths in split_pictures(request.images))
+    tuned_on, held_back = (load_pictures(paths, base.picture_size) for paths in request.pictures())
     return measure_identity(base, concept, tuned_on, held_back, fused=fused, fused_token=token)
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from mos_client.pictures.folder import pictures_digest, split_pictures
+from mos_client.pictures.folder import pictures_digest
 from mos_client.tuning.request import TuneRequest
 from mos_common.digests import digest_of_json
 from mos_common.errors import RequestError, StateError
@@ -85,7 +85,7 @@ class Session:
     def cached(self) -> Path:
         """Return the path of the concept file, named by pictures, settings and base model."""
         request = self.request
-        tuned_on, held_back = split_pictures(request.images)
+        tuned_on, held_back = request.pictures()
         made_of = [
             request.concept,
             request.class_word,

@@ -8,22 +8,26 @@ from pathlib import Path
 
 from mos_client.pictures.captions import TEMPLATES
 from mos_client.pictures.contact_sheet import write_contact_sheet
-from mos_client.pictures.folder import FEWEST, Folder, Picture, scan, split_pictures
+from mos_client.pictures.folder import FEWEST, Folder, scan, split
+from mos_client.pictures.leftovers import lines_about
+from mos_client.pictures.marks import ANY_MARK, Marks, texts_around
 from mos_client.pictures.quality import remarks
-from mos_client.pictures.reading import read_picture
 from mos_client.pictures.segmentation import model_on_disk
 from mos_client.pictures.views import bucket_for, bucket_sizes
+from mos_client.pictures.wording import counted, few
 from mos_common.base_model import Base
 from mos_common.errors import PicturesError, RequestError
 from mos_common.files import check_writable
 
+MOST_CAPTIONS = 200  # shown, before and after
 
-def check_folder(images: Path, base: Base, out: Path) -> Iterator[str]:
+
+def check_folder(images: Path, base: Base, out: Path, marks: Marks = ANY_MARK) -> Iterator[str]:
     """Yield the report line by line, and write the contact sheet to `out`.
 
     Raises:
-        PicturesError: the folder is missing or holds too few usable pictures; the lines before say
-            what is wrong with each.
+        PicturesError: the folder is missing, holds too few usable pictures, or something in it can
+            be meant in two ways; the lines before say what is wrong with each.
         RequestError, StateError: `out` is in the folder of pictures, or cannot be written.
 
     """
@@ -32,39 +36,59 @@ def check_folder(images: Path, base: Base, out: Path) -> Iterator[str]:
             f"--out {out} is in the folder of pictures and would be read as one of them: choose another place"
         )
     check_writable(out)
-    folder = scan(images)
-    yield f"{images}: {_count(len(folder.pictures), 'usable picture')}"
+    folder = scan(images, marks)
+    yield f"{images}: {counted(len(folder.pictures), 'usable picture')}"
+    for note in folder.layout:
+        yield f"  {note}"
     for skipped in folder.skipped:
         yield f"  skipped: {skipped.reason}"
+    for line in lines_about(folder.unused, images):
+        yield f"  {line}"
     if len(folder.pictures) < FEWEST:
         raise PicturesError(f"{len(folder.pictures)} usable pictures in {images}: at least {FEWEST} are needed")
     yield from _shapes(folder, base)
-    captioned = sum(picture.captions != TEMPLATES for picture in folder.pictures)
-    yield f"  captions: {captioned} of {len(folder.pictures)}; the others get {', '.join(map(repr, TEMPLATES))}"
-    masked = sum(map(_masked, folder.pictures))
+    yield from _captions(folder, marks)
+    masked = sum(mask is not None for mask in (picture.read().mask for picture in folder.pictures))
     yield f"  masks: {masked} of {len(folder.pictures)}"
     if masked < len(folder.pictures) and (model := model_on_disk()):
         yield f"  masks can be drawn for the others: mos-client check {images} --masks-with {model} --class WORD"
-    _, held_back = split_pictures(images)
+    _, held_back = split(folder.pictures)
     yield f"  held back for scoring, never tuned on: {', '.join(picture.path.name for picture in held_back)}"
     remarks_by_path: dict[Path, list[str]] = {}
     for picture, remark in remarks(folder.pictures, base.picture_size):
         remarks_by_path.setdefault(picture.path, []).append(remark)
         yield f"  look at {picture.path.name}: it {remark}"
+    yield from _notes(folder)
     write_contact_sheet(folder.pictures, held_back, remarks_by_path, bucket_sizes(base), out)
     yield f"contact sheet: {out}"
 
 
 def _shapes(scanned: Folder, base: Base) -> Iterator[str]:
     sizes = bucket_sizes(base)
-    shapes = Counter(bucket_for(read_picture(picture.path).picture.size, sizes) for picture in scanned.pictures)
+    shapes = Counter(bucket_for(picture.read().picture.size, sizes) for picture in scanned.pictures)
     listed = ", ".join(f"{count} at {width} x {height}" for (width, height), count in shapes.most_common())
     yield f"  shown to {base.name} at its sizes: {listed}"
 
 
-def _masked(picture: Picture) -> bool:
-    return picture.mask_file is not None or read_picture(picture.path).mask is not None
+def _captions(folder: Folder, marks: Marks) -> Iterator[str]:
+    """Yield how many pictures have captions, and what each caption becomes."""
+    captioned = [picture for picture in folder.pictures if picture.written]
+    yield f"  captions: {len(captioned)} of {len(folder.pictures)}; the others get {', '.join(map(repr, TEMPLATES))}"
+    subject = marks.concept or "V"
+    lines = [
+        f"    {picture.path.name}: {before!r} becomes {subject.join(texts_around(after))!r}"
+        for picture in captioned
+        for before, after in zip(picture.written, picture.captions, strict=True)
+    ]
+    yield from lines[:MOST_CAPTIONS]
+    if len(lines) > MOST_CAPTIONS:
+        yield f"    and {len(lines) - MOST_CAPTIONS} more"
 
 
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
+def _notes(folder: Folder) -> Iterator[str]:
+    """Yield what was done to pictures to read them, one line for each thing done."""
+    by_note: dict[str, list[str]] = {}
+    for path, note in folder.notes:
+        by_note.setdefault(note, []).append(path.name)
+    for note, names in by_note.items():
+        yield f"  read {few(names)}: {note}"

@@ -16,7 +16,6 @@ import torch
 from PIL import Image
 
 from mos_client.pictures.folder import find_pictures
-from mos_client.pictures.reading import read_picture
 from mos_common.errors import RequestError
 from mos_common.files import write_atomically
 
@@ -36,8 +35,8 @@ def draw_masks(images: Path, class_word: str, model: Path, device: str = "cpu") 
     """
     processor, network = _load(model)
     network = network.to(device)
-    for picture in find_pictures(images):
-        read = read_picture(picture.path)
+    for picture in find_pictures(images, None):
+        read = picture.read()
         if picture.mask_file is not None or read.mask is not None:
             continue
         inputs = processor(text=[class_word], images=[read.picture], return_tensors="pt", padding=True).to(device)

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from mos_client.pictures.examples import LATENTS, load_examples, load_pictures
-from mos_client.pictures.folder import pictures_digest, split_pictures
+from mos_client.pictures.folder import pictures_digest
 from mos_client.tuning.checkpoint import restore, run_digest, snapshot
 from mos_client.tuning.loop import Step, Tuning
 from mos_client.tuning.memory_plan import plan_for
@@ -56,7 +56,7 @@ def tune_folder(
 
     """
     check_writable(out)
-    tuned_on, held_back = split_pictures(request.images)
+    tuned_on, held_back = request.pictures()
     base = base or load_base(request.base, device=request.device, dtype=request.dtype)
     settings = TuningSettings.of(base.preset, steps=request.steps, seed=request.seed, changes=request.settings)
     plan = plan_for(base, settings.batch, settings.rank, request.vram)
