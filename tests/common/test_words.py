@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mos_common.errors import RequestError
-from mos_common.words import encode_prompts, encode_rows, resolve, text_rows, tokenise
+from mos_common.words import encode_prompts, encode_rows, resolve, text_rows, tokenise, tokenise_parts
 
 
 def vocabulary(base, *names: str, words: int = 2, seed: int = 0) -> dict[str, torch.Tensor]:
@@ -187,3 +187,18 @@ def test_text_beyond_the_length_is_cut_but_a_concept_there_is_an_error(base):
 @pytest.mark.parametrize("prompt", ["a < b > c", "<Cat>", "< cat>", "<>", "<a b>"])
 def test_what_has_not_the_form_of_a_name_is_plain_text(base, prompt):
     assert tokenise(base, prompt, {}).words == ()
+
+
+def test_texts_around_a_concept_are_the_prompt_that_names_it(sixteen):
+    words = vocabulary(sixteen, "<cat>")
+    parts = tokenise_parts(sixteen, ["a photo of ", " beside ", ""], ["<cat>", "<cat>"], words)
+    assert parts == tokenise(sixteen, "a photo of <cat> beside <cat>", words)
+
+
+def test_a_text_around_a_concept_may_hold_what_a_prompt_would_take_for_another(sixteen):
+    words = vocabulary(sixteen, "<cat>")
+    with pytest.raises(RequestError, match="unknown concept <b>"):
+        tokenise(sixteen, "<cat>, <b>a", words)
+    parts = tokenise_parts(sixteen, ["", ", <b>a"], ["<cat>"], words)
+    plain = sixteen.tokenizer(", <b>a", add_special_tokens=False).input_ids
+    assert list(parts.ids[3 : parts.end]) == plain

@@ -82,6 +82,7 @@ def find_layout(folder: Path) -> Layout:
     ((place, pictures),) = places.items()
     if place != folder:
         tables = (*tables, *map(read_caption_table, _tables(place)))
+    pictures.sort(key=lambda path: (path.name, path))
     return Layout(folder, place, tuple(pictures), tables, tuple(_repeats(place)))
 
 

@@ -26,6 +26,7 @@ HYPHEN, APOSTROPHE = "[-\u2010-\u2013\u2212]", "['\u2018\u2019`\u00b4]"
 JOINED_BEFORE = re.compile(rf"(?:{LETTER}|{LETTER}{APOSTROPHE}|\b{LETTER}[.&]|(?<!{HYPHEN}){HYPHEN}|\\)\Z")
 JOINED_AFTER = re.compile(rf"{LETTER}|{HYPHEN}(?!{HYPHEN})|{APOSTROPHE}(?![sS]\b){LETTER}|[.&]{LETTER}\b")
 WORD_BEFORE = re.compile(rf"({LETTER}(?:[\w.'\u2019-]*\w)?)[ \t\u00a0]+\Z")
+NUMBER = re.compile(r"[\d.]+")
 # Words that begin sentences and are no names: "A V on a chair" is the concept, "Henry V" a king.
 NO_NAMES = frozenset(
     {
@@ -65,8 +66,8 @@ class Marks:
     @cached_property
     def _patterns(self) -> tuple[tuple[str, re.Pattern[str]], ...]:
         if self.mark is not None:
-            own = re.escape(unicodedata.normalize("NFC", self.mark))
-            return ((self.mark, re.compile(rf"<{own}>|{own}")),)
+            given = re.escape(unicodedata.normalize("NFC", self.mark))
+            return ((self.mark, re.compile(rf"<{given}>|{given}")),)
         own = () if self.concept is None else ((self.concept, re.compile(re.escape(self.concept), re.IGNORECASE)),)
         return (*own, (TOK, re.compile("(?i:<TOK>)|TOK")), (V, re.compile("<V>|V")))
 
@@ -107,7 +108,7 @@ class Marks:
         """
         used: dict[str, list[str]] = {}
         for name, lines in captions.items():
-            for mark in {mark for line in lines for _, _, mark in self.places(line)}:
+            for mark in dict.fromkeys(mark for line in lines for _, _, mark in self.places(line)):
                 used.setdefault(mark, []).append(name)
         if self.mark is not None:
             self._check_given(captions, used)
@@ -158,4 +159,4 @@ def _stands_alone(line: str, start: int, end: int) -> bool:
     if len(mark) > 1 or word is None:
         return True
     # A single letter after a name or a number is its numeral or its unit.
-    return not word[1].isnumeric() and (not word[1][0].isupper() or word[1].casefold() in NO_NAMES)
+    return not NUMBER.fullmatch(word[1]) and (not word[1][0].isupper() or word[1].casefold() in NO_NAMES)
