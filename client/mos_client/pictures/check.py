@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
 from mos_client.pictures.captions import TEMPLATES
 from mos_client.pictures.contact_sheet import write_contact_sheet
-from mos_client.pictures.folder import FEWEST, Folder, scan, split
+from mos_client.pictures.folder import FEWEST, Folder, Picture, scan, split
 from mos_client.pictures.leftovers import lines_about
 from mos_client.pictures.marks import ANY_MARK, Marks, texts_around
 from mos_client.pictures.quality import remarks
@@ -31,12 +32,12 @@ def check_folder(images: Path, base: Base, out: Path, marks: Marks = ANY_MARK) -
         RequestError, StateError: `out` is in the folder of pictures, or cannot be written.
 
     """
-    if out.resolve().parent == images.resolve():
+    folder = scan(images, marks)
+    if out.resolve().parent in {path.resolve() for path in (images, *(each.path.parent for each in folder.pictures))}:
         raise RequestError(
             f"--out {out} is in the folder of pictures and would be read as one of them: choose another place"
         )
     check_writable(out)
-    folder = scan(images, marks)
     yield f"{images}: {counted(len(folder.pictures), 'usable picture')}"
     for note in folder.layout:
         yield f"  {note}"
@@ -46,28 +47,28 @@ def check_folder(images: Path, base: Base, out: Path, marks: Marks = ANY_MARK) -
         yield f"  {line}"
     if len(folder.pictures) < FEWEST:
         raise PicturesError(f"{len(folder.pictures)} usable pictures in {images}: at least {FEWEST} are needed")
-    yield from _shapes(folder, base)
+    sizes = bucket_sizes(base)
+    seen = [
+        (bucket_for(read.picture.size, sizes), read.mask is not None) for read in map(Picture.read, folder.pictures)
+    ]
+    shapes = Counter(size for size, _ in seen).most_common()
+    listed = ", ".join(f"{count} at {width} x {height}" for (width, height), count in shapes)
+    yield f"  shown to {base.name} at its sizes: {listed}"
     yield from _captions(folder, marks)
-    masked = sum(mask is not None for mask in (picture.read().mask for picture in folder.pictures))
+    masked = sum(has_mask for _, has_mask in seen)
     yield f"  masks: {masked} of {len(folder.pictures)}"
     if masked < len(folder.pictures) and (model := model_on_disk()):
         yield f"  masks can be drawn for the others: mos-client check {images} --masks-with {model} --class WORD"
     _, held_back = split(folder.pictures)
     yield f"  held back for scoring, never tuned on: {', '.join(picture.path.name for picture in held_back)}"
     remarks_by_path: dict[Path, list[str]] = {}
-    for picture, remark in remarks(folder.pictures, base.picture_size):
-        remarks_by_path.setdefault(picture.path, []).append(remark)
-        yield f"  look at {picture.path.name}: it {remark}"
+    found = ((picture.path, remark) for picture, remark in remarks(folder.pictures, base.picture_size))
+    for path, remark in chain(found, folder.doubts):
+        remarks_by_path.setdefault(path, []).append(remark)
+        yield f"  look at {path.name}: it {remark}"
     yield from _notes(folder)
-    write_contact_sheet(folder.pictures, held_back, remarks_by_path, bucket_sizes(base), out)
+    write_contact_sheet(folder.pictures, held_back, remarks_by_path, sizes, out)
     yield f"contact sheet: {out}"
-
-
-def _shapes(scanned: Folder, base: Base) -> Iterator[str]:
-    sizes = bucket_sizes(base)
-    shapes = Counter(bucket_for(picture.read().picture.size, sizes) for picture in scanned.pictures)
-    listed = ", ".join(f"{count} at {width} x {height}" for (width, height), count in shapes.most_common())
-    yield f"  shown to {base.name} at its sizes: {listed}"
 
 
 def _captions(folder: Folder, marks: Marks) -> Iterator[str]:

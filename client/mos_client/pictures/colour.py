@@ -7,6 +7,7 @@ Adobe RGB, a print shop's are CMYK: read as sRGB, they are paler, or wholly wron
 from __future__ import annotations
 
 import io
+import struct
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
@@ -61,7 +62,10 @@ def to_srgb(picture: Image.Image, icc: bytes | None) -> tuple[Image.Image, str]:
 
 def says_adobe_rgb(exif: Image.Exif) -> bool:
     """Return True if EXIF data of a camera says that the colours are Adobe RGB."""
-    index = exif.get_ifd(INTEROPERABILITY).get(INDEX)
+    try:
+        index = exif.get_ifd(INTEROPERABILITY).get(INDEX)
+    except (*BROKEN, LookupError, SyntaxError, struct.error):
+        return False
     return isinstance(index, str) and index.strip("\0 ") == ADOBE_RGB
 
 

@@ -19,6 +19,7 @@ from mos_common.errors import PicturesError
 CAPTION_SUFFIXES = (".txt", ".caption")
 MASK_ENDINGS = (".mask", "-masklabel")  # ours and OneTrainer's
 CONDITION_ENDING = "-condlabel"  # OneTrainer's pictures to condition on
+DRAWN_ENDING = ".progress"  # what `mos-client tune` draws beside the concept file
 IMAGE_FOLDERS, CAPTION_FOLDERS, MASK_FOLDERS = ("image", "images"), ("caption", "captions"), ("mask", "masks")
 TABLES = ("metadata.jsonl", "metadata.csv")
 OF_SYSTEMS = ("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "__macosx", "@eadir")
@@ -47,7 +48,7 @@ def is_of_a_system(name: str) -> bool:
 def is_picture(path: Path) -> bool:
     """Return True if a file is, by its name, a picture and no mask."""
     key = name_key(path.name)
-    return _suffix(key) in SUFFIXES and not _stem(key).endswith((*MASK_ENDINGS, CONDITION_ENDING))
+    return _suffix(key) in SUFFIXES and not _stem(key).endswith((*MASK_ENDINGS, CONDITION_ENDING, DRAWN_ENDING))
 
 
 def is_caption(path: Path) -> bool:

@@ -63,14 +63,13 @@ class Picture:
         if self.mask_file is None:
             return read
         mask = read_mask(self.mask_file, read.picture.size, turned=read.turned)
-        notes = [*read.notes]
         if remark := mask_remark(mask):
-            notes.append(f"has a mask {self.mask_file.name} that is {remark}")
+            read = replace(read, doubts=(f"has a mask {self.mask_file.name} that is {remark}",))
         if marks_nothing(mask):
-            return replace(read, notes=tuple(notes))
+            return read
         if read.mask is not None:
-            notes.append(f"is partly transparent, but its mask is {self.mask_file.name}")
-        return replace(read, mask=mask, notes=tuple(notes))
+            read = replace(read, notes=(*read.notes, f"is partly transparent, but its mask is {self.mask_file.name}"))
+        return replace(read, mask=mask)
 
 
 @dataclass(frozen=True)
@@ -85,13 +84,15 @@ class Skipped:
 class Folder:
     """What a folder holds: usable and skipped pictures, sorted by name, and unused files.
 
-    `notes` say what was done to each picture to read it, `layout` how the folder was understood.
+    `notes` say what was done to each picture to read it, `doubts` what its owner should look at,
+    `layout` how the folder was understood.
     """
 
     pictures: tuple[Picture, ...]
     skipped: tuple[Skipped, ...]
     unused: tuple[Unused, ...] = ()
     notes: tuple[tuple[Path, str], ...] = ()
+    doubts: tuple[tuple[Path, str], ...] = ()
     layout: tuple[str, ...] = ()
 
 
@@ -108,7 +109,7 @@ def scan(folder: Path, marks: Marks | None = ANY_MARK) -> Folder:
     layout = find_layout(folder)
     companions = _companions(layout)
     captioned = _captioned(layout, companions, marks) if marks is not None else {}
-    usable, skipped, notes, two = [], [], [], []
+    usable, skipped, notes, doubts, two = [], [], [], [], []
     for path in layout.pictures:
         masks = companions[path].masks
         picture = captioned.get(path, Picture(path))
@@ -122,11 +123,13 @@ def scan(folder: Path, marks: Marks | None = ANY_MARK) -> Folder:
         else:
             usable.append(picture)
             notes += [(path, note) for note in read.notes]
+            doubts += [(path, doubt) for doubt in read.doubts]
     if two:
         raise PicturesError(f"{few(two)}: two masks that disagree, of one picture in {folder}: keep one of them")
     used = {*layout.pictures, *(table.path for table in layout.tables)}
     used.update(path for each in companions.values() for path in [*each.captions, *each.masks])
-    return Folder(tuple(usable), tuple(skipped), tuple(unused_files(layout, used)), tuple(notes), layout.notes)
+    unused = tuple(unused_files(layout, used))
+    return Folder(tuple(usable), tuple(skipped), unused, tuple(notes), tuple(doubts), layout.notes)
 
 
 def find_pictures(folder: Path, marks: Marks | None = ANY_MARK) -> list[Picture]:
@@ -139,6 +142,8 @@ def find_pictures(folder: Path, marks: Marks | None = ANY_MARK) -> list[Picture]
     scanned = scan(folder, marks)
     for skipped in scanned.skipped:
         log.warning("skipped: %s", skipped.reason)
+    for path, doubt in scanned.doubts:
+        log.warning("look at %s: it %s", path, doubt)
     unused = list(lines_about(tuple(each for each in scanned.unused if each.meant), folder))
     for line in unused:
         log.warning("%s", line)

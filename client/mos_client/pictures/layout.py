@@ -121,23 +121,23 @@ def listed_pictures(table: CaptionTable) -> Iterator[Path]:
             yield path
 
 
-def count_files(folder: Path) -> dict[Path, tuple[int, int]]:
-    """Return, for a folder and those in it, the number of pictures and of other files.
+def files_below(folder: Path) -> dict[Path, tuple[list[str], list[str]]]:
+    """Return, for a folder and those in it, the names of pictures and of other files.
 
     The search is bounded; hidden folders and links are left out.
     """
-    counts: dict[Path, tuple[int, int]] = {}
+    found: dict[Path, tuple[list[str], list[str]]] = {}
     seen = 0
     for root, folders, files in os.walk(folder):
         here = Path(root)
         folders[:] = sorted(name for name in folders if not is_of_a_system(name))
         if len(here.relative_to(folder).parts) >= DEEPEST or seen > MOST_ENTRIES:
             folders.clear()
-        visible = [here / name for name in files if not is_of_a_system(name)]
+        visible = sorted(name for name in files if not is_of_a_system(name))
         seen += len(files) + len(folders)
-        pictures = sum(map(is_picture, visible))
-        counts[here] = (pictures, len(visible) - pictures)
-    return counts
+        pictures = [name for name in visible if is_picture(Path(name))]
+        found[here] = (pictures, [name for name in visible if name not in set(pictures)])
+    return found
 
 
 def _tables(folder: Path) -> list[Path]:
@@ -172,8 +172,8 @@ def _ask_for_a_subfolder(folder: Path) -> None:
     """
     names = (*CAPTION_FOLDERS, *MASK_FOLDERS)
     found = [
-        (path, pictures)
-        for path, (pictures, _) in count_files(folder).items()
+        (path, len(pictures))
+        for path, (pictures, _) in files_below(folder).items()
         if pictures and path != folder and name_key(path.name) not in names
     ]
     if found:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import mimetypes
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,14 +11,21 @@ from mos_client.pictures.captions_table import NAME_COLUMNS, TEXT_COLUMNS, Capti
 from mos_client.pictures.companions import (
     CAPTION_FOLDERS,
     CONDITION_ENDING,
+    DRAWN_ENDING,
     MASK_FOLDERS,
     is_caption,
     is_mask,
     is_picture,
     name_key,
 )
-from mos_client.pictures.layout import Layout, count_files, entries, listed_pictures
+from mos_client.pictures.layout import Layout, entries, files_below, listed_pictures
 from mos_client.pictures.wording import counted, few
+
+MOST_FOLDERS = 20  # of sub-folders that are named
+NO_USE = {
+    CONDITION_ENDING: "pictures to condition on (OneTrainer) have no use here",
+    DRAWN_ENDING: "it was drawn while a concept was tuned",
+}
 
 
 @dataclass(frozen=True)
@@ -47,14 +54,14 @@ def unused_files(layout: Layout, used: Collection[Path]) -> Iterator[Unused]:
             if path in used or path in looked_into:
                 continue
             if path.is_dir() and not is_picture(path):
-                yield _subfolder(path, used)
+                yield from _subfolder(path, used)
             else:
                 yield _file(path, of_masks=name_key(folder.name) in MASK_FOLDERS)
     for table in layout.tables:
         yield from _of_table(table)
 
 
-def lines_about(unused: Iterator[Unused] | tuple[Unused, ...], folder: Path) -> Iterator[str]:
+def lines_about(unused: Iterable[Unused], folder: Path) -> Iterator[str]:
     """Yield one line for each reason, with the names of a few files."""
     by_reason: dict[tuple[str, Path], list[str]] = {}
     for each in unused:
@@ -64,23 +71,29 @@ def lines_about(unused: Iterator[Unused] | tuple[Unused, ...], folder: Path) -> 
         yield f"not used: {few(names)}: {reason}"
 
 
-def _subfolder(path: Path, used: Collection[Path]) -> Unused:
-    counts = count_files(path)
-    pictures = sum(here for here, _ in counts.values())
-    others = sum(other for _, other in counts.values())
-    taken = sum(each.is_relative_to(path) for each in used)
-    held = f"{counted(pictures, 'picture')} and {counted(others, 'other file')}"
-    if taken:
-        return Unused(path, f"it holds {held}, and {taken} are used, those that a table of captions names", False)
-    return Unused(path, f"sub-folders are not looked into; it holds {held}", bool(pictures))
+def _subfolder(folder: Path, used: Collection[Path]) -> Iterator[Unused]:
+    """Yield each folder in a sub-folder that holds files, up to a number."""
+    holding = {path: names for path, names in files_below(folder).items() if any(names)}
+    for path, (pictures, others) in list(holding.items())[:MOST_FOLDERS]:
+        held = " and ".join(
+            f"{counted(len(names), noun)} ({few(names)})"
+            for names, noun in ((pictures, "picture"), (others, "other file"))
+            if names
+        )
+        if taken := sum(each.parent == path for each in used):
+            yield Unused(path, f"it holds {held}; {taken} are used, as a table of captions names them", False)
+        else:
+            yield Unused(path, f"sub-folders are not looked into; it holds {held}", bool(pictures))
+    if len(holding) > MOST_FOLDERS:
+        yield Unused(folder, f"{len(holding) - MOST_FOLDERS} more folders below it are not looked into", True)
 
 
 def _file(path: Path, *, of_masks: bool) -> Unused:
     key = name_key(path.name)
     if is_caption(path):
         return Unused(path, "no picture has this name, so it is nobody's caption", True)
-    if key.endswith(tuple(CONDITION_ENDING + suffix for suffix in (".png", ".jpg", ".jpeg", ".webp"))):
-        return Unused(path, "pictures to condition on (OneTrainer) have no use here", False)
+    if reason := next((reason for ending, reason in NO_USE.items() if Path(key).stem.endswith(ending)), None):
+        return Unused(path, reason, False)
     if is_mask(path) or (of_masks and is_picture(path)):
         return Unused(path, "no picture has this name, so it is nobody's mask", True)
     if is_picture(path):

@@ -49,13 +49,14 @@ SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 class Read:
     """A picture as RGB on white; `mask` (8-bit grey) is a cut-out's alpha channel, else None.
 
-    `notes` say in words what was done to it, such as "its colours are converted". `turned` is true
-    if EXIF data swapped width and height.
+    `notes` say in words what was done to it, such as "its colours are converted"; `doubts` what its
+    owner should look at. `turned` is true if EXIF data swapped width and height.
     """
 
     picture: Image.Image
     mask: Image.Image | None
     notes: tuple[str, ...] = ()
+    doubts: tuple[str, ...] = ()
     turned: bool = False
 
 
@@ -67,7 +68,7 @@ def read_picture(path: Path) -> Read:
 
     """
     try:
-        with _opened(path) as file:
+        with _opened(path, "picture") as file:
             exif, profile = file.getexif(), file.info.get("icc_profile")
             turned = exif.get(ExifTags.Base.Orientation) in SIDEWAYS
             upright, deep_note = _upright_in_eight_bits(file)
@@ -88,7 +89,7 @@ def read_picture(path: Path) -> Read:
     except DAMAGED as error:
         raise PicturesError(_unreadable(path, error, "picture")) from error
     notes = tuple(note for note in (deep_note, colour_note, uncalibrated, frames) if note)
-    return Read(picture, mask, notes, turned)
+    return Read(picture, mask, notes, turned=turned)
 
 
 def open_picture(path: Path) -> Image.Image:
@@ -107,7 +108,7 @@ def read_mask(path: Path, size: tuple[int, int], *, turned: bool = False) -> Ima
 
     """
     try:
-        with _opened(path) as file:
+        with _opened(path, "mask") as file:
             upright, _ = _upright_in_eight_bits(file)
         mask = marked_channel(upright)
     except DAMAGED as error:
@@ -126,7 +127,7 @@ def read_mask(path: Path, size: tuple[int, int], *, turned: bool = False) -> Ima
     return mask.resize(size, Image.Resampling.BILINEAR)
 
 
-def _opened(path: Path) -> Image.Image:
+def _opened(path: Path, what: str) -> Image.Image:
     """Open a picture, or refuse it by what its header says, before it is decompressed.
 
     Raises:
@@ -135,7 +136,7 @@ def _opened(path: Path) -> Image.Image:
     """
     can_read_heic()
     if path.exists() and not path.is_file():  # a pipe would be waited for
-        raise PicturesError(f"picture {path} cannot be read (it is no file): take it out of the folder")
+        raise PicturesError(f"{what} {path} cannot be read (it is no file): take it out of the folder")
     Image.init()
     with warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning):  # our own cap is lower
         file = Image.open(path, formats=[name for name in FORMATS if name in Image.OPEN])
@@ -143,7 +144,7 @@ def _opened(path: Path) -> Image.Image:
         file.close()
         if file.width * file.height == 0:
             raise PicturesError(
-                f"picture {path} has no pixels ({file.width} x {file.height}): take it out of the folder"
+                f"{what} {path} has no pixels ({file.width} x {file.height}): take it out of the folder"
             )
         raise PicturesError(
             f"{path} has {file.width} x {file.height} pixels, more than {MAX_PIXELS:,}: make it smaller"

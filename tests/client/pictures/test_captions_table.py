@@ -67,8 +67,9 @@ def test_pictures_in_sub_folders_are_taken_where_a_table_names_them(make_picture
     jsonl(root, {"file_name": "data/a/00.png", "text": "V asleep"}, {"file_name": "data\\a\\01.png", "text": "V up"})
     assert [picture.path.name for picture in scan(root).pictures] == ["00.png", "01.png"]
     assert captions(root) == [("V asleep",), ("V up",)]
-    assert "it holds 3 pictures" in unused(root)["data"]
-    assert "2 are used" in unused(root)["data"]
+    assert unused(root) == {
+        "a": "it holds 3 pictures (00.png, 01.png, 02.png); 2 are used, as a table of captions names them"
+    }
 
 
 def test_a_table_in_the_paper_s_folder_or_for_it_is_read(make_pictures, tmp_path):

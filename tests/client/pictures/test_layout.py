@@ -103,8 +103,9 @@ def test_other_sub_folders_beside_pictures_are_not_looked_into_and_this_is_said(
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "a.md").write_text("x")
     assert unused(tmp_path) == {
-        "more": "sub-folders are not looked into; it holds 9 pictures and 0 other files",
-        "notes": "sub-folders are not looked into; it holds 0 pictures and 1 other file",
+        "more": "sub-folders are not looked into; it holds 7 pictures (00.png, 01.png, 02.png and 4 more)",
+        "more/deeper": "sub-folders are not looked into; it holds 2 pictures (00.png, 01.png)",
+        "notes": "sub-folders are not looked into; it holds 1 other file (a.md)",
     }
     find_pictures(tmp_path)
     assert "not used: more: sub-folders are not looked into" in caplog.text
@@ -185,9 +186,18 @@ def test_a_pipe_a_folder_and_a_dead_link_with_the_names_of_pictures_are_skipped(
     assert "No such file" in skipped["link.png"]
 
 
-def test_a_thousand_sub_folders_are_counted_and_not_listed(tmp_path):
+def test_of_many_sub_folders_the_first_are_listed(tmp_path):
     fill(tmp_path)
-    for i in range(1000):
-        (tmp_path / "many" / f"{i}").mkdir(parents=True)
-    fill(tmp_path / "many" / "5")
-    assert unused(tmp_path) == {"many": "sub-folders are not looked into; it holds 3 pictures and 0 other files"}
+    for i in range(100):
+        (tmp_path / "many" / f"{i:03}").mkdir(parents=True)
+        (tmp_path / "many" / f"{i:03}" / "a.md").write_text("x")
+    listed = unused(tmp_path)
+    assert len(listed) == 21
+    assert listed["many"] == "80 more folders below it are not looked into"
+
+
+def test_what_tuning_drew_among_the_pictures_is_not_tuned_on(tmp_path):
+    fill(tmp_path)
+    Image.new("RGB", (32, 32)).save(tmp_path / "cat.progress.png")
+    assert names(tmp_path) == ["00.png", "01.png", "02.png"]
+    assert unused(tmp_path) == {"cat.progress.png": "it was drawn while a concept was tuned"}

@@ -106,8 +106,8 @@ def test_a_mask_that_marks_nothing_or_everything_is_said(tmp_path, grey, said, c
     noise().save(tmp_path / "a.png")
     Image.new("L", SIZE, grey).save(tmp_path / "a.mask.png")
     read = Picture(tmp_path / "a.png", mask_file=tmp_path / "a.mask.png").read()
-    (note,) = read.notes
-    assert note.startswith("has a mask a.mask.png that " + said)
+    (doubt,) = read.doubts
+    assert doubt.startswith("has a mask a.mask.png that " + said)
     assert (read.mask is not None) == counts
 
 
