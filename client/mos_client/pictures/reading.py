@@ -131,7 +131,7 @@ def _opened(path: Path, what: str) -> Image.Image:
     """Open a picture, or refuse it by what its header says, before it is decompressed.
 
     Raises:
-        PicturesError: it is no file, or has too many pixels or none.
+        PicturesError: it is no file, or has too many pixels.
 
     """
     can_read_heic()
@@ -140,12 +140,8 @@ def _opened(path: Path, what: str) -> Image.Image:
     Image.init()
     with warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning):  # our own cap is lower
         file = Image.open(path, formats=[name for name in FORMATS if name in Image.OPEN])
-    if not 0 < file.width * file.height <= MAX_PIXELS:
+    if file.width * file.height > MAX_PIXELS:
         file.close()
-        if file.width * file.height == 0:
-            raise PicturesError(
-                f"{what} {path} has no pixels ({file.width} x {file.height}): take it out of the folder"
-            )
         raise PicturesError(
             f"{path} has {file.width} x {file.height} pixels, more than {MAX_PIXELS:,}: make it smaller"
         )

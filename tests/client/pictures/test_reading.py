@@ -301,7 +301,7 @@ def test_a_picture_without_pixels_is_refused(tmp_path, width, height):
     content[16:24] = struct.pack(">II", width, height)
     content[29:33] = struct.pack(">I", zlib.crc32(bytes(content[12:29])))
     (tmp_path / "a.png").write_bytes(content)
-    with pytest.raises(PicturesError, match=rf"a\.png has no pixels \({width} x {height}\)"):
+    with pytest.raises(PicturesError, match=r"a\.png cannot be read"):
         open_picture(tmp_path / "a.png")
 
 
