@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 
 from mos_client.pictures.captions import TEMPLATES
 from mos_client.pictures.contact_sheet import write_contact_sheet
 from mos_client.pictures.folder import FEWEST, Folder, Picture, scan, split
+from mos_client.pictures.layout import REPEATS
 from mos_client.pictures.leftovers import lines_about
 from mos_client.pictures.marks import ANY_MARK, Marks, texts_around
 from mos_client.pictures.quality import remarks
@@ -84,6 +86,18 @@ def _captions(folder: Folder, marks: Marks) -> Iterator[str]:
     yield from lines[:MOST_CAPTIONS]
     if len(lines) > MOST_CAPTIONS:
         yield f"    and {len(lines) - MOST_CAPTIONS} more"
+    yield from _word_of_the_folder([line for picture in captioned for line in picture.written], folder, marks)
+
+
+def _word_of_the_folder(lines: Sequence[str], folder: Folder, marks: Marks) -> Iterator[str]:
+    """Yield a question if no caption has a mark, and most have the word of kohya's folder."""
+    named = REPEATS.fullmatch(folder.pictures[0].path.resolve().parent.name)
+    if named is None or marks.mark is not None or any(map(marks.places, lines)):
+        return
+    word = named["name"].split()[0]
+    having = sum(bool(Marks(mark=word).places(line)) for line in lines) if re.search(r"\w", word) else 0
+    if having > len(lines) / 2:
+        yield f"  look at the captions: {having} of {len(lines)} have {word!r}: does it stand for the concept? --mark {word}"
 
 
 def _notes(folder: Folder) -> Iterator[str]:

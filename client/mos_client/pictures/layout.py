@@ -27,7 +27,7 @@ from mos_client.pictures.companions import (
 from mos_client.pictures.wording import counted, few
 from mos_common.errors import PicturesError
 
-REPEATS = re.compile(r"(\d{1,3})_.+")  # kohya's `10_cat`
+REPEATS = re.compile(r"(\d{1,3})_\s*(?P<name>\S.*)")  # kohya's `10_cat`
 MOST_ENTRIES, DEEPEST = 20_000, 4  # of sub-folders that are searched for pictures, to say where some are
 
 

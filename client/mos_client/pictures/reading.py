@@ -181,6 +181,8 @@ def _unreadable(path: Path, error: Exception, what: str) -> str:
         reason = "it is empty"
     elif start.lstrip()[:1] == b"<":
         reason = "it holds a web page or a drawing (SVG), no picture"
+    elif isinstance(error, UnidentifiedImageError):
+        reason = "its format is not recognised"
     return f"{named} cannot be read ({reason}): repair it or remove it from the folder"
 
 

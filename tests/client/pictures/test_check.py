@@ -14,6 +14,7 @@ from mos_client.pictures import check as check_command
 from mos_client.pictures import quality
 from mos_client.pictures.check import check_folder
 from mos_client.pictures.folder import find_pictures
+from mos_client.pictures.marks import Marks
 from mos_client.pictures.quality import remarks, sharpness
 from mos_client.pictures.reading import open_picture
 from mos_common.errors import PicturesError, RequestError, StateError
@@ -150,6 +151,19 @@ def test_what_was_done_to_read_pictures_and_what_nobody_uses_is_told(folder, tin
         "  not used: old: sub-folders are not looked into; it holds 1 picture (a.png)",
     ):
         assert line in lines
+
+
+def test_the_word_of_kohya_s_folder_is_asked_about_where_captions_have_it_and_no_mark(folder, tiny, tmp_path):
+    (tmp_path / "img").mkdir()
+    place = folder.rename(tmp_path / "img" / "10_ohwx man")
+    for i in range(3):
+        (place / f"{i:02}.txt").write_text(f"ohwx man, sitting {i}")
+    (asked,) = [line for line in checked(tmp_path / "img", tiny, tmp_path / "a.png") if "--mark" in line]
+    assert asked.endswith("3 of 3 have 'ohwx': does it stand for the concept? --mark ohwx")
+    marked = list(check_folder(place, tiny, tmp_path / "a.png", Marks(None, "ohwx")))
+    assert "    00.png: 'ohwx man, sitting 0' becomes 'V man, sitting 0'" in marked
+    (place / "00.txt").write_text("V man, sitting")
+    assert not [line for line in checked(place, tiny, tmp_path / "a.png") if "--mark" in line]
 
 
 def test_a_sheet_beside_the_pictures_of_a_layout_is_refused_too(folder, tiny, tmp_path):
