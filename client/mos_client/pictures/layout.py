@@ -70,10 +70,14 @@ def find_layout(folder: Path) -> Layout:
     if own := [*filter(is_picture, entries(folder)), *dict.fromkeys(listed)]:
         places[folder] = own
     for sub in subfolders(folder):
-        named = name_key(sub.name) in IMAGE_FOLDERS or REPEATS.fullmatch(sub.name)
+        named = name_key(sub.name) in IMAGE_FOLDERS or _as_of_kohya(sub)
         inside = list(filter(is_picture, entries(sub))) if named else []
         if inside and not set(inside) & set(listed):
             places[sub] = inside
+    if folder not in places and any(map(_as_of_kohya, places)):
+        # What lies beside it may be as of the same scripts: pictures of the class.
+        below = _with_pictures_below(folder).items()
+        places |= {path: found for path, found in below if not any(map(path.is_relative_to, list(places)))}
     if len(places) > 1:
         raise PicturesError(_which(folder, places))
     if not places:
@@ -144,6 +148,20 @@ def _tables(folder: Path) -> list[Path]:
     return [path for path in entries(folder) if name_key(path.name) in TABLES and path.is_file()]
 
 
+def _with_pictures_below(folder: Path) -> dict[Path, list[Path]]:
+    """Return the folders below one that hold pictures, less those for captions and masks."""
+    names = (*CAPTION_FOLDERS, *MASK_FOLDERS)
+    return {
+        path: [path / name for name in pictures]
+        for path, (pictures, _) in files_below(folder).items()
+        if pictures and path != folder and name_key(path.name) not in names
+    }
+
+
+def _as_of_kohya(folder: Path) -> bool:
+    return REPEATS.fullmatch(folder.name) is not None
+
+
 def _repeats(place: Path) -> Iterator[str]:
     if repeats := REPEATS.fullmatch(place.resolve().name):
         yield (
@@ -170,12 +188,7 @@ def _ask_for_a_subfolder(folder: Path) -> None:
         PicturesError: there are some.
 
     """
-    names = (*CAPTION_FOLDERS, *MASK_FOLDERS)
-    found = [
-        (path, len(pictures))
-        for path, (pictures, _) in files_below(folder).items()
-        if pictures and path != folder and name_key(path.name) not in names
-    ]
+    found = [(path, len(pictures)) for path, pictures in _with_pictures_below(folder).items()]
     if found:
         raise PicturesError(
             f"{folder} holds pictures only in sub-folders: {_listed(found)}. Which one is the concept? Give its path"

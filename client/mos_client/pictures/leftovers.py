@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mimetypes
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,13 @@ from mos_client.pictures.layout import Layout, entries, files_below, listed_pict
 from mos_client.pictures.wording import counted, few
 
 MOST_FOLDERS = 20  # of sub-folders that are named
+# Of cameras, drawing programs and the web; Pillow reads some of them, and nobody tunes on them.
+OTHER_PICTURES = frozenset(
+    {
+        *(".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2"),
+        *(".psd", ".xcf", ".kra", ".svg", ".jxl", ".jp2", ".tga", ".ppm", ".exr", ".hdr", ".ico", ".apng", ".pdf"),
+    }
+)
 NO_USE = {
     CONDITION_ENDING: "pictures to condition on (OneTrainer) have no use here",
     DRAWN_ENDING: "it was drawn while a concept was tuned",
@@ -98,7 +104,7 @@ def _file(path: Path, *, of_masks: bool) -> Unused:
         return Unused(path, "no picture has this name, so it is nobody's mask", True)
     if is_picture(path):
         return Unused(path, "no picture of the concept by its place", True)
-    if (mimetypes.guess_type(path.name)[0] or "").startswith("image/"):
+    if Path(key).suffix in OTHER_PICTURES:
         return Unused(path, "pictures of this format are not read: save it as PNG or JPEG", True)
     return Unused(path, "it is neither a picture, a caption nor a mask", False)
 

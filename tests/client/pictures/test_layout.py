@@ -78,6 +78,31 @@ def test_pictures_beside_such_a_folder_are_a_question(tmp_path, beside, name):
         scan(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["reg", "class_images", "reg/1_cat"])
+def test_pictures_of_the_class_beside_a_folder_of_kohya_s_are_a_question(tmp_path, name):
+    fill(tmp_path / "10_cat", 5)
+    fill(tmp_path / name, 4)
+    with pytest.raises(PicturesError, match="in several folders") as error:
+        scan(tmp_path)
+    assert f"{tmp_path / '10_cat'} (5 pictures), {tmp_path / name} (4 pictures)" in str(error.value)
+
+
+def test_sub_folders_within_a_folder_of_kohya_s_are_not_looked_into(tmp_path):
+    fill(tmp_path / "10_cat", 5)
+    fill(tmp_path / "10_cat" / "old", 4)
+    for given in (tmp_path, tmp_path / "10_cat"):
+        assert len(names(given)) == 5
+    assert "not looked into" in unused(tmp_path)["10_cat/old"]
+
+
+@pytest.mark.parametrize("name", ["IMG.CR2", "cat.psd", "cat.jxl", "scan.pdf"])
+def test_pictures_of_other_formats_are_named_where_too_few_are_left(tmp_path, name):
+    fill(tmp_path, 2)
+    (tmp_path / name).write_bytes(b"x")
+    with pytest.raises(PicturesError, match=rf"2 pictures .*not used: {name}: pictures of this format are not read"):
+        find_pictures(tmp_path)
+
+
 def test_an_empty_folder_of_kohya_s_is_no_question(tmp_path):
     fill(tmp_path)
     for name in ("10_cat", "log"):
