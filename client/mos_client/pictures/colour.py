@@ -22,6 +22,7 @@ BROKEN = (ImageCms.PyCMSError, OSError, ValueError, TypeError, AttributeError)
 """Errors that a damaged profile leads to."""
 INTEROPERABILITY, INDEX, ADOBE_RGB = 0xA005, 1, "R03"  # in EXIF (DCF, optional colour space)
 UNCALIBRATED = "its EXIF data says Adobe RGB, but it holds no colour profile: its colours are read as sRGB"
+USUAL_GAMMA, NEARLY = 1 / 2.2, 0.1  # of PNG files; others within this share are read alike
 
 
 @dataclass(frozen=True)
@@ -60,13 +61,16 @@ def to_srgb(picture: Image.Image, icc: bytes | None) -> tuple[Image.Image, str]:
     return converted, f"its colours are converted from {profile.name!r} to sRGB"
 
 
-def says_adobe_rgb(exif: Image.Exif) -> bool:
-    """Return True if EXIF data of a camera says that the colours are Adobe RGB."""
+def unused_colours(file: Image.Image) -> str:
+    """Return what an open file without a profile says of its colours and is not followed, or ""."""
+    gamma = file.info.get("gamma")
+    if isinstance(gamma, float) and "srgb" not in file.info and abs(gamma / USUAL_GAMMA - 1) > NEARLY:
+        return f"its header says gamma {gamma:g}, which is not used: its colours are read as sRGB"
     try:
-        index = exif.get_ifd(INTEROPERABILITY).get(INDEX)
+        index = file.getexif().get_ifd(INTEROPERABILITY).get(INDEX)
     except (*BROKEN, LookupError, SyntaxError, struct.error):
-        return False
-    return isinstance(index, str) and index.strip("\0 ") == ADOBE_RGB
+        return ""
+    return UNCALIBRATED if isinstance(index, str) and index.strip("\0 ") == ADOBE_RGB else ""
 
 
 @lru_cache(maxsize=16)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-from mos_client.pictures.colour import UNCALIBRATED, says_adobe_rgb, to_srgb
+from mos_client.pictures.colour import to_srgb, unused_colours
 from mos_client.pictures.depth import DEEP, Samples, UnknownRangeError, to_eight_bits
 from mos_client.pictures.masks import marked_channel, same_shape
 from mos_common.errors import PicturesError
@@ -69,11 +69,11 @@ def read_picture(path: Path) -> Read:
     """
     try:
         with _opened(path, "picture") as file:
-            exif, profile = file.getexif(), file.info.get("icc_profile")
-            turned = exif.get(ExifTags.Base.Orientation) in SIDEWAYS
+            profile = file.info.get("icc_profile")
+            turned = file.getexif().get(ExifTags.Base.Orientation) in SIDEWAYS
+            uncalibrated = "" if profile else unused_colours(file)
             upright, deep_note = _upright_in_eight_bits(file)
             frames = _frames(file)
-            uncalibrated = UNCALIBRATED if not profile and says_adobe_rgb(exif) else ""
         if upright.has_transparency_data:
             layers = upright.convert("RGBA")
             alpha = layers.getchannel("A")

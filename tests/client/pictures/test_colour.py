@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import io
+import struct
 
 import numpy as np
 import pytest
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, PngImagePlugin
 
 from mos_client.pictures.reading import open_picture, read_picture
 from reference.icc import ADOBE_RGB, P3, SRGB, cmyk_profile, grey_profile, in_srgb, rgb_profile
@@ -130,3 +131,13 @@ def test_a_camera_s_adobe_rgb_without_a_profile_is_said(tmp_path):
         exif[0x8769] = {0xA005: {1: index}}
         strip(COLOURS).save(tmp_path / "a.jpg", exif=exif)
         assert any("says Adobe RGB" in note for note in read_picture(tmp_path / "a.jpg").notes) == said
+
+
+@pytest.mark.parametrize(("gamma", "said"), [(45455, False), (46000, False), (100000, True)])
+def test_a_gamma_that_is_not_the_usual_one_is_said(tmp_path, gamma, said):
+    chunks = PngImagePlugin.PngInfo()
+    chunks.add(b"gAMA", struct.pack(">I", gamma))
+    strip(COLOURS).save(tmp_path / "a.png", pnginfo=chunks)
+    read = read_picture(tmp_path / "a.png")
+    assert pixels(read.picture) == COLOURS
+    assert any("gamma 1, which is not used" in note for note in read.notes) == said
