@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mos_common.errors import TrustError
 from mos_common.files import canonical_json, write_atomically
+from mos_common.text_files import NotTextError, read_text_file
 
 Address = Annotated[str, Field(pattern=r"^\S+:\d{1,5}$", max_length=300)]
 AGAIN = "ask the operator for a new one (mos-server invite)"
@@ -97,11 +98,13 @@ def read_kit(path: Path) -> Kit:
 
     """
     try:
-        kit = Kit.model_validate_json(path.read_bytes())
+        kit = Kit.model_validate_json(read_text_file(path))
     except OSError as error:
         raise TrustError(
             f"kit {path} cannot be read ({error.strerror}): give the file that the operator sent"
         ) from error
+    except NotTextError as error:
+        raise TrustError(f"{path} is not a kit (it {error}): {AGAIN}") from error
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the file"

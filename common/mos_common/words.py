@@ -14,6 +14,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -49,22 +50,38 @@ class TokenIds:
     second: TokenIds | None = None
 
 
-def tokenise(base: Base, prompt: str, vocabulary: Vocabulary, *, tags_are_text: bool = False) -> TokenIds:
+def tokenise(base: Base, prompt: str, vocabulary: Vocabulary) -> TokenIds:
     """Tokenise a prompt; each word of a concept has a place that `encode_prompts` fills in.
 
     Text beyond the encoder's length is cut, as usual in Stable Diffusion (`cut_text` returns it);
-    cutting a concept is an error. With `tags_are_text`, as in captions, only the vocabulary's own
-    tokens are concepts and every other `<tag>` is text.
+    cutting a concept is an error.
 
     Raises:
         RequestError: something in <> is no concept, or a concept is beyond the encoder's length.
 
     """
+    return tokenise_parts(base, *_split(base, prompt, vocabulary), vocabulary)
+
+
+def tokenise_parts(base: Base, texts: Sequence[str], tokens: Sequence[str], vocabulary: Vocabulary) -> TokenIds:
+    """Tokenise plain texts with a concept between each two, as `tokenise` does.
+
+    A text may hold anything, such as "<b>", that a prompt would have to know as a concept.
+
+    Raises:
+        RequestError: a concept comes beyond the encoder's length.
+
+    """
     first, *others = (
-        _padded(base, tokenizer, *_all_ids(tokenizer, prompt, vocabulary, tags_are_text))
-        for tokenizer in base.tokenizers
+        _padded(base, tokenizer, *_all_ids(tokenizer, texts, tokens, vocabulary)) for tokenizer in base.tokenizers
     )
     return replace(first, second=others[0]) if others else first
+
+
+def cut_text(base: Base, prompt: str, vocabulary: Vocabulary) -> str:
+    """Return the end of a prompt that lies beyond the encoder's length and is not read."""
+    ids, _ = _all_ids(base.tokenizer, *_split(base, prompt, vocabulary), vocabulary)
+    return str(base.tokenizer.decode(ids[base.text_length - 1 :])).strip()
 
 
 def _padded(base: Base, tokenizer: CLIPTokenizer, ids: list[int], words: list[tuple[int, str, int]]) -> TokenIds:
@@ -80,42 +97,36 @@ def _padded(base: Base, tokenizer: CLIPTokenizer, ids: list[int], words: list[tu
     return TokenIds(tuple(ids), tuple(words), end)
 
 
-def cut_text(base: Base, prompt: str, vocabulary: Vocabulary) -> str:
-    """Return the end of a prompt that lies beyond the encoder's length and is not read."""
-    ids, _ = _all_ids(base.tokenizer, prompt, vocabulary, tags_are_text=False)
-    return str(base.tokenizer.decode(ids[base.text_length - 1 :])).strip()
-
-
 def _all_ids(
-    tokenizer: CLIPTokenizer, prompt: str, vocabulary: Vocabulary, tags_are_text: bool
+    tokenizer: CLIPTokenizer, texts: Sequence[str], tokens: Sequence[str], vocabulary: Vocabulary
 ) -> tuple[list[int], list[tuple[int, str, int]]]:
     """Return the ids of a whole prompt, however long, and the places of concept words in it."""
     ids: list[int] = [tokenizer.bos_token_id]
     words: list[tuple[int, str, int]] = []
-    position = 0
-    for start, end, token in _concepts_in(tokenizer, prompt, vocabulary, tags_are_text):
-        ids += _plain_ids(tokenizer, prompt[position:start])
-        for word in range(vocabulary[token].shape[1]):
+    for text, token in zip_longest(texts, tokens):
+        ids += _plain_ids(tokenizer, text)
+        for word in range(vocabulary[token].shape[1] if token else 0):
             words.append((len(ids), token, word))
             ids.append(tokenizer.bos_token_id)  # any id: its embedding is replaced
-        position = end
-    return ids + _plain_ids(tokenizer, prompt[position:]), words
+    return ids, words
 
 
-def _concepts_in(
-    tokenizer: CLIPTokenizer, prompt: str, vocabulary: Vocabulary, tags_are_text: bool
-) -> Iterator[tuple[int, int, str]]:
-    """Yield (start, end, token of the vocabulary) of each concept that a prompt names."""
+def _split(base: Base, prompt: str, vocabulary: Vocabulary) -> tuple[list[str], list[str]]:
+    """Return the texts between the concepts that a prompt names, and these as vocabulary tokens."""
+    texts, tokens, position = list[str](), list[str](), 0
     for match in TAG.finditer(prompt):
-        if match[0] in vocabulary or not (tags_are_text or _is_text(tokenizer, match[0], vocabulary)):
-            yield match.start(), match.end(), resolve(match[0], vocabulary)
-    if vocabulary and not tags_are_text:
+        if match[0] in vocabulary or not _is_text(base, match[0], vocabulary):
+            tokens.append(resolve(match[0], vocabulary))
+            texts.append(prompt[position : match.start()])
+            position = match.end()
+    if vocabulary:
         _refuse_broken_tags(TAG.sub(" ", prompt), vocabulary)
+    return [*texts, prompt[position:]], tokens
 
 
-def _is_text(tokenizer: CLIPTokenizer, tag: str, vocabulary: Vocabulary) -> bool:
+def _is_text(base: Base, tag: str, vocabulary: Vocabulary) -> bool:
     """Return whether a tag names no concept: it was taught to the base, or is like `a < b > c`."""
-    if tag in tokenizer.get_added_vocab() and tag not in tokenizer.all_special_tokens:
+    if tag in base.tokenizer.get_added_vocab() and tag not in base.tokenizer.all_special_tokens:
         return True
     return not NAME.fullmatch(tag) and _nearest(tag, sorted(vocabulary)) is None
 

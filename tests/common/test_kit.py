@@ -83,3 +83,21 @@ def test_a_kit_that_is_not_there_is_asked_for(tmp_path):
     for path in (tmp_path / "alice.kit", tmp_path):
         with pytest.raises(TrustError, match=r"cannot be read.*give the file that the operator sent"):
             read_kit(path)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_kit_that_went_through_a_windows_editor_is_still_a_kit(tmp_path, encoding):
+    path = tmp_path / "alice.kit"
+    write_kit(Kit(**FIELDS), path)
+    path.write_bytes(path.read_text(encoding="utf-8").replace("\n", "\r\n").encode(encoding))
+    assert read_kit(path) == Kit(**FIELDS)
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [("ü".encode("cp1252"), "is not in UTF-8"), (b"{\0", "holds zero bytes"), (b"a" * 5_000_000, "MiB")],
+)
+def test_a_file_that_is_no_text_is_no_kit_and_says_why(tmp_path, data, said):
+    (tmp_path / "alice.kit").write_bytes(data)
+    with pytest.raises(TrustError, match=rf"alice\.kit is not a kit \(it .*{said}.*ask the operator"):
+        read_kit(tmp_path / "alice.kit")

@@ -9,7 +9,7 @@ import torch
 
 from mos_common.conditioning import read_prompts
 from mos_common.errors import RequestError
-from mos_common.words import cut_text, encode_prompts, encode_rows, resolve, text_rows, tokenise
+from mos_common.words import cut_text, encode_prompts, encode_rows, resolve, text_rows, tokenise, tokenise_parts
 
 
 def vocabulary(base, *names: str, words: int = 2, seed: int = 0) -> dict[str, torch.Tensor]:
@@ -190,7 +190,7 @@ def test_text_beyond_the_length_is_cut_but_a_concept_there_is_an_error(base):
 @pytest.mark.parametrize("prompt", ["a < b > c", "<>", "<a b>", "I <3 it", "x -> y", "a cat > a dog"])
 def test_what_has_not_the_form_of_a_name_is_plain_text(base, prompt):
     known = vocabulary(base, "<alice/violin>")
-    assert tokenise(base, prompt, known).ids == tokenise(base, prompt, {}, tags_are_text=True).ids
+    assert tokenise(base, prompt, known).ids == tokenise_parts(base, [prompt], [], {}).ids
     assert tokenise(base, prompt, known).words == ()
 
 
@@ -212,15 +212,6 @@ def test_a_name_near_no_concept_is_an_error_too(base, prompt):
         tokenise(base, prompt, vocabulary(base, "<cat>"))
 
 
-def test_in_captions_every_tag_but_the_concept_is_text(base):
-    known = vocabulary(base, "<v>")
-    text = tokenise(base, "<b>a <v></b> <Cat>", known, tags_are_text=True)
-    assert [token for _, token, _ in text.words] == ["<v>", "<v>"], "its two words, and nothing else"
-    plain = [base.tokenizer(part, add_special_tokens=False).input_ids for part in ("<b>a", "</b> <Cat>")]
-    assert list(text.ids[1 : text.words[0][0]]) == plain[0]
-    assert list(text.ids[text.words[1][0] + 1 : text.end]) == plain[1]
-
-
 def test_what_is_cut_is_the_end_of_the_prompt(base):
     known = vocabulary(base, "<cat>")
     fits = "<cat> " + "a " * (base.text_length - 4)
@@ -233,3 +224,18 @@ def test_a_cut_is_logged_once_for_each_prompt(tiny, caplog):
     with caplog.at_level(logging.WARNING), torch.no_grad():
         read_prompts(tiny, [long, long], {}, guidance=2, negative="b " * tiny.text_length)
     assert [record.args[2] for record in caplog.records] == ["b b", "house at night"]
+
+
+def test_texts_around_a_concept_are_the_prompt_that_names_it(sixteen):
+    words = vocabulary(sixteen, "<cat>")
+    parts = tokenise_parts(sixteen, ["a photo of ", " beside ", ""], ["<cat>", "<cat>"], words)
+    assert parts == tokenise(sixteen, "a photo of <cat> beside <cat>", words)
+
+
+def test_a_text_around_a_concept_may_hold_what_a_prompt_would_take_for_another(sixteen):
+    words = vocabulary(sixteen, "<cat>")
+    with pytest.raises(RequestError, match="unknown concept <b>"):
+        tokenise(sixteen, "<cat>, <b>a", words)
+    parts = tokenise_parts(sixteen, ["", ", <b>a"], ["<cat>"], words)
+    plain = sixteen.tokenizer(", <b>a", add_special_tokens=False).input_ids
+    assert list(parts.ids[3 : parts.end]) == plain

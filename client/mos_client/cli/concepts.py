@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from mos_client.cli.options import Author, ClassWord, Concept, ConceptOut, Images, Licence, Settings, Vram
+from mos_client.cli.options import Author, ClassWord, Concept, ConceptOut, Images, Licence, Mark, Settings, Vram
 from mos_client.tuning.settings import TuningSettings, tuning_texts
 from mos_common.errors import RequestError
 from mos_common.flags import FiniteType
@@ -38,14 +38,15 @@ def check(
         ),
     ] = None,
     concept: Annotated[
-        str, typer.Option("--concept", help='Its name in prompts, like "<cat>".', show_default="not judged")
-    ] = "<concept>",
+        str | None, typer.Option("--concept", help='Its name in prompts, like "<cat>".', show_default="not judged")
+    ] = None,
     class_word: Annotated[
         str,
         typer.Option(
             "--class", help="The kind of thing it is, and what masks mark: cat, person, car.", show_default="not judged"
         ),
     ] = "",
+    mark: Mark = None,
     steps: TuningSteps = None,
     settings: Settings = None,
     vram: Vram = None,
@@ -61,7 +62,7 @@ def check(
 
     request = TuneRequest(
         images=images,
-        concept=concept,
+        concept=concept or "<concept>",
         class_word=class_word or "thing",
         base=base,
         steps=steps,
@@ -69,6 +70,7 @@ def check(
         dtype=dtype,
         settings=tuning_texts(settings or []),
         vram=vram,
+        mark=mark,
     )
     if masks_with is not None:
         if not class_word:
@@ -78,14 +80,15 @@ def check(
         for mask in draw_masks(images, class_word, masks_with, device or "cpu"):
             say(f"mask drawn: {mask}")
     from mos_client.pictures.check import check_folder
+    from mos_client.pictures.marks import Marks
     from mos_client.tuning.estimate import estimate
     from mos_client.tuning.judgement import judge
     from mos_common.base_model import load_base
 
     loaded = load_base(base, device=device, dtype=dtype)
-    for line in check_folder(images, loaded, out):
+    for line in check_folder(images, loaded, out, Marks(concept, mark)):
         say(line)
-    concept_out = Path(f"{concept.strip('<>')}.safetensors")
+    concept_out = Path(f"{request.concept.strip('<>')}.safetensors")
     judged = judge(request, concept_out, concept_out.with_name(f".{concept_out.name}.tuning"), base=loaded)
     for line in judged.remarks:
         say(f"look at {line}")

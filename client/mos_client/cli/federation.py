@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from mos_client.cli.options import Author, ClassWord, Concept, Images, Licence, Settings, Vram
+from mos_client.cli.options import Author, ClassWord, Concept, Images, Licence, Mark, Settings, Vram
 from mos_client.tuning.settings import TuningSettings, tuning_texts
 from mos_common.options import Base, Device, Dtype, Seed, TuningSteps
 from mos_common.shell import counting, lists_settings, say
@@ -27,6 +27,7 @@ def join(
     images: Images,
     concept: Concept,
     class_word: ClassWord,
+    mark: Mark = None,
     base: Base = "tiny",
     state: Annotated[
         Path | None,
@@ -75,6 +76,7 @@ def join(
         dtype=dtype,
         settings=tuning_texts(settings or []),
         vram=vram,
+        mark=mark,
     )
     opened = read_kit(kit)
     session = Session(state or Path("mos-state") / concept.strip("<>"), opened.base, request)

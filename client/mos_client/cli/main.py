@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from mos_client.cli import concepts, federation
-from mos_client.cli.options import Author, ClassWord, Concept, ConceptOut, Images, Licence, Settings, Vram
+from mos_client.cli.options import Author, ClassWord, Concept, ConceptOut, Images, Licence, Mark, Settings, Vram
 from mos_client.tuning.settings import Method, TuningSettings, tuning_texts
 from mos_common.commands import draw_command
 from mos_common.flags import FiniteType
@@ -39,6 +39,7 @@ def tune(
     images: Images,
     concept: Concept,
     class_word: ClassWord,
+    mark: Mark = None,
     base: Base = "tiny",
     out: ConceptOut = None,
     steps: TuningSteps = None,
@@ -75,6 +76,7 @@ def tune(
         dtype=dtype,
         settings={"method": method.value} | tuning_texts(settings or []),
         vram=vram,
+        mark=mark,
     )
     request.pictures()  # fails on an unusable folder before torch is loaded
     out = out or Path(f"{concept.strip('<>')}.safetensors")

@@ -14,6 +14,12 @@ Images = Annotated[
 ]
 Concept = Annotated[str, typer.Option("--concept", help='Its name in prompts, like "<cat>".')]
 ClassWord = Annotated[str, typer.Option("--class", help="The kind of thing it is: cat, person, car.")]
+Mark = Annotated[
+    str | None,
+    typer.Option(
+        "--mark", help="The word that stands for it in captions, such as sks.", show_default="V, TOK or its <name>"
+    ),
+]
 Author = Annotated[
     str, typer.Option("--author", help="Your name, written into the concept file.", show_default="nobody")
 ]

@@ -98,7 +98,7 @@ def measure_leakage(base: Base, concept: Concept, images: Path, others: Path | N
 
     """
     check_fits(concept, base)
-    tuned_on, held_back = split_pictures(images)
+    tuned_on, held_back = split_pictures(images, None)
     never_seen = _by_name(held_back, images)
     if others is not None:
         more = _by_name(_other_pictures(others, images), others)
@@ -139,8 +139,8 @@ def _by_name(pictures: Sequence[Picture], folder: Path) -> dict[str, Picture]:
 
 def _other_pictures(others: Path, images: Path) -> list[Picture]:
     """Return the pictures of `others` that are not, byte for byte, among those of `images`."""
-    known = {picture.path.read_bytes() for picture in find_pictures(images)}
-    candidates = find_pictures(others)
+    known = {picture.path.read_bytes() for picture in find_pictures(images, None)}
+    candidates = find_pictures(others, None)
     new = [picture for picture in candidates if picture.path.read_bytes() not in known]
     if len(new) < len(candidates):
         log.warning("%d pictures of %s are also in %s: left out", len(candidates) - len(new), others, images)

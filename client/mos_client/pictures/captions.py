@@ -3,22 +3,53 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
+from mos_client.pictures.marks import ANY_MARK, Marks
+from mos_common.errors import PicturesError
+from mos_common.text_files import NotTextError, read_text_file
+
 TEMPLATES = ("photo of a V", "V", "a picture of V", "a close up of V")
-NAMED = re.compile(r"<TOK>|<[a-z0-9][a-z0-9_-]*>|\bV\b")
 SIDES = {"left": "right", "right": "left"}
 
 
-def read_captions(file: Path | None) -> tuple[str, ...]:
+def read_captions(file: Path | None, marks: Marks = ANY_MARK) -> tuple[str, ...]:
     """Return the lines of a caption file, or the templates if it is missing or empty.
 
-    A caption may write the concept as V, <TOK> or any <name>; if it does not, "V, " is prepended.
+    Raises:
+        PicturesError: it is no text in UTF-8 or UTF-16; the message names it.
+
     """
-    if file is None:
-        return TEMPLATES
-    lines = [line.strip() for line in file.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    return tuple(NAMED.sub("V", line) if NAMED.search(line) else f"V, {line}" for line in lines) or TEMPLATES
+    return with_v(read_lines(file) if file else (), marks)
+
+
+def with_v(lines: Sequence[str], marks: Marks) -> tuple[str, ...]:
+    """Return captions with `V` in place of their mark, or the templates if there are none.
+
+    If a caption does not name the concept, "V, " is put in front.
+    """
+    return tuple(marks.internal(line) for line in lines) or TEMPLATES
+
+
+def read_lines(file: Path) -> tuple[str, ...]:
+    """Return the captions in a file as they are written, one a line.
+
+    Raises:
+        PicturesError: it is no text in UTF-8 or UTF-16; the message names it.
+
+    """
+    try:
+        return caption_lines(read_text_file(file))
+    except NotTextError as error:
+        raise PicturesError(f"caption {file} {error}") from error
+    except OSError as error:
+        raise PicturesError(f"caption {file} cannot be read ({error.strerror}): make it readable") from error
+
+
+def caption_lines(text: str) -> tuple[str, ...]:
+    """Return the lines of a text that hold something."""
+    return tuple(line.strip() for line in text.splitlines() if line.strip())
 
 
 def mirrored_caption(caption: str) -> str:

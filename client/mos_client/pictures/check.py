@@ -2,69 +2,108 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 
 from mos_client.pictures.captions import TEMPLATES
 from mos_client.pictures.contact_sheet import write_contact_sheet
-from mos_client.pictures.folder import FEWEST, Folder, Picture, scan, split_pictures
+from mos_client.pictures.folder import FEWEST, Folder, Picture, scan, split
+from mos_client.pictures.layout import REPEATS
+from mos_client.pictures.leftovers import lines_about
+from mos_client.pictures.marks import ANY_MARK, Marks, texts_around
 from mos_client.pictures.quality import remarks
-from mos_client.pictures.reading import read_picture
 from mos_client.pictures.segmentation import model_on_disk
 from mos_client.pictures.views import bucket_for, bucket_sizes
+from mos_client.pictures.wording import counted, few
 from mos_common.base_model import Base
 from mos_common.errors import PicturesError, RequestError
 from mos_common.files import check_writable
 
+MOST_CAPTIONS = 200  # shown, before and after
 
-def check_folder(images: Path, base: Base, out: Path) -> Iterator[str]:
+
+def check_folder(images: Path, base: Base, out: Path, marks: Marks = ANY_MARK) -> Iterator[str]:
     """Yield the report line by line, and write the contact sheet to `out`.
 
     Raises:
-        PicturesError: the folder is missing or holds too few usable pictures; the lines before say
-            what is wrong with each.
+        PicturesError: the folder is missing, holds too few usable pictures, or something in it can
+            be meant in two ways; the lines before say what is wrong with each.
         RequestError, StateError: `out` is in the folder of pictures, or cannot be written.
 
     """
-    if out.resolve().parent == images.resolve():
+    folder = scan(images, marks)
+    if out.resolve().parent in {path.resolve() for path in (images, *(each.path.parent for each in folder.pictures))}:
         raise RequestError(
             f"--out {out} is in the folder of pictures and would be read as one of them: choose another place"
         )
     check_writable(out)
-    folder = scan(images)
-    yield f"{images}: {_count(len(folder.pictures), 'usable picture')}"
+    yield f"{images}: {counted(len(folder.pictures), 'usable picture')}"
+    for note in folder.layout:
+        yield f"  {note}"
     for skipped in folder.skipped:
         yield f"  skipped: {skipped.reason}"
+    for line in lines_about(folder.unused, images):
+        yield f"  {line}"
     if len(folder.pictures) < FEWEST:
         raise PicturesError(f"{len(folder.pictures)} usable pictures in {images}: at least {FEWEST} are needed")
-    yield from _shapes(folder, base)
-    captioned = sum(picture.captions != TEMPLATES for picture in folder.pictures)
-    yield f"  captions: {captioned} of {len(folder.pictures)}; the others get {', '.join(map(repr, TEMPLATES))}"
-    masked = sum(map(_masked, folder.pictures))
+    sizes = bucket_sizes(base)
+    seen = [
+        (bucket_for(read.picture.size, sizes), read.mask is not None) for read in map(Picture.read, folder.pictures)
+    ]
+    shapes = Counter(size for size, _ in seen).most_common()
+    listed = ", ".join(f"{count} at {width} x {height}" for (width, height), count in shapes)
+    yield f"  shown to {base.name} at its sizes: {listed}"
+    yield from _captions(folder, marks)
+    masked = sum(has_mask for _, has_mask in seen)
     yield f"  masks: {masked} of {len(folder.pictures)}"
     if masked < len(folder.pictures) and (model := model_on_disk()):
         yield f"  masks can be drawn for the others: mos-client check {images} --masks-with {model} --class WORD"
-    _, held_back = split_pictures(images)
+    _, held_back = split(folder.pictures)
     yield f"  held back for scoring, never tuned on: {', '.join(picture.path.name for picture in held_back)}"
     remarks_by_path: dict[Path, list[str]] = {}
-    for picture, remark in remarks(folder.pictures, base.picture_size):
-        remarks_by_path.setdefault(picture.path, []).append(remark)
-        yield f"  look at {picture.path.name}: it {remark}"
-    write_contact_sheet(folder.pictures, held_back, remarks_by_path, bucket_sizes(base), out)
+    found = ((picture.path, remark) for picture, remark in remarks(folder.pictures, base.picture_size))
+    for path, remark in chain(found, folder.doubts):
+        remarks_by_path.setdefault(path, []).append(remark)
+        yield f"  look at {path.name}: it {remark}"
+    yield from _notes(folder)
+    write_contact_sheet(folder.pictures, held_back, remarks_by_path, sizes, out)
     yield f"contact sheet: {out}"
 
 
-def _shapes(scanned: Folder, base: Base) -> Iterator[str]:
-    sizes = bucket_sizes(base)
-    shapes = Counter(bucket_for(read_picture(picture.path).picture.size, sizes) for picture in scanned.pictures)
-    listed = ", ".join(f"{count} at {width} x {height}" for (width, height), count in shapes.most_common())
-    yield f"  shown to {base.name} at its sizes: {listed}"
+def _captions(folder: Folder, marks: Marks) -> Iterator[str]:
+    """Yield how many pictures have captions, and what each caption becomes."""
+    captioned = [picture for picture in folder.pictures if picture.written]
+    yield f"  captions: {len(captioned)} of {len(folder.pictures)}; the others get {', '.join(map(repr, TEMPLATES))}"
+    subject = marks.concept or "V"
+    lines = [
+        f"    {picture.path.name}: {before!r} becomes {subject.join(texts_around(after))!r}"
+        for picture in captioned
+        for before, after in zip(picture.written, picture.captions, strict=True)
+    ]
+    yield from lines[:MOST_CAPTIONS]
+    if len(lines) > MOST_CAPTIONS:
+        yield f"    and {len(lines) - MOST_CAPTIONS} more"
+    yield from _word_of_the_folder([line for picture in captioned for line in picture.written], folder, marks)
 
 
-def _masked(picture: Picture) -> bool:
-    return picture.mask_file is not None or read_picture(picture.path).mask is not None
+def _word_of_the_folder(lines: Sequence[str], folder: Folder, marks: Marks) -> Iterator[str]:
+    """Yield a question if no caption has a mark, and most have the word of kohya's folder."""
+    named = REPEATS.fullmatch(folder.pictures[0].path.resolve().parent.name)
+    if named is None or marks.mark is not None or any(map(marks.places, lines)):
+        return
+    word = named["name"].split()[0]
+    having = sum(bool(Marks(mark=word).places(line)) for line in lines) if re.search(r"\w", word) else 0
+    if having > len(lines) / 2:
+        yield f"  look at the captions: {having} of {len(lines)} have {word!r}: does it stand for the concept? --mark {word}"
 
 
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
+def _notes(folder: Folder) -> Iterator[str]:
+    """Yield what was done to pictures to read them, one line for each thing done."""
+    by_note: dict[str, list[str]] = {}
+    for path, note in folder.notes:
+        by_note.setdefault(note, []).append(path.name)
+    for note, names in by_note.items():
+        yield f"  read {few(names)}: {note}"

@@ -9,7 +9,6 @@ from pathlib import Path
 from PIL import Image, ImageDraw
 
 from mos_client.pictures.folder import Picture
-from mos_client.pictures.reading import read_mask, read_picture
 from mos_client.pictures.views import bucket_for, views_of
 from mos_common.files import write_atomically
 
@@ -44,14 +43,13 @@ def write_contact_sheet(
 
 
 def _shown(picture: Picture, sizes: list[tuple[int, int]]) -> Image.Image:
-    read = read_picture(picture.path)
-    mask = read_mask(picture.mask_file, read.picture.size) if picture.mask_file else read.mask
+    read = picture.read()
     size = bucket_for(read.picture.size, sizes)
-    (view,) = views_of(read.picture, mask, size, crops=1, mirror=False, seed="")
+    (view,) = views_of(read.picture, read.mask, size, crops=1, mirror=False, seed="")
     shown = view.of(read.picture)
-    if mask is not None:
+    if read.mask is not None:
         tinted = Image.blend(shown, Image.new("RGB", shown.size, OUTSIDE), 0.6)
-        shown = Image.composite(shown, tinted, view.of(mask))
+        shown = Image.composite(shown, tinted, view.of(read.mask))
     scale = CELL / max(shown.size)
     return (
         shown.resize((round(shown.width * scale), round(shown.height * scale)), Image.Resampling.NEAREST)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from mos_client.pictures.captions import mirrored_caption
 from mos_client.pictures.folder import Picture, pictures_digest
-from mos_client.pictures.reading import open_picture, read_mask, read_picture
+from mos_client.pictures.reading import open_picture
 from mos_client.pictures.views import View, bucket_for, bucket_sizes, mask_cells, views_of
 from mos_common.base_model import Base
 from mos_common.digests import digest_of_json
@@ -28,6 +28,7 @@ from mos_common.files import write_atomically
 
 log = logging.getLogger(__name__)
 LATENTS = "latents.safetensors"
+READER = 2  # raised when pictures are read otherwise than before: latents of an earlier reading are no use
 
 
 @dataclass(frozen=True)
@@ -69,21 +70,20 @@ def load_examples(
         PicturesError: a picture can no longer be read.
 
     """
-    wanted = digest_of_json([base.fingerprint, str(base.dtype), pictures_digest(pictures), crops, mirror])
+    wanted = digest_of_json([READER, base.fingerprint, str(base.dtype), pictures_digest(pictures), crops, mirror])
     cached = _read_cache(cache, wanted)
     sizes, examples, fresh = bucket_sizes(base), [], {}
     for i, picture in enumerate(pictures):
-        read = read_picture(picture.path)
-        mask = read_mask(picture.mask_file, read.picture.size) if picture.mask_file else read.mask
+        read = picture.read()
         size = bucket_for(read.picture.size, sizes)
-        views = views_of(read.picture, mask, size, crops=crops, mirror=mirror, seed=picture.path.name)
+        views = views_of(read.picture, read.mask, size, crops=crops, mirror=mirror, seed=picture.path.name)
         encoded = []
         for j, view in enumerate(views):
             latent = cached.get(f"{i}.{j}")
             if latent is None:
                 latent = base.encode_pictures(_as_tensor(view.of(read.picture))[None])[0].float().cpu()
             fresh[f"{i}.{j}"] = latent
-            encoded.append(Encoded(latent, _mask_of(mask, view, latent), view.mirrored))
+            encoded.append(Encoded(latent, _mask_of(read.mask, view, latent), view.mirrored))
         examples.append(Example(tuple(encoded), picture.captions))
     if cache is not None and not cached:
         write_atomically(cache / LATENTS, save({k: v.contiguous() for k, v in fresh.items()}, {"of": wanted}))

@@ -7,6 +7,7 @@ concept's class word. transformers has the model's code; the user gives a folder
 from __future__ import annotations
 
 import io
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from mos_client.pictures.companions import name_key
 from mos_client.pictures.folder import find_pictures
-from mos_client.pictures.reading import read_picture
 from mos_common.errors import RequestError
 from mos_common.files import write_atomically
 
@@ -36,8 +37,10 @@ def draw_masks(images: Path, class_word: str, model: Path, device: str = "cpu") 
     """
     processor, network = _load(model)
     network = network.to(device)
-    for picture in find_pictures(images):
-        read = read_picture(picture.path)
+    pictures = find_pictures(images, None)
+    stems = Counter((picture.path.parent, name_key(picture.path.stem)) for picture in pictures)
+    for picture in pictures:
+        read = picture.read()
         if picture.mask_file is not None or read.mask is not None:
             continue
         inputs = processor(text=[class_word], images=[read.picture], return_tensors="pt", padding=True).to(device)
@@ -49,7 +52,8 @@ def draw_masks(images: Path, class_word: str, model: Path, device: str = "cpu") 
         mask = Image.fromarray(marked).resize(read.picture.size, Image.Resampling.BILINEAR)
         data = io.BytesIO()
         mask.save(data, "PNG")
-        out = picture.path.with_name(f"{picture.path.stem}.mask.png")
+        shared = stems[picture.path.parent, name_key(picture.path.stem)] > 1  # as of x.png and x.jpg
+        out = picture.path.with_name(f"{picture.path.name if shared else picture.path.stem}.mask.png")
         write_atomically(out, data.getvalue())
         yield out
 

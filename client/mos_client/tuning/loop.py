@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mos_client.pictures.examples import Example
+from mos_client.pictures.marks import texts_around
 from mos_client.tuning.batches import Batch, next_batch
 from mos_client.tuning.loss import attention_loss, cell_weights, noise_loss
 from mos_client.tuning.memory_plan import Plan
@@ -25,7 +25,7 @@ from mos_common.conditioning import Conditioning
 from mos_common.edlora import LowRank
 from mos_common.errors import ConceptError
 from mos_common.layers import Group
-from mos_common.words import TokenIds, Vocabulary, encode_pooled, encode_token_ids, tokenise
+from mos_common.words import TokenIds, Vocabulary, encode_pooled, encode_token_ids, tokenise_parts
 
 V = "<v>"
 
@@ -180,8 +180,10 @@ class Tuning:
 
     def _tokenised(self, caption: str) -> TokenIds:
         if caption not in self._texts:
-            subject = V if self.words is not None else self.class_word
-            self._texts[caption] = tokenise(self.base, re.sub(r"\bV\b", lambda _: subject, caption), self.vocabulary)
+            texts = texts_around(caption)
+            if self.words is None:
+                texts = [self.class_word.join(texts)]
+            self._texts[caption] = tokenise_parts(self.base, texts, [V] * (len(texts) - 1), self.vocabulary)
         return self._texts[caption]
 
     def _stop_long_words(self) -> None:

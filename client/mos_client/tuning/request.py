@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mos_client.pictures.folder import Picture, split_pictures
+from mos_client.pictures.marks import Marks
 from mos_client.tuning.settings import TuningSettings
 from mos_common.names import check_concept_name
 from mos_common.presets import preset_for
@@ -21,10 +22,11 @@ class TuneRequest:
     `base` is as `mos_common.base_files` finds it; without `device` and `dtype` the best
     available are used. Without `steps` the base's preset decides. `settings` are those of
     `TuningSettings` by name, as values or as text. `vram` is the memory that a step may use, in
-    gigabytes.
+    gigabytes. `mark` is the word for the concept in captions, if it is none of the usual ones.
 
     Raises:
-        RequestError: `concept` is not a name like "<cat>", or a setting is unknown or out of range.
+        RequestError: `concept` is not a name like "<cat>", `mark` is no word, or a setting is
+            unknown or out of range.
 
     """
 
@@ -40,10 +42,17 @@ class TuneRequest:
     dtype: str | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     vram: float | None = None
+    mark: str | None = None
 
     def __post_init__(self) -> None:
         check_concept_name(self.concept)
+        Marks(self.concept, self.mark)
         TuningSettings.of(preset_for(self.base), steps=self.steps, seed=self.seed, changes=self.settings)
+
+    @property
+    def marks(self) -> Marks:
+        """The words that stand for the concept in captions."""
+        return Marks(self.concept, self.mark)
 
     def pictures(self) -> tuple[list[Picture], list[Picture]]:
         """Return (pictures to tune on, pictures held back for scoring).
@@ -52,4 +61,4 @@ class TuneRequest:
             PicturesError: the folder is missing or holds too few usable pictures.
 
         """
-        return split_pictures(self.images)
+        return split_pictures(self.images, self.marks)

@@ -14,6 +14,7 @@ from mos_client.pictures import check as check_command
 from mos_client.pictures import quality
 from mos_client.pictures.check import check_folder
 from mos_client.pictures.folder import find_pictures
+from mos_client.pictures.marks import Marks
 from mos_client.pictures.quality import remarks, sharpness
 from mos_client.pictures.reading import open_picture
 from mos_common.errors import PicturesError, RequestError, StateError
@@ -128,6 +129,49 @@ def test_everything_that_was_found_is_told(folder, tiny, tmp_path):
     (shapes,) = [line for line in text.splitlines() if "shown to tiny at its sizes" in line]
     assert "4 at 64 x 64" in shapes
     assert shapes.count(" at ") == 4, "the phrase, squares, wide ones, high ones"
+
+
+def test_what_was_done_to_read_pictures_and_what_nobody_uses_is_told(folder, tiny, tmp_path):
+    for name in ("04.png", "05.png"):
+        Image.fromarray(np.arange(96 * 96, dtype=np.uint16).reshape(96, 96) * 7).save(folder / name)
+    Image.new("L", (96, 96), 0).save(folder / "00.mask.png")
+    Image.new("L", (96, 96), 255).save(folder / "01.mask.png")
+    for name in ("09.txt", "08.txt", "list.csv", "old/a.png"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(b"x")
+    lines = checked(folder, tiny, tmp_path / "sheet.png")
+    for line in (
+        "  masks: 1 of 6",
+        "  look at 00.png: it has a mask 00.mask.png that is wholly black: it marks nothing and is left out; "
+        "white is where the concept is",
+        "  look at 01.png: it has a mask 01.mask.png that is wholly white: it marks the whole picture",
+        "  read 04.png, 05.png: has 16 bits a pixel: its values up to 64505 of 65535 are scaled to 8 bits",
+        "  not used: 08.txt, 09.txt: no picture has this name, so it is nobody's caption",
+        "  not used: list.csv: it is neither a picture, a caption nor a mask",
+        "  not used: old: sub-folders are not looked into; it holds 1 picture (a.png)",
+    ):
+        assert line in lines
+
+
+def test_the_word_of_kohya_s_folder_is_asked_about_where_captions_have_it_and_no_mark(folder, tiny, tmp_path):
+    (tmp_path / "img").mkdir()
+    place = folder.rename(tmp_path / "img" / "10_ohwx man")
+    for i in range(3):
+        (place / f"{i:02}.txt").write_text(f"ohwx man, sitting {i}")
+    (asked,) = [line for line in checked(tmp_path / "img", tiny, tmp_path / "a.png") if "--mark" in line]
+    assert asked.endswith("3 of 3 have 'ohwx': does it stand for the concept? --mark ohwx")
+    marked = list(check_folder(place, tiny, tmp_path / "a.png", Marks(None, "ohwx")))
+    assert "    00.png: 'ohwx man, sitting 0' becomes 'V man, sitting 0'" in marked
+    (place / "00.txt").write_text("V man, sitting")
+    assert not [line for line in checked(place, tiny, tmp_path / "a.png") if "--mark" in line]
+
+
+def test_a_sheet_beside_the_pictures_of_a_layout_is_refused_too(folder, tiny, tmp_path):
+    (tmp_path / "set").mkdir()
+    folder.rename(tmp_path / "set" / "image")
+    with pytest.raises(RequestError, match="would be read as one"):
+        checked(tmp_path / "set", tiny, tmp_path / "set" / "image" / "check.png")
+    assert checked(tmp_path / "set", tiny, tmp_path / "check.png")
 
 
 def test_too_few_are_an_error_after_what_is_wrong_with_each_was_said(folder, tiny, tmp_path):

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 
-from mos_client.pictures.captions import TEMPLATES, mirrored_caption, movable_parts, shuffled_caption
+from mos_client.pictures.captions import TEMPLATES
 from mos_client.pictures.examples import load_examples, load_pictures
 from mos_client.pictures.folder import FEWEST, Picture, find_pictures, pictures_digest, scan, split_pictures
+from mos_client.pictures.marks import ANY_MARK, Marks
 from mos_common.errors import PicturesError
 
 RED, BLUE, WHITE = (255, 0, 0), (0, 0, 255), (255, 255, 255)
@@ -83,16 +87,6 @@ def test_the_layout_of_the_paper_s_repository(make_pictures, tmp_path):
     assert [p.mask_file for p in pictures_found] == [None, root / "mask" / "01.png", None, None]
 
 
-def test_the_layout_of_kohya(make_pictures, tmp_path):
-    root = tmp_path / "train"
-    shutil.move(make_pictures(3, "a"), root / "10_sks cat")
-    shutil.move(make_pictures(2, "b"), root / "5_cat")
-    (root / "10_sks cat" / "01.caption").write_text("cat, sitting, indoors")
-    pictures_found = find_pictures(root)
-    assert len(pictures_found) == 5
-    assert ("V, cat, sitting, indoors",) in [p.captions for p in pictures_found]
-
-
 @pytest.mark.parametrize("name", ["01.mask.png", "01-masklabel.png", "mask/01.png", "masks/01.png"])
 def test_masks_are_found_and_are_no_pictures(make_pictures, name):
     folder = make_pictures(4)
@@ -153,51 +147,75 @@ def test_examples_are_the_latents_of_the_base_and_the_captions(sixteen, make_pic
     assert [e.captions for e in examples] == [TEMPLATES, ("V asleep",), TEMPLATES]
 
 
+def captions_of(folder: Path, name: str = "00.png", marks: Marks = ANY_MARK) -> tuple[str, ...]:
+    (found,) = (picture for picture in scan(folder, marks).pictures if picture.path.name == name)
+    return found.captions
+
+
 @pytest.mark.parametrize(
-    ("line", "caption"),
-    [
-        ("V asleep", "V asleep"),
-        ("a photo of <TOK> asleep", "a photo of V asleep"),
-        ("<cat> on a mat", "V on a mat"),
-        ("<my-cat_2>'s ball", "V's ball"),
-        ("asleep on a TV", "V, asleep on a TV"),
-        ("Victor and Venus", "V, Victor and Venus"),
-        ("  V  ", "V"),
-    ],
+    ("other", "text"),
+    [("00.caption", "V up"), ("caption/00.txt", "V up"), ("metadata.jsonl", "V up"), ("00.TXT", "V up")],
 )
-def test_a_caption_names_the_concept_or_is_given_it(tmp_path, line, caption):
-    (tmp_path / "a.txt").write_text(line)
-    assert Picture(tmp_path / "a.png", tmp_path / "a.txt").captions == (caption,)
+def test_two_captions_of_one_picture_that_disagree_are_a_question_and_both_are_named(make_pictures, other, text):
+    folder = make_pictures(4)
+    (folder / "00.txt").write_text("V asleep\n")
+    (folder / other).parent.mkdir(exist_ok=True)
+
+    def write(caption: str) -> None:
+        row = json.dumps({"file_name": "00.png", "text": caption})
+        (folder / other).write_text(row if other.endswith("jsonl") else caption + "\r\n")
+
+    write(text)
+    with pytest.raises(PicturesError, match="two captions that disagree") as error:
+        scan(folder)
+    assert "00.txt" in str(error.value)
+    assert Path(other).name in str(error.value)
+    write("V asleep")
+    assert captions_of(folder) == ("V asleep",), "twice the same is fine"
+    write("")
+    assert captions_of(folder) == ("V asleep",), "and an empty one says nothing"
 
 
-def test_every_line_is_a_caption_and_empty_ones_are_none(tmp_path):
-    (tmp_path / "a.txt").write_text("V sits\n\n   \nV stands\r\n")
-    assert Picture(tmp_path / "a.png", tmp_path / "a.txt").captions == ("V sits", "V stands")
+@pytest.mark.parametrize("other", ["01-masklabel.png", "mask/01.png", "01.MASK.PNG"])
+def test_two_masks_of_one_picture_that_disagree_are_a_question_and_both_are_named(make_pictures, other):
+    folder = make_pictures(4)
+    mask = Image.new("L", (64, 64), 0)
+    mask.paste(255, (0, 0, 32, 64))
+    mask.save(folder / "01.mask.png")
+    (folder / other).parent.mkdir(exist_ok=True)
+    mask.convert("RGB").resize((128, 128), Image.Resampling.NEAREST).save(folder / other)
+    assert scan(folder).pictures[1].mask_file is not None, "twice the same is fine"
+    mask.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(folder / other)
+    with pytest.raises(PicturesError, match=r"01\.png .*two masks that disagree") as error:
+        scan(folder)
+    assert Path(other).name in str(error.value)
 
 
-@pytest.mark.parametrize("text", [None, "", "\n \n"])
-def test_without_captions_there_are_templates(tmp_path, text):
-    if text is not None:
-        (tmp_path / "a.txt").write_text(text)
-    assert Picture(tmp_path / "a.png", None if text is None else tmp_path / "a.txt").captions == TEMPLATES
-    assert all("V" in template for template in TEMPLATES)
+def test_captions_that_are_no_text_stop_before_any_picture_is_read_and_all_are_named(make_pictures, monkeypatch):
+    folder = make_pictures(4)
+    (folder / "00.txt").write_bytes("V im Käfig".encode("cp1252"))
+    (folder / "02.caption").write_bytes("V up".encode("utf-16-le"))
+    monkeypatch.setattr("mos_client.pictures.folder.read_picture", lambda path: pytest.fail("it was read"))
+    with pytest.raises(PicturesError, match=r"00\.txt is not in UTF-8.*02\.caption holds zero bytes.*save it as UTF-8"):
+        scan(folder)
 
 
-def test_captions_of_another_encoding_are_no_traceback(tmp_path):
-    (tmp_path / "a.txt").write_bytes("V in einem Käfig".encode("latin-1"))
-    assert Picture(tmp_path / "a.png", tmp_path / "a.txt").captions[0].startswith("V in einem K")
+def test_two_marks_in_a_folder_stop_and_a_mark_or_the_concept_decides(make_pictures):
+    folder = make_pictures(4)
+    (folder / "00.txt").write_text("V asleep")
+    (folder / "01.txt").write_text("<cat> in a V-neck")
+    assert captions_of(folder, "01.png") == ("V, <cat> in a V-neck",)
+    with pytest.raises(PicturesError, match=r"2 ways \(V in 00\.txt, <cat> in 01\.txt\)"):
+        scan(folder, Marks("<cat>"))
+    assert captions_of(folder, "00.png", Marks(None, "<cat>")) == (r"<V>, \V asleep",)
+    assert captions_of(folder, "01.png", Marks(None, "<cat>")) == ("V in a V-neck",)
 
 
-def test_a_mirrored_picture_has_a_mirrored_caption():
-    assert mirrored_caption("V on the left and a tree on the right") == "V on the right and a tree on the left"
-    assert mirrored_caption("V is leftover, bright") == "V is leftover, bright"
-
-
-def test_shuffling_moves_every_part_but_the_first():
-    caption = "V, sitting, indoors, red cushion"
-    assert movable_parts(caption) == 3
-    assert shuffled_caption(caption, [2, 0, 1]) == "V, red cushion, sitting, indoors"
-    assert movable_parts("photo of a V") == 0
+def test_without_marks_captions_are_not_read(make_pictures):
+    """To score or to attack a concept, nobody needs them."""
+    folder = make_pictures(4)
+    (folder / "00.txt").write_bytes(b"\xff\xff")
+    assert [picture.captions for picture in find_pictures(folder, None)] == [TEMPLATES] * 4
 
 
 def test_the_digest_is_of_names_bytes_and_captions(make_pictures, tmp_path):
@@ -214,3 +232,18 @@ def test_the_digest_is_of_names_bytes_and_captions(make_pictures, tmp_path):
     (moved / "02.png").rename(moved / "02b.png")
     pictures_found.add(pictures_digest(find_pictures(moved)))
     assert len(pictures_found) == 4
+
+
+def test_the_digest_of_an_ordinary_folder_is_that_of_release_0_1_0(make_pictures):
+    """Name, bytes, captions and mask of each picture: what was tuned is kept under it."""
+    folder = make_pictures(3)
+    (folder / "00.txt").write_text("V asleep\nV's hat\n")
+    (folder / "01.txt").write_text("cat, sitting\n")
+    Image.new("L", (64, 64), 255).save(folder / "02.mask.png")
+    captions = [("V asleep", "V's hat"), ("V, cat, sitting",), TEMPLATES]
+    expected = hashlib.sha256()
+    for i, lines in enumerate(captions):
+        expected.update(f"{i:02}.png\0".encode() + hashlib.sha256((folder / f"{i:02}.png").read_bytes()).digest())
+        expected.update("\n".join(lines).encode())
+    expected.update(hashlib.sha256((folder / "02.mask.png").read_bytes()).digest())
+    assert pictures_digest(find_pictures(folder)) == expected.hexdigest()

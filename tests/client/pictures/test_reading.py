@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image, features
+from PIL import Image, ImageCms, features
 
 from mos_client.pictures import reading
 from mos_client.pictures.reading import open_picture, read_mask, read_picture
@@ -219,3 +219,96 @@ def test_a_mask_of_another_shape_is_refused(tmp_path):
     Image.new("L", (8, 8)).save(tmp_path / "a.mask.png")
     with pytest.raises(PicturesError, match=r"a\.mask\.png is 8 x 8, its picture 8 x 4"):
         read_mask(tmp_path / "a.mask.png", (8, 4))
+
+
+@pytest.mark.parametrize("suffix", ["gif", "webp", "png", "tif"])
+def test_of_an_animation_the_first_frame_is_used_and_this_is_said(tmp_path, suffix):
+    frames = [halves(), Image.new("RGB", (8, 4), BLUE)]
+    how = {"lossless": True} if suffix == "webp" else {}
+    frames[0].save(tmp_path / f"a.{suffix}", save_all=True, append_images=frames[1:], duration=100, **how)
+    read = read_picture(tmp_path / f"a.{suffix}")
+    assert read.picture.tobytes() == halves().tobytes()
+    assert read.notes == ("has 2 frames: the first is used",)
+
+
+def test_an_animation_that_breaks_off_after_its_first_frame_is_used(tmp_path):
+    halves().save(tmp_path / "a.gif", save_all=True, append_images=[Image.new("RGB", (8, 4), BLUE)])
+    content = (tmp_path / "a.gif").read_bytes()
+    (tmp_path / "a.gif").write_bytes(content[: content.rindex(b"\x2c") + 3])
+    assert open_picture(tmp_path / "a.gif").tobytes() == halves().tobytes()
+
+
+def test_of_a_camera_s_mpo_the_first_picture_is_used(tmp_path):
+    upright = halves().resize((64, 32), Image.Resampling.NEAREST)
+    stored = upright.transpose(Image.Transpose.ROTATE_90)
+    stored.save(tmp_path / "a.jpg", format="MPO", save_all=True, append_images=[Image.new("RGB", (32, 64))], exif=EXIF)
+    with Image.open(tmp_path / "a.jpg") as file:
+        assert file.format == "MPO"
+    read = read_picture(tmp_path / "a.jpg")
+    assert (read.picture.size, read.notes) == ((64, 32), ())
+    assert read.picture.getpixel((4, 16))[0] > 200 > 60 > read.picture.getpixel((4, 16))[2]
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tif", "avif"])
+def test_every_format_is_turned_once(tmp_path, suffix):
+    if suffix == "avif" and not features.check("avif"):
+        pytest.skip("this Pillow was built without AVIF")
+    upright = halves().resize((64, 32), Image.Resampling.NEAREST)
+    upright.transpose(Image.Transpose.ROTATE_90).save(tmp_path / f"a.{suffix}", exif=EXIF)
+    read = read_picture(tmp_path / f"a.{suffix}")
+    assert (read.picture.size, read.turned) == ((64, 32), True)
+    assert read.picture.getpixel((4, 16))[0] > 200 > 60 > read.picture.getpixel((4, 16))[2]
+
+
+@pytest.mark.parametrize(("kind", "suffix"), [("JPEG", "png"), ("PNG", "JPG"), ("WEBP", "jpeg"), ("JPEG", "jfif")])
+def test_a_picture_is_read_by_what_it_is_and_not_by_its_ending(tmp_path, kind, suffix):
+    halves().resize((64, 32), Image.Resampling.NEAREST).save(tmp_path / f"a.{suffix}", format=kind)
+    assert open_picture(tmp_path / f"a.{suffix}").getpixel((4, 16))[0] > 200
+
+
+@pytest.mark.parametrize("kind", ["EPS", "PPM", "TGA", "PCX", "ICO"])
+def test_formats_that_nobody_asked_for_are_not_tried(tmp_path, kind):
+    """Pillow would start Ghostscript for an EPS file, whatever its name ends in."""
+    halves().resize((64, 32)).save(tmp_path / "a.png", format=kind)
+    with pytest.raises(PicturesError, match=r"a\.png cannot be read"):
+        open_picture(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [(b"", "it is empty"), (b"<!DOCTYPE html>", "a web page or a drawing"), (b"<svg></svg>", "a drawing (SVG)")],
+)
+def test_what_is_no_picture_at_all_is_called_what_it_is(tmp_path, content, said):
+    (tmp_path / "a.jpg").write_bytes(content)
+    with pytest.raises(PicturesError, match=r"a\.jpg cannot be read \(") as error:
+        open_picture(tmp_path / "a.jpg")
+    assert said in str(error.value)
+
+
+def test_heic_by_another_name_says_what_to_install_too(tmp_path, monkeypatch):
+    """Phones and web pages rename it to .jpg."""
+    monkeypatch.setattr(reading, "can_read_heic", lambda: False)
+    monkeypatch.setitem(Image.OPEN, "HEIF", (None, lambda prefix: False))
+    (tmp_path / "phone.jpg").write_bytes(b"\0\0\0\x18ftypheic" + b"\0" * 40)
+    with pytest.raises(PicturesError, match=r"phone\.jpg is HEIC, which needs the package pillow-heif"):
+        open_picture(tmp_path / "phone.jpg")
+
+
+@pytest.mark.parametrize(("width", "height"), [(0, 0), (0, 4), (8, 0)])
+def test_a_picture_without_pixels_is_refused(tmp_path, width, height):
+    halves().save(tmp_path / "a.png")
+    content = bytearray((tmp_path / "a.png").read_bytes())
+    content[16:24] = struct.pack(">II", width, height)
+    content[29:33] = struct.pack(">I", zlib.crc32(bytes(content[12:29])))
+    (tmp_path / "a.png").write_bytes(content)
+    with pytest.raises(PicturesError, match=r"a\.png cannot be read"):
+        open_picture(tmp_path / "a.png")
+
+
+def test_lab_and_the_inverted_inks_of_jpeg_have_their_colours(tmp_path):
+    rose = Image.new("RGB", (16, 16), (200, 30, 60))
+    lab = ImageCms.createProfile("LAB")
+    ImageCms.profileToProfile(rose, ImageCms.createProfile("sRGB"), lab, outputMode="LAB").save(tmp_path / "a.tif")
+    rose.convert("CMYK").save(tmp_path / "a.jpg", quality=100)
+    for name in ("a.tif", "a.jpg"):
+        assert open_picture(tmp_path / name).getpixel((8, 8)) == pytest.approx((200, 30, 60), abs=4)

@@ -98,6 +98,14 @@ def test_masks_that_are_there_are_left_and_those_written_are_found(clipseg, make
     assert list(draw_masks(folder, "cat", clipseg["all"])) == [], "once is enough"
 
 
+def test_pictures_that_share_a_name_get_masks_that_say_whose_they_are(clipseg, make_pictures):
+    folder = make_pictures(3)
+    open_picture(folder / "00.png").save(folder / "00.jpg")
+    written = [path.name for path in draw_masks(folder, "cat", clipseg["all"])]
+    assert written == ["00.jpg.mask.png", "00.png.mask.png", "01.mask.png", "02.mask.png"]
+    assert [picture.mask_file.name for picture in find_pictures(folder)] == written
+
+
 def test_a_mask_that_marks_nothing_is_not_written(clipseg, make_pictures):
     folder = make_pictures(3)
     assert list(draw_masks(folder, "cat", clipseg["none"])) == []
