@@ -9,6 +9,7 @@ import typer
 
 from mos_client.cli.options import Author, ClassWord, Concept, Images, Licence, Mark, Settings, Vram
 from mos_client.tuning.settings import TuningSettings, tuning_texts
+from mos_common.errors import PicturesError, RequestError
 from mos_common.options import Base, Device, Dtype, Seed, TuningSteps
 from mos_common.shell import counting, lists_settings, say
 
