@@ -102,7 +102,12 @@ def test_a_path_that_is_not_there_is_never_looked_up(name, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("name", "said"), [("sd15.zip", "unpack it, and give the folder"), ("sd/model_index.json", "give the folder with")]
+    ("name", "said"),
+    [
+        ("sd15.zip", "unpack it, and give the folder"),
+        ("sd/model_index.json", "give the folder with"),
+        ("sd/config.json", "is a configuration"),
+    ],
 )
 def test_a_file_of_a_folder_or_an_archive_points_to_the_folder(tmp_path, name, said):
     (tmp_path / "sd").mkdir()
