@@ -5,14 +5,12 @@ call any function it names. Its instructions are read, not run, until it is cert
 only tensors and ordered dictionaries. Then torch's own unpickler for weights runs them, which knows
 no other functions either.
 
-LoRA files are read whole (`read_tensors`), checkpoints of base models tensor by tensor
-(`open_weights`). A checkpoint may also hold its trainer's notes: the few classes that they name are
-replaced by one that does nothing.
+Checkpoints of base models are read tensor by tensor (`open_weights`). A checkpoint may also hold
+its trainer's notes: the few classes that they name are replaced by one that does nothing.
 """
 
 from __future__ import annotations
 
-import json
 import pickletools
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
@@ -23,12 +21,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load
 from torch import Tensor
 
-from mos_common.errors import BaseModelError, ConceptError, MosError
+from mos_common.errors import BaseModelError, MosError
 
-MAX_BYTES = 4 * 2**30
 MAX_PICKLE_BYTES = 16 * 2**20
 ZIP = b"PK\x03\x04"
 DAMAGED = (
@@ -47,8 +43,12 @@ HARMLESS = frozenset(
     {
         ("collections", "OrderedDict"),
         ("torch._utils", "_rebuild_tensor_v2"),
+        ("torch._utils", "_rebuild_tensor_v3"),
         ("torch._utils", "_rebuild_parameter"),
+        ("torch.storage", "UntypedStorage"),
+        *(("torch", f"float8_{kind}") for kind in ("e4m3fn", "e5m2")),
         *(("torch", f"{kind}Storage") for kind in ("Float", "Half", "BFloat16", "Double", "Long", "Int")),
+        *(("torch", f"{kind}Storage") for kind in ("Short", "Char", "Byte", "Bool")),
     }
 )
 """All names that a file of tensors in plain containers needs."""
@@ -85,32 +85,24 @@ class Weights:
     read: Callable[[str], Tensor]
 
 
-def read_tensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
-    """Return the tensors of a file, by name in plain containers, and its metadata.
+def load_pickled(path: Path, error: type[MosError], notes: frozenset[tuple[str, str]] = frozenset()) -> Any:
+    """Return what a zip of `torch.save` holds, once it is certain that nothing in it is called.
+
+    Classes of `notes` are replaced by one that does nothing.
 
     Raises:
-        ConceptError: it cannot be read, is too large, or holds anything except tensors in plain
-            containers.
+        MosError: of the class `error`: it would call something, or is damaged.
 
     """
+    _refuse_calls(path, error, notes)
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise ConceptError(f"{path} has {path.stat().st_size:,} bytes, more than {MAX_BYTES:,}: that is not a LoRA")
-        if path.suffix.lower() == ".safetensors":
-            return _read_safetensors(path)
-        return _named_tensors(path, _read_torch(path, ConceptError), ConceptError), {}
-    except OSError as error:
-        raise ConceptError(f"{path} cannot be read: {error.strerror or error}") from error
-
-
-def _read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
-    data = path.read_bytes()
-    try:
-        tensors: dict[str, Any] = dict(load(data))
-        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-    except (SafetensorError, ValueError) as error:
-        raise ConceptError(f"{path} is not a safetensors file ({type(error).__name__})") from error
-    return tensors, {str(k): str(v) for k, v in header.get("__metadata__", {}).items()}
+        with torch.serialization.safe_globals([(_Ignored, f"{module}.{name}") for module, name in notes]):
+            if path.suffix == ".safetensors":  # given a path, torch goes by the name
+                with path.open("rb") as file:
+                    return torch.load(file, map_location="cpu", weights_only=True)
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=bool(notes))
+    except DAMAGED as damage:
+        raise error(f"{path} cannot be read ({type(damage).__name__}): it is damaged") from damage
 
 
 def check_pickle(path: Path) -> None:
@@ -151,11 +143,14 @@ def open_weights(path: Path) -> Weights:
 
 
 def _open_torch(path: Path) -> Weights:
-    content = _read_torch(path, BaseModelError, NOTES)
+    if not zipfile.is_zipfile(path):
+        raise BaseModelError(f"{path} is cut short: its directory, at the end, is missing. Download it again")
+    content = load_pickled(path, BaseModelError, NOTES)
     while isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
         content = content["state_dict"]
-    tensors = _named_tensors(path, dict(content) if isinstance(content, Mapping) else content, BaseModelError)
-    tensors = {name: value for name, value in tensors.items() if isinstance(value, Tensor)}
+    check_plain(path, content, BaseModelError)
+    held = content if isinstance(content, Mapping) else {}
+    tensors = {str(name): value for name, value in held.items() if isinstance(value, Tensor)}
     return Weights({name: tuple(value.shape) for name, value in tensors.items()}, {}, tensors.__getitem__)
 
 
@@ -174,32 +169,10 @@ def _looks_like(path: Path) -> str:
     return "an empty file" if not start else "damaged, or of another format"
 
 
-def _read_torch(path: Path, error: type[MosError], notes: frozenset[tuple[str, str]] = frozenset()) -> Any:
-    with path.open("rb") as file:
-        magic = file.read(len(ZIP))
-    if magic != ZIP or not zipfile.is_zipfile(path):
-        raise error(
-            f"{path} is neither a safetensors file nor one that torch.save wrote: convert it to safetensors first"
-        )
-    _refuse_calls(path, error, notes)
-    try:
-        with torch.serialization.safe_globals([(_Ignored, f"{module}.{name}") for module, name in notes]):
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=bool(notes))
-    except DAMAGED as damage:
-        raise error(f"{path} cannot be read ({type(damage).__name__}): it is damaged") from damage
-
-
 def _refuse_calls(path: Path, error: type[MosError], notes: frozenset[tuple[str, str]] = frozenset()) -> None:
     for module, name in _named_by_pickle(path, error):
         if (module, name) not in HARMLESS | notes:
             raise error(f"{path} is refused: it would call {module}.{name}, which no file of weights needs")
-
-
-def _named_tensors(path: Path, content: Any, error: type[MosError]) -> dict[str, Any]:
-    _check_plain(path, content, error)
-    if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
-        raise error(f"{path} holds a {type(content).__name__}; expected named tensors")
-    return content
 
 
 def _named_by_pickle(path: Path, error: type[MosError]) -> Iterator[tuple[str, str]]:
@@ -224,17 +197,23 @@ def _named_by_pickle(path: Path, error: type[MosError]) -> Iterator[tuple[str, s
         raise error(f"{path} cannot be read ({type(damage).__name__}): it is damaged") from damage
 
 
-def _check_plain(path: Path, value: object, error: type[MosError], depth: int = 0) -> None:
+def check_plain(path: Path, value: object, error: type[MosError], depth: int = 0) -> None:
+    """Check that a value is tensors in plain containers, each tensor no larger than its data.
+
+    Raises:
+        MosError: of the class `error`: it is not.
+
+    """
     if depth > 8:
         raise error(f"{path} is refused: its containers are nested more than eight deep")
     if isinstance(value, Mapping):
         for key, inner in value.items():
             if not isinstance(key, str | int):
                 raise error(f"{path} is refused: a {type(key).__name__} cannot name a tensor")
-            _check_plain(path, inner, error, depth + 1)
+            check_plain(path, inner, error, depth + 1)
     elif isinstance(value, list | tuple):
         for inner in value:
-            _check_plain(path, inner, error, depth + 1)
+            check_plain(path, inner, error, depth + 1)
     elif isinstance(value, Tensor):
         # A view may repeat one number 10¹² times: tiny in the file, too large for memory once used.
         if value.numel() * value.element_size() > value.untyped_storage().nbytes():

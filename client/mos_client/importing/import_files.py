@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from mos_client.importing.lora import PEFT_CONFIG, pairs_of, truncated
+from mos_client.importing.safe_reading import read_tensors
 from mos_client.importing.words import Words, paper_words, textual_inversion
 from mos_common.base_model import Base
 from mos_common.concept import Concept, check_fits, words_of
@@ -19,7 +20,6 @@ from mos_common.edlora import LowRank
 from mos_common.errors import ConceptError, RequestError
 from mos_common.files import check_writable, write_atomically
 from mos_common.names import check_concept_name
-from mos_common.safe_reading import read_tensors
 from mos_common.words import TOKEN
 
 log = logging.getLogger(__name__)
