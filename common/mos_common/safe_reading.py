@@ -180,6 +180,8 @@ def _named_by_pickle(path: Path, error: type[MosError]) -> Iterator[tuple[str, s
     try:
         with zipfile.ZipFile(path) as archive:
             entries = [entry for entry in archive.infolist() if entry.filename.endswith(".pkl")]
+            if not entries:
+                raise error(f"{path} is a zip archive, not a file of weights: unpack it first")
             unpacked = sum(entry.file_size for entry in archive.infolist())
             packed = any(entry.compress_type for entry in archive.infolist()) or unpacked > path.stat().st_size
             if len(entries) != 1 or packed:
