@@ -163,6 +163,8 @@ def _looks_like(path: Path) -> str:
         (b"version https://git-lfs", "a Git LFS pointer: the file itself was not downloaded"),
         (b"\x80", "a pickle of an old torch.save"),
         (b"<", "a web page"),
+        (b"\x89PNG", "a picture"),
+        (b"\xff\xd8\xff", "a picture"),
     ):
         if start.startswith(magic):
             return what
