@@ -95,19 +95,27 @@ def find_base(name: str) -> BaseFiles:
 
         return BaseFiles(name, base_folder())
     path = Path(name).expanduser()
-    if path.name == INDEX or path.suffix.lower() in ARCHIVES:
-        advice = "unpack it, and give" if path.suffix.lower() in ARCHIVES else "give"
-        raise BaseModelError(f"{name} is not a base model: {advice} the folder with {INDEX}")
-    if path.is_file():
-        checkpoint = open_checkpoint(path)
-        return BaseFiles(name, checkpoint.folder, checkpoint, checkpoint.scheduler_arguments)
-    if path.is_dir():
-        return BaseFiles(name, _diffusers_folder(name, path))
-    if path.is_symlink():
-        raise BaseModelError(f"{name} is a link to {path.readlink()}, which is not there")
+    try:
+        if path.is_file():
+            return _file(name, path)
+        if path.is_dir():
+            return BaseFiles(name, _diffusers_folder(name, path))
+        if path.is_symlink():
+            raise BaseModelError(f"{name} is a link to {path.readlink()}, which is not there")
+    except OSError as error:
+        raise BaseModelError(f"{name} cannot be read: {error.strerror or error}") from error
     if not HUB_ID.fullmatch(name) or path.suffix in CHECKPOINTS:
         raise BaseModelError(f"no base model at {name}: there is no such file or folder. Give {WHAT}")
     return BaseFiles(name, _diffusers_folder(name, fetch_base(name)))
+
+
+def _file(name: str, path: Path) -> BaseFiles:
+    if path.suffix.lower() in ARCHIVES:
+        raise BaseModelError(f"{name} is an archive, not a base model: unpack it, and give the folder with {INDEX}")
+    if path.suffix.lower() == ".json":
+        raise BaseModelError(f"{name} is a configuration, not a base model: give the folder with {INDEX}")
+    checkpoint = open_checkpoint(path)
+    return BaseFiles(name, checkpoint.folder, checkpoint, checkpoint.scheduler_arguments)
 
 
 def _diffusers_folder(name: str, folder: Path) -> Path:

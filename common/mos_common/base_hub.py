@@ -111,10 +111,17 @@ def _weights(name: str, part: str, held: Iterable[str]) -> tuple[str, ...]:
 
 
 def _why(error: Exception) -> str:
-    from huggingface_hub.errors import GatedRepoError, OfflineModeIsEnabled, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HFValidationError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+    )
 
     if isinstance(error, GatedRepoError):
         return "the hub gives it only to who accepted its licence: accept it on its page, then run hf auth login"
+    if isinstance(error, HFValidationError):
+        return "the hub has no ids like that: expected owner/model"
     if isinstance(error, RepositoryNotFoundError):
         return "the hub has no such model (or it is private: run hf auth login)"
     if isinstance(error, OfflineModeIsEnabled):

@@ -1,19 +1,16 @@
 """Read tensors from other people's files without running anything in them.
 
-What a file is, is told by its first bytes, not by its name. safetensors holds only tensors. A file
-of `torch.save` is a zip with a pickle, a program that may call any function it names. Its
-instructions are read, not run, until it is certain that they name only tensors and ordered
-dictionaries. Then torch's own unpickler for weights runs them, which knows no other functions
-either.
+safetensors holds only tensors. A file of `torch.save` is a zip with a pickle, a program that may
+call any function it names. Its instructions are read, not run, until it is certain that they name
+only tensors and ordered dictionaries. Then torch's own unpickler for weights runs them, which knows
+no other functions either.
 
-LoRA files are read whole (`read_tensors`), checkpoints of base models tensor by tensor
-(`open_weights`). A checkpoint may also hold its trainer's notes: the few classes that they name are
-replaced by one that does nothing.
+Checkpoints of base models are read tensor by tensor (`open_weights`). A checkpoint may also hold
+its trainer's notes: the few classes that they name are replaced by one that does nothing.
 """
 
 from __future__ import annotations
 
-import json
 import pickletools
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
@@ -24,17 +21,14 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 from torch import Tensor
 
-from mos_common.errors import BaseModelError, ConceptError, MosError
+from mos_common.errors import BaseModelError, MosError
 from mos_common.file_beginnings import kind_of_bytes
 
-MAX_BYTES = 4 * 2**30
 MAX_PICKLE_BYTES = 16 * 2**20
-MAX_HEADER_BYTES = 100 * 2**20  # the format's own limit
-BEGINNING = 512  # bytes that tell what a file is
 ZIP = b"PK\x03\x04"
+BEGINNING = 512  # bytes that tell what a file is
 DAMAGED = (
     UnpicklingError,
     RuntimeError,
@@ -93,51 +87,24 @@ class Weights:
     read: Callable[[str], Tensor]
 
 
-def read_tensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
-    """Return the tensors of a file, by name in plain containers, and its metadata.
+def load_pickled(path: Path, error: type[MosError], notes: frozenset[tuple[str, str]] = frozenset()) -> Any:
+    """Return what a zip of `torch.save` holds, once it is certain that nothing in it is called.
+
+    Classes of `notes` are replaced by one that does nothing.
 
     Raises:
-        ConceptError: it cannot be read, is too large, or holds anything except tensors in plain
-            containers.
+        MosError: of the class `error`: it would call something, or is damaged.
 
     """
+    _refuse_calls(path, error, notes)
     try:
-        start = _beginning(path)
-        if start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= MAX_HEADER_BYTES:
-            return _read_safetensors(path)
-        if start.startswith(ZIP):
-            if (size := path.stat().st_size) > MAX_BYTES:
-                raise ConceptError(f"{path} has {size:,} bytes, more than {MAX_BYTES:,}: that is not a LoRA")
-            return _named_tensors(path, _read_torch(path, ConceptError), ConceptError), {}
-    except OSError as error:
-        raise ConceptError(f"{path} cannot be read: {error.strerror or error}") from error
-    kind = kind_of_bytes(start)
-    raise ConceptError(
-        f"{path} {kind}"
-        if kind
-        else f"{path} is neither a safetensors file nor one that torch.save wrote: convert it to safetensors first"
-    )
-
-
-def _beginning(path: Path) -> bytes:
-    with path.open("rb") as file:
-        return file.read(BEGINNING)
-
-
-def _read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
-    """Map the tensors into memory: pages are read when a layer needs them."""
-    try:
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(length))
-        ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
-        needed, size = 8 + length + max(ends, default=0), path.stat().st_size
-        if needed > size:
-            raise ConceptError(f"{path} is cut short: {size:,} of {needed:,} bytes are there. Download it again")
-        tensors: dict[str, Any] = dict(load_file(path))
-    except (SafetensorError, *DAMAGED) as error:
-        raise ConceptError(f"{path} is not a safetensors file that can be read: it is damaged or cut short") from error
-    return tensors, {str(k): str(v) for k, v in (header.get("__metadata__") or {}).items()}
+        with torch.serialization.safe_globals([(_Ignored, f"{module}.{name}") for module, name in notes]):
+            if path.suffix == ".safetensors":  # given a path, torch goes by the name
+                with path.open("rb") as file:
+                    return torch.load(file, map_location="cpu", weights_only=True)
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=bool(notes))
+    except DAMAGED as damage:
+        raise error(f"{path} cannot be read ({type(damage).__name__}): it is damaged") from damage
 
 
 def check_pickle(path: Path) -> None:
@@ -161,55 +128,36 @@ def open_weights(path: Path) -> Weights:
 
     """
     try:
-        if _beginning(path).startswith(ZIP):
+        with path.open("rb") as file:
+            start = file.read(BEGINNING)
+        if start.startswith(ZIP):
             return _open_torch(path)
         opened: Any = safe_open(path, "pt")
         shapes = {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118 (no mapping)
         return Weights(shapes, dict(opened.metadata() or {}), opened.get_tensor)
     except SafetensorError as error:
-        kind = kind_of_bytes(_beginning(path)) or "is neither a whole safetensors file nor one that torch.save wrote"
-        raise BaseModelError(f"{path} {kind}: download it again, or convert it to safetensors") from error
+        neither = "is neither a whole safetensors file nor one that torch.save wrote: download it again, or convert it"
+        raise BaseModelError(f"{path} {kind_of_bytes(start) or neither}") from error
     except OSError as error:
         raise BaseModelError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
 def _open_torch(path: Path) -> Weights:
-    content = _read_torch(path, BaseModelError, NOTES)
+    if not zipfile.is_zipfile(path):
+        raise BaseModelError(f"{path} is cut short: its directory, at the end, is missing. Download it again")
+    content = load_pickled(path, BaseModelError, NOTES)
     while isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
         content = content["state_dict"]
-    tensors = _named_tensors(path, dict(content) if isinstance(content, Mapping) else content, BaseModelError)
-    tensors = {name: value for name, value in tensors.items() if isinstance(value, Tensor)}
+    check_plain(path, content, BaseModelError)
+    held = content if isinstance(content, Mapping) else {}
+    tensors = {str(name): value for name, value in held.items() if isinstance(value, Tensor)}
     return Weights({name: tuple(value.shape) for name, value in tensors.items()}, {}, tensors.__getitem__)
-
-
-def _read_torch(path: Path, error: type[MosError], notes: frozenset[tuple[str, str]] = frozenset()) -> Any:
-    if not zipfile.is_zipfile(path):
-        raise error(f"{path} is cut short: its directory, at the end, is missing. Download it again")
-    _refuse_calls(path, error, notes)
-    try:
-        with torch.serialization.safe_globals([(_Ignored, f"{module}.{name}") for module, name in notes]):
-            if notes:
-                return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-            with path.open("rb") as file:  # given a path, torch looks at the name
-                return torch.load(file, map_location="cpu", weights_only=True)
-    except DAMAGED as damage:
-        raise error(f"{path} cannot be read ({type(damage).__name__}): it is damaged") from damage
 
 
 def _refuse_calls(path: Path, error: type[MosError], notes: frozenset[tuple[str, str]] = frozenset()) -> None:
     for module, name in _named_by_pickle(path, error):
         if (module, name) not in HARMLESS | notes:
             raise error(f"{path} is refused: it would call {module}.{name}, which no file of weights needs")
-
-
-def _named_tensors(path: Path, content: Any, error: type[MosError]) -> dict[str, Any]:
-    _check_plain(path, content, error)
-    if isinstance(content, dict) and any(isinstance(name, int) for name in content) and "layer_structure" in content:
-        raise error(f"{path} is a hypernetwork, not a LoRA: it cannot be imported")
-    if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
-        more = " (cloneofsimo/lora wrote lists: convert them first)" if isinstance(content, list) else ""
-        raise error(f"{path} holds a {type(content).__name__}; expected named tensors{more}")
-    return content
 
 
 def _named_by_pickle(path: Path, error: type[MosError]) -> Iterator[tuple[str, str]]:
@@ -236,17 +184,23 @@ def _named_by_pickle(path: Path, error: type[MosError]) -> Iterator[tuple[str, s
         raise error(f"{path} cannot be read ({type(damage).__name__}): it is damaged") from damage
 
 
-def _check_plain(path: Path, value: object, error: type[MosError], depth: int = 0) -> None:
+def check_plain(path: Path, value: object, error: type[MosError], depth: int = 0) -> None:
+    """Check that a value is tensors in plain containers, each tensor no larger than its data.
+
+    Raises:
+        MosError: of the class `error`: it is not.
+
+    """
     if depth > 8:
         raise error(f"{path} is refused: its containers are nested more than eight deep")
     if isinstance(value, Mapping):
         for key, inner in value.items():
             if not isinstance(key, str | int):
                 raise error(f"{path} is refused: a {type(key).__name__} cannot name a tensor")
-            _check_plain(path, inner, error, depth + 1)
+            check_plain(path, inner, error, depth + 1)
     elif isinstance(value, list | tuple):
         for inner in value:
-            _check_plain(path, inner, error, depth + 1)
+            check_plain(path, inner, error, depth + 1)
     elif isinstance(value, Tensor):
         # A view may repeat one number 10¹² times: tiny in the file, too large for memory once used.
         if value.numel() * value.element_size() > value.untyped_storage().nbytes():

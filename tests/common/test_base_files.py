@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -102,12 +103,23 @@ def test_a_path_that_is_not_there_is_never_looked_up(name, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("name", "said"), [("sd15.zip", "unpack it, and give the folder"), ("sd/model_index.json", "give the folder with")]
+    ("name", "said"),
+    [
+        ("sd15.zip", "unpack it, and give the folder"),
+        ("sd/model_index.json", "give the folder with"),
+        ("sd/config.json", "is a configuration"),
+    ],
 )
 def test_a_file_of_a_folder_or_an_archive_points_to_the_folder(tmp_path, name, said):
     (tmp_path / "sd").mkdir()
     (tmp_path / name).write_text("{}")
     refused(tmp_path / name, said)
+
+
+def test_an_archive_under_another_name_is_named(tmp_path):
+    with zipfile.ZipFile(tmp_path / "sd15.ckpt", "w") as archive:
+        archive.writestr("sd15/model_index.json", "{}")
+    refused(tmp_path / "sd15.ckpt", "is a zip archive, not a file of weights: unpack it first")
 
 
 def test_a_link_to_nothing_is_named(tmp_path):

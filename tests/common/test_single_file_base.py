@@ -118,6 +118,8 @@ def test_tensors_without_a_state_dict_around_them_are_read(mini, sixteen, tmp_pa
     torch.save(mini("1").tensors, tmp_path / "pruned.pt")
     mini("1").write(tmp_path / "pruned.safetensors")  # only for its configurations
     assert fingerprint(tmp_path / "pruned.pt") == sixteen.fingerprint
+    (tmp_path / "pruned.pt").replace(tmp_path / "pruned.safetensors")  # a file is what it holds
+    assert fingerprint(tmp_path / "pruned.safetensors") == sixteen.fingerprint
 
 
 def test_a_vae_beside_the_checkpoint_is_said_not_to_be_used(mini, tmp_path, caplog):

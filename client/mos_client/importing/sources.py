@@ -15,8 +15,8 @@ from typing import Any
 from torch import Tensor
 
 from mos_client.importing.peft_config import PARTS, PEFT_CONFIG
+from mos_client.importing.safe_reading import read_tensors
 from mos_common.errors import ConceptError
-from mos_common.safe_reading import read_tensors
 
 log = logging.getLogger(__name__)
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")

@@ -134,7 +134,12 @@ def test_a_base_that_is_no_diffusion_model_is_4(command, make_pictures, random_b
     folder = make_pictures(4)
     refused(command("tune", folder, *NAMED, "--base", folder), 4, "is not a diffusion model", "model_index.json")
     refused(command("tune", folder, *NAMED, "--base", "/nowhere/model"), 4, "no base model at /nowhere/model", "tiny")
-    refused(command("tune", folder, *NAMED, "--base", folder / "00.png"), 4, "is a file")
+    refused(
+        command("tune", folder, *NAMED, "--base", folder / "00.png"),
+        4,
+        "neither a whole safetensors file",
+        "(a picture)",
+    )
     broken = Path(shutil.copytree(random_base_folder(), tmp_path / "broken"))
     shutil.rmtree(broken / "unet")
     refused(command("tune", folder, *NAMED, "--base", broken), 4, "has no folder unet")

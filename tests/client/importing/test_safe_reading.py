@@ -18,9 +18,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save, save_file
 
-from mos_common import safe_reading
+from mos_client.importing import safe_reading
+from mos_client.importing.safe_reading import read_tensors
 from mos_common.errors import ConceptError
-from mos_common.safe_reading import read_tensors
 
 TENSORS = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.ones(2, dtype=torch.float16)}
 
@@ -184,7 +184,7 @@ def test_entries_that_share_their_bytes_are_refused(tmp_path):
 
 
 def test_a_long_description_is_refused_unread(tmp_path, monkeypatch):
-    monkeypatch.setattr(safe_reading, "MAX_PICKLE_BYTES", 100)
+    monkeypatch.setattr("mos_common.safe_reading.MAX_PICKLE_BYTES", 100)
     refused(as_torch_zip(tmp_path / "a.pt", bytes(101)), "its pickle alone has 101 bytes")
 
 
