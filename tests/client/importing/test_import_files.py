@@ -288,6 +288,19 @@ def test_an_alpha_that_is_no_number_is_refused(imported, tmp_path, alpha):
         imported("a.safetensors", paper_alpha=alpha)
 
 
+def test_two_loras_are_no_concept(imported, tmp_path):
+    save_file(pair(), tmp_path / "a.safetensors")
+    save_file(pair(), tmp_path / "b.safetensors")
+    with pytest.raises(ConceptError, match=r"b\.safetensors is a second LoRA"):
+        imported("a.safetensors", "b.safetensors")
+
+
+def test_a_rank_beyond_that_of_concept_files_is_refused(imported, tmp_path):
+    save_file(pair(rank=300), tmp_path / "a.safetensors")
+    with pytest.raises(ConceptError, match=r"of rank 300.*--rank 256"):
+        imported("a.safetensors")
+
+
 def test_a_file_of_another_size_says_what_it_is_for(imported, tmp_path):
     held = {f"{K}.lora_down.weight": torch.ones(2, 64), f"{K}.lora_up.weight": torch.ones(64, 2)}
     save_file(held, tmp_path / "a.safetensors", {"ss_base_model_version": "sdxl_base_v1-0"})

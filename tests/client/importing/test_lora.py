@@ -380,13 +380,6 @@ def test_a_trigger_that_names_a_concept_is_refused(sixteen, tmp_path, trigger):
         imported(sixteen, tmp_path / "a.safetensors", out=tmp_path / "cat.safetensors", trigger=trigger)
 
 
-def test_two_loras_are_no_concept(sixteen, tmp_path):
-    save_file(PAIR, tmp_path / "a.safetensors")
-    save_file(PAIR, tmp_path / "b.safetensors")
-    with pytest.raises(ConceptError, match=r"b\.safetensors is a second LoRA"):
-        imported(sixteen, tmp_path / "a.safetensors", tmp_path / "b.safetensors", out=tmp_path / "c.safetensors")
-
-
 def test_a_lora_too_large_for_a_concept_file_is_refused_with_a_rank_that_fits(sixteen, tmp_path, monkeypatch, caplog):
     changes = kohya_file(sixteen, tmp_path / "a.safetensors")
     monkeypatch.setattr("mos_client.importing.import_files.MAX_BYTES", 60_000)
@@ -401,12 +394,3 @@ def test_a_lora_too_large_for_a_concept_file_is_refused_with_a_rank_that_fits(si
     for name, change in changes.items():
         largest = float(torch.linalg.matrix_norm(change, ord=2))
         assert float(pairs[name].change().norm()) == pytest.approx(largest, rel=1e-2)
-
-
-def test_a_rank_beyond_that_of_concept_files_is_refused(sixteen, tmp_path):
-    save_file(
-        {f"{K}.lora_down.weight": torch.ones(300, 32), f"{K}.lora_up.weight": torch.ones(32, 300)},
-        tmp_path / "a.safetensors",
-    )
-    with pytest.raises(ConceptError, match=r"of rank 300.*--rank 256"):
-        imported(sixteen, tmp_path / "a.safetensors", out=tmp_path / "cat.safetensors")
