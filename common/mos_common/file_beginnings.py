@@ -12,6 +12,7 @@ BEGINNINGS: Mapping[bytes, str] = {
     b"\x89PNG": "is a picture, not a file of weights",
     b"\xff\xd8\xff": "is a picture, not a file of weights",
     b"RIFF": "is a picture or a sound, not a file of weights",
+    b"\x80": "is a pickle of an old torch.save: save it again, or convert it to safetensors",
     b"%PDF": "is a PDF, not a file of weights",
     b"\x89HDF": "is an HDF5 file, as Keras writes it: get it as safetensors",
     b"\x93NUMPY": "is a NumPy array: get it as safetensors",
