@@ -140,7 +140,6 @@ def test_a_setting_that_is_taken_is_followed_as_diffusers_follows_it(tmp_path, f
     [
         ("text_encoder_2/config.json", {"eos_token_id": 2}),
         ("text_encoder_2/config.json", {"eos_token_id": 5}),
-        ("text_encoder_2/config.json", {"return_dict": False}),
         ("tokenizer_2/tokenizer_config.json", {"pad_token": "a"}),
         ("scheduler/scheduler_config.json", {"steps_offset": 0}),
         ("scheduler/scheduler_config.json", {"use_karras_sigmas": True}),
