@@ -24,6 +24,7 @@ from mos_client.cli.options import (
     Vram,
 )
 from mos_client.tuning.settings import Method, TuningSettings, tuning_texts
+from mos_common.exporting import command
 from mos_common.shell import add_version, counting, lists_settings, run, say
 
 app = typer.Typer(
@@ -173,6 +174,7 @@ def draw(
 
 
 concepts.register(app)
+command.register(app)
 federation.register(app)
 
 

@@ -1,0 +1,111 @@
+"""Measure what one embedding per word keeps of a concept: `python -m mos_bench.words`.
+
+Identity is the mean cosine of drawings with the concept's held-back pictures. Drawings are in
+contexts and at seeds that no fit has seen. The shipped concepts are measured; they are tuned.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean, stdev
+
+import torch
+from torch import Tensor
+
+from mos_bench.identity.concepts import tiny_concepts, write_pictures
+from mos_bench.identity.tuning import SHIPPED
+from mos_client.pictures.examples import load_pictures
+from mos_client.pictures.folder import find_pictures
+from mos_common.base_model import Base, load_base
+from mos_common.concept import Concept, words_of
+from mos_common.concept_file import read_concept
+from mos_common.drawing import draw
+from mos_common.edlora import attached
+from mos_common.exporting.fitting import Fit, fit_words
+from mos_common.files import write_atomically
+from mos_common.prompts import SCORED, about
+from mos_common.scores import ImageScorer, image_alignment
+from mos_common.shell import say
+from mos_tiny.recipe.compose import World
+
+HELD_BACK = 2  # of each concept's pictures, as in tuning
+FIRST_SEED = 1000  # the fits use the seeds from 0
+LAYERWISE = "layer-wise"
+
+
+def main() -> None:
+    """Measure every shipped concept, or some of them, and write a table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("build/words"), help="where results and pictures are kept")
+    parser.add_argument("--seeds", type=int, default=2, help="drawings of each context")
+    parser.add_argument("--fits", default="mean,predictions", help=f"of {', '.join(Fit)}")
+    parser.add_argument("--every", default="0/1", metavar="I/N", help="concepts I, I + N, …: work for one of N processes")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    base, (first, step) = load_base("tiny", device="cpu"), map(int, options.every.split("/"))
+    world, files = World(), {file.name.split(".")[0]: file for file in SHIPPED.glob("*.ed-lora.*")}
+    shipped = [concept for concept in tiny_concepts() if concept.slug in files]
+    kinds = [LAYERWISE, *options.fits.split(",")]
+    for seed in range(options.seeds):
+        for concept in shipped[first::step]:
+            pictures = write_pictures(concept, options.out / "pictures", world)
+            _measure(base, read_concept(files[concept.slug]), pictures, kinds, seed, options.out)
+    say(_table(options.out, kinds))
+
+
+def _measure(base: Base, concept: Concept, pictures: Path, kinds: Sequence[str], seed: int, out: Path) -> None:
+    """Write the scores of one concept at one seed; those of earlier runs are kept."""
+    file = out / "scores" / f"{pictures.name}.{seed}.json"
+    scores: dict[str, float] = json.loads(file.read_bytes()) if file.is_file() else {}
+    scorer = ImageScorer()
+    references = scorer.features(load_pictures(find_pictures(pictures)[-HELD_BACK:], base.picture_size))
+    for kind in kinds:
+        if kind in scores:
+            continue
+        words = _words(base, concept, kind, out)
+        seeds = [FIRST_SEED + seed * len(SCORED) + i for i in range(len(SCORED))]
+        prompts = [about(context, concept.name) for context in SCORED]
+        with attached(base, concept.pairs):
+            drawn = draw(base, prompts, seeds, vocabulary={concept.name: words})
+        scores[kind] = image_alignment(scorer.features(drawn), references)
+        write_atomically(file, json.dumps(scores).encode())
+        say(f"{concept.name} seed {seed} {kind} {scores[kind]:.4f}")
+
+
+def _words(base: Base, concept: Concept, kind: str, out: Path) -> Tensor:
+    layerwise = words_of(concept, base)
+    if kind == LAYERWISE:
+        return layerwise
+    kept = out / "fitted" / f"{concept.name[1:-1]}.{kind}.pt"
+    if not kept.is_file():
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(fit_words(base, concept.pairs, concept.name, layerwise, Fit(kind)), kept)
+    found: Tensor = torch.load(kept, weights_only=True)
+    return found
+
+
+def _table(out: Path, kinds: Sequence[str]) -> str:
+    """Return means over concepts (± the standard deviation over them) as a table of Markdown."""
+    by_concept: dict[str, list[Mapping[str, float]]] = {}
+    for file in sorted((out / "scores").glob("*.json")):
+        scores = json.loads(file.read_bytes())
+        if set(kinds) <= set(scores):
+            by_concept.setdefault(file.name.split(".")[0], []).append(scores)
+    means = {name: {kind: fmean(one[kind] for one in found) for kind in kinds} for name, found in by_concept.items()}
+    rows = [f"{len(means)} concepts", "", "| words | identity | lost against layer-wise |", "|---|---|---|"]
+    for kind in kinds:
+        identity = [of[kind] for of in means.values()]
+        lost = [of[LAYERWISE] - of[kind] for of in means.values()]
+        rows.append(f"| {kind} | {_spread(identity)} | {_spread(lost)} |")
+    return "\n".join(rows)
+
+
+def _spread(values: Sequence[float]) -> str:
+    return f"{fmean(values):.4f} ± {stdev(values):.4f}" if len(values) > 1 else f"{fmean(values):.4f}"
+
+
+if __name__ == "__main__":
+    main()
