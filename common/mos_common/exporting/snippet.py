@@ -6,6 +6,8 @@ from mos_common.base_model import TINY, base_path
 from mos_common.exporting.metadata import Family, family_of
 from mos_common.exporting.writing import Export
 
+DTYPE = "dtype=torch.float32"  # else text encoders come in the format of their file, the rest in float32
+
 
 def diffusers_snippet(export: Export) -> list[str]:
     """Return Python lines that load the files of an export and draw the first concept."""
@@ -14,10 +16,10 @@ def diffusers_snippet(export: Export) -> list[str]:
     base = str(base_path(name)) if name == TINY else name
     path = str(export.out.resolve())
     load = {
-        "diffusers": f"{kind}.from_pretrained({path!r})",
-        "single-file": f"{kind}.from_single_file({path!r}, config={base!r})",
-    }.get(export.kind, f"{kind}.from_pretrained({base!r})")
-    lines = [f"from diffusers import {kind}", f"pipeline = {load}"]
+        "diffusers": f"{kind}.from_pretrained({path!r}, {DTYPE})",
+        "single-file": f"{kind}.from_single_file({path!r}, config={base!r}, {DTYPE})",
+    }.get(export.kind, f"{kind}.from_pretrained({base!r}, {DTYPE})")
+    lines = [f"from diffusers import {kind}", "import torch", f"pipeline = {load}"]
     if export.kind == "lora":
         folder = str(export.out.resolve().parent)
         lines.append(f"pipeline.load_lora_weights({folder!r}, weight_name={export.out.name!r})")

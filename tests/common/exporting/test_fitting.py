@@ -11,7 +11,7 @@ from mos_common.edlora import attached
 from mos_common.exporting import fitting
 from mos_common.exporting.fitting import Fit, fit_words, usual_fit
 from mos_common.exporting.words import mean_words
-from mos_common.prompts import SCORED, about
+from mos_common.prompts import RECORDED, SCORED, about
 from mos_common.words import encode_prompts
 
 
@@ -24,10 +24,13 @@ def concept(tiny, make_concept):
     return made
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def quick(monkeypatch):
+    """Fewer steps and contexts."""
     monkeypatch.setattr(fitting, "PREDICTION_STEPS", 12)
     monkeypatch.setattr(fitting, "DENOISING_STEPS", 2)
+    monkeypatch.setattr(fitting, "TEXT_ITERATIONS", 5)
+    monkeypatch.setattr(fitting, "RECORDED", RECORDED[:5])
 
 
 def text_error(base, concept, words) -> float:
@@ -62,13 +65,13 @@ def test_text_features_come_closer_than_those_of_the_mean(tiny, concept):
     assert text_error(tiny, concept, fitted) < text_error(tiny, concept, mean)
 
 
-def test_predictions_come_closer_than_those_of_the_mean(tiny, concept, quick):
+def test_predictions_come_closer_than_those_of_the_mean(tiny, concept):
     mean = mean_words(concept.words[0])
     fitted = fit_words(tiny, concept.pairs, "<cat>", concept.words[0], Fit.PREDICTIONS)
     assert prediction_error(tiny, concept, fitted) < 0.8 * prediction_error(tiny, concept, mean)
 
 
-def test_a_fit_is_the_same_twice_and_changes_nothing_else(tiny, concept, quick):
+def test_a_fit_is_the_same_twice_and_changes_nothing_else(tiny, concept):
     before = tiny.unet.state_dict()["conv_in.weight"].clone()
     one, other = (fit_words(tiny, concept.pairs, "<cat>", concept.words[0], Fit.PREDICTIONS) for _ in range(2))
     assert torch.equal(one, other)
@@ -86,7 +89,7 @@ def test_words_that_are_the_same_in_all_layers_are_kept(tiny, concept):
     assert torch.equal(one, same[:1])
 
 
-def test_xl_is_fitted_too(xl, make_concept, quick):
+def test_xl_is_fitted_too(xl, make_concept):
     concept = make_concept(xl, "<cat>", strength=0.05)
     words = torch.cat(list(concept.words), dim=2)
     fitted = fit_words(xl, concept.pairs, "<cat>", words, Fit.PREDICTIONS)

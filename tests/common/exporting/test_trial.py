@@ -9,6 +9,15 @@ import torch
 from PIL import Image
 
 from mos_common.concept_file import write_concept
+from mos_common.drawing import Drawing
+from mos_common.exporting import trial
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    """Fewer steps and contexts."""
+    monkeypatch.setattr(trial, "HOW", Drawing(steps=2))
+    monkeypatch.setattr(trial, "SCORED", trial.SCORED[:2])
 
 
 @pytest.mark.parametrize(

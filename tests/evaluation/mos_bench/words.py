@@ -42,7 +42,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("build/words"), help="where results and pictures are kept")
     parser.add_argument("--seeds", type=int, default=2, help="drawings of each context")
     parser.add_argument("--fits", default="mean,predictions", help=f"of {', '.join(Fit)}")
-    parser.add_argument("--every", default="0/1", metavar="I/N", help="concepts I, I + N, …: work for one of N processes")
+    parser.add_argument(
+        "--every", default="0/1", metavar="I/N", help="concepts I, I + N, …: work for one of N processes"
+    )
     options = parser.parse_args()
     torch.set_num_threads(1)
     base, (first, step) = load_base("tiny", device="cpu"), map(int, options.every.split("/"))
