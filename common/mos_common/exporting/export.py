@@ -28,8 +28,9 @@ from mos_common.exporting.shared import Shared, read_shared
 from mos_common.exporting.single_file import check_single_file
 from mos_common.exporting.snippet import diffusers_snippet
 from mos_common.exporting.tools import TOOLS, check_stem, instructions, prompt_for, tool_named
-from mos_common.exporting.trial import try_out
+from mos_common.exporting.trial import trial_picture, try_out
 from mos_common.exporting.writing import Export, write_diffusers, write_lora, write_single_file, write_words
+from mos_common.files import check_writable
 
 FORMATS = ("diffusers", "lora", "single-file", "words")
 FILE_DTYPES = {"float16": torch.float16, "float32": torch.float32}
@@ -165,9 +166,11 @@ def _check_out(out: Path, options: ExportOptions, shared: Shared) -> None:
         _check_words(out, shared)
     if options.tool is not None and kind != "diffusers":
         check_stem(out, TOOLS[options.tool])
-    for taken in [out, *([out.with_suffix(".words")] if kind in ("lora", "single-file") else [])]:
+    words = [out.with_suffix(".words")] if kind in ("lora", "single-file") and shared.vocabulary else []
+    for taken in [out, *words, *([trial_picture(out)] if options.test else [])]:
         if taken.exists():
             raise StateError(f"{taken} already exists: choose another --out")
+    check_writable(out)
 
 
 def _check_words(out: Path, shared: Shared) -> None:

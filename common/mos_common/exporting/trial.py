@@ -37,7 +37,7 @@ def try_out(export: Export) -> list[str]:
         layerwise = draw(base, [prompt], [SEED], vocabulary=shared.vocabulary, how=HOW)[0]
         same = draw(base, [prompt], [SEED], vocabulary=export.words, how=HOW)[0]
     theirs = _by_diffusers(export, prompt)
-    picture = export.out.with_name(f"{export.out.stem}.test.png")
+    picture = trial_picture(export.out)
     save_picture(torch.cat([layerwise, same, theirs], dim=2), picture)
     return [
         f"{picture}: {prompt!r}, seed {SEED}, by mos-client, by mos-client with the exported words, by diffusers with "
@@ -46,6 +46,11 @@ def try_out(export: Export) -> list[str]:
         f"from mos-client's with the exported words by {_difference(same, theirs):.2f}",
         *(_identity(export, token) for token in shared.vocabulary),
     ]
+
+
+def trial_picture(out: Path) -> Path:
+    """Return the file of the pictures beside an export."""
+    return out.with_name(f"{out.stem}.test.png")
 
 
 def _by_diffusers(export: Export, prompt: str) -> Float[Tensor, "3 h w"]:

@@ -66,6 +66,15 @@ def clip_of_comfyui(kind: str, tensors: dict) -> dict:
     return model.process_clip_state_dict(None, dict(tensors))
 
 
+def with_text_model(encoder: torch.nn.Module) -> torch.nn.Module:
+    """Return a text encoder with the attribute in kohya's names, which transformers 5.6 dropped."""
+    if hasattr(encoder, "text_model"):
+        return encoder
+    outer = torch.nn.Module()
+    outer.text_model = encoder
+    return outer
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_comfyui_finds_every_layer_of_a_lora_and_changes_it_as_we_do(kind, exported, monkeypatch):
     checkout("MOS_COMFYUI", monkeypatch)
@@ -190,7 +199,8 @@ def test_kohya_changes_as_many_layers_as_the_concept(kind, exported, monkeypatch
 
     base, concept, folder = exported(kind)
     theirs = copy_of(base)
-    encoders = theirs.text_encoders if kind == "xl" else theirs.text_encoder
+    encoders = [with_text_model(encoder) for encoder in theirs.text_encoders]
+    encoders = encoders if kind == "xl" else encoders[0]
     network, weights = create_network_from_weights(
         1.0, str(folder / "cat.safetensors"), theirs.vae, encoders, theirs.unet, for_inference=True
     )
