@@ -140,7 +140,7 @@ def export(
 
 
 def _one_embedding_each(shared: Shared, base: Base, fit: Fit, on_fit: OnFit | None) -> dict[str, Tensor]:
-    found = {}
+    found: dict[str, Tensor] = {}
     for token, words in shared.vocabulary.items():
 
         def count(done: int, total: int, token: str = token) -> None:

@@ -86,14 +86,16 @@ def _fit_text(base: Base, token: str, words: Tensor, start: Tensor) -> Tensor:
     reads = [weights.T @ weights for weights in _keys_and_values(base)]
     sizes = [_quadratic(targets[:, k], gram) for k, gram in enumerate(reads)]
     fitted = start.clone().requires_grad_()
-    optimizer = torch.optim.LBFGS([fitted], max_iter=TEXT_ITERATIONS, history_size=20, line_search_fn="strong_wolfe")
+    optimizer: Any = torch.optim.LBFGS(  # its `step` has no types
+        [fitted], max_iter=TEXT_ITERATIONS, history_size=20, line_search_fn="strong_wolfe"
+    )
 
     def loss() -> Tensor:
         optimizer.zero_grad()
         features = encode_token_ids(base, texts, {token: fitted})[:, 0].float()
         parts = [_quadratic(features - targets[:, k], gram) / sizes[k] for k, gram in enumerate(reads)]
         mean = torch.stack(parts).mean()
-        mean.backward()
+        torch.autograd.backward(mean)
         return mean
 
     optimizer.step(loss)
@@ -120,7 +122,7 @@ def _fit_predictions(base: Base, token: str, words: Tensor, start: Tensor, on_st
             target = torch.stack([recorded.predicted[time][prompt] for time, prompt in rows])
             loss = (predicted.float() - target.float()).square().mean()
             optimizer.zero_grad()
-            loss.backward()
+            torch.autograd.backward(loss)
         optimizer.step()
         decay.step()
         if on_step:

@@ -43,8 +43,10 @@ def save_configuration(pipeline: Any, folder: Path) -> None:
 
 def load_words(pipeline: Any, token: str, tensors: Mapping[str, Tensor]) -> None:
     """Load a textual inversion under a concept's own token, into each text encoder."""
-    encoders = [(pipeline.text_encoder, pipeline.tokenizer)]
-    if len(tensors) > 1:
-        encoders.append((pipeline.text_encoder_2, pipeline.tokenizer_2))
-    for vectors, (encoder, tokenizer) in zip(tensors.values(), encoders, strict=True):
-        pipeline.load_textual_inversion(vectors, token=token, text_encoder=encoder, tokenizer=tokenizer)
+    if "clip_g" not in tensors:
+        (vectors,) = tensors.values()
+        pipeline.load_textual_inversion(vectors, token=token)
+        return
+    for key, number in (("clip_l", ""), ("clip_g", "_2")):
+        encoder, tokenizer = getattr(pipeline, f"text_encoder{number}"), getattr(pipeline, f"tokenizer{number}")
+        pipeline.load_textual_inversion(tensors[key], token=token, text_encoder=encoder, tokenizer=tokenizer)

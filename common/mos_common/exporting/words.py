@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -20,7 +21,7 @@ def textual_inversion(token: str, words: Float[Tensor, "1 words width"], base: B
     the file's name). With two encoders the keys are `clip_l` and `clip_g`.
     """
     widths = [table.shape[1] for table in base.token_tables]
-    vectors = [part.float().contiguous() for part in words[0].split(widths, dim=1)]
+    vectors = [part.float().contiguous() for part in torch.split(words[0], widths, dim=1)]
     keys = [token] if len(vectors) == 1 else ["clip_l", "clip_g"]
     return dict(zip(keys, vectors, strict=True))
 

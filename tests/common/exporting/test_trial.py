@@ -43,7 +43,8 @@ def test_the_road_through_diffusers_costs_nothing_and_one_embedding_does(
     picture = tmp_path / "out.test.png"
     assert where.startswith(f"{picture}: 'a photo of <cat>', seed 0")
     side = base.picture_size
-    assert Image.open(picture).size == (3 * side, side)
+    with Image.open(picture) as image:
+        assert image.size == (3 * side, side)
     layerwise, same = map(float, re.findall(r"by (\d+\.\d+)", difference))
     assert same < 0.5 < layerwise
     assert re.fullmatch(

@@ -13,6 +13,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 
 import torch
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from mos_bench.identity.concepts import tiny_concepts, write_pictures
@@ -81,12 +82,11 @@ def _words(base: Base, concept: Concept, kind: str, out: Path) -> Tensor:
     layerwise = words_of(concept, base)
     if kind == LAYERWISE:
         return layerwise
-    kept = out / "fitted" / f"{concept.name[1:-1]}.{kind}.pt"
+    kept = out / "fitted" / f"{concept.name[1:-1]}.{kind}.safetensors"
     if not kept.is_file():
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(fit_words(base, concept.pairs, concept.name, layerwise, Fit(kind)), kept)
-    found: Tensor = torch.load(kept, weights_only=True)
-    return found
+        fitted = fit_words(base, concept.pairs, concept.name, layerwise, Fit(kind))
+        write_atomically(kept, save({"words": fitted}))
+    return load_file(kept)["words"]
 
 
 def _table(out: Path, kinds: Sequence[str]) -> str:
