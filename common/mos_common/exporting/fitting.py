@@ -80,7 +80,7 @@ def fit_words(
 
 
 def _fit_text(base: Base, token: str, words: Tensor, start: Tensor) -> Tensor:
-    texts = _texts(base, token, words)
+    texts = _texts(base, token, words, RECORDED)
     with torch.no_grad():
         targets = encode_token_ids(base, texts, {token: words}).float()
     reads = [weights.T @ weights for weights in _keys_and_values(base)]
@@ -103,8 +103,8 @@ def _fit_text(base: Base, token: str, words: Tensor, start: Tensor) -> Tensor:
 
 
 def _fit_predictions(base: Base, token: str, words: Tensor, start: Tensor, on_step: CountProgress | None) -> Tensor:
-    texts = _texts(base, token, words)
-    recorded = _record(base, token, words)
+    recorded = record_predictions(base, token, words, RECORDED)
+    texts = recorded.texts
     fitted = start.clone().requires_grad_()
     optimizer = torch.optim.Adam([fitted], lr=base.preset.learning_rate_words)
     decay = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, PREDICTION_STEPS)
@@ -131,52 +131,73 @@ def _fit_predictions(base: Base, token: str, words: Tensor, start: Tensor, on_st
 
 
 @dataclass
-class _Recorded:
-    """What the UNet read and predicted at each time: one row for each recorded context."""
+class Recorded:
+    """What the UNet read and predicted at each time: one row for each text."""
 
+    texts: list[TokenIds]
     times: list[Tensor]
-    noisy: list[Float[Tensor, "prompts c h w"]]
-    predicted: list[Float[Tensor, "prompts c h w"]]
+    noisy: list[Float[Tensor, "texts c h w"]]
+    predicted: list[Float[Tensor, "texts c h w"]]
 
 
-def _record(base: Base, token: str, words: Tensor) -> _Recorded:
-    """Draw the recorded contexts with the layer-wise words, a few at a time."""
+@torch.no_grad()
+def record_predictions(
+    base: Base, token: str, words: Float[Tensor, "layers words width"], contexts: Sequence[str], first_seed: int = 0
+) -> Recorded:
+    """Draw the contexts with layer-wise words, a few at a time, from one seed after the other."""
+    numbers = range(len(contexts))
     parts = [
-        _record_prompts(base, token, words, range(first, min(first + DRAWN_TOGETHER, len(RECORDED))))
-        for first in range(0, len(RECORDED), DRAWN_TOGETHER)
+        _record(base, token, words, [(contexts[i], first_seed + i) for i in numbers[first : first + DRAWN_TOGETHER]])
+        for first in numbers[::DRAWN_TOGETHER]
     ]
     count = range(len(parts[0].times))
-    return _Recorded(
+    return Recorded(
+        [text for part in parts for text in part.texts],
         parts[0].times,
         [torch.cat([part.noisy[time] for part in parts]) for time in count],
         [torch.cat([part.predicted[time] for part in parts]) for time in count],
     )
 
 
-def _record_prompts(base: Base, token: str, words: Tensor, which: Sequence[int]) -> _Recorded:
-    """Draw some of the recorded contexts; the number of a context is its seed."""
-    how, found = Drawing(steps=DENOISING_STEPS), _Recorded([], [], [])
+@torch.no_grad()
+def prediction_error(base: Base, token: str, words: Float[Tensor, "layers words width"], recorded: Recorded) -> float:
+    """Return the mean square by which other words change the recorded predictions."""
+    vocabulary = {token: words}
+    features = encode_token_ids(base, recorded.texts, vocabulary)
+    pooled, errors = encode_pooled(base, recorded.texts, vocabulary), []
+    with conditioned(base, Conditioning(features, pooled=pooled)) as unet:
+        for time, noisy, expected in zip(recorded.times, recorded.noisy, recorded.predicted, strict=True):
+            errors.append((unet.predict(noisy, time).float() - expected.float()).square().mean())
+    return float(torch.stack(errors).mean())
+
+
+def _record(base: Base, token: str, words: Tensor, drawn: Sequence[tuple[str, int]]) -> Recorded:
+    how, contexts, seeds = (
+        Drawing(steps=DENOISING_STEPS),
+        [context for context, _ in drawn],
+        [seed for _, seed in drawn],
+    )
+    found = Recorded(_texts(base, token, words, contexts), [], [], [])
 
     def keep(_module: object, inputs: tuple[Any, ...], output: Any) -> None:
         noisy, time = inputs
         found.times.append(time)
-        found.noisy.append(noisy[-len(which) :].clone())  # the rows before them are unconditional
-        found.predicted.append(output.sample[-len(which) :].clone())
+        found.noisy.append(noisy[-len(drawn) :].clone())  # the rows before them are unconditional
+        found.predicted.append(output.sample[-len(drawn) :].clone())
 
-    prompts = [about(RECORDED[i], token) for i in which]
+    prompts = [about(context, token) for context in contexts]
     conditioning = read_prompts(base, prompts, {token: words}, guidance=base.preset.guidance)
-    noise = initial_noise(base, which, base.picture_size, base.picture_size)
+    noise = initial_noise(base, seeds, base.picture_size, base.picture_size)
     handle = base.unet.register_forward_hook(keep)
     try:
-        with torch.no_grad():
-            denoise(base, noise, conditioning, scheduler_for(base, how), how.steps)
+        denoise(base, noise, conditioning, scheduler_for(base, how), how.steps)
     finally:
         handle.remove()
     return found
 
 
-def _texts(base: Base, token: str, words: Tensor) -> list[TokenIds]:
-    return [tokenise(base, about(context, token), {token: words}) for context in RECORDED]
+def _texts(base: Base, token: str, words: Tensor, contexts: Sequence[str]) -> list[TokenIds]:
+    return [tokenise(base, about(context, token), {token: words}) for context in contexts]
 
 
 def _keys_and_values(base: Base) -> list[Float[Tensor, "rows width"]]:

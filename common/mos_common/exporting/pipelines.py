@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,20 @@ def save_configuration(pipeline: Any, folder: Path) -> None:
             # Tokenizers have no weights; text encoders are transformers', the rest diffusers'.
             save = getattr(part, "save_config", None) or getattr(part, "config", part).save_pretrained
             save(folder / name)
+
+
+@contextmanager
+def without_progress_bars() -> Iterator[None]:
+    """Let diffusers load without its progress bars within the block."""
+    from diffusers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def load_words(pipeline: Any, token: str, tensors: Mapping[str, Tensor]) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mos_common.drawing import Drawing, draw, initial_noise, scheduler_for
 from mos_common.edlora import attached
-from mos_common.exporting.pipelines import copy_of, load_words, pipeline_of, save_configuration
+from mos_common.exporting.pipelines import copy_of, load_words, pipeline_of, save_configuration, without_progress_bars
 from mos_common.exporting.tools import prompt_for
 from mos_common.exporting.words import mean_words, textual_inversion
 from mos_common.exporting.writing import Export
@@ -56,7 +56,7 @@ def trial_picture(out: Path) -> Path:
 def _by_diffusers(export: Export, prompt: str) -> Float[Tensor, "3 h w"]:
     base = export.base
     height, width = HOW.sized_for(base)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, without_progress_bars():
         pipeline = _loaded(export, Path(folder))
     pipeline.set_progress_bar_config(disable=True)
     pipeline.scheduler = scheduler_for(base, HOW)

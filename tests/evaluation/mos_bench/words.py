@@ -1,7 +1,8 @@
 """Measure what one embedding per word keeps of a concept: `python -m mos_bench.words`.
 
-Identity is the mean cosine of drawings with the concept's held-back pictures. Drawings are in
-contexts and at seeds that no fit has seen. The shipped concepts are measured; they are tuned.
+Identity is the mean cosine of drawings with the concept's held-back pictures, the error of
+predictions their mean square distance from those with layer-wise words. Both are in contexts and at
+seeds that no fit has seen. The shipped concepts are measured; they are tuned.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from mos_common.concept import Concept, words_of
 from mos_common.concept_file import read_concept
 from mos_common.drawing import draw
 from mos_common.edlora import attached
-from mos_common.exporting.fitting import Fit, fit_words
+from mos_common.exporting.fitting import Fit, fit_words, prediction_error, record_predictions
 from mos_common.files import write_atomically
 from mos_common.prompts import SCORED, about
 from mos_common.scores import ImageScorer, image_alignment
@@ -65,17 +66,26 @@ def _measure(base: Base, concept: Concept, pictures: Path, kinds: Sequence[str],
     scores: dict[str, float] = json.loads(file.read_bytes()) if file.is_file() else {}
     scorer = ImageScorer()
     references = scorer.features(load_pictures(find_pictures(pictures)[-HELD_BACK:], base.picture_size))
+    with attached(base, concept.pairs):
+        recorded = record_predictions(base, concept.name, words_of(concept, base), SCORED, FIRST_SEED + seed)
     for kind in kinds:
-        if kind in scores:
-            continue
         words = _words(base, concept, kind, out)
-        seeds = [FIRST_SEED + seed * len(SCORED) + i for i in range(len(SCORED))]
-        prompts = [about(context, concept.name) for context in SCORED]
-        with attached(base, concept.pairs):
-            drawn = draw(base, prompts, seeds, vocabulary={concept.name: words})
-        scores[kind] = image_alignment(scorer.features(drawn), references)
+        if error_of(kind) not in scores:
+            with attached(base, concept.pairs):
+                scores[error_of(kind)] = prediction_error(base, concept.name, words, recorded)
+        if kind not in scores:
+            seeds = [FIRST_SEED + seed * len(SCORED) + i for i in range(len(SCORED))]
+            prompts = [about(context, concept.name) for context in SCORED]
+            with attached(base, concept.pairs):
+                drawn = draw(base, prompts, seeds, vocabulary={concept.name: words})
+            scores[kind] = image_alignment(scorer.features(drawn), references)
         write_atomically(file, json.dumps(scores).encode())
-        say(f"{concept.name} seed {seed} {kind} {scores[kind]:.4f}")
+        say(f"{concept.name} seed {seed} {kind}: identity {scores[kind]:.4f}, error {scores[error_of(kind)]:.5f}")
+
+
+def error_of(kind: str) -> str:
+    """Return the name of the error of predictions with a kind of words."""
+    return f"{kind}: error"
 
 
 def _words(base: Base, concept: Concept, kind: str, out: Path) -> Tensor:
@@ -94,14 +104,16 @@ def _table(out: Path, kinds: Sequence[str]) -> str:
     by_concept: dict[str, list[Mapping[str, float]]] = {}
     for file in sorted((out / "scores").glob("*.json")):
         scores = json.loads(file.read_bytes())
-        if set(kinds) <= set(scores):
+        if {*kinds, *map(error_of, kinds)} <= set(scores):
             by_concept.setdefault(file.name.split(".")[0], []).append(scores)
-    means = {name: {kind: fmean(one[kind] for one in found) for kind in kinds} for name, found in by_concept.items()}
-    rows = [f"{len(means)} concepts", "", "| words | identity | lost against layer-wise |", "|---|---|---|"]
+    named = [*kinds, *map(error_of, kinds)]
+    means = {name: {one: fmean(of[one] for of in found) for one in named} for name, found in by_concept.items()}
+    rows = [f"{len(means)} concepts", "", "| words | identity | lost | error of predictions |", "|---|---|---|---|"]
     for kind in kinds:
         identity = [of[kind] for of in means.values()]
         lost = [of[LAYERWISE] - of[kind] for of in means.values()]
-        rows.append(f"| {kind} | {_spread(identity)} | {_spread(lost)} |")
+        errors = [of[error_of(kind)] for of in means.values()]
+        rows.append(f"| {kind} | {_spread(identity)} | {_spread(lost)} | {_spread(errors)} |")
     return "\n".join(rows)
 
 
