@@ -7,13 +7,14 @@ seeds that no fit has seen. The shipped concepts are measured; they are tuned.
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
+from typing import Annotated
 
 import torch
+import typer
 from safetensors.torch import load_file, save
 from torch import Tensor
 
@@ -38,26 +39,27 @@ FIRST_SEED = 1000  # the fits use the seeds from 0
 LAYERWISE = "layer-wise"
 
 
-def main() -> None:
-    """Measure every shipped concept, or some of them, and write a table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("build/words"), help="where results and pictures are kept")
-    parser.add_argument("--seeds", type=int, default=2, help="drawings of each context")
-    parser.add_argument("--fits", default="mean,predictions", help=f"of {', '.join(Fit)}")
-    parser.add_argument(
-        "--every", default="0/1", metavar="I/N", help="concepts I, I + N, …: work for one of N processes"
-    )
-    options = parser.parse_args()
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
+def main(
+    out: Annotated[Path, typer.Option(help="Where results and pictures are kept.")] = Path("build/words"),
+    seeds: Annotated[int, typer.Option(min=1, help="Drawings of each context.")] = 2,
+    fits: Annotated[str, typer.Option(help=f"Of {', '.join(Fit)}.")] = "mean,predictions",
+    every: Annotated[str, typer.Option(metavar="I/N", help="Concepts I, I + N, …: one of N processes.")] = "0/1",
+) -> None:
+    """Measure the shipped concepts, or some of them, and print a table."""
     torch.set_num_threads(1)
-    base, (first, step) = load_base("tiny", device="cpu"), map(int, options.every.split("/"))
+    base, (first, step) = load_base("tiny", device="cpu"), map(int, every.split("/"))
     world, files = World(), {file.name.split(".")[0]: file for file in SHIPPED.glob("*.ed-lora.*")}
     shipped = [concept for concept in tiny_concepts() if concept.slug in files]
-    kinds = [LAYERWISE, *options.fits.split(",")]
-    for seed in range(options.seeds):
+    kinds = [LAYERWISE, *fits.split(",")]
+    for seed in range(seeds):
         for concept in shipped[first::step]:
-            pictures = write_pictures(concept, options.out / "pictures", world)
-            _measure(base, read_concept(files[concept.slug]), pictures, kinds, seed, options.out)
-    say(_table(options.out, kinds))
+            pictures = write_pictures(concept, out / "pictures", world)
+            _measure(base, read_concept(files[concept.slug]), pictures, kinds, seed, out)
+    say(_table(out, kinds))
 
 
 def _measure(base: Base, concept: Concept, pictures: Path, kinds: Sequence[str], seed: int, out: Path) -> None:
@@ -122,4 +124,4 @@ def _spread(values: Sequence[float]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    app()
