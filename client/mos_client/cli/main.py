@@ -11,6 +11,7 @@ from mos_client.cli import concepts, federation
 from mos_client.cli.options import Author, ClassWord, Concept, ConceptOut, Images, Licence, Mark, Settings, Vram
 from mos_client.tuning.settings import Method, TuningSettings, tuning_texts
 from mos_common.commands import draw_command
+from mos_common.exporting import command
 from mos_common.flags import FiniteType
 from mos_common.options import Base, Device, Dtype, Seed, TuningSteps
 from mos_common.shell import add_version, counting, lists_settings, run, say
@@ -166,6 +167,7 @@ def draw(
 
 
 concepts.register(app)
+command.register(app)
 federation.register(app)
 
 

@@ -1,1 +1,1 @@
-"""Fused models on disk: write, publish and export them."""
+"""Fused models on disk: write and publish them."""

@@ -1,0 +1,1 @@
+"""Fused models and concepts in the formats of other tools."""
