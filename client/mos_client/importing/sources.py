@@ -17,6 +17,7 @@ from torch import Tensor
 from mos_client.importing.peft_config import PARTS, PEFT_CONFIG
 from mos_client.importing.safe_reading import read_tensors
 from mos_common.errors import ConceptError
+from mos_common.text_files import NotTextError, read_text_file
 
 log = logging.getLogger(__name__)
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
@@ -76,10 +77,17 @@ def _read(file: Path) -> Source:
     config = file.with_name(PEFT_CONFIG)
     if file.stem == "adapter_model" or any(name.startswith(PEFT_PREFIX) for name in content):
         if config.is_file():
-            metadata = {**metadata, PEFT_CONFIG: config.read_text(encoding="utf-8-sig", errors="replace")}
+            metadata = {**metadata, PEFT_CONFIG: _text_of(config)}
         else:
             log.warning("%s is missing: alpha is assumed to equal the rank", config)
     return Source(file, content, metadata)
+
+
+def _text_of(config: Path) -> str:
+    try:
+        return read_text_file(config)
+    except NotTextError as error:
+        raise ConceptError(f"{config} cannot be read: it {error}") from error
 
 
 def _of_part(source: Source, part: str) -> Source:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import re
-
 from mos_client.pictures.captions import shuffled_caption
+from mos_client.pictures.marks import texts_around
 from mos_client.tuning.settings import TuningSettings
 from mos_common.base_model import Base
 
@@ -24,7 +23,7 @@ class Reach:
     def count(self, caption: str) -> tuple[int, int]:
         """Return (tokens of a caption, those up to the end of the concept's last naming)."""
         if caption not in self._counted:
-            *named, rest = (len(self._ids(part)) for part in _around_concept(caption))
+            *named, rest = (len(self._ids(part)) for part in texts_around(caption))
             through = sum(named) + self._words * len(named)
             self._counted[caption] = (through + rest, through)
         return self._counted[caption]
@@ -42,7 +41,7 @@ class Reach:
         shuffled = shuffled_caption(caption, order)
         if self.holds(shuffled):
             return shuffled
-        named = [len(_around_concept(part)) > 1 for part in caption.split(",")[1:]]
+        named = [len(texts_around(part)) > 1 for part in caption.split(",")[1:]]
         brought_forward = shuffled_caption(caption, sorted(order, key=lambda part: not named[part]))
         return brought_forward if self.holds(brought_forward) else caption
 
@@ -53,8 +52,3 @@ class Reach:
 def words_in_caption(base: Base, class_word: str, settings: TuningSettings) -> int:
     """Return the tokens that stand for the concept: its words, or its class word without any."""
     return settings.word_count or len(base.tokenizer(class_word, add_special_tokens=False).input_ids)
-
-
-def _around_concept(caption: str) -> list[str]:
-    """Return the texts before, between and after the places that name the concept."""
-    return re.split(r"\bV\b", caption)

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from mos_common.options import Base
 from mos_common.shell import counting, say
 
 
@@ -49,7 +50,7 @@ def export(
     with_thumbnail: Annotated[
         bool, typer.Option("--thumbnail", help="Put a drawing of the first concept into the metadata.")
     ] = False,
-    base: Annotated[str, typer.Option("--base", help="`tiny`, a diffusers folder, or a hub id.")] = "tiny",
+    base: Base = "tiny",
     dtype: Annotated[
         str | None,
         typer.Option(

@@ -30,7 +30,7 @@ from torch import Tensor
 from mos_common.attention import conditioned
 from mos_common.base_model import Base
 from mos_common.conditioning import Conditioning, read_prompts
-from mos_common.drawing import Drawing, denoise, initial_noise, scheduler_for
+from mos_common.drawing import Drawing, denoise, generators_of, noise_from, scheduler_for
 from mos_common.edlora import LowRank, attached
 from mos_common.exporting.words import mean_words
 from mos_common.progress import CountProgress
@@ -187,10 +187,11 @@ def _record(base: Base, token: str, words: Tensor, drawn: Sequence[tuple[str, in
 
     prompts = [about(context, token) for context in contexts]
     conditioning = read_prompts(base, prompts, {token: words}, guidance=base.preset.guidance)
-    noise = initial_noise(base, seeds, base.picture_size, base.picture_size)
+    generators = generators_of(seeds)
+    noise = noise_from(base, generators, base.picture_size, base.picture_size)
     handle = base.unet.register_forward_hook(keep)
     try:
-        denoise(base, noise, conditioning, scheduler_for(base, how), how.steps)
+        denoise(base, noise, conditioning, scheduler_for(base, how), how.steps, generators)
     finally:
         handle.remove()
     return found

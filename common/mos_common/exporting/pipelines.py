@@ -23,7 +23,12 @@ def pipeline_of(base: Base) -> Any:
     if base.text_encoder_2 is None:
         return StableDiffusionPipeline(**parts, safety_checker=None, requires_safety_checker=False)
     second = {"text_encoder_2": base.text_encoder_2, "tokenizer_2": base.tokenizer_2}
-    return StableDiffusionXLPipeline(**parts, **second, add_watermarker=False)
+    return StableDiffusionXLPipeline(
+        **parts,
+        **second,
+        add_watermarker=False,
+        force_zeros_for_empty_prompt=base.force_zeros_for_empty_prompt,
+    )
 
 
 def copy_of(base: Base) -> Base:

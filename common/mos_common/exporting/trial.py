@@ -66,7 +66,7 @@ def _by_diffusers(export: Export, prompt: str) -> Float[Tensor, "3 h w"]:
     with torch.no_grad():
         found = pipeline(
             prompt,
-            negative_prompt=HOW.negative,
+            negative_prompt=HOW.negative or None,
             latents=initial_noise(base, [SEED], height, width),
             num_inference_steps=HOW.steps,
             guidance_scale=base.preset.guidance,

@@ -18,8 +18,8 @@ import typer
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from mos_bench.identity.concepts import tiny_concepts, write_pictures
-from mos_bench.identity.tuning import SHIPPED
+from mos_bench.identity.concepts.bench_concepts import tiny_concepts, write_pictures
+from mos_bench.identity.concepts.tuning import SHIPPED
 from mos_client.pictures.examples import load_pictures
 from mos_client.pictures.folder import find_pictures
 from mos_common.base_model import Base, load_base
