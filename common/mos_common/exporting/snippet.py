@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from mos_common.base_names import TINY, base_path
+from mos_common.base_model import base_path
+from mos_common.base_names import TINY
 from mos_common.exporting.metadata import Family, family_of
 from mos_common.exporting.writing import Export
 
