@@ -64,6 +64,8 @@ class Session:
     def save(self) -> None:
         """Write `settings.json`: the ClientApp reads it wherever it runs."""
         values = asdict(self.request) | {"state": self.state, "fingerprint": self.fingerprint}
+        if values["mark"] is None:
+            del values["mark"]  # release 0.1.0 reads the file too, and knows no mark
         texts = {name: str(value.resolve()) if isinstance(value, Path) else value for name, value in values.items()}
         write_atomically(self.state / SETTINGS, canonical_json(texts) + b"\n")
 
