@@ -72,6 +72,9 @@ def test_a_state_folder_of_version_0_1_0_is_read_and_its_tuned_file_found(make_p
     assert session.cached() == tmp_path / "concepts" / name
     session.save()
     assert json.loads((tmp_path / SETTINGS).read_text()) == values
+    marked = Session(tmp_path, session.fingerprint, replace(session.request, mark="sks"))
+    marked.save()
+    assert Session.load(tmp_path) == marked
 
 
 @pytest.mark.parametrize("name", ["state", "images", "base"])
