@@ -28,7 +28,7 @@ def register(app: typer.Typer) -> None:
 def check(
     images: Images,
     base: Base = "tiny",
-    out: Annotated[Path, typer.Option("--out", help="The contact sheet, a PNG.")] = Path("check.png"),
+    out: Annotated[Path, typer.Option("--out", help="The contact sheet: a .png, .jpg or .webp.")] = Path("check.png"),
     masks_with: Annotated[
         Path | None,
         typer.Option(
@@ -80,16 +80,25 @@ def check(
         for mask in draw_masks(images, class_word, masks_with, device or "cpu"):
             say(f"mask drawn: {mask}")
     from mos_client.pictures.check import check_folder
+    from mos_client.pictures.folder import scan, split
     from mos_client.pictures.marks import Marks
     from mos_client.tuning.estimate import estimate
     from mos_client.tuning.judgement import judge
     from mos_common.base_model import load_base
 
     loaded = load_base(base, device=device, dtype=dtype)
-    for line in check_folder(images, loaded, out, Marks(concept, mark)):
+    marks = Marks(concept, mark)
+    folder = scan(images, marks)
+    for line in check_folder(images, loaded, out, marks, scanned=folder):
         say(line)
     concept_out = Path(f"{request.concept.strip('<>')}.safetensors")
-    judged = judge(request, concept_out, concept_out.with_name(f".{concept_out.name}.tuning"), base=loaded)
+    judged = judge(
+        request,
+        concept_out,
+        concept_out.with_name(f".{concept_out.name}.tuning"),
+        base=loaded,
+        pictures=split(folder.pictures),
+    )
     for line in judged.remarks:
         say(f"look at {line}")
     for line in estimate(judged):

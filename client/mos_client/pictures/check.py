@@ -19,14 +19,20 @@ from mos_client.pictures.segmentation import model_on_disk
 from mos_client.pictures.views import bucket_for, bucket_sizes
 from mos_client.pictures.wording import counted, few
 from mos_common.base_model import Base
+from mos_common.commands import command_line
 from mos_common.errors import PicturesError, RequestError
 from mos_common.files import check_writable
+from mos_common.pictures import picture_format
 
 MOST_CAPTIONS = 200  # shown, before and after
 
 
-def check_folder(images: Path, base: Base, out: Path, marks: Marks = ANY_MARK) -> Iterator[str]:
+def check_folder(
+    images: Path, base: Base, out: Path, marks: Marks = ANY_MARK, *, scanned: Folder | None = None
+) -> Iterator[str]:
     """Yield the report line by line, and write the contact sheet to `out`.
+
+    `scanned` is what `scan` says of the folder, where the caller has asked already.
 
     Raises:
         PicturesError: the folder is missing, holds too few usable pictures, or something in it can
@@ -34,12 +40,13 @@ def check_folder(images: Path, base: Base, out: Path, marks: Marks = ANY_MARK) -
         RequestError, StateError: `out` is in the folder of pictures, or cannot be written.
 
     """
-    folder = scan(images, marks)
+    folder = scanned or scan(images, marks)
     if out.resolve().parent in {path.resolve() for path in (images, *(each.path.parent for each in folder.pictures))}:
         raise RequestError(
             f"--out {out} is in the folder of pictures and would be read as one of them: choose another place"
         )
     check_writable(out)
+    picture_format(out)
     yield f"{images}: {counted(len(folder.pictures), 'usable picture')}"
     for note in folder.layout:
         yield f"  {note}"
@@ -60,7 +67,8 @@ def check_folder(images: Path, base: Base, out: Path, marks: Marks = ANY_MARK) -
     masked = sum(has_mask for _, has_mask in seen)
     yield f"  masks: {masked} of {len(folder.pictures)}"
     if masked < len(folder.pictures) and (model := model_on_disk()):
-        yield f"  masks can be drawn for the others: mos-client check {images} --masks-with {model} --class WORD"
+        again = command_line("mos-client", "check", images, "--masks-with", model, "--class", "WORD")
+        yield f"  masks can be drawn for the others: {again}"
     _, held_back = split(folder.pictures)
     yield f"  held back for scoring, never tuned on: {', '.join(picture.path.name for picture in held_back)}"
     remarks_by_path: dict[Path, list[str]] = {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -10,7 +9,7 @@ from PIL import Image, ImageDraw
 
 from mos_client.pictures.folder import Picture
 from mos_client.pictures.views import bucket_for, views_of
-from mos_common.files import write_atomically
+from mos_common.pictures import save_image
 
 CELL, LINE, COLUMNS = 180, 14, 5
 PAPER, INK, WARNING, OUTSIDE = "white", "black", (200, 60, 20), (40, 60, 160)
@@ -23,7 +22,7 @@ def write_contact_sheet(
     sizes: list[tuple[int, int]],
     out: Path,
 ) -> None:
-    """Write the PNG: every picture as it is cropped, shaded outside its mask, remarks in red."""
+    """Write the sheet: every picture as it is cropped, shaded outside its mask, remarks in red."""
     rows = -(-len(pictures) // COLUMNS)
     sheet = Image.new("RGB", (COLUMNS * CELL, rows * (CELL + 3 * LINE)), PAPER)
     pen = ImageDraw.Draw(sheet)
@@ -37,9 +36,7 @@ def write_contact_sheet(
         pen.text((x + 4, y + CELL + LINE), label, fill=INK)
         if of_picture := remarks.get(picture.path):
             pen.text((x + 4, y + CELL + 2 * LINE), _short(of_picture[0]), fill=WARNING)
-    data = io.BytesIO()
-    sheet.save(data, "PNG")
-    write_atomically(out, data.getvalue())
+    save_image(sheet, out)
 
 
 def _shown(picture: Picture, sizes: list[tuple[int, int]]) -> Image.Image:

@@ -43,11 +43,18 @@ class Judged:
     remarks: Sequence[str]
 
 
-def judge(request: TuneRequest, out: Path, work: Path, *, base: Base | None = None) -> Judged:
+def judge(
+    request: TuneRequest,
+    out: Path,
+    work: Path,
+    *,
+    base: Base | None = None,
+    pictures: tuple[list[Picture], list[Picture]] | None = None,
+) -> Judged:
     """Return what a tuning of `request` into the file `out` needs, having checked all of it.
 
-    Its checkpoints go into the folder `work`. `base` is the request's base model where the caller
-    has loaded it already.
+    Its checkpoints go into the folder `work`. `base` is the request's base model, `pictures` its
+    pictures (to tune on, held back), where the caller has read them already.
 
     Raises:
         StateError: a file cannot be written, or the disk has too little room.
@@ -58,7 +65,7 @@ def judge(request: TuneRequest, out: Path, work: Path, *, base: Base | None = No
 
     """
     check_writable(out)
-    tuned_on, held_back = request.pictures()
+    tuned_on, held_back = pictures or request.pictures()
     base = base or load_base(request.base, device=request.device, dtype=request.dtype)
     settings = TuningSettings.of(base.preset, steps=request.steps, seed=request.seed, changes=request.settings)
     _judge_base(base)
