@@ -126,7 +126,7 @@ def _split(base: Base, prompt: str, vocabulary: Vocabulary) -> tuple[list[str], 
 
 def _is_text(base: Base, tag: str, vocabulary: Vocabulary) -> bool:
     """Return whether a tag names no concept: it was taught to the base, or is like `a < b > c`."""
-    if tag in base.tokenizer.get_added_vocab() and tag not in base.tokenizer.all_special_tokens:
+    if tag in _own_words(base.tokenizer):
         return True
     return not NAME.fullmatch(tag) and _nearest(tag, sorted(vocabulary)) is None
 
@@ -270,7 +270,18 @@ def _alike(words: Tensor, count: int) -> list[int]:
 
 
 def _plain_ids(tokenizer: CLIPTokenizer, text: str) -> list[int]:
-    return list(tokenizer(text, add_special_tokens=False).input_ids) if text.strip() else []
+    if not text.strip():
+        return []
+    if _own_words(tokenizer):  # a word of several vectors is followed by its others: <toy>, <toy>_1, ...
+        from diffusers.loaders import TextualInversionLoaderMixin
+
+        text = TextualInversionLoaderMixin().maybe_convert_prompt(text, tokenizer)
+    return list(tokenizer(text, add_special_tokens=False).input_ids)
+
+
+def _own_words(tokenizer: CLIPTokenizer) -> set[str]:
+    """Return the words that the base itself was taught, such as `<sks>` of a DreamBooth model."""
+    return tokenizer.get_added_vocab().keys() - set(tokenizer.all_special_tokens)
 
 
 @contextmanager

@@ -86,7 +86,7 @@ def test_opening_a_checkpoint_draws_no_random_numbers(mini, tmp_path):
 def test_our_own_export_opens_again(sixteen, random_base_folder, tmp_path):
     from safetensors.torch import save_file
 
-    from mos_server.models.single_file import checkpoint_tensors
+    from mos_common.exporting.single_file import checkpoint_tensors
 
     save_file(checkpoint_tensors(sixteen, torch.float16), tmp_path / "model.safetensors")
     shutil.copytree(random_base_folder(), tmp_path / "model.config", ignore=shutil.ignore_patterns("*.safetensors"))
