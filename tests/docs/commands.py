@@ -55,7 +55,14 @@ def commands(program: str) -> dict[str, Any]:
 @cache
 def make_targets() -> frozenset[str]:
     makefile = (TOP / "Makefile").read_text(encoding="utf-8")
-    return frozenset(re.findall(r"^([\w.-]+):(?!=)", makefile, re.M))
+    targets = re.findall(r"^([\w.][\w. -]*):(?!=)", makefile, re.M)
+    return frozenset(name for line in targets for name in line.split())
+
+
+def make_variables() -> frozenset[str]:
+    """Return the settings of a `make` command, such as TORCH=cpu."""
+    makefile = (TOP / "Makefile").read_text(encoding="utf-8")
+    return frozenset(f"{name}={value}" for value, name in re.findall(r"\$\(filter (\w+),\$\((\w+)\)\)", makefile))
 
 
 @cache
@@ -115,7 +122,7 @@ def _takes(kind: type, text: str) -> bool:
 def check_command(words: list[str]) -> None:
     """Parse a command as the program would, without running it."""
     if words[0] == "make":
-        assert set(words[1:]) <= make_targets(), words
+        assert set(words[1:]) <= make_targets() | make_variables(), words
     elif words[:2] == ["python", "-m"]:
         assert find_spec(words[2]) is not None, words
         if "--help" not in words:
