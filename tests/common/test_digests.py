@@ -176,8 +176,10 @@ def test_a_module_that_is_not_there_is_named():
 
 
 def test_all_modules_of_a_package_are_found():
-    files = {file.stem for file in Path(modules_file("mos_common")).parent.glob("*.py")} - {"__init__"}
-    assert {name.partition(".")[2] for name in modules_of("mos_common")} == files
+    folder = Path(modules_file("mos_common")).parent
+    files = {file.relative_to(folder).with_suffix("") for file in folder.rglob("*.py")}
+    names = {".".join(file.parent.parts if file.name == "__init__" else file.parts) for file in files} - {""}
+    assert {name.partition(".")[2] for name in modules_of("mos_common")} == names
 
 
 def modules_file(package: str) -> str:

@@ -25,6 +25,16 @@ DO_NOT_DECIDE = {
     *("mos_common.digests", "mos_common.errors", "mos_common.files", "mos_common.progress", "mos_common.shell"),
     *("mos_common.fingerprint", "mos_common.fingerprint_keys", "mos_common.presets", "mos_common.settings"),
     *("mos_common.concept_file", "mos_common.fused_model", "mos_common.identity_scores", "mos_common.names"),
+    # Where a base's files are and what they may be: it is known by the fingerprint of what is read.
+    *(f"mos_common.base_{name}" for name in ("configuration", "files", "hub", "names", "weights")),
+    *("mos_common.checkpoint_kinds", "mos_common.checkpoint_schedule", "mos_common.file_beginnings"),
+    *(
+        "mos_common.flags",
+        "mos_common.libraries",
+        "mos_common.safe_reading",
+        "mos_common.single_file_base",
+        "mos_common.text_files",
+    ),
     *("mos_tiny", "mos_tiny.recipe"),
 }
 # What else is imported and does not decide, by the module that records.
@@ -32,7 +42,7 @@ ALSO = {
     # The cache makes keys; composed pictures of measured concepts teach witnesses nothing.
     "mos_bench.identity.scoring.claims": {
         *("mos_bench.identity.storage.cache", "mos_bench.pictures", "mos_tiny.recipe.demonstration"),
-        "mos_common.layers",
+        *("mos_common.layers", "mos_common.samplers"),  # nothing is drawn
     },
     # Fused changes and words are in the key by their digests.
     "mos_bench.identity.drawing.requests": {

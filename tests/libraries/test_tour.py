@@ -37,13 +37,25 @@ def test_a_concept_is_tuned_fused_exported_imported_and_drawn(
     run("mos-client", "tune", tmp_path / "pictures", *of_cat, "--steps", 3, "--out", cat)
     run("mos-server", "fuse", cat, "--out", tmp_path / "alone", *FEW)
     run("mos-server", "export", tmp_path / "alone", "--out", lora, "--format", "lora")
-    run("mos-client", "import", lora, "--concept", "<dog>", "--class", "dog", "--out", dog)
+    run(
+        "mos-client",
+        "import",
+        lora,
+        tmp_path / "lora.words" / "cat.safetensors",
+        "--concept",
+        "<dog>",
+        "--class",
+        "dog",
+        "--out",
+        dog,
+    )
     run("mos-server", "fuse", cat, dog, "--out", fused, *FEW)
     run("mos-server", "export", fused, "--out", tmp_path / "folder")
     for number, model in enumerate((cat, fused)):
         picture = tmp_path / f"{number}.png"
         run("mos-client", "draw", model, "<cat> on the beach", "--steps", 2, "--out", picture)
-        assert Image.open(picture).size == (64, 64)
+        with Image.open(picture) as drawn:
+            assert drawn.size == (64, 64)
     from diffusers import DiffusionPipeline
 
     assert DiffusionPipeline.from_pretrained(tmp_path / "folder").unet is not None

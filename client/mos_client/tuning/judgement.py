@@ -21,12 +21,11 @@ from mos_client.tuning.settings import TuningSettings
 from mos_common.base_model import Base, load_base
 from mos_common.concept import Concept, check_name_is_free
 from mos_common.concept_file import concept_to_bytes
-from mos_common.errors import BaseModelError, ConceptError, PicturesError, RequestError, StateError
+from mos_common.errors import ConceptError, PicturesError, RequestError, StateError
 from mos_common.files import check_writable, could_not_write
 from mos_common.names import is_ordinary_text
 
 log = logging.getLogger(__name__)
-PREDICTIONS = ("epsilon", "v_prediction")
 NAMED = 3  # files that a message names
 
 
@@ -68,7 +67,6 @@ def judge(
     tuned_on, held_back = pictures or request.pictures()
     base = base or load_base(request.base, device=request.device, dtype=request.dtype)
     settings = TuningSettings.of(base.preset, steps=request.steps, seed=request.seed, changes=request.settings)
-    _judge_base(base)
     check_name_is_free(request.concept, base)
     _judge_texts(request, base)
     _judge_rank(settings, base)
@@ -78,12 +76,6 @@ def judge(
         log.info("planning the memory of a step on %s", base.name)
     plan = plan_for(base, settings.batch, settings.rank, request.vram)
     return Judged(request, base, settings, plan, tuned_on, held_back, remarks)
-
-
-def _judge_base(base: Base) -> None:
-    kind = base.scheduler.config.prediction_type
-    if kind not in PREDICTIONS:
-        raise BaseModelError(f"{base.name} predicts {kind!r}; tuning knows {' and '.join(map(repr, PREDICTIONS))}")
 
 
 def _judge_texts(request: TuneRequest, base: Base) -> None:

@@ -19,6 +19,7 @@ predictions  min_e  E ‖ε(x_t, F(e)) - ε(x_t, F_1, …, F_n)‖²
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -32,6 +33,7 @@ from mos_common.base_model import Base
 from mos_common.conditioning import Conditioning, read_prompts
 from mos_common.drawing import Drawing, denoise, generators_of, noise_from, scheduler_for
 from mos_common.edlora import LowRank, attached
+from mos_common.errors import RequestError
 from mos_common.exporting.words import mean_words
 from mos_common.progress import CountProgress
 from mos_common.prompts import RECORDED, about
@@ -80,7 +82,7 @@ def fit_words(
 
 
 def _fit_text(base: Base, token: str, words: Tensor, start: Tensor) -> Tensor:
-    texts = _texts(base, token, words, RECORDED)
+    texts = _texts(base, token, words, _contexts(base, token, words))
     with torch.no_grad():
         targets = encode_token_ids(base, texts, {token: words}).float()
     reads = [weights.T @ weights for weights in _keys_and_values(base)]
@@ -103,7 +105,7 @@ def _fit_text(base: Base, token: str, words: Tensor, start: Tensor) -> Tensor:
 
 
 def _fit_predictions(base: Base, token: str, words: Tensor, start: Tensor, on_step: CountProgress | None) -> Tensor:
-    recorded = record_predictions(base, token, words, RECORDED)
+    recorded = record_predictions(base, token, words, _contexts(base, token, words))
     texts = recorded.texts
     fitted = start.clone().requires_grad_()
     optimizer = torch.optim.Adam([fitted], lr=base.preset.learning_rate_words)
@@ -195,6 +197,16 @@ def _record(base: Base, token: str, words: Tensor, drawn: Sequence[tuple[str, in
     finally:
         handle.remove()
     return found
+
+
+def _contexts(base: Base, token: str, words: Tensor) -> list[str]:
+    """Return the contexts in which a base, however short its texts, reads the whole concept."""
+    read = []
+    for context in RECORDED:
+        with suppress(RequestError):
+            tokenise(base, about(context, token), {token: words})
+            read.append(context)
+    return read
 
 
 def _texts(base: Base, token: str, words: Tensor, contexts: Sequence[str]) -> list[TokenIds]:

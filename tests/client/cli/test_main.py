@@ -137,8 +137,7 @@ def test_a_base_that_is_no_diffusion_model_is_4(command, make_pictures, random_b
     refused(
         command("tune", folder, *NAMED, "--base", folder / "00.png"),
         4,
-        "neither a whole safetensors file",
-        "is a picture",
+        "is a picture, not a file of weights",
     )
     broken = Path(shutil.copytree(random_base_folder(), tmp_path / "broken"))
     shutil.rmtree(broken / "unet")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from pathlib import Path
 
 import pytest
 
 from mos_common.concept_file import content_digest, read_concept
+from mos_common.kit import Kit, write_kit
 
 NAMED = ("--concept", "<cat>", "--class", "cat")
 
@@ -66,10 +68,16 @@ def test_check_shows_what_each_caption_becomes(command, folder):
         ((), 3, "in 2 ways (sks"),
     ],
 )
-def test_check_tune_and_join_refuse_the_same_marks(command, folder, random_base_folder, flags, code, said):
+def test_check_tune_and_join_refuse_the_same_marks(command, folder, random_base_folder, tmp_path, flags, code, said):
     cats = folder("cats", "V asleep", "TOK awake")
     said = said if flags else "in 2 ways (V in 00.txt, TOK in 01.txt)"
-    for run in (("check", cats), ("tune", cats, *NAMED), ("join", "a.kit", cats, *NAMED)):
+    address, tomorrow = "127.0.0.1:1", dt.datetime.now(dt.UTC) + dt.timedelta(days=1)
+    kit = Kit(
+        server_id="0" * 32, name="alice", fleet=address, mos=address, ca="-----BEGIN CERTIFICATE-----\n", token="t" * 32, expires=tomorrow,
+        base="ab" * 32, base_name="tiny", signing_key="-----BEGIN PUBLIC KEY-----\n",
+    )  # fmt: skip
+    write_kit(kit, tmp_path / "a.kit")
+    for run in (("check", cats), ("tune", cats, *NAMED), ("join", tmp_path / "a.kit", cats, *NAMED)):
         exit_code, _, err = command(*run, *flags, *(() if run[0] == "join" else ("--base", random_base_folder())))
         assert exit_code == code, (run, err)
         assert said in err

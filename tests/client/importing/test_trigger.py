@@ -80,7 +80,7 @@ def test_a_trigger_beside_the_file_s_own_is_a_question_with_both_named(metadata,
 
 @pytest.mark.parametrize("phrase", ["<dog>", "a\tb", "x" * 300])
 def test_a_trigger_that_is_not_ordinary_words_is_a_question(phrase):
-    with pytest.raises(ConceptError, match="is not ordinary words: give them with --trigger"):
+    with pytest.raises(ConceptError, match="is not ordinary words: give the file of that embedding too"):
         choose_trigger({"modelspec.trigger_phrase": phrase}, "")
 
 

@@ -15,7 +15,7 @@ from mos_client.tuning.judgement import judge, written_bytes
 from mos_client.tuning.request import TuneRequest
 from mos_client.tuning.settings import TuningSettings
 from mos_client.tuning.tune_folder import tune_folder
-from mos_common.errors import BaseModelError, ConceptError, MosError, PicturesError, RequestError, StateError
+from mos_common.errors import ConceptError, MosError, PicturesError, RequestError, StateError
 
 
 @pytest.fixture
@@ -84,10 +84,6 @@ def test_words_of_the_method_count(judged, tmp_path):
 )
 def test_flags_and_texts_that_cannot_be_used_are_refused(judged, changes, kind, message):
     refused(judged, kind, message, **changes)
-
-
-def test_a_base_that_tuning_does_not_know_is_refused(judged, random_base):
-    refused(judged, BaseModelError, "predicts 'sample'", base=random_base(prediction_type="sample"))
 
 
 def test_memory_that_the_weights_alone_exceed_is_refused_without_counting_a_step(judged, monkeypatch):

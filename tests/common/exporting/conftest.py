@@ -13,7 +13,6 @@ from mos_common.base_model import Base, load_base
 from mos_common.edlora import LowRank
 from mos_common.exporting.export import ExportOptions, export
 from mos_common.fused_model import FusedModel, NamedConcept
-from mos_common.layers import adaptable_layers
 from mos_server.fusion.fuse import fuse
 from mos_server.fusion.methods.average import AverageSettings
 from mos_server.models.publish import write_fused
@@ -41,7 +40,7 @@ def mixed(make_concept, tmp_path) -> Callable[..., Path]:
 
     def folder(base) -> Path:
         g, everything = torch.Generator().manual_seed(5), {}
-        for i, layer in enumerate(adaptable_layers(base)):
+        for i, layer in enumerate(base.layout.layers):
             rank, size = 1 + i % 3, float(layer.module.weight.float().std())
             A, B = torch.randn(rank, layer.d_in, generator=g), 0.3 * size * torch.randn(layer.d_out, rank, generator=g)
             everything[layer.name] = LowRank(A, B, 2.0)

@@ -9,7 +9,6 @@ from safetensors.torch import load_file
 from mos_client.importing.lora import pairs_of
 from mos_common.base_model import base_path
 from mos_common.fused_model import NamedConcept, read_fused
-from mos_common.layers import adaptable_layers
 from mos_common.spellings import kohya_name
 from mos_server.fusion.fuse import fuse
 from mos_server.fusion.methods.average import AverageSettings
@@ -25,7 +24,7 @@ def test_diffusers_predicts_the_noise_of_base_and_adapter_with_the_lora(
     base, xl = request.getfixturevalue(kind), kind == "xl"
     quickly(mixed(base), base, "lora", tmp_path / "lora.safetensors", dtype="float32")
     changes = read_fused(tmp_path / "fused").changes
-    assert changes.keys() == {layer.name for layer in adaptable_layers(base)}
+    assert changes.keys() == {layer.name for layer in base.layout.layers}
     assert len({pair.rank for pair in changes.values()}) > 2
     folders = {"tiny": base_path("tiny"), "like_2": folder_of_2}
     pipeline = pipeline_of(folders.get(kind) or random_base_folder(**({"xl": True} if xl else {})), xl=xl)

@@ -82,7 +82,6 @@ def test_the_lines_for_diffusers_draw_what_we_draw(kind, format, request, source
     height, width = how.sized_for(base)
     theirs = pipeline(
         prompt,
-        negative_prompt="",
         latents=initial_noise(base, [3], height, width),
         num_inference_steps=how.steps,
         guidance_scale=base.preset.guidance,

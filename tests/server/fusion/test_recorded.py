@@ -22,7 +22,17 @@ from mos_server.fusion.statistics import RECORDED_BY, Recording, Statistics
 
 # Modules that recording imports but that do not decide what is recorded: the key covers them.
 DO_NOT_DECIDE = {
-    "mos_common.base_configuration",  # refuses bases, and changes none
+    # Where a base's files are and what they may be: it is known by the fingerprint of what is read.
+    "mos_common.base_configuration",
+    "mos_common.base_files",
+    "mos_common.base_hub",
+    "mos_common.base_names",
+    "mos_common.base_weights",
+    "mos_common.checkpoint_kinds",
+    "mos_common.checkpoint_schedule",
+    "mos_common.file_beginnings",
+    "mos_common.safe_reading",
+    "mos_common.single_file_base",
     "mos_common.concept_file",  # content digests: the first half of the file's name
     "mos_common.digests",
     "mos_common.errors",
