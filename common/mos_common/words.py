@@ -281,7 +281,7 @@ def _plain_ids(tokenizer: CLIPTokenizer, text: str) -> list[int]:
 
 def _own_words(tokenizer: CLIPTokenizer) -> set[str]:
     """Return the words that the base itself was taught, such as `<sks>` of a DreamBooth model."""
-    return tokenizer.get_added_vocab().keys() - set(tokenizer.all_special_tokens)
+    return set(tokenizer.get_added_vocab()) - set(tokenizer.all_special_tokens)
 
 
 @contextmanager
