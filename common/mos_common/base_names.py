@@ -1,4 +1,4 @@
-"""What a base model is called: on the command line, in state folders, in manifests and kits.
+"""Names of a base model: on the command line, in state folders, in manifests and kits.
 
 This module imports nothing heavy, so commands that only need a name start at once.
 """

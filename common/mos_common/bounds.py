@@ -1,4 +1,4 @@
-"""How much a concept may change: the bounds that a round admits, known to who makes one.
+"""Bounds on the size of a concept's changes, which rounds enforce and imports announce.
 
 No concept may drown the others. Import says at once what a round would refuse later.
 """

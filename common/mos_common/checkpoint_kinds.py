@@ -1,4 +1,4 @@
-"""What a file of weights is: one of the checkpoints that we open, or what else by name.
+"""Name the kind of a file of weights: a checkpoint that can be opened, or anything else.
 
 Told by the names and shapes of its tensors, the way other tools tell it, so a renamed file is
 recognised. Checkpoints are Stable Diffusion 1.x, 2.x and XL in their authors' layout:

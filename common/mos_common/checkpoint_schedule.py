@@ -1,4 +1,4 @@
-"""What a checkpoint predicts, and its noise schedule: said by the file or beside it, never guessed.
+"""The prediction type and noise schedule of a checkpoint: read in or beside it, never guessed.
 
 A checkpoint's tensors do not show whether its UNet predicts the noise or v. These say it:
 

@@ -1,4 +1,4 @@
-"""What a file is that holds no tensors, told by its first bytes."""
+"""Name the kind of a file that holds no tensors by its first bytes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a state folder remembers: the concept it is for, and the pictures that were tuned on.
+"""The memory of a state folder: the concept it is for, and the pictures that were tuned on.
 
 `pictures.json` has the digest of every file of the pictures. With it a concept that was tuned is
 found, and sent, when the folder of pictures cannot be read any more: a stick that was pulled out, a

@@ -1,4 +1,4 @@
-"""What a file is that holds no adapter and no embedding, to call it by its name."""
+"""Name the kind of a file that holds neither an adapter nor an embedding."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Wanted:
-    """What to take of the files, where there is a choice.
+    """The choices of an import: the parts of the files that are taken.
 
     `rank`: reduce every change to at most that rank. `without_convolutions`: leave out the changes
     of convolutions larger than 1x1. `words`: the name of one of several bundled embeddings.
@@ -44,7 +44,7 @@ class Wanted:
 
 @dataclass
 class Found:
-    """What was read of one file or folder."""
+    """The contents of one file or folder."""
 
     adapter: Adapter | None = None
     words: Words = ()

@@ -80,7 +80,7 @@ NOT_OF_LOW_RANK = {
 
 @dataclass(frozen=True)
 class Adapter:
-    """What the file of an adapter holds: each layer's change, as a pair.
+    """The contents of an adapter's file: the change of each layer, as a pair.
 
     `kinds` are the kinds of change that it had. `whole` is ‖ΔW‖² of every layer, convolutions that
     were left out included; `kept` is that of the pairs.

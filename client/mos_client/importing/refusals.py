@@ -1,4 +1,4 @@
-"""What a tensor is that cannot be imported, for the message that refuses it."""
+"""Name the kind of a tensor that cannot be imported, for the refusal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an import says: how strong the changes are, what was lost, what a round would refuse."""
+"""The report of an import: the strength of the changes, the losses, a round's objections."""
 
 from __future__ import annotations
 

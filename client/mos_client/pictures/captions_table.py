@@ -36,7 +36,7 @@ class CaptionTable:
 
     @property
     def has_captions(self) -> bool:
-        """Whether any row has a caption."""
+        """True if any row has a caption."""
         return any(self.captions.values())
 
 

@@ -27,7 +27,7 @@ class UnknownRangeError(ValueError):
 
 @dataclass(frozen=True)
 class Samples:
-    """How a file says that its grey values are stored."""
+    """The storage of grey values, as a file declares it."""
 
     bits: int = 16
     signed: bool = False

@@ -82,7 +82,7 @@ class Skipped:
 
 @dataclass(frozen=True)
 class Folder:
-    """What a folder holds: usable and skipped pictures, sorted by name, and unused files.
+    """The contents of a folder: usable and skipped pictures, sorted by name, and unused files.
 
     `notes` say what was done to each picture to read it, `doubts` what its owner should look at,
     `layout` how the folder was understood.

@@ -1,4 +1,4 @@
-"""How messages about files count and list them."""
+"""Count and list files in messages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How far into a caption a base reads, and whether the concept is named before that."""
+"""Count the tokens of captions, and check that the base reads as far as the concept's name."""
 
 from __future__ import annotations
 

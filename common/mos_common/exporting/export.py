@@ -45,7 +45,7 @@ OnFit = Callable[[int, int, str], None]
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """What to write, and how; None is a sensible default.
+    """The format of an export and its variations; None is a sensible default.
 
     `tool` is a key of `TOOLS`, `fit` a `Fit`. `with_thumbnail` puts a drawing of the first concept
     into the metadata. `test` draws with the exported files by diffusers.

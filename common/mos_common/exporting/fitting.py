@@ -134,7 +134,7 @@ def _fit_predictions(base: Base, token: str, words: Tensor, start: Tensor, on_st
 
 @dataclass
 class Recorded:
-    """What the UNet read and predicted at each time: one row for each text."""
+    """The inputs and predictions of the UNet at each time: one row for each text."""
 
     texts: list[TokenIds]
     times: list[Tensor]

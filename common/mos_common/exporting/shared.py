@@ -1,4 +1,4 @@
-"""What is exported: a fused model, or one concept as its owner has it."""
+"""The model that is exported: a fused one, or one concept as its owner has it."""
 
 from __future__ import annotations
 

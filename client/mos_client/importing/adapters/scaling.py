@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Scaling:
-    """What a file says about the scale of one layer's change.
+    """The scale of one layer's change, as its file gives it.
 
     `alpha` is the layer's own, or that of the configuration; None if nothing is written, and then
     the scale is 1. `rank_stabilised`: the scale is alpha/√rank. `rank` is that of the

@@ -1,4 +1,4 @@
-"""What a classifier reads of a picture, and two attributes that need no learning."""
+"""The features that classifiers read, and two attributes that need no learning."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ class Solved:
 
 
 class Option(StrEnum):
-    """What may be given for a fusion besides the method's settings, by its flag."""
+    """The options of a fusion besides the method's settings, by their flags."""
 
     WEIGHTS = "--weight"
     WORKERS = "--workers"

@@ -1,1 +1,1 @@
-"""What is measured: concepts, prompts about them, and their tuned files."""
+"""The measured concepts, prompts about them, and their tuned files."""

@@ -1,1 +1,1 @@
-"""What a run writes: rows, tables in Markdown, plots and contact sheets."""
+"""The output of a run: rows, tables in Markdown, plots and contact sheets."""

@@ -1,1 +1,1 @@
-"""What was already computed, and which process computes what."""
+"""Keep computed results, and share the work among processes."""
