@@ -12,6 +12,7 @@ its trainer's notes: the few classes that they name are replaced by one that doe
 from __future__ import annotations
 
 import pickletools
+import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -174,7 +175,9 @@ def _named_by_pickle(path: Path, error: type[MosError]) -> Iterator[tuple[str, s
             if entries[0].file_size > MAX_PICKLE_BYTES:
                 raise error(f"{path} is refused: its pickle alone has {entries[0].file_size:,} bytes")
             program = archive.read(entries[0])
-        for opcode, argument, _ in pickletools.genops(program):
+        with warnings.catch_warnings(action="ignore"):  # strange escapes in names that nobody runs
+            operations = list(pickletools.genops(program))
+        for opcode, argument, _ in operations:
             if opcode.name == "GLOBAL":
                 module, _, name = str(argument).partition(" ")
                 yield module, name
