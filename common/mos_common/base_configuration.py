@@ -176,8 +176,9 @@ def judge_fit(name: str, configurations: Mapping[str, Mapping[str, Any]]) -> Non
         )
     if not isinstance(unet["sample_size"], int) or not isinstance(vae["scaling_factor"], int | float):
         raise BaseModelError(
-            f"{name} cannot be used: sample_size of its unet is {_shown(unet['sample_size'])} and scaling_factor of its "
-            f"vae {_shown(vae['scaling_factor'])}, expected one whole number, the side of square latents, and a number"
+            f"{name} cannot be used: sample_size of its unet is {_shown(unet['sample_size'])} and scaling_factor of "
+            f"its vae {_shown(vae['scaling_factor'])}, expected one whole number, the side of square latents, and a "
+            "number"
         )
     blocks = [*unet["down_block_types"], unet["mid_block_type"], *unet["up_block_types"]]
     if not any("CrossAttn" in str(block) for block in blocks):

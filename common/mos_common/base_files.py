@@ -127,8 +127,8 @@ def _diffusers_folder(name: str, folder: Path) -> Path:
         return _diffusers_folder(name, snapshot_of(name, cached))
     if (folder / INDEX).is_symlink():
         raise BaseModelError(
-            f"{name} is not a whole model: its {INDEX} is a link to a file that is not there. Copy the model again, with "
-            "the files that links stand for (cp -rL)"
+            f"{name} is not a whole model: its {INDEX} is a link to a file that is not there. Copy the model "
+            "again, with the files that links stand for (cp -rL)"
         )
     raise BaseModelError(f"{name} is not a diffusion model: it has no {INDEX}. {_advice(folder)}")
 

@@ -91,8 +91,8 @@ def source_of(folder: Path) -> dict[str, Any]:
     broken = [file for file in folder.iterdir() if file.is_symlink() and not file.exists()]
     if broken and not any(FILE.fullmatch(file.name) for file in there):
         raise BaseModelError(
-            f"{broken[0]} is a link to {broken[0].readlink()}, which is not there: copy the model again, with the files "
-            "that links stand for (cp -rL)"
+            f"{broken[0]} is a link to {broken[0].readlink()}, which is not there: copy the model again, with the "
+            "files that links stand for (cp -rL)"
         )
     chosen = choose_weights(folder.name, (file.name for file in there), str(folder))
     for name in chosen.names:

@@ -66,7 +66,7 @@ NOTES = frozenset(
         ("_codecs", "encode"),
     }
 )
-"""What PyTorch Lightning's notes in published checkpoints name: callbacks, and best scores."""
+"""Names in PyTorch Lightning's notes within published checkpoints: callbacks, and best scores."""
 
 
 class _Ignored:
@@ -134,7 +134,8 @@ def open_weights(path: Path) -> Weights:
         if start.startswith(ZIP):
             return _open_torch(path)
         opened: Any = safe_open(path, "pt")
-        shapes = {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118 (no mapping)
+        names = list(opened.keys())
+        shapes = {name: tuple(opened.get_slice(name).get_shape()) for name in names}
         return Weights(shapes, dict(opened.metadata() or {}), opened.get_tensor)
     except SafetensorError as error:
         neither = "is neither a whole safetensors file nor one that torch.save wrote: download it again, or convert it"

@@ -73,7 +73,8 @@ def _called(concept: Concept, told: str) -> Iterator[str]:
         yield f"prompts call it {concept.name}, which stands for {concept.trigger!r}{f', {told}' if told else ''}"
     else:
         yield (
-            f"prompts call it {concept.name}, which stands for its class word {concept.class_word!r}: if the LoRA needs "
+            f"prompts call it {concept.name}, which stands for its class word {concept.class_word!r}: if the LoRA "
+            "needs "
             "words of its own, give them with --trigger"
         )
 

@@ -60,8 +60,8 @@ def choose_trigger(metadata: Mapping[str, str], given: str) -> tuple[str, str]:
     phrase = told.phrases[0]
     if not is_ordinary_text(phrase) or len(phrase) > MAX_LENGTH or not phrase.isprintable():
         raise ConceptError(
-            f"the file's trigger, {phrase[:60]!r} ({told.source}), is not ordinary words: give the file of that embedding "
-            "too, or words with --trigger"
+            f"the file's trigger, {phrase[:60]!r} ({told.source}), is not ordinary words: give the file of "
+            "that embedding too, or words with --trigger"
         )
     return phrase, f"from the file's {told.source}"
 

@@ -105,7 +105,8 @@ def _word_of_the_folder(lines: Sequence[str], folder: Folder, marks: Marks) -> I
     word = named["name"].split()[0]
     having = sum(bool(Marks(mark=word).places(line)) for line in lines) if re.search(r"\w", word) else 0
     if having > len(lines) / 2:
-        yield f"  look at the captions: {having} of {len(lines)} have {word!r}: does it stand for the concept? --mark {word}"
+        question = f"does it stand for the concept? --mark {word}"
+        yield f"  look at the captions: {having} of {len(lines)} have {word!r}: {question}"
 
 
 def _notes(folder: Folder) -> Iterator[str]:

@@ -115,7 +115,8 @@ class Marks:
         elif len(used) > 1:
             listed = ", ".join(f"{mark} in {few(names)}" for mark, names in used.items())
             raise PicturesError(
-                f"the captions name the concept in {len(used)} ways ({listed}): use one of them, or say which with --mark"
+                f"the captions name the concept in {len(used)} ways ({listed}): use one of them, or "
+                "say which with --mark"
             )
 
     def _check_given(self, captions: Mapping[str, Sequence[str]], used: Mapping[str, Sequence[str]]) -> None:

@@ -1,6 +1,6 @@
 """Read a picture or a mask of any common format: upright, in 8 bits, pictures in sRGB.
 
-Whoever reads a picture reads it here. What a format can do differently (depth, colours,
+Every picture is read here. What a format can do differently (depth, colours,
 orientation, transparency, frames) is normalised and noted, or the file is refused by name.
 """
 

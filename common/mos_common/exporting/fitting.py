@@ -48,7 +48,7 @@ SMALL_UNET = 50e6  # parameters; the largest for which a CPU predicts noise in s
 
 
 class Fit(StrEnum):
-    """How the one embedding of a word is made."""
+    """The way in which the one embedding of a word is made."""
 
     MEAN = "mean"
     TEXT = "text"

@@ -259,9 +259,8 @@ def status(state: StateFolder) -> None:
     else:
         say(f"server: {running}; {config.host}, ports {config.fleet_port} and {config.mos_port}")
         say(f"base model: {config.base} ({config.base_fingerprint[:12]})")
-        say(
-            f"fusion of rounds to come: {describe_fusion(config.fusion)} ({command_line('mos-server', 'settings', state)})"
-        )
+        settings_of = command_line("mos-server", "settings", state)
+        say(f"fusion of rounds to come: {describe_fusion(config.fusion)} ({settings_of})")
     with closing(Journal(opened.database)) as journal:
         for line in describe_people(journal):
             say(line)

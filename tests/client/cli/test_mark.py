@@ -73,7 +73,8 @@ def test_check_tune_and_join_refuse_the_same_marks(command, folder, random_base_
     said = said if flags else "in 2 ways (V in 00.txt, TOK in 01.txt)"
     address, tomorrow = "127.0.0.1:1", dt.datetime.now(dt.UTC) + dt.timedelta(days=1)
     kit = Kit(
-        server_id="0" * 32, name="alice", fleet=address, mos=address, ca="-----BEGIN CERTIFICATE-----\n", token="t" * 32, expires=tomorrow,
+        server_id="0" * 32, name="alice", fleet=address, mos=address, ca="-----BEGIN CERTIFICATE-----\n",
+        token="t" * 32, expires=tomorrow,
         base="ab" * 32, base_name="tiny", signing_key="-----BEGIN PUBLIC KEY-----\n",
     )  # fmt: skip
     write_kit(kit, tmp_path / "a.kit")

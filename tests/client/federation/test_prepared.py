@@ -1,4 +1,4 @@
-"""What `join` judges before its kit is used, and where the state folder says otherwise."""
+"""`join` judges everything before its kit is used; a state folder that disagrees is a question."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an import takes, says and refuses: folders, words, strength, kinds of files."""
+"""Import files: what is taken, reported and refused (folders, words, strength, kinds)."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ CAT = Marks("<cat>")
 
 
 def read(line: str, marks: Marks = CAT) -> str:
-    """What the tuned prompt says, with ■ for the concept."""
+    """Return the tuned prompt, with ■ for the concept."""
     return "■".join(texts_around(marks.internal(line)))
 
 

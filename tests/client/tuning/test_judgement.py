@@ -1,4 +1,4 @@
-"""What would go wrong after the first step is said before it, by one function for all commands."""
+"""One function judges a tuning before its first step, for all commands."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How many tokens of a caption a base reads, and whether the concept is named among them."""
+"""A base reads a number of a caption's tokens, and the concept must be named among them."""
 
 from __future__ import annotations
 

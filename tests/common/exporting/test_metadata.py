@@ -1,4 +1,4 @@
-"""What exported files say about themselves, in the keys that other tools read."""
+"""The metadata of exported files, in the keys that other tools read."""
 
 from __future__ import annotations
 

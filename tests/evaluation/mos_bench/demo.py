@@ -55,7 +55,8 @@ def run_demo(out: Path, *, steps: int | None = None) -> None:
     out = out.resolve()
     if out.is_dir() and any(out.iterdir()) and not (out / "participants" / PARTICIPANTS[0]).is_dir():
         raise RequestError(
-            f"{out} holds files of something else, which would be deleted: give --out a new folder, or an earlier demo's"
+            f"{out} holds files of something else, which would be deleted: give --out a new folder, or an "
+            "earlier demo's"
         )
     shutil.rmtree(out, ignore_errors=True)
     participants = prepare(out)
