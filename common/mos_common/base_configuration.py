@@ -8,6 +8,7 @@ text-to-image pipelines compute it. A key that is not listed must be at its defa
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from mos_common.errors import BaseModelError
 from mos_common.fingerprint_keys import KEYS, PIPELINE
 
 SIZES_OF_XL = 6  # original height and width, crop from the top and the left, target height and width
+SHORTEST = 3  # a start token, a word, an end token
 CLASSES = {
     "text_encoder": ("CLIPTextModel",),
     "text_encoder_2": ("CLIPTextModelWithProjection",),
@@ -96,7 +98,7 @@ def read_configuration(name: str, file: Path) -> dict[str, Any]:
     """
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise BaseModelError(
             f"{name}: {file.parent.name}/{file.name} cannot be read: download the base again"
         ) from error
@@ -126,6 +128,22 @@ def judge_configuration(
             raise BaseModelError(
                 f"{name} cannot be used: its {part} has the setting {key} = {_shown(value)}, which this version does "
                 "not know, so it cannot tell what it changes: use a base without it, or a newer version"
+            )
+
+
+def judge_longest(name: str, part: str, configuration: Mapping[str, Any]) -> None:
+    """Check the length at which a tokenizer cuts texts; None, or none at all, cuts nothing.
+
+    Raises:
+        BaseModelError: it is no number, or leaves no room between a start and an end token.
+
+    """
+    for key in ("model_max_length", "max_len"):  # the second is an old name of the first
+        longest = configuration.get(key)
+        if longest is not None and not (type(longest) in (int, float) and SHORTEST <= longest < math.inf):
+            raise BaseModelError(
+                f"{name} cannot be used: {key} of its {part} is {_shown(longest)}, expected a number of tokens, "
+                f"{SHORTEST} at least: download the base again"
             )
 
 

@@ -16,7 +16,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from mos_common.base_configuration import PLAIN, XL, judge_configuration, judge_fit, judge_pipeline, read_configuration
+from mos_common.base_configuration import (
+    PLAIN,
+    XL,
+    judge_configuration,
+    judge_fit,
+    judge_longest,
+    judge_pipeline,
+    read_configuration,
+)
 from mos_common.base_files import BaseFiles
 from mos_common.errors import BaseModelError, MosError
 from mos_common.fingerprint import text_module_name
@@ -52,11 +60,11 @@ def load_parts(name: str, files: BaseFiles) -> dict[str, Any]:
         try:
             parts = {part: _load_part(name, part, files) for part in _kinds() if part in index and all(index[part])}
             parts["scheduler"] = _load_scheduler(family, kind, files)
+            judge_tokenizers(name, parts)
         except MosError:
             raise
         except Exception as error:  # the libraries raise anything at all for files that are not theirs
             raise BaseModelError(f"{name} cannot be loaded as a diffusion model: {first_line(error)}") from error
-        judge_tokenizers(name, parts)
         judge_own_sampler(name, parts["scheduler"])
     zeros = family == XL and index.get("force_zeros_for_empty_prompt", True)
     return parts | {"force_zeros_for_empty_prompt": bool(zeros)}
@@ -88,7 +96,9 @@ def judge_configurations(name: str, family: str, folder: Path, scheduler: Any) -
             continue
         if part.startswith("tokenizer"):
             file = folder / part / "tokenizer_config.json"
-            judge_configuration(name, part, read_configuration(name, file) if file.is_file() else {})
+            configuration = read_configuration(name, file) if file.is_file() else {}
+            judge_configuration(name, part, configuration)
+            judge_longest(name, part, configuration)
             continue
         defaults = defaults_of(kind)
         configuration = read_configuration(name, folder / part / "config.json")

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import json
 import logging
+import lzma
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 ARCHITECTURES = Path(__file__).parent / "architectures"
-VOCABULARY = ARCHITECTURES / "clip"
+MERGES = ARCHITECTURES / "clip" / "merges.txt.xz"  # packed, so that a clone stays small
 EMA = "model_ema."
 UNUSED = (
     (r"^model_ema\.|\.model_ema\.", "averaged weights beside the trained ones, which are used"),
@@ -103,7 +104,8 @@ class Checkpoint:
         for key, value in told.items():
             if isinstance(value, dict):
                 told[key] = AddedToken(**{flag: set_to for flag, set_to in value.items() if flag != "__type"})
-        return CLIPTokenizer.from_pretrained(VOCABULARY, local_files_only=True, **told)
+        merges = _merges_of_clip()
+        return CLIPTokenizer(vocab=_tokens_of_clip(merges), merges=merges, **told)
 
     def _converted(self, part: str, module: Any) -> tuple[dict[str, Tensor], set[str]]:
         """Return the tensors of a part by diffusers' names, and the file's names of those left."""
@@ -243,3 +245,24 @@ def _empty(kind: Any, folder: Path) -> Any:
             return kind.from_config(kind.load_config(folder, local_files_only=True)).float()
         outputs = {"return_dict": True, "output_hidden_states": False, "output_attentions": False}
         return kind(kind.config_class.from_pretrained(folder, local_files_only=True, **outputs)).float()
+
+
+def _merges_of_clip() -> list[tuple[str, str]]:
+    """Return the pairs that CLIP's tokenizer joins, in their order."""
+    with lzma.open(MERGES, "rt", encoding="utf-8") as packed:
+        lines = packed.read().splitlines()[1:]  # the first is the version
+    return [(left, right) for left, right in (line.split() for line in lines)]
+
+
+def _tokens_of_clip(merges: Sequence[tuple[str, str]]) -> dict[str, int]:
+    """Return the number of every token of CLIP.
+
+    They are the characters that stand for bytes, in order; the same at the end of a word; what each
+    merge makes; and the two marks around a text.
+    """
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    characters = sorted(ByteLevel.alphabet())
+    joined = ["".join(pair) for pair in merges]
+    tokens = [*characters, *(f"{each}</w>" for each in characters), *joined, "<|startoftext|>", "<|endoftext|>"]
+    return {token: number for number, token in enumerate(tokens)}

@@ -22,7 +22,7 @@ class NotTextError(ValueError):
     """Bytes that are no text we read; the message completes the sentence "the file ..."."""
 
 
-def read_text_file(path: Path) -> str:
+def read_text_file(path: Path, *, most: int = MOST_BYTES) -> str:
     """Return a file's text in Unicode NFC, without byte order mark and invisible characters.
 
     Raises:
@@ -31,9 +31,9 @@ def read_text_file(path: Path) -> str:
 
     """
     with path.open("rb") as file:
-        data = file.read(MOST_BYTES + 1)
-    if len(data) > MOST_BYTES:
-        raise NotTextError(f"is larger than {MOST_BYTES >> 20} MiB, which is no text that somebody wrote")
+        data = file.read(most + 1)
+    if len(data) > most:
+        raise NotTextError(f"is larger than {most >> 10:,} KiB: it is something else")
     return decode_text(data)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import math
 from pathlib import Path
 
 import diffusers
@@ -104,6 +105,8 @@ def test_the_defaults_of_the_libraries_are_allowed():
         ("tokenizer/tokenizer_config.json", "truncation_side", "left"),
         ("tokenizer/tokenizer_config.json", "split_special_tokens", True),
         ("tokenizer/tokenizer_config.json", "tokenizer_class", "T5Tokenizer"),
+        *(("tokenizer/tokenizer_config.json", "model_max_length", value) for value in ([77], "77", True, 2, math.inf)),
+        ("tokenizer/tokenizer_config.json", "max_len", {}),
         ("model_index.json", "_class_name", "StableDiffusionPAGPipeline"),
         ("model_index.json", "_class_name", "StableDiffusionInpaintPipeline"),
         ("model_index.json", "_class_name", "LatentConsistencyModelPipeline"),

@@ -6,7 +6,6 @@ import codecs
 
 import pytest
 
-from mos_common import text_files
 from mos_common.text_files import NotTextError, clean_text, decode_text, read_text_file
 
 TEXT = "V in einem Käfig, 猫"
@@ -61,11 +60,10 @@ def test_line_ends_are_left_to_the_reader():
     assert decode_text(b"a\r\nb\rc\n") == "a\r\nb\rc\n"
 
 
-def test_a_file_too_large_for_a_text_is_refused_without_reading_it_all(tmp_path, monkeypatch):
-    monkeypatch.setattr(text_files, "MOST_BYTES", 1 << 20)
+def test_a_file_too_large_for_a_text_is_refused_without_reading_it_all(tmp_path):
     (tmp_path / "a.txt").write_bytes(b"a" * ((1 << 20) + 1))
-    with pytest.raises(NotTextError, match="larger than 1 MiB"):
-        read_text_file(tmp_path / "a.txt")
+    with pytest.raises(NotTextError, match="larger than 1,024 KiB"):
+        read_text_file(tmp_path / "a.txt", most=1 << 20)
 
 
 def test_an_empty_file_is_an_empty_text():

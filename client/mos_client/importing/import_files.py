@@ -23,6 +23,7 @@ from mos_common.concept_file import MAX_BYTES, MAX_RANK, concept_from_bytes, con
 from mos_common.errors import ConceptError, RequestError
 from mos_common.files import check_writable, write_atomically
 from mos_common.names import check_concept_name, is_ordinary_text
+from mos_common.texts import checked_text
 
 log = logging.getLogger(__name__)
 
@@ -77,11 +78,12 @@ def import_files(
     Raises:
         ConceptError: a file cannot be read, is of a kind that cannot be imported, is too large,
             changes nothing, or was made for another base; or it is not clear what is meant.
-        RequestError, StateError: the name or the trigger breaks the grammar, or `out` cannot be
-            written.
+        RequestError, StateError: the name or a text breaks the grammar, or `out` cannot be written.
 
     """
     check_concept_name(concept)
+    class_word, trigger = checked_text(class_word, "--class"), checked_text(trigger, "--trigger")
+    author, licence = checked_text(author, "--author"), checked_text(licence, "--licence")
     for flag, text in (("--class", class_word), ("--trigger", trigger)):
         if not is_ordinary_text(text):
             raise RequestError(

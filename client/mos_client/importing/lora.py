@@ -24,6 +24,7 @@ from mos_common.edlora import LowRank
 from mos_common.errors import ConceptError
 from mos_common.spellings import large_convolutions
 
+LARGEST_ALPHA = 1e6  # beyond it a change is no number in half precision, whatever its factors
 Change = Callable[[Mapping[str, Tensor], Scaling, Sequence[int]], LowRank | Tensor]
 
 
@@ -178,6 +179,8 @@ def _change_of(
     scaling = _scaling(layer, found, configs, next((factors[f].shape[0] for f in kind.rank_of if f in factors), None))
     if alpha is not None:
         scaling = _with_alpha(layer, float(alpha), scaling, factors)
+    if scaling.alpha is not None and abs(scaling.alpha) > LARGEST_ALPHA:
+        raise ConceptError(f"{layer} has the alpha {scaling.alpha:g}: expected at most {LARGEST_ALPHA:g}")
     if _config_of(layer, found.spelled, configs)[0].is_decomposed() not in (None, magnitude is not None):
         raise ConceptError(
             f"{layer} has {'a' if magnitude is not None else 'no'} magnitude, and the file's configuration says "

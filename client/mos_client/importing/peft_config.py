@@ -8,13 +8,14 @@ file by name. A field that is on no list is a newer PEFT's, and refuses the file
 from __future__ import annotations
 
 import json
-import math
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Annotated, Any
+
+from pydantic import BaseModel, Field, FiniteFloat, ValidationError
 
 from mos_client.importing.adapters.scaling import Scaling
+from mos_client.importing.patterns import Patterns
 from mos_common.errors import ConceptError
 
 PEFT_CONFIG = "adapter_config.json"
@@ -22,12 +23,27 @@ DIFFUSERS_METADATA = "lora_adapter_metadata"
 PARTS = ("unet", "text_encoder", "text_encoder_2")
 KINDS = {"LORA": "lora_alpha", "LOHA": "alpha", "LOKR": "alpha"}
 """The kinds that are read, and the field that has their alpha."""
-HONOURED = frozenset(
-    {
-        "peft_type", "r", "lora_alpha", "alpha", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora",
-        "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern",
-    }
-)  # fmt: skip
+Rank = Annotated[int, Field(ge=0)]
+
+
+class Honoured(BaseModel):
+    """The fields that decide what the factors mean, and what PEFT itself lets them be."""
+
+    peft_type: str | None = None
+    r: Rank | None = None
+    lora_alpha: FiniteFloat | None = None
+    alpha: FiniteFloat | None = None
+    rank_pattern: dict[str, Rank] | None = None
+    alpha_pattern: dict[str, FiniteFloat] | None = None
+    use_rslora: bool | None = None
+    use_dora: bool | None = None
+    target_modules: str | list[str] | None = None
+    exclude_modules: str | list[str] | None = None
+    layers_to_transform: int | list[int] | None = None
+    layers_pattern: str | list[str] | None = None
+
+
+HONOURED = frozenset(Honoured.model_fields)
 CANNOT_MATTER = frozenset(
     {
         # about the file, or about the task that a language model is used for
@@ -68,6 +84,7 @@ class PeftConfig:
     """A checked configuration of one part of a model, or of all of it."""
 
     fields: Mapping[str, Any]
+    patterns: Patterns = field(default_factory=Patterns, compare=False)
 
     @classmethod
     def checked(cls, fields: Mapping[str, Any]) -> PeftConfig:
@@ -86,7 +103,15 @@ class PeftConfig:
                 continue
             if not any(value is allowed or value == allowed for allowed in LEAVES_THE_RESULT_ALONE.get(name, ())):
                 raise ConceptError(_refusal(name, value))
-        return cls(fields)
+        try:
+            honoured = Honoured.model_validate({name: fields[name] for name in HONOURED & fields.keys()})
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            raise ConceptError(
+                f"the file's configuration has {where}={first['input']!r:.60}: {first['msg']}"
+            ) from error
+        return cls({**fields, **honoured.model_dump(exclude_unset=True)})
 
     def scaling(self, module: str, rank: int | None) -> Scaling:
         """Return the scale of a module's change, whose factors have `rank`.
@@ -115,25 +140,40 @@ class PeftConfig:
     def adapts(self, module: str) -> bool:
         """Return whether PEFT puts the adapter on a module of this name."""
         excluded, targets = self.fields.get("exclude_modules"), self.fields.get("target_modules")
-        if excluded and _names(excluded, module):
+        if excluded and self._names(excluded, module):
             return False
         if targets is None or targets == "all-linear":
             return True
-        if not _names(targets, module):
+        if not self._names(targets, module):
             return False
         numbers = self.fields.get("layers_to_transform")
         if numbers is None or numbers == [] or isinstance(targets, str):
             return True
-        number = _number_in(module, self.fields.get("layers_pattern"))
+        number = self._number_in(module, self.fields.get("layers_pattern"))
         return number in (numbers if isinstance(numbers, list) else [numbers])
 
     def _of_module(self, pattern: str, module: str, otherwise: float) -> float:
         """Return the value of the first key, a regular expression, that matches."""
         patterns = self.fields.get(pattern) or {}
-        found = next((float(value) for key, value in patterns.items() if _matches(key, module)), otherwise)
-        if not math.isfinite(found):
-            raise ConceptError(f"the file's configuration has {found} in {pattern}: expected a finite number")
-        return found
+        return next(
+            (value for key, value in patterns.items() if self.patterns.match(rf"(.*\.)?({key})$", module)), otherwise
+        )
+
+    def _names(self, targets: object, module: str) -> bool:
+        """Return whether module names, or a regular expression of them, name a module."""
+        if isinstance(targets, str):
+            return self.patterns.match(rf"(?:{targets})$", module) is not None
+        assert isinstance(targets, list)
+        return any(module == name or module.endswith(f".{name}") for name in targets)
+
+    def _number_in(self, module: str, patterns: object) -> int | None:
+        """Return the number of the layer that a module belongs to, such as 3 in `layers.3.mlp`."""
+        listed = [patterns] if isinstance(patterns, str) else patterns
+        heads = [rf"(?:^|.*?\.){pattern}" for pattern in listed] if isinstance(listed, list) else []
+        for head in heads or [r".*?\.[^.]*"]:
+            if found := self.patterns.match(rf"{head}\.(?P<number>\d+)\.", module):
+                return int(found["number"])
+        return None
 
 
 def configurations(metadata: Mapping[str, str]) -> dict[str, PeftConfig]:
@@ -156,8 +196,6 @@ def configurations(metadata: Mapping[str, str]) -> dict[str, PeftConfig]:
             else:
                 of_parts[""][name] = value
         read = {part: PeftConfig.checked(fields) for part, fields in of_parts.items()}
-        for config in read.values():
-            config.scaling("", None)  # its numbers are numbers
     except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise ConceptError(f"the LoRA's configuration ({DIFFUSERS_METADATA}, {PEFT_CONFIG}) cannot be read") from error
     return read
@@ -180,32 +218,3 @@ def _refusal(name: str, value: object) -> str:
 
 def _is_empty(value: object) -> bool:
     return value is None or value is False or value in ("", [], {}, 0)
-
-
-def _matches(key: str, module: str) -> bool:
-    try:
-        return re.match(rf"(.*\.)?({key})$", module) is not None
-    except re.error as error:
-        raise ConceptError(f"the file's configuration has {key!r}, which is no regular expression") from error
-
-
-def _names(targets: object, module: str) -> bool:
-    """Return whether module names, or a regular expression of them, name a module."""
-    if isinstance(targets, str):
-        try:
-            return re.fullmatch(targets, module) is not None
-        except re.error as error:
-            raise ConceptError(f"the file's configuration has {targets!r}, which is no regular expression") from error
-    if not isinstance(targets, list):
-        raise ConceptError(f"the file's configuration names modules by a {type(targets).__name__}; expected a list")
-    return any(module == name or module.endswith(f".{name}") for name in targets)
-
-
-def _number_in(module: str, patterns: object) -> int | None:
-    """Return the number of the layer that a module belongs to, such as 3 in `layers.3.mlp`."""
-    listed = [patterns] if isinstance(patterns, str) else patterns
-    heads = [rf"(?:^|.*?\.){pattern}" for pattern in listed] if isinstance(listed, list) else []
-    for head in heads or [r".*?\.[^.]*"]:
-        if found := re.match(rf"{head}\.(?P<number>\d+)\.", module):
-            return int(found["number"])
-    return None

@@ -20,6 +20,7 @@ from mos_common.safe_reading import DAMAGED, check_plain, load_pickled
 
 MAX_BYTES = 4 * 2**30
 MAX_HEADER_BYTES = 100 * 2**20  # the format's own limit
+MOST_TENSORS = 20_000  # the largest LoRA of XL, of all its layers, has some 5,000
 ZIP = b"PK\x03\x04"
 
 
@@ -54,6 +55,8 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(length))
+        if len(header) > MOST_TENSORS:
+            raise ConceptError(f"{path} has {len(header):,} tensors, more than {MOST_TENSORS:,}: that is not a LoRA")
         ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
         needed, size = 8 + length + max(ends, default=0), path.stat().st_size
         if needed > size:

@@ -15,6 +15,7 @@ from typing import Any
 
 from mos_common.errors import ConceptError
 from mos_common.names import is_ordinary_text
+from mos_common.texts import problem_with
 
 PHRASE, FREQUENCIES = "modelspec.trigger_phrase", "ss_tag_frequency"
 FOLDERS, OF_THE_CLASS = "ss_dataset_dirs", "ss_reg_dataset_dirs"
@@ -58,7 +59,7 @@ def choose_trigger(metadata: Mapping[str, str], given: str) -> tuple[str, str]:
             f"the file does not say which of its words is the trigger, {named} ({told.source}): choose with --trigger"
         )
     phrase = told.phrases[0]
-    if not is_ordinary_text(phrase) or len(phrase) > MAX_LENGTH or not phrase.isprintable():
+    if not is_ordinary_text(phrase) or len(phrase) > MAX_LENGTH or problem_with(phrase):
         raise ConceptError(
             f"the file's trigger, {phrase[:60]!r} ({told.source}), is not ordinary words: give the file of "
             "that embedding too, or words with --trigger"

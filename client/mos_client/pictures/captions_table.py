@@ -55,7 +55,7 @@ def read_caption_table(path: Path) -> CaptionTable:
         raise PicturesError(f"{path} {error}") from error
     except OSError as error:
         raise PicturesError(f"{path} cannot be read ({error.strerror}): make it readable") from error
-    rows = _rows_of_json(path, text) if path.suffix.casefold() == ".jsonl" else _rows_of_csv(text)
+    rows = _rows_of_json(path, text) if path.suffix.casefold() == ".jsonl" else _rows_of_csv(path, text)
     for number, row in rows:
         table.columns |= set(row)
         name = _name(path, number, row)
@@ -86,10 +86,15 @@ def _rows_of_json(path: Path, text: str) -> Iterator[tuple[int, Mapping[str, Any
         yield number, row
 
 
-def _rows_of_csv(text: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
+def _rows_of_csv(path: Path, text: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
     rows = csv.DictReader(re.split(r"(?<=\n)", text.replace("\r\n", "\n").replace("\r", "\n")), restkey="")
-    for number, row in enumerate(rows, 2):
-        yield number, {name.strip(): value for name, value in row.items() if name}
+    try:
+        for number, row in enumerate(rows, 2):
+            yield number, {name.strip(): value for name, value in row.items() if name}
+    except csv.Error as error:
+        raise PicturesError(
+            f"{path} is damaged in line {rows.line_num + 1} ({error}): write one picture a line"
+        ) from error
 
 
 def _name(path: Path, number: int, row: Mapping[str, Any]) -> str:
@@ -97,6 +102,8 @@ def _name(path: Path, number: int, row: Mapping[str, Any]) -> str:
     if not isinstance(name, str):
         listed = ", ".join(map(str, row)) or "nothing"
         raise PicturesError(f"{path} has no file_name in row {number} (it has {listed}): name the picture of each row")
+    if re.fullmatch(r"[\w -]+(\.[\w -]+)*", name):  # most tables; a path takes ten times as long
+        return name
     windows = PureWindowsPath(name)
     parts = PurePosixPath(windows.as_posix()).parts
     if windows.anchor or name.startswith("/") or ".." in parts:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
-ASPECT = 0.02  # by which a mask's shape may differ from its picture's
 MARKED = 128  # of 255: from here on, a pixel is the concept
 PURE = 16  # of 255: so near to black or white is black or white
 MOSTLY, PRESENT = 0.95, 0.01  # shares of the opaque pixels
@@ -29,12 +28,6 @@ def marked_channel(mask: Image.Image) -> Image.Image | None:
     count = max(len(shown), 1)
     black, white = int((shown < PURE).sum()) / count, int((shown > 255 - PURE).sum()) / count
     return None if black + white > MOSTLY and min(black, white) > PRESENT else alpha
-
-
-def same_shape(mask: tuple[int, int], picture: tuple[int, int]) -> bool:
-    """Return True if two sizes (width, height) have about the same aspect ratio."""
-    aspect = picture[0] / picture[1]
-    return abs(mask[0] / mask[1] - aspect) <= ASPECT * aspect
 
 
 def marks_nothing(mask: Image.Image) -> bool:

@@ -17,7 +17,8 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from mos_client.pictures.colour import to_srgb, unused_colours
 from mos_client.pictures.depth import DEEP, Samples, UnknownRangeError, to_eight_bits
-from mos_client.pictures.masks import marked_channel, same_shape
+from mos_client.pictures.masks import marked_channel
+from mos_common.aspect import same_shape
 from mos_common.errors import PicturesError
 
 SUFFIXES = frozenset(
@@ -103,8 +104,24 @@ def read_mask(path: Path, size: tuple[int, int], *, turned: bool = False) -> Ima
     `turned` says that the picture's EXIF data swapped its sides.
 
     Raises:
-        PicturesError: it cannot be read, marks the concept in two ways, or its aspect ratio is not
-            its picture's.
+        PicturesError: as for `read_any_mask`, or its aspect ratio is not its picture's.
+
+    """
+    mask = read_any_mask(path)
+    width, height = size
+    if not same_shape(mask.size, size):
+        hint = "draw the mask on the picture itself"
+        if turned and same_shape(mask.size, (height, width)):
+            hint = "its picture is turned by its EXIF data, so turn the mask too"
+        raise PicturesError(f"mask {path} is {mask.width} x {mask.height}, its picture {width} x {height}: {hint}")
+    return mask.resize(size, Image.Resampling.BILINEAR)
+
+
+def read_any_mask(path: Path) -> Image.Image:
+    """Read a mask in its own size as 8-bit grey, white where it marks.
+
+    Raises:
+        PicturesError: it cannot be read, or marks in two ways.
 
     """
     try:
@@ -118,13 +135,7 @@ def read_mask(path: Path, size: tuple[int, int], *, turned: bool = False) -> Ima
             f"mask {path} is black and white on a partly transparent background, and the two disagree: "
             "save it without transparency"
         )
-    width, height = size
-    if not same_shape(mask.size, size):
-        hint = "draw the mask on the picture itself"
-        if turned and same_shape(mask.size, (height, width)):
-            hint = "its picture is turned by its EXIF data, so turn the mask too"
-        raise PicturesError(f"mask {path} is {mask.width} x {mask.height}, its picture {width} x {height}: {hint}")
-    return mask.resize(size, Image.Resampling.BILINEAR)
+    return mask
 
 
 def _opened(path: Path, what: str) -> Image.Image:

@@ -78,7 +78,8 @@ def kohya_file(
 
 def imported(base, *files: Path, out: Path, **settings: object) -> Mapping[str, LowRank]:
     """Import a file and return the pairs in the concept file."""
-    written = import_files(files, concept="<cat>", class_word="cat", base=base, out=out, **settings)
+    settings = {"concept": "<cat>", "class_word": "cat"} | settings
+    written = import_files(files, base=base, out=out, **settings)
     read = read_concept(out)
     assert read.pairs.keys() == written.pairs.keys()
     assert read.base_fingerprint == base.fingerprint
@@ -337,7 +338,7 @@ def test_changes_that_fit_no_layer_are_refused_at_any_rank(sixteen, tensors, sai
         ({"lora_adapter_metadata": json.dumps({"unet.use_dora": True, "unet.r": 2})}, "use_dora"),
         ({"lora_adapter_metadata": "{"}, "cannot be read"),
         ({"lora_adapter_metadata": "[1]"}, "cannot be read"),
-        ({"lora_adapter_metadata": json.dumps({"unet.lora_alpha": "many"})}, "cannot be read"),
+        ({"lora_adapter_metadata": json.dumps({"unet.lora_alpha": "many"})}, "lora_alpha='many'"),
         ({"adapter_config.json": json.dumps({"peft_type": "IA3"})}, "is of kind IA3"),
     ],
 )
@@ -378,6 +379,14 @@ def test_a_trigger_that_names_a_concept_is_refused(sixteen, tmp_path, trigger):
     save_file(PAIR, tmp_path / "a.safetensors")
     with pytest.raises(RequestError, match="expected ordinary words"):
         imported(sixteen, tmp_path / "a.safetensors", out=tmp_path / "cat.safetensors", trigger=trigger)
+
+
+@pytest.mark.parametrize("flag", ["author", "licence", "trigger", "class_word"])
+def test_a_text_with_a_character_that_is_not_seen_is_refused_by_its_flag(sixteen, tmp_path, flag):
+    save_file(PAIR, tmp_path / "a.safetensors")
+    named = {"class_word": "--class"}.get(flag, f"--{flag}")
+    with pytest.raises(RequestError, match=rf"{named} .*character 2 is U\+202E"):
+        imported(sixteen, tmp_path / "a.safetensors", out=tmp_path / "cat.safetensors", **{flag: "a\u202eb"})
 
 
 def test_a_lora_too_large_for_a_concept_file_is_refused_with_a_rank_that_fits(sixteen, tmp_path, monkeypatch, caplog):
