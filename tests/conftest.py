@@ -26,6 +26,14 @@ hypothesis.settings.load_profile("house")
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put whole federations first: their files take longest, and the others fill what is left.
+
+    With `--dist loadfile --no-loadscope-reorder` a worker takes the next file of this order.
+    """
+    items.sort(key=lambda item: "end_to_end" not in item.path.parts)
+
+
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
@@ -91,6 +99,30 @@ def base(request: pytest.FixtureRequest) -> Base:
 def make_concept() -> Callable[..., Concept]:
     """Return a factory of random concepts: `make_concept(base, "<cat>", seed=1, rank=2)`."""
     return random_concept
+
+
+@pytest.fixture(scope="session")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Return a function that fuses random concepts by their mean, with own changes beside, once."""
+    from mos_common.concept_file import write_concept
+    from mos_server.fusion.settings import FusionSettings
+    from mos_server.models.fuse_files import fuse_files
+
+    written: dict[tuple[str, ...], Path] = {}
+
+    def folder(base: Base, *names: str) -> Path:
+        key = (base.name, *names)
+        if key not in written:
+            to = tmp_path_factory.mktemp("published")
+            files = [to / f"{seed}.safetensors" for seed in range(len(names))]
+            for seed, (file, name) in enumerate(zip(files, names, strict=True)):
+                write_concept(random_concept(base, name, seed=seed), file)
+            settings = FusionSettings().changed(method="average")
+            fuse_files(files, to / "fused", base=base.name, settings=settings, device="cpu", own=True)
+            written[key] = to / "fused"
+        return written[key]
+
+    return folder
 
 
 @pytest.fixture(scope="session")

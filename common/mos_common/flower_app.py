@@ -11,17 +11,19 @@ from __future__ import annotations
 import hashlib
 import os
 
+from mos_common.release import PROTOCOL
+
 # Both are read by flwr when it is imported.
 FLOWER_ENVIRONMENT = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"}
 
-# Raise the version when a release before could not read a message, or would send another: then the
-# two refuse each other with a sentence about releases, before any message is read.
-POINTER = """\
+# Its version is the protocol's: releases that do not fit refuse each other before any message is
+# read, should their first call of mos.v1 not have told them.
+POINTER = f"""\
 [project]
 name = "federated-mix-of-show"
-version = "1.0.0"
+version = "{PROTOCOL}.0.0"
 description = "Points to the installed mos_server and mos_client; carries no code."
-license = { text = "Apache-2.0" }
+license = {{ text = "Apache-2.0" }}
 dependencies = ["flwr==1.42.0"]
 
 [tool.flwr.app]

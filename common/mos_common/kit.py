@@ -13,33 +13,49 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mos_common.errors import TrustError
 from mos_common.files import canonical_json, write_atomically
+from mos_common.own.names import Publishes
+from mos_common.rotation import STATEMENTS_AT_MOST, Address, Anchors, Certificates, PublicKey, ServerId, Statement
 from mos_common.text_files import NotTextError, read_text_file
+from mos_common.texts import ShownText
 
-Address = Annotated[str, Field(pattern=r"^\S+:\d{1,5}$", max_length=300)]
 AGAIN = "ask the operator for a new one (mos-server invite)"
+MOST_BYTES = 256 << 10  # a kit has some three thousand bytes
 
 
 class Kit(BaseModel):
     """The contents of a kit file.
 
     fleet, mos: the two addresses of the server. ca: the certificate of the federation's authority,
-    the only one that a participant trusts for this server. base: the fingerprint of the base model.
-    base_name: the operator's name for it. signing_key: the public key that verifies published
-    models.
+    the only one that a participant trusts for this server; two while it is replaced. base: the
+    fingerprint of the base model. base_name: the operator's name for it. signing_key: the public
+    key that verifies published models. statements: how these two followed earlier ones. publishes:
+    `own` if own changes of those who agree are handed out beside the fused model.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     format: Literal[1] = 1
-    server_id: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
+    server_id: ServerId
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,31}$")]
     fleet: Address
     mos: Address
-    ca: Annotated[str, Field(pattern=r"^-----BEGIN CERTIFICATE-----", max_length=20_000)]
+    ca: Certificates
     token: Annotated[str, Field(min_length=16, max_length=200)]
     expires: dt.datetime
     base: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-    base_name: Annotated[str, Field(max_length=200)]
-    signing_key: Annotated[str, Field(pattern=r"^-----BEGIN PUBLIC KEY-----", max_length=2_000)]
+    base_name: Annotated[ShownText, Field(max_length=200)]
+    signing_key: PublicKey
+    statements: Annotated[tuple[Statement, ...], Field(max_length=STATEMENTS_AT_MOST)] = ()
+    publishes: Publishes = "fused"
+
+    @property
+    def anchors(self) -> Anchors:
+        """Whom a participant with this kit trusts."""
+        return Anchors(self.server_id, self.ca, self.signing_key, self.statements)
+
+    def with_anchors(self, anchors: Anchors) -> Kit:
+        """Return the kit with other anchors."""
+        changed = {"ca": anchors.authority, "signing_key": anchors.signing_key, "statements": anchors.statements}
+        return self.model_copy(update=changed)
 
     def check_valid(self, now: dt.datetime | None = None) -> None:
         """Check that the kit may still be used to enrol.
@@ -51,44 +67,6 @@ class Kit(BaseModel):
         if (now or dt.datetime.now(dt.UTC)) >= self.expires:
             raise TrustError(f"this kit expired on {self.expires:%Y-%m-%d %H:%M} UTC: {AGAIN}")
 
-    def check_continues(self, kept: Kit, owner: str, state: Path) -> None:
-        """Check that this kit is for the participant whose state folder has the kit `kept`.
-
-        A new kit for the same participant may have other addresses, another token and another day
-        of expiry: the operator moved the server, or made the kit again.
-
-        Raises:
-            TrustError: it is for somebody else, or of another federation; both are named.
-
-        """
-        if self.server_id != kept.server_id:
-            raise TrustError(
-                f"{state} belongs to another federation than this kit: it is {owner}'s at {kept.mos} "
-                f"({kept.server_id[:8]}), the kit is for {self.name} at {self.mos} ({self.server_id[:8]}). "
-                "Nothing was changed: give another --state folder"
-            )
-        if self.name != owner:
-            raise TrustError(
-                f"this state folder is {owner}'s ({state}), the kit is for {self.name}: give another --state. "
-                "Nothing was changed, and the kit is not used"
-            )
-        for name, ours, theirs in (
-            ("certificate", kept.ca, self.ca),
-            ("signing key", kept.signing_key, self.signing_key),
-        ):
-            if ours.split() != theirs.split():
-                raise TrustError(
-                    f"the kit names the federation of {state} and has another {name}: it is not by the operator "
-                    "whose federation you joined, or the federation was made anew. Nothing was changed: ask the "
-                    "operator, and give another --state for another federation"
-                )
-        # Fingerprints of one rule end alike; those of two rules need the open base to compare.
-        if self.base != kept.base and self.base[-8:] == kept.base[-8:]:
-            raise TrustError(
-                f"the kit is for base model {self.base[:12]} ({self.base_name}), {state} is for {kept.base[:12]} "
-                f"({kept.base_name}): ask the operator which one the federation fuses on. Nothing was changed"
-            )
-
 
 def read_kit(path: Path) -> Kit:
     """Read a kit file.
@@ -98,7 +76,7 @@ def read_kit(path: Path) -> Kit:
 
     """
     try:
-        kit = Kit.model_validate_json(read_text_file(path))
+        kit = Kit.model_validate_json(read_text_file(path, most=MOST_BYTES))
     except OSError as error:
         raise TrustError(
             f"kit {path} cannot be read ({error.strerror}): give the file that the operator sent"
@@ -111,14 +89,24 @@ def read_kit(path: Path) -> Kit:
         raise TrustError(f"{path} is not a kit ({where}: {first['msg']}): {AGAIN}") from error
     if kit.expires.tzinfo is None:
         raise TrustError(f"{path} is not a kit (expires has no time zone): {AGAIN}")
+    try:
+        kit.anchors.checked()
+    except TrustError as error:
+        raise TrustError(f"{path} is not a kit ({error}): {AGAIN}") from error
     return kit
 
 
 def write_kit(kit: Kit, path: Path) -> None:
     """Write a kit file, readable by its owner alone.
 
+    Only the kit of a federation whose keys were rotated has statements, and only that of one which
+    publishes own changes says so: 0.1.0 reads all others.
+
     Raises:
         StateError: it cannot be written.
 
     """
-    write_atomically(path, canonical_json(kit.model_dump(mode="json")) + b"\n", mode=0o600)
+    unused = {
+        name for name, used in (("statements", kit.statements), ("publishes", kit.publishes == "own")) if not used
+    }
+    write_atomically(path, canonical_json(kit.model_dump(mode="json", exclude=unused)) + b"\n", mode=0o600)

@@ -2,41 +2,48 @@
 
     train     ->  ConfigRecord "round"     {round, base}
               <-  ArrayRecord  "concept"   one array "file": the concept file's bytes
-                  MetricRecord "numbers"   {seconds, bytes}
+                  MetricRecord "numbers"   {seconds, bytes, digest}, and own: 1 if own changes
+                                           may be published; digest is the file's first digits
     evaluate  ->  ConfigRecord "round"     {round, base, candidate, candidate_digest}
               <-  MetricRecord "identity"  {class_word, single, fused, ceiling}
 
-A concept file travels as it is on disk, in one array of bytes: Flower stores one object instead of
-hundreds, and a reader interprets nothing before it is checked. Readers raise ConceptError for an
-invalid message of a participant and TrustError for one of the server.
+A concept file travels as it is on disk, in one array of bytes, cut into pieces for slow lines, and
+a reader interprets nothing before it is checked. Readers raise ConceptError for an invalid message
+of a participant and TrustError for one of the server.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from typing import Any, TypeVar, get_type_hints
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from flwr.app.message import array as flower_array
 
 from mos_common.errors import ConceptError, MosError, TrustError
 from mos_common.identity_scores import Identity
-from mos_common.round_requests import EvaluateRequest, TrainRequest
+from mos_common.round_requests import CONCEPT_BYTES_AT_MOST, PIECE_BYTES, EvaluateRequest, TrainRequest
+
+# Flower reads it from the environment when it is imported, which others may do before us.
+flower_array.FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE = PIECE_BYTES
 
 ROUND, CONCEPT, FILE, NUMBERS, IDENTITY = "round", "concept", "file", "numbers", "identity"
 R = TypeVar("R", TrainRequest, EvaluateRequest)
 
-# A rank-4 concept of SD 1.5 is 3 MB and of SDXL 20 MB; anything larger is not a concept.
-CONCEPT_BYTES_AT_MOST = 64 << 20
-
 
 @dataclass(frozen=True)
 class Upload:
-    """A concept file as it arrived, unread, and how long it took to make."""
+    """A concept file as it arrived, unread, and how long it took to make.
+
+    `own`: the participant agrees that its own changes are published beside the fused model.
+    """
 
     data: bytes
     seconds: float
+    own: bool = False
 
 
 def train_content(request: TrainRequest) -> RecordDict:
@@ -52,8 +59,12 @@ def evaluate_content(request: EvaluateRequest) -> RecordDict:
 def upload_content(upload: Upload) -> RecordDict:
     """Return the records that answer a train request."""
     size = len(upload.data)
+    # Flower keeps equal objects once, and loses the second of two that come at the same moment.
+    digest = int.from_bytes(hashlib.sha256(upload.data).digest()[:6])
     array = Array(dtype="uint8", shape=(size,), stype="numpy.ndarray", data=array_header(size) + upload.data)
-    numbers = MetricRecord({"seconds": float(upload.seconds), "bytes": size})
+    numbers = MetricRecord({"seconds": float(upload.seconds), "bytes": size, "digest": digest})
+    if upload.own:
+        numbers["own"] = 1
     return RecordDict({CONCEPT: ArrayRecord({FILE: array}), NUMBERS: numbers})
 
 
@@ -96,7 +107,10 @@ def read_upload(content: RecordDict) -> Upload:
     seconds = numbers.get("seconds") if isinstance(numbers, MetricRecord) else None
     if not isinstance(seconds, float) or not math.isfinite(seconds) or seconds < 0:
         raise wrong("does not say in how many seconds it was made")
-    return Upload(data=bytes(memoryview(array.data)[len(header) :]), seconds=seconds)
+    own = numbers.get("own", 0) if isinstance(numbers, MetricRecord) else 0
+    if type(own) is not int or own not in (0, 1):
+        raise wrong("says neither 0 nor 1 to whether its own changes may be published")
+    return Upload(data=bytes(memoryview(array.data)[len(header) :]), seconds=seconds, own=own == 1)
 
 
 def read_identity(content: RecordDict) -> Identity:

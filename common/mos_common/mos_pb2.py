@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14mos_common/mos.proto\x12\x06mos.v1\"@\n\x0c\x45nrolRequest\x12\r\n\x05token\x18\x01 \x01(\t\x12\x12\n\npublic_key\x18\x02 \x01(\x0c\x12\r\n\x05proof\x18\x03 \x01(\x0c\"!\n\nEnrolReply\x12\x13\n\x0bparticipant\x18\x01 \x01(\t\" \n\x0f\x44\x65scribeRequest\x12\r\n\x05model\x18\x01 \x01(\t\"3\n\x05Model\x12\r\n\x05model\x18\x01 \x01(\t\x12\x1b\n\x05\x66iles\x18\x02 \x03(\x0b\x32\x0c.mos.v1.File\"2\n\x04\x46ile\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04size\x18\x02 \x01(\x04\x12\x0e\n\x06sha256\x18\x03 \x01(\x0c\";\n\x0c\x46\x65tchRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0c\n\x04\x66ile\x18\x02 \x01(\t\x12\x0e\n\x06offset\x18\x03 \x01(\x04\"\x15\n\x05\x43hunk\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x32\x9c\x01\n\x03Mos\x12\x31\n\x05\x45nrol\x12\x14.mos.v1.EnrolRequest\x1a\x12.mos.v1.EnrolReply\x12\x32\n\x08\x44\x65scribe\x12\x17.mos.v1.DescribeRequest\x1a\r.mos.v1.Model\x12.\n\x05\x46\x65tch\x12\x14.mos.v1.FetchRequest\x1a\r.mos.v1.Chunk0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14mos_common/mos.proto\x12\x06mos.v1\"@\n\x0c\x45nrolRequest\x12\r\n\x05token\x18\x01 \x01(\t\x12\x12\n\npublic_key\x18\x02 \x01(\x0c\x12\r\n\x05proof\x18\x03 \x01(\x0c\"!\n\nEnrolReply\x12\x13\n\x0bparticipant\x18\x01 \x01(\t\" \n\x0f\x44\x65scribeRequest\x12\r\n\x05model\x18\x01 \x01(\t\"3\n\x05Model\x12\r\n\x05model\x18\x01 \x01(\t\x12\x1b\n\x05\x66iles\x18\x02 \x03(\x0b\x32\x0c.mos.v1.File\"2\n\x04\x46ile\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04size\x18\x02 \x01(\x04\x12\x0e\n\x06sha256\x18\x03 \x01(\x0c\";\n\x0c\x46\x65tchRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0c\n\x04\x66ile\x18\x02 \x01(\t\x12\x0e\n\x06offset\x18\x03 \x01(\x04\"\x15\n\x05\x43hunk\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"\x0e\n\x0cTrustRequest\" \n\nTrustReply\x12\x12\n\nstatements\x18\x01 \x03(\x0c\x32\xcf\x01\n\x03Mos\x12\x31\n\x05\x45nrol\x12\x14.mos.v1.EnrolRequest\x1a\x12.mos.v1.EnrolReply\x12\x32\n\x08\x44\x65scribe\x12\x17.mos.v1.DescribeRequest\x1a\r.mos.v1.Model\x12.\n\x05\x46\x65tch\x12\x14.mos.v1.FetchRequest\x1a\r.mos.v1.Chunk0\x01\x12\x31\n\x05Trust\x12\x14.mos.v1.TrustRequest\x1a\x12.mos.v1.TrustReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -45,6 +45,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_FETCHREQUEST']._serialized_end=331
   _globals['_CHUNK']._serialized_start=333
   _globals['_CHUNK']._serialized_end=354
-  _globals['_MOS']._serialized_start=357
-  _globals['_MOS']._serialized_end=513
+  _globals['_TRUSTREQUEST']._serialized_start=356
+  _globals['_TRUSTREQUEST']._serialized_end=370
+  _globals['_TRUSTREPLY']._serialized_start=372
+  _globals['_TRUSTREPLY']._serialized_end=404
+  _globals['_MOS']._serialized_start=407
+  _globals['_MOS']._serialized_end=614
 # @@protoc_insertion_point(module_scope)

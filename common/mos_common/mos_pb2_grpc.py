@@ -49,6 +49,11 @@ class MosStub:
                 request_serializer=mos__common_dot_mos__pb2.FetchRequest.SerializeToString,
                 response_deserializer=mos__common_dot_mos__pb2.Chunk.FromString,
                 _registered_method=True)
+        self.Trust = channel.unary_unary(
+                '/mos.v1.Mos/Trust',
+                request_serializer=mos__common_dot_mos__pb2.TrustRequest.SerializeToString,
+                response_deserializer=mos__common_dot_mos__pb2.TrustReply.FromString,
+                _registered_method=True)
 
 
 class MosServicer:
@@ -75,6 +80,13 @@ class MosServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Trust(self, request, context):
+        """The operator's rotation statements: how the federation's keys followed one another, each signed by the one before.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_MosServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -92,6 +104,11 @@ def add_MosServicer_to_server(servicer, server):
                     servicer.Fetch,
                     request_deserializer=mos__common_dot_mos__pb2.FetchRequest.FromString,
                     response_serializer=mos__common_dot_mos__pb2.Chunk.SerializeToString,
+            ),
+            'Trust': grpc.unary_unary_rpc_method_handler(
+                    servicer.Trust,
+                    request_deserializer=mos__common_dot_mos__pb2.TrustRequest.FromString,
+                    response_serializer=mos__common_dot_mos__pb2.TrustReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -175,6 +192,33 @@ class Mos:
             '/mos.v1.Mos/Fetch',
             mos__common_dot_mos__pb2.FetchRequest.SerializeToString,
             mos__common_dot_mos__pb2.Chunk.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Trust(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/mos.v1.Mos/Trust',
+            mos__common_dot_mos__pb2.TrustRequest.SerializeToString,
+            mos__common_dot_mos__pb2.TrustReply.FromString,
             options,
             channel_credentials,
             insecure,

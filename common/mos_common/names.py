@@ -7,6 +7,8 @@ import re
 from mos_common.errors import RequestError
 
 CONCEPT_NAME = re.compile(r"<[a-z0-9][a-z0-9_-]*>")
+# In prompts and fused models: with the participant, or without one if fused by hand.
+TOKEN = re.compile(r"<(?:[a-z0-9][a-z0-9_-]*/)?[a-z0-9][a-z0-9_-]*>")
 BRACKETS = re.compile(r"[<>‹›«»〈〉《》＜＞]|&[lg]t;")
 
 

@@ -8,9 +8,11 @@ request, under a prefix of their own, so that neither signature can stand in for
 from __future__ import annotations
 
 import hashlib
+import re
 import secrets
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -26,8 +28,14 @@ PREFIX, ENROL_PREFIX = b"mos-v1", b"mos-v1-enrol"
 KEY, TIME, NONCE, SIGNATURE = "mos-key-bin", "mos-time", "mos-nonce", "mos-signature-bin"
 CLOCK_TOLERANCE_S = 60.0
 PEM_BYTES_AT_MOST = 4096
+_SIGNED = frozenset({KEY, TIME, NONCE, SIGNATURE})
+_NONCE = re.compile(r"[0-9a-f]{32}")
 
 Metadata = Sequence[tuple[str, str | bytes]]
+
+
+class ClockError(TrustError):
+    """A call was made at another time than the server's clock says."""
 
 
 class Request(Protocol):
@@ -120,24 +128,18 @@ class CallVerifier:
 
     def __init__(self, allowed: Callable[[str], bool]) -> None:
         self._allowed = allowed
-        self._nonces: dict[str, float] = {}
+        self._nonces: dict[str, float] = {}  # in the order in which they came
         self._lock = threading.Lock()
 
     def verify(self, metadata: Metadata, method: str, request: Request) -> str:
         """Verify one call and return the digest of the caller's key.
 
         Raises:
-            TrustError: the call is not signed by an admitted key, its clock is off, or it is a
-                replay.
+            ClockError: the call was made too long ago, or in the future.
+            TrustError: the call is not signed by an admitted key, or it is a replay.
 
         """
-        values = dict(metadata)
-        pem, signature = values.get(KEY), values.get(SIGNATURE)
-        now, nonce = values.get(TIME), values.get(NONCE)
-        if not (
-            isinstance(pem, bytes) and isinstance(signature, bytes) and isinstance(now, str) and isinstance(nonce, str)
-        ):
-            raise TrustError("the call is not signed: it needs a participant's node key")
+        pem, signature, now, nonce = _signed_values(metadata)
         digest = key_digest(pem)
         if not self._allowed(digest):
             raise TrustError("this key is not admitted: enrol with a kit first, or ask the operator why it was revoked")
@@ -156,18 +158,35 @@ class CallVerifier:
             raise TrustError("the call does not say when it was made") from error
         if not abs(ahead) <= CLOCK_TOLERANCE_S:
             which = "ahead of" if ahead > 0 else "behind"
-            raise TrustError(
+            raise ClockError(
                 f"the participant's clock is {abs(ahead):.0f} s {which} the server's, at most "
                 f"{CLOCK_TOLERANCE_S:.0f} s are allowed: set both by NTP"
             )
 
     def _remember(self, nonce: str) -> None:
-        now = time.time()
+        now = time.monotonic()
         with self._lock:
-            self._nonces = {known: at for known, at in self._nonces.items() if at > now - 2 * CLOCK_TOLERANCE_S}
+            while self._nonces and self._nonces[oldest := next(iter(self._nonces))] < now - 2 * CLOCK_TOLERANCE_S:
+                del self._nonces[oldest]
             if nonce in self._nonces:
                 raise TrustError("this call was made before: a replay is refused")
             self._nonces[nonce] = now
+
+
+def _signed_values(metadata: Metadata) -> tuple[bytes, bytes, str, str]:
+    """Return key, signature, time and nonce of a call's metadata, each of which it has once."""
+    count = Counter(name for name, _ in metadata if name in _SIGNED)
+    if any(number > 1 for number in count.values()):
+        raise TrustError(f"the call is signed twice: it needs one each of {', '.join(sorted(_SIGNED))}")
+    values = dict(metadata)
+    pem, signature, now, nonce = (values.get(name) for name in (KEY, SIGNATURE, TIME, NONCE))
+    if not (
+        isinstance(pem, bytes) and isinstance(signature, bytes) and isinstance(now, str) and isinstance(nonce, str)
+    ):
+        raise TrustError("the call is not signed: it needs a participant's node key")
+    if not _NONCE.fullmatch(nonce):
+        raise TrustError("the call is not signed as it should be: its nonce is not 32 hexadecimal digits")
+    return pem, signature, now, nonce
 
 
 def _signed_text(method: str, now: str, nonce: str, request: Request) -> bytes:

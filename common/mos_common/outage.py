@@ -6,6 +6,9 @@ import threading
 import time
 from collections.abc import Callable
 
+RETRY_AFTER = "mos-retry-after-s"
+"""The gRPC metadata with which a server says after how many seconds to come again."""
+
 
 class Outage:
     """One thing that may be away for a while, such as a port or a disk.

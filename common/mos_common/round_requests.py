@@ -7,6 +7,14 @@ from dataclasses import dataclass
 
 from mos_common.errors import TrustError
 
+# A rank-4 concept of SD 1.5 is 3 MB and of SDXL 20 MB; anything larger is not a concept. It stands
+# here, and not with the messages, for those who must not import Flower yet.
+CONCEPT_BYTES_AT_MOST = 64 << 20
+# Flower forgets an upload of which no object has come for 180 s, and sends two at a time: pieces of
+# this size arrive in 64 s on a line of 16 kB/s.
+PIECE_BYTES = 512 << 10
+# The pieces of the largest concept, and the few objects that hold them.
+OBJECTS_AT_MOST = CONCEPT_BYTES_AT_MOST // PIECE_BYTES + 8
 _HEX_DIGEST = re.compile(r"[0-9a-f]{64}")
 # Model identifiers become names of folders on both sides.
 _ROUND_ID = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")

@@ -1,53 +1,87 @@
 """The operator's signature of a published model.
 
-Ed25519 over `manifest.json`, which holds the digests of all other files.
+A key on P-256 signs the digest of every file, in the form of OpenSSF's `model_signing`
+(`model.sig`). Ed25519, the kind of key of federations made by release 0.1.0, signs `manifest.json`,
+which holds the digests of all other files (`manifest.sig`).
 """
 
 from __future__ import annotations
 
-import json
+import hashlib
+import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ed25519
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
-from mos_common.digests import digest_of_file
+from mos_common.digests import digest_of_bytes, digest_of_file
 from mos_common.errors import TrustError
 from mos_common.files import write_atomically
+from mos_common.model_files import MANIFEST, check_file, listed_files, manifest_name, read_manifest, read_own_file
+from mos_common.rotation import SigningKey, check_public_key
+from mos_common.signature_bundle import BUNDLE, MOST_BYTES, sign_digests, signed_digests
 
-MANIFEST, SIGNATURE = "manifest.json", "manifest.sig"
+SIGNATURE = "manifest.sig"
+SIGNATURES = (SIGNATURE, BUNDLE)
 PREFIX = b"mos-model-v1\0"
+PublicKey = ed25519.Ed25519PublicKey | ec.EllipticCurvePublicKey
 
 
-def sign_manifest(folder: Path, key: ed25519.Ed25519PrivateKey) -> None:
-    """Write `manifest.sig` beside the manifest.
+def sign_model(folder: Path, key: SigningKey) -> None:
+    """Sign a model with the operator's key: write `model.sig` or `manifest.sig` into its folder.
 
     Raises:
         StateError: it cannot be written.
+        TrustError: the folder has no manifest that lists its files.
 
     """
-    write_atomically(folder / SIGNATURE, key.sign(PREFIX + (folder / MANIFEST).read_bytes()))
+    manifest = read_manifest(folder)
+    if isinstance(key, ed25519.Ed25519PrivateKey):
+        write_atomically(folder / SIGNATURE, key.sign(PREFIX + manifest))
+        return
+    names = (MANIFEST, *listed_files(folder, manifest))
+    digests = {name: digest_of_file(folder / name) for name in names}
+    write_atomically(folder / BUNDLE, sign_digests(manifest_name(manifest) or folder.name, digests, key))
 
 
-def verify_model(folder: Path, public_key: str) -> None:
-    """Verify the signature and every file of a model with the operator's public key (PEM).
+def verify_model(folder: Path, keys: str | Sequence[str]) -> str:
+    """Verify the signature and every file of a model; return the key that signed it (PEM).
+
+    `keys` are the public keys of the operator that are trusted, as PEM.
 
     Raises:
-        TrustError: a file was changed or is missing, or somebody else signed the manifest.
+        TrustError: a file was changed or is missing, or somebody else signed it.
 
     """
-    try:
-        manifest, signature = (folder / MANIFEST).read_bytes(), (folder / SIGNATURE).read_bytes()
-        _public_key(public_key).verify(signature, PREFIX + manifest)
-    except OSError as error:
-        raise TrustError(f"{folder} is not a signed model: {Path(str(error.filename)).name} cannot be read") from error
-    except InvalidSignature as error:
+    manifest = read_manifest(folder)
+    signer = signer_of(folder, manifest, keys)
+    check_files(folder, manifest)
+    return signer
+
+
+def signer_of(folder: Path, manifest: bytes, keys: str | Sequence[str]) -> str:
+    """Return which of `keys` (PEM) signed the manifest of a model.
+
+    Raises:
+        TrustError: there is no signature, or one that none of the keys made.
+
+    """
+    trusted = [(pem, check_public_key(pem)) for pem in ([keys] if isinstance(keys, str) else keys)]
+    present = [name for name in SIGNATURES if os.path.lexists(folder / name)]
+    if not present:
+        raise TrustError(
+            f"{folder} is not a signed model: neither {SIGNATURE} nor {BUNDLE} can be read: do not use it, download "
+            "the model again"
+        )
+    signers = {name: _signer(folder / name, manifest, trusted) for name in present}
+    if None in signers.values():
         raise TrustError(
             f"the manifest of {folder} was not signed by this federation's operator: do not use it, and tell "
             f"the operator"
-        ) from error
-    check_files(folder, manifest)
+        )
+    return next(signer for signer in signers.values() if signer)
 
 
 def check_files(folder: Path, manifest: bytes) -> None:
@@ -57,24 +91,46 @@ def check_files(folder: Path, manifest: bytes) -> None:
         TrustError: a file is missing or differs, or the manifest cannot be read.
 
     """
-    try:
-        files = json.loads(manifest)["files"]
-        expected = {str(name): (int(file["size"]), str(file["sha256"])) for name, file in files.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise TrustError(f"the manifest of {folder} does not list its files") from error
-    for name, (size, digest) in expected.items():
-        path = folder / name
-        if Path(name).name != name or not path.is_file():
-            raise TrustError(f"{name} of {folder} is missing: download the model again")
-        if path.stat().st_size != size or digest_of_file(path) != digest:
-            raise TrustError(f"{name} of {folder} was changed after it was signed: download the model again")
+    for name, file in listed_files(folder, manifest).items():
+        check_file(folder, name, file, signed=is_signed(folder))
 
 
-def _public_key(pem: str) -> ed25519.Ed25519PublicKey:
+def is_signed(folder: Path) -> bool:
+    """Return whether a model's folder has a signature, of whomever."""
+    return any(os.path.lexists(folder / name) for name in SIGNATURES)
+
+
+def key_digest(pem: str) -> str:
+    """Return by which people compare public keys: SHA-256 of the key in DER, 64 hex digits.
+
+    Raises:
+        TrustError: it is not a public key.
+
+    """
+    der = check_public_key(pem).public_bytes(
+        serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
+    return hashlib.sha256(der).hexdigest()
+
+
+def _signer(signature: Path, manifest: bytes, keys: Sequence[tuple[str, PublicKey]]) -> str | None:
+    """Return the one of `keys` that made a signature, or None."""
     try:
-        key = serialization.load_pem_public_key(pem.encode())
-    except ValueError as error:
-        raise TrustError("the kit's signing key is not a public key: ask the operator for a new kit") from error
-    if not isinstance(key, ed25519.Ed25519PublicKey):
-        raise TrustError("the kit's signing key is not an Ed25519 key: ask the operator for a new kit")
-    return key
+        data = read_own_file(signature, MOST_BYTES)
+    except OSError:
+        return None
+    return next((pem for pem, key in keys if _signed(signature.name, data, manifest, key)), None)
+
+
+def _signed(name: str, data: bytes, manifest: bytes, key: PublicKey) -> bool:
+    try:
+        if name == SIGNATURE and isinstance(key, ed25519.Ed25519PublicKey):
+            key.verify(data, PREFIX + manifest)
+            return True
+        if name == BUNDLE and isinstance(key, ec.EllipticCurvePublicKey):
+            digests = signed_digests(data, key)
+            listed = {name: file.sha256 for name, file in listed_files(Path(name), manifest).items()}
+            return digests == listed | {MANIFEST: digest_of_bytes(manifest)}
+    except (InvalidSignature, TrustError):
+        return False
+    return False

@@ -5,25 +5,33 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+import sys
 import time
 from collections.abc import Callable
-from contextlib import ExitStack, closing
+from contextlib import AbstractAsyncContextManager, ExitStack, closing
 from logging.handlers import RotatingFileHandler
+from pathlib import Path
 
 from mos_common.errors import StateError
 from mos_common.files import could_not_write
 from mos_common.outage import Outage
-from mos_server.network.service import MosService, start_service
-from mos_server.network.superlink import SuperLink, listening_address
+from mos_common.shell import say
+from mos_server.network.door import Door
+from mos_server.network.memory import collect_only_new, return_large_blocks
+from mos_server.network.mos_port import mos_port
+from mos_server.network.service import MosService
+from mos_server.network.superlink import SuperLink, bind_port, listening_address
+from mos_server.round.process import only_process
 from mos_server.round.runner import RoundRunner
 from mos_server.state.folder import State, locked
 from mos_server.state.journal import Journal
+from mos_server.state.pause import Pause
+from mos_server.state.recovery import tidy
 
 log = logging.getLogger(__name__)
 
 _LOOK_EVERY_S = 0.5
 _SEEN_EVERY_S = 15.0
-_SERVICE_GRACE_S = 1.0
 
 
 def serve(state: State, listening: Callable[[], None], *, device: str | None = None, dtype: str | None = None) -> None:
@@ -36,10 +44,15 @@ def serve(state: State, listening: Callable[[], None], *, device: str | None = N
         NetworkError: a port is in use.
 
     """
+    return_large_blocks()
     with ExitStack() as stack:
         stack.enter_context(locked(state))
         journal = stack.enter_context(closing(Journal(state.database)))
         log_to_file(state)
+        state.pki.complete()  # a rotation that was interrupted
+        pause = Pause(state)
+        with only_process(state):
+            tidy(state, journal)
         superlink = SuperLink(state, admitted=journal.participants.is_admitted, saw=Seen(journal))
         stack.callback(superlink.close)
         for participant in journal.participants.all():
@@ -47,10 +60,13 @@ def serve(state: State, listening: Callable[[], None], *, device: str | None = N
                 superlink.register(participant.pem, participant.name)
             else:
                 superlink.unregister(participant.pem)
-        address = f"{listening_address(state.config.host)}:{state.config.mos_port}"
-        service, _ = start_service(MosService(state, journal, superlink.register), state, address)
-        stack.callback(lambda: service.stop(_SERVICE_GRACE_S).wait())
-        asyncio.run(_serve(superlink, RoundRunner(state, journal, superlink, device, dtype), listening))
+        listener = stack.enter_context(bind_port(listening_address(state.config.host), state.config.mos_port))
+        door = Door(members=superlink.members)
+        superlink.doors.append(door)  # a barred key is out at every door
+        service = mos_port(MosService(state, journal, superlink.register), state.pki, listener, door)
+        collect_only_new()
+        rounds = RoundRunner(state, journal, superlink, pause, device, dtype)
+        asyncio.run(_serve_both(service, superlink, rounds, listening))
 
 
 class Seen:
@@ -73,6 +89,22 @@ class Seen:
                 self._unwritable.report(f"who is here cannot be recorded, trying again at every request: {error}")
 
 
+class StateLog(RotatingFileHandler):
+    """The log in the state folder, whose disk may be full: that is said once, on the console."""
+
+    def __init__(self, file: Path, **rotation: int) -> None:
+        super().__init__(file, **rotation)  # type: ignore[arg-type]
+        self._unwritable = Outage(lambda line: say(line, error=True))
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
+        """Report that a line could not be written."""
+        error = sys.exception()
+        if isinstance(error, OSError):
+            self._unwritable.report(f"lines of the log are lost: {could_not_write(Path(self.baseFilename), error)}")
+        else:
+            super().handleError(record)
+
+
 def log_to_file(state: State) -> None:
     """Write the log to the state folder as well.
 
@@ -81,11 +113,18 @@ def log_to_file(state: State) -> None:
 
     """
     try:
-        handler = RotatingFileHandler(state.log / "serve.log", maxBytes=10 << 20, backupCount=3)
+        handler = StateLog(state.log / "serve.log", maxBytes=10 << 20, backupCount=3)
     except OSError as error:
         raise could_not_write(state.log, error) from error
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.getLogger().addHandler(handler)
+
+
+async def _serve_both(
+    service: AbstractAsyncContextManager[None], superlink: SuperLink, rounds: RoundRunner, listening: Callable[[], None]
+) -> None:
+    async with service:
+        await _serve(superlink, rounds, listening)
 
 
 async def _serve(superlink: SuperLink, rounds: RoundRunner, listening: Callable[[], None]) -> None:
@@ -93,14 +132,9 @@ async def _serve(superlink: SuperLink, rounds: RoundRunner, listening: Callable[
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, asked_to_stop.set)
     serving = asyncio.create_task(superlink.serve(ports_may_close, listening))
-    stuck = Outage(lambda line: log.error("%s", line))
     try:
         while not asked_to_stop.is_set() and not serving.done():
-            try:
-                await asyncio.to_thread(rounds.step)
-                stuck.over("rounds go on")
-            except StateError as error:  # a full disk may have room at the next step
-                stuck.report(f"rounds stand still, trying again every {_LOOK_EVERY_S:g} s: {error}")
+            await asyncio.to_thread(rounds.step)
             await _wait(asked_to_stop, _LOOK_EVERY_S)
     finally:
         # The process of a round reports its end through the private port: close that port last.

@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import http.client
 import json
+import shutil
 import ssl
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 
-from mos_bench.demo import draw_command, free_ports, join_command, latest_model, prepare
+from end_to_end.federation import QUICK, join_tuned, processes
+from mos_bench.demo import draw_command, free_ports, latest_model, prepare
 from mos_bench.participant import Participant
 from mos_bench.processes import Processes
 from mos_common.errors import NetworkError, TrustError
 from mos_common.fused_model import read_fused
 from mos_common.kit import read_kit
 from mos_common.signing import verify_model
+from mos_server.cli.federation import init
 
-STEPS = 3
 BIN = Path(sys.executable).parent
 
 
@@ -31,21 +32,20 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, 
     out = tmp_path_factory.mktemp("federation")
     participants = prepare(out)[:2]
     state = out / "server"
-    with Processes({"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}) as processes:
+    with processes() as running:
         fleet, mos = free_ports(2)
-        processes.do("operator", ["mos-server", "init", state, "--fleet-port", fleet, "--mos-port", mos])
+        quick = [word for each in QUICK for word in ("--set", each)]
+        running.do("operator", ["mos-server", "init", state, "--fleet-port", fleet, "--mos-port", mos, *quick])
         for someone in participants:
-            processes.do("operator", ["mos-server", "invite", state, someone.name, "--out", someone.kit])
-        processes.start("server", ["mos-server", "serve", state])
+            running.do("operator", ["mos-server", "invite", state, someone.name, "--out", someone.kit])
+        running.start("server", ["mos-server", "serve", state])
         for someone in participants:
-            processes.start(someone.name, join_command(someone, STEPS))
-        processes.start("operator", ["mos-server", "round", state, "--wait", "2", "--deadline", "8m"])
-        processes.wait("operator", timeout_s=400, beside=["server", *(each.name for each in participants)])
+            running.start(someone.name, join_tuned(someone))
+        running.start("operator", ["mos-server", "round", state, "--wait", "2", "--deadline", "8m"])
+        running.wait("operator", timeout_s=400, beside=["server", *(each.name for each in participants)])
         for someone in participants:
-            processes.wait(someone.name, timeout_s=120, beside=["server"])
-        yield out, participants, processes
-    left = [p for p in psutil.Process().children(recursive=True) if p.status() != psutil.STATUS_ZOMBIE]
-    assert not left, f"processes left behind: {left}"
+            running.wait(someone.name, timeout_s=120, beside=["server"])
+        yield out, participants, running
 
 
 def command(*words: object) -> subprocess.CompletedProcess[str]:
@@ -88,10 +88,10 @@ def test_no_picture_and_no_caption_reached_the_server(published):
 
 
 def test_a_picture_with_both_concepts_is_drawn(published):
-    out, participants, processes = published
+    out, participants, running = published
     if not (out / "fused").exists():
         (out / "fused").symlink_to(latest_model(participants[0].state))
-    processes.do("drawing", draw_command(out, participants))
+    running.do("drawing", [*draw_command(out, participants), "--steps", "4"])
     assert (out / "picture.png").stat().st_size > 1000
 
 
@@ -109,7 +109,7 @@ def test_the_gate_lets_strangers_reach_nothing(published):
         "/v1/fleet/pull-messages",
     ):
         connection = http.client.HTTPSConnection(host, int(port), context=context, timeout=20)
-        connection.request("POST", path, body=b"")
+        connection.request("POST", path, body=b"", headers={"Content-Type": "application/protobuf"})
         answers[path] = connection.getresponse().status
         connection.close()
     assert answers.pop("/v1/fleet/pull-messages") == 401
@@ -118,7 +118,8 @@ def test_the_gate_lets_strangers_reach_nothing(published):
 
 def test_a_used_kit_does_not_admit_another_key(published, tmp_path):
     _, participants, _ = published
-    again = command(*join_command(participants[0], STEPS)[:-4], "--state", tmp_path / "other", "--rounds", "1")
+    shutil.copytree(participants[0].state / "concepts", tmp_path / "other" / "concepts")  # or it would tune first
+    again = command(*join_tuned(participants[0]), "--state", tmp_path / "other")
     assert again.returncode == TrustError.exit_code, again.stderr
     assert "used already" in again.stderr
 
@@ -141,6 +142,16 @@ def test_status_tells_what_happened(published):
         assert someone.name in told.stdout
 
 
+def test_complaint_6_both_sides_say_where_the_final_model_is(published):
+    out, participants, _ = published
+    assert (
+        f"latest model: {out / 'server' / 'models' / 'round-001'}"
+        in command("mos-server", "status", out / "server").stdout
+    )
+    for someone in participants:
+        assert latest_model(someone.state) == someone.state / "models" / "round-001"
+
+
 def test_a_second_server_on_the_same_state_is_refused(published):
     out, _, _ = published
     second = command("mos-server", "serve", out / "server")
@@ -152,8 +163,7 @@ def test_a_port_in_use_is_reported(published, tmp_path):
     _, participants, _ = published
     taken = read_kit(participants[0].kit).fleet.split(":")[1]
     (free,) = free_ports(1)
-    made = command("mos-server", "init", tmp_path / "other", "--fleet-port", taken, "--mos-port", free)
-    assert made.returncode == 0, made.stderr
+    init(tmp_path / "other", fleet_port=int(taken), mos_port=int(free))
     served = command("mos-server", "serve", tmp_path / "other")
     assert served.returncode == NetworkError.exit_code
     assert taken in served.stderr
@@ -163,3 +173,12 @@ def test_report_of_the_manifest_is_json(published):
     _, participants, _ = published
     text = (latest_model(participants[0].state) / "manifest.json").read_text()
     assert json.loads(text)["round"] == "round-001"
+
+
+def test_the_model_of_a_real_round_holds_for_each_participant(published):
+    _, participants, _ = published
+    told = command("mos-client", "verify", latest_model(participants[0].state))
+    assert (told.returncode, "WRONG" in told.stdout) == (0, False), told.stdout + told.stderr
+    assert "signed with the operator's key" in told.stdout
+    for someone in participants:
+        assert f"concept     {someone.token}, a {someone.class_word}" in told.stdout

@@ -6,14 +6,13 @@ import time
 from collections.abc import Iterator
 from contextlib import closing
 
-import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from end_to_end.federation import processes
 from mos_bench.demo import free_ports, join_command
 from mos_bench.participant import Participant
-from mos_bench.processes import Processes
 from mos_common.concept_file import content_digest, read_concept
 from mos_common.fused_model import ADAPTER, EMBEDDINGS, read_fused
 from mos_common.kit import read_kit
@@ -45,15 +44,13 @@ def finished(
         Participant("bob", "<ginger>", "cat", federation.folder / "participants" / "bob"),
     ]
     before = tuned(federation)
-    with Processes({"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}) as processes:
-        processes.start("server", ["mos-server", "serve", federation.server])
+    with processes() as running:
+        running.start("server", ["mos-server", "serve", federation.server])
         for someone in participants:
-            processes.start(someone.name, join_command(someone, STEPS))
+            running.start(someone.name, join_command(someone, STEPS))
         for someone in participants:
-            processes.wait(someone.name, timeout_s=400, beside=["server"])
+            running.wait(someone.name, timeout_s=400, beside=["server"])
         yield federation, participants, before
-    left = [p for p in psutil.Process().children(recursive=True) if p.status() != psutil.STATUS_ZOMBIE]
-    assert not left, f"processes left behind: {left}"
 
 
 def test_the_unfinished_round_is_published(finished):

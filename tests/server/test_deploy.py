@@ -11,10 +11,12 @@ import subprocess
 import sys
 import tomllib
 from contextlib import closing
+from importlib.metadata import requires
 from pathlib import Path
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
 
 from docs.commands import check_command, commands_in
 from mos_common import errors
@@ -108,6 +110,48 @@ def test_torch_has_a_pinned_version_to_install():
     assert re.search(r"^torch==", (TOP / "constraints.txt").read_text(encoding="utf-8"), re.M)
 
 
+def test_every_package_but_torch_is_pinned_as_tested_and_hashed():
+    text = (DEPLOY / "requirements.txt").read_text(encoding="utf-8")
+    pinned = re.findall(
+        r"^([\w.-]+)==(\S+)(?: ; [^\\\n]+)? \\\n((?:    --hash=sha256:[0-9a-f]{64}(?: \\)?\n)+)", text, re.M
+    )
+    assert "".join(re.findall(r"^[\w.-]+==", text, re.M)).count("==") == len(pinned)
+    assert not re.search(r"://|--index|--find-links|^-", text, re.M)
+    versions = {normal(name): version for name, version, _ in pinned}
+    tested = dict(line.split("==") for line in (TOP / "constraints.txt").read_text(encoding="utf-8").split())
+    tested = {normal(name): version for name, version in tested.items()}
+    assert {name: tested[name] for name in versions if name in tested} == {
+        name: version for name, version in versions.items() if name in tested
+    }
+    assert not [name for name in versions if name in ("torch", "triton") or name.startswith(("nvidia-", "cuda-"))]
+    wanted = {normal(requirement.name) for requirement in runtime_requirements()} | {"hatchling"}
+    assert wanted - {"torch"} <= versions.keys()
+
+
+def test_what_is_installed_here_by_the_product_is_all_in_the_list_of_hashes():
+    """Walk from the product through the requirements of what is installed, as pip does."""
+    text = (DEPLOY / "requirements.txt").read_text(encoding="utf-8")
+    listed = {normal(name) for name in re.findall(r"^([\w.-]+)==", text, re.M)}
+    needed, ahead = set(), [requirement.name for requirement in runtime_requirements() if requirement.name != "torch"]
+    while ahead:
+        if (name := normal(ahead.pop())) not in needed and name != "torch":
+            needed.add(name)
+            for line in requires(name) or []:
+                requirement = Requirement(line)
+                if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
+                    ahead.append(requirement.name)
+    assert needed <= listed
+
+
+def runtime_requirements() -> list[Requirement]:
+    project = tomllib.loads((TOP / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    return [Requirement(line) for line in project["dependencies"]]
+
+
+def normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
 def test_compose_runs_the_server_on_the_ports_of_the_kits():
     server = yaml.safe_load((DEPLOY / "compose.yaml").read_text(encoding="utf-8"))["services"]["server"]
     fields = ServerConfig.model_fields
@@ -135,6 +179,7 @@ def test_a_backup_made_and_restored_by_the_lines_in_the_page_is_the_federation_a
     run_lines(restore, tmp_path)
     with closing(Journal(tmp_path / "federation" / "server.db")) as restored:
         assert restored.participants.is_admitted(key)
+        restored.audit.check()
     assert (tmp_path / "federation" / "concepts" / "ab.safetensors").read_bytes() == b"a concept"
     assert (tmp_path / "federation").stat().st_mode & 0o777 == 0o700
     assert (tmp_path / "federation" / "pki" / "signing.key").stat().st_mode & 0o777 == 0o600

@@ -38,7 +38,7 @@ def train(message: Message, context: Context) -> Message:
     started = time.monotonic()
     path = tuned_file(session)
     _check_base(read_concept(path).base_fingerprint, request.base)
-    upload = messages.Upload(path.read_bytes(), time.monotonic() - started)
+    upload = messages.Upload(path.read_bytes(), time.monotonic() - started, session.own)
     log.info("%s: sending %s, %d bytes", request.round, session.request.concept, len(upload.data))
     return Message(messages.upload_content(upload), reply_to=message)
 
@@ -78,7 +78,7 @@ def score(session: Session, candidate: Path, token: str, fingerprint: str) -> Id
     request = session.request
     base = load_base(request.base, device=request.device, dtype=request.dtype)
     _check_base(base.fingerprint, fingerprint)
-    fused, concept = read_fused(candidate), read_concept(tuned_file(session))
+    fused, concept = read_fused(candidate, candidate=True), read_concept(tuned_file(session))
     check_base(fused, base)
     tuned_on, held_back = (load_pictures(paths, base.picture_size) for paths in pictures_to_score(session))
     return measure_identity(base, concept, tuned_on, held_back, fused=fused, fused_token=token)

@@ -6,27 +6,35 @@ import logging
 import shutil
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
 
-from mos_client.federation.enrolment import CALL_S, Enrolment, calling, explained, waiting
+from mos_client.federation.calling import CALL_S, ComeAgainError, calling, explained, waiting
+from mos_client.federation.enrolment import Enrolment
 from mos_common import mos_pb2
 from mos_common.digests import digest_of_bytes, digest_of_file
 from mos_common.errors import NetworkError, RequestError, StateError, TrustError
 from mos_common.files import could_not_write
+from mos_common.model_files import MANIFEST, manifest_name, parse_manifest, read_manifest
 from mos_common.node_key import sign_call
 from mos_common.outage import Outage
+from mos_common.own.names import OwnName, beside, own_digests, own_folder
 from mos_common.progress import CountProgress
-from mos_common.signing import MANIFEST, check_files, verify_model
+from mos_common.signing import check_files, verify_model
+from mos_common.texts import is_file_name
 
 log = logging.getLogger(__name__)
 LARGEST_MODEL_BYTES = 32 << 30
+MOST_OWN_BYTES = 72 << 20  # no larger than a concept file, with manifest and signature
+# A download is given up after this many attempts without a byte more.
 ATTEMPTS, PAUSE_S = 5, 1.0
-FETCH_S = 3600.0
+# The server sends 64 KiB at a time: a line that carries none of them for so long is dead.
+SILENT_S = 60.0
+T = TypeVar("T")
 
 
 def download_model(
@@ -40,18 +48,18 @@ def download_model(
     """Fetch `model` ("latest", a round, or a candidate) into its own folder in `into`; return that.
 
     A published model must bear the operator's signature; a candidate must have the manifest that
-    the operator announced (`manifest_digest`). An interrupted download resumes; a complete one is
-    checked and kept.
+    the operator announced (`manifest_digest`). Either is the model of the round that it is called
+    after. An interrupted download resumes; a complete one is checked and kept.
 
     Raises:
-        TrustError: the signature or a digest is wrong.
+        TrustError: the signature, a digest or the model's name is wrong.
         RequestError: there is no such model.
         NetworkError: the server cannot be reached.
         StateError: the disk is full, or the folder cannot be written.
 
     """
     with calling(enrolment.kit) as stub:
-        described = describe(enrolment, stub, model)
+        described = _persistently(lambda: describe(enrolment, stub, model), f"{model} cannot be described")
         folder = into / str(described.model)
         if manifest_digest and folder.is_dir() and not _is_whole(folder, enrolment, manifest_digest):
             shutil.rmtree(folder)  # it was fused again, or deleting it was interrupted
@@ -63,9 +71,54 @@ def download_model(
             part = _part_of(described, into)
             _fetch_all(enrolment, stub, described, part, progress)
             _check(part, enrolment, manifest_digest)
+            _check_round(part, described.model)
             _move(part, folder)
     _check(folder, enrolment, manifest_digest)
+    _check_round(folder, described.model)
     return folder
+
+
+def download_own(enrolment: Enrolment, model: Path) -> dict[str, str]:
+    """Fetch the own changes that a downloaded model names, beside it; say by token what came of it.
+
+    What the server does not hand out any more, because the concept was withdrawn, is no error.
+
+    Raises:
+        TrustError: a signature, a digest or a name is wrong.
+        NetworkError: the server cannot be reached.
+        StateError: the disk is full, or the folder cannot be written.
+
+    """
+    manifest = read_manifest(model)
+    named, round_ = own_digests(parse_manifest(model, manifest)), manifest_name(manifest)
+    outcomes = {}
+    with calling(enrolment.kit) as stub:
+        for token, digest in sorted(named.items()):
+            try:
+                outcomes[token] = str(_fetch_own(enrolment, stub, model, OwnName(round_ or "", token), digest))
+            except RequestError:
+                outcomes[token] = "the server does not hand them out: the concept was withdrawn, or they are lost"
+    return outcomes
+
+
+def _fetch_own(enrolment: Enrolment, stub: Any, model: Path, name: OwnName, digest: str) -> Path:
+    folder = own_folder(model, name.token)
+    if not folder.is_dir():
+        described = _persistently(lambda: describe(enrolment, stub, str(name)), f"{name} cannot be described")
+        if sum(file.size for file in described.files) > MOST_OWN_BYTES:
+            raise TrustError(f"the server describes own changes of more than {MOST_OWN_BYTES >> 20} MiB: not fetched")
+        part = _part_of(described, beside(model))
+        _fetch_all(enrolment, stub, described, part, lambda done, total: None)
+        _check_own(part, enrolment, digest, name)
+        _move(part, folder)
+    _check_own(folder, enrolment, digest, name)
+    return folder
+
+
+def _check_own(folder: Path, enrolment: Enrolment, digest: str, name: OwnName) -> None:
+    if digest_of_file(folder / MANIFEST) != digest:
+        raise TrustError(f"{folder} is not what {name.round} names for {name.token}: remove it and download it again")
+    verify_model(folder, enrolment.trusted_keys)
 
 
 def wait_for_model(
@@ -80,18 +133,40 @@ def wait_for_model(
     Say once that the server cannot be reached, and once that it can be again.
     """
     kit, away = enrolment.kit, Outage(say)
-    with calling(kit) as stub:
-        while not stop.is_set():
-            latest = newer_than or ""
-            try:
-                with suppress(RequestError):  # none is published yet
-                    latest = str(describe(enrolment, stub, "latest").model)
-                away.over(f"the server at {kit.mos} is reachable again, and models can be fetched")
-            except NetworkError as error:
-                away.report(f"published models cannot be fetched, trying again every {pause_s:.0f} s: {error}")
-            if latest and latest != newer_than:
-                return latest
+    while not stop.is_set():
+        try:
+            with calling(kit) as stub:  # a new connection after each failure: the old line may be dead
+                while not stop.is_set():
+                    latest = _latest(enrolment, stub)
+                    away.over(f"the server at {kit.mos} is reachable again, and models can be fetched")
+                    if latest and latest != newer_than:
+                        return latest
+                    stop.wait(pause_s)
+        except NetworkError as error:
+            away.report(f"published models cannot be fetched, trying again every {pause_s:.0f} s: {error}")
             stop.wait(pause_s)
+    return None
+
+
+def greet(enrolment: Enrolment, say: Callable[[str], None]) -> None:
+    """Make a first call, so that client and server know each other's release; say if they cannot.
+
+    Raises:
+        ReleaseError: the two releases do not fit.
+        TrustError: the server refuses this participant.
+
+    """
+    try:
+        with calling(enrolment.kit) as stub:
+            _latest(enrolment, stub)
+    except NetworkError as error:
+        say(f"whether the server's release fits this one is not known yet: {error}")
+
+
+def _latest(enrolment: Enrolment, stub: Any) -> str | None:
+    """Return the name of the model that was published last; None before the first."""
+    with suppress(RequestError):
+        return str(describe(enrolment, stub, "latest").model)
     return None
 
 
@@ -99,7 +174,10 @@ def describe(enrolment: Enrolment, stub: Any, model: str) -> Any:
     """Return the server's description of a model, with every file name and size checked.
 
     Raises:
-        TrustError: the description has impossible file names, or is too large.
+        TrustError: the description is of another model, has impossible file names, or is too large.
+        NetworkError: the server does not answer now.
+        RequestError: there is no such model.
+        ReleaseError: the server's release does not fit.
 
     """
     request = mos_pb2.DescribeRequest(model=model)
@@ -109,10 +187,10 @@ def describe(enrolment: Enrolment, stub: Any, model: str) -> Any:
         log.info,
         patient=False,
     )
+    if model not in ("latest", answer.model):
+        raise TrustError(f"the server describes {answer.model[:40]!r} instead of {model}: nothing was fetched")
     names = [answer.model, *(file.name for file in answer.files)]
-    if any(not name or Path(name).name != name or name.startswith(".") for name in names) or len(set(names)) < len(
-        names
-    ):
+    if not all(map(is_file_name, names)) or len(set(names)) < len(names):
         raise TrustError("the server describes a model with impossible file names: nothing was fetched")
     if sum(file.size for file in answer.files) > LARGEST_MODEL_BYTES:
         raise TrustError(
@@ -160,22 +238,40 @@ def _fetch_all(enrolment: Enrolment, stub: Any, described: Any, part: Path, prog
         def fetched(size: int, before: int = done) -> None:
             progress(before + size, total)
 
-        for attempt in range(1, ATTEMPTS + 1):
-            try:
-                _fetch(enrolment, stub, described.model, file, path, fetched)
-                break
-            except NetworkError as error:
-                if attempt == ATTEMPTS:
-                    raise
-                if attempt == 1:
-                    log.warning("%s of %s broke off: %s; going on from there", file.name, described.model, error)
-                time.sleep(attempt * PAUSE_S)
+        def fetch(file: Any = file, path: Path = path, fetched: Callable[[int], None] = fetched) -> None:
+            _fetch(enrolment, stub, described.model, file, path, fetched)
+
+        def arrived(path: Path = path) -> int:
+            return path.stat().st_size if path.exists() else 0
+
+        _persistently(fetch, f"{file.name} of {described.model} broke off", arrived)
         if digest_of_file(path) != file.sha256.hex():
             path.unlink()
             raise TrustError(
                 f"{file.name} of {described.model} arrived with a digest other than announced: download it again"
             )
         done += file.size
+
+
+def _persistently(do: Callable[[], T], trouble: str, arrived: Callable[[], int] = lambda: 0) -> T:
+    """Do something until it succeeds, or has failed `ATTEMPTS` times in a row without progress.
+
+    `arrived` returns how many bytes are there: a slow line that breaks often gets there in the end.
+    """
+    attempt, before = 0, arrived()
+    while True:
+        try:
+            return do()
+        except ComeAgainError as error:
+            log.warning("%s: %s; waiting until then", trouble, error)
+            time.sleep(error.after_s)
+        except NetworkError as error:
+            attempt, before = (1 if arrived() > before else attempt + 1), arrived()
+            if attempt == ATTEMPTS:
+                raise
+            if attempt == 1:
+                log.warning("%s: %s; going on from there", trouble, error)
+            time.sleep(attempt * PAUSE_S)
 
 
 def _fetch(enrolment: Enrolment, stub: Any, model: str, file: Any, path: Path, progress: Callable[[int], None]) -> None:
@@ -188,7 +284,7 @@ def _fetch(enrolment: Enrolment, stub: Any, model: str, file: Any, path: Path, p
     try:
         with path.open("ab") as out:
             if have < file.size:
-                for chunk in stub.Fetch(request, metadata=sign_call(enrolment.key, "Fetch", request), timeout=FETCH_S):
+                for chunk in _while_it_moves(stub.Fetch(request, metadata=sign_call(enrolment.key, "Fetch", request))):
                     have += len(chunk.data)
                     if have > file.size:
                         raise TrustError(f"the server sends more of {file.name} than it announced")
@@ -200,9 +296,33 @@ def _fetch(enrolment: Enrolment, stub: Any, model: str, file: Any, path: Path, p
         raise could_not_write(path, error) from error
 
 
+def _while_it_moves(answers: Any) -> Iterator[Any]:
+    """Yield the answers of a call, which is cancelled when none arrives for `SILENT_S`."""
+    while True:
+        silent = threading.Timer(SILENT_S, answers.cancel)
+        silent.daemon = True
+        silent.start()
+        try:
+            answer = next(answers, None)
+        finally:
+            silent.cancel()
+        if answer is None:
+            return
+        yield answer
+
+
+def _check_round(folder: Path, model: str) -> None:
+    """Check that a model is the one of its name: only the manifest's own words are signed."""
+    made_in = manifest_name(read_manifest(folder))
+    if made_in != model.removesuffix("-candidate"):
+        raise TrustError(
+            f"the server sends the model of {made_in!r} under the name {model}: it is not used, ask the operator"
+        )
+
+
 def _check(folder: Path, enrolment: Enrolment, manifest_digest: str | None) -> None:
     if manifest_digest is None:
-        verify_model(folder, enrolment.kit.signing_key)
+        verify_model(folder, enrolment.trusted_keys)
         return
     manifest = (folder / MANIFEST).read_bytes()
     if digest_of_bytes(manifest) != manifest_digest:

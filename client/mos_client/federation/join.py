@@ -13,8 +13,11 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from mos_client.federation.download import download_model, wait_for_model
-from mos_client.federation.enrolment import Enrolment, check_kit, enrol
+from mos_client.federation.download import download_model, greet, wait_for_model
+from mos_client.federation.enrolment import enrol
+from mos_client.federation.following import Follower
+from mos_client.federation.leaving import say_what_leaves
+from mos_client.federation.pinning import check_kit
 from mos_client.federation.rekey import current_session
 from mos_client.federation.remembered import check_same_concept, check_same_pictures
 from mos_client.federation.session import SETTINGS, Session, locked
@@ -24,7 +27,9 @@ from mos_common.commands import draw_command
 from mos_common.errors import NetworkError, StateError
 from mos_common.files import write_atomically
 from mos_common.kit import Kit
+from mos_common.model_files import parse_manifest, read_manifest
 from mos_common.outage import Outage
+from mos_common.own.names import own_digests
 from mos_common.shell import INTERRUPTED
 
 if TYPE_CHECKING:
@@ -49,14 +54,18 @@ def join(session: Session, kit: Kit, *, rounds: int | None, say: Say, on_step: O
     check_kit(kit, session.state)
     with locked(session.state), _terminated_is_interrupted():
         session, judged = prepared(session, anew=anew)
+        for line in say_what_leaves(publishes_own=kit.publishes == "own", agreed=session.own):
+            say(line)
         enrolment = enrol(kit, session.state, say)
+        greet(enrolment, say)
         say(f"enrolled as {enrolment.participant}; the key is {session.node_key}")
         session.save()
         begun, announced = threading.Event(), threading.Event()
-        with _answering(session, enrolment, begun, announced, say):
+        follower = Follower(enrolment, session.state, say)
+        with follower.running(), _answering(session, follower, begun, announced, say):
             announce(session, tuned_file(session, on_step, begun, judged), say)
             announced.set()
-            serve(session, enrolment, rounds, say)
+            serve(session, follower, rounds, say)
 
 
 def prepared(session: Session, *, anew: bool = False) -> tuple[Session, Judged | None]:
@@ -98,7 +107,7 @@ def announce(session: Session, concept: Path, say: Say) -> None:
         write_atomically(_listing(session), _described(concept))
     except StateError as error:  # it is shown all the same, and an answer needs no more
         listed = f"shown by mos-client inspect {concept} ({error})"
-    say(f"what will leave this machine, when the server asks, is {concept} and nothing else:")
+    say(f"the concept file that will leave this machine, when the server asks, is {concept}:")
     for line in describe_briefly(read_concept(concept)):
         say(line)
     say(f"no pictures, no captions; every tensor by its full name is {listed}")
@@ -128,16 +137,19 @@ def _described(concept: Path) -> bytes:
     return "\n".join(describe(concept)).encode() + b"\n"
 
 
-def serve(session: Session, enrolment: Enrolment, rounds: int | None, say: Say) -> None:
-    """Wait for published models and fetch each."""
+def serve(session: Session, follower: Follower, rounds: int | None, say: Say) -> None:
+    """Wait for published models and fetch each, as the keys of today allow."""
     stop = threading.Event()
     away = Outage(lambda line: log.warning("%s", line))
     downloaded, newest = 0, _newest(session)
     say("waiting for requests of the server; Ctrl-C stops, and nothing is lost")
     while rounds is None or downloaded < rounds:
-        latest = wait_for_model(enrolment, newest, stop)
-        assert latest is not None
+        follower.changed.clear()
+        latest = wait_for_model(follower.enrolment, newest, follower.changed)
+        if latest is None:
+            continue  # keys or addresses have changed
         try:
+            enrolment = follower.look()  # it may be signed by a key of which this participant has not heard
             folder = download_model(enrolment, latest, session.models)
         except (NetworkError, StateError) as error:  # a full disk does not end the answers
             away.report(f"{latest} is published and cannot be fetched yet: {error}; trying again every {RETRY_S:.0f} s")
@@ -149,6 +161,10 @@ def serve(session: Session, enrolment: Enrolment, rounds: int | None, say: Say) 
         say(f"{latest} is published, downloaded and verified: {folder}")
         if token in _tokens(folder):
             say(f"draw with it: {draw_command(folder, f'{token} on the beach', session.request.base)}")
+            if own := sorted(own_digests(parse_manifest(folder, read_manifest(folder)))):
+                say(
+                    f"own changes of {', '.join(own)} are published beside it: mos-client download KIT --own fetches them"
+                )
         else:
             say(
                 f"{token} is not in it: mos-server status tells the operator why; it takes part again in the next round"
@@ -176,19 +192,20 @@ def withheld_until(
 
 @contextmanager
 def _answering(
-    session: Session, enrolment: Enrolment, begun: threading.Event, announced: threading.Event, say: Say
+    session: Session, follower: Follower, begun: threading.Event, announced: threading.Event, say: Say
 ) -> Iterator[None]:
     """Run the SuperNode, and its tasks in a thread of this process, within the block."""
     from mos_client.federation.app import STATE, app
     from mos_client.federation.executor import Executor
 
-    certificate = session.state / "ca.crt"
-    write_atomically(certificate, enrolment.kit.ca.encode())
+    certificate, kit = session.state / "ca.crt", follower.enrolment.kit
+    write_atomically(certificate, kit.ca.encode())
     node_config = f"{STATE}={json.dumps(str(session.state.resolve()))}"
-    node = SuperNode(enrolment.kit.fleet, certificate, session.node_key, session.state / "flower", node_config)
+    node = SuperNode(kit.fleet, certificate, session.node_key, session.state / "flower", node_config)
     stop = threading.Event()
 
     def ready() -> bool:
+        node.connect_to(follower.enrolment.kit.fleet, follower.enrolment.kit.ca)
         # Tasks wait until this process tunes and shows its progress.
         return node.look_after() and begun.is_set()
 
@@ -218,7 +235,10 @@ def _answering(
 
 def _tokens(model: Path) -> set[str]:
     """Return the names of the concepts in a verified model."""
-    return {concept["token"] for concept in json.loads((model / "manifest.json").read_bytes())["concepts"]}
+    concepts = parse_manifest(model, read_manifest(model)).get("concepts")
+    return (
+        {str(each.get("token")) for each in concepts if isinstance(each, dict)} if isinstance(concepts, list) else set()
+    )
 
 
 def _newest(session: Session) -> str | None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from mos_client.federation.enrolment import KIT
 from mos_client.federation.remembered import recall
 from mos_client.federation.session import SETTINGS, Session
 from mos_client.pictures.folder import pictures_digest
 from mos_common.errors import BaseModelError, PicturesError
+from mos_common.trust import KIT
 
 if TYPE_CHECKING:
     from mos_common.base_model import Base

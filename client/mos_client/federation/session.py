@@ -2,6 +2,7 @@
 
 node_key, node_key.pub      who this participant is
 kit.json, enrolled.json     which federation, and under what name
+trust.json                  whom it trusts: see mos_common/trust.py
 settings.json               what `join` was asked for
 concepts/                   tuned concept files; none is tuned twice
 pictures.json               digests of the pictures that were tuned on
@@ -25,7 +26,7 @@ from filelock import FileLock, Timeout
 from mos_client.pictures.folder import pictures_digest
 from mos_client.tuning.request import TuneRequest
 from mos_common.digests import digest_of_json
-from mos_common.errors import RequestError, StateError
+from mos_common.errors import MosError, StateError
 from mos_common.files import canonical_json, could_not_write, write_atomically
 
 SETTINGS = "settings.json"
@@ -42,6 +43,7 @@ class Session:
     state: Path
     fingerprint: str
     request: TuneRequest
+    own: bool = False
 
     @property
     def node_key(self) -> Path:
@@ -67,6 +69,8 @@ class Session:
         values = asdict(self.request) | {"state": self.state, "fingerprint": self.fingerprint}
         if values["mark"] is None:
             del values["mark"]  # release 0.1.0 reads the file too, and knows no mark
+        if self.own:
+            values["own"] = True
         texts = {name: str(value.resolve()) if isinstance(value, Path) else value for name, value in values.items()}
         write_atomically(self.state / SETTINGS, canonical_json(texts) + b"\n")
 
@@ -81,8 +85,9 @@ class Session:
         try:
             values = json.loads((state / SETTINGS).read_bytes())
             folder, fingerprint = Path(values.pop("state")), values.pop("fingerprint")
-            return cls(folder, fingerprint, TuneRequest(**{**values, "images": Path(values["images"])}))
-        except (OSError, ValueError, TypeError, KeyError, AttributeError, RequestError) as error:
+            own = values.pop("own", False) is True
+            return cls(folder, fingerprint, TuneRequest(**{**values, "images": Path(values["images"])}), own)
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, MosError) as error:
             raise StateError(f"{state} is not a participant's state folder: run mos-client join with a kit") from error
 
     @property

@@ -34,17 +34,7 @@ STEADY_S = 20.0  # a SuperNode that is refused ends sooner
 PROBE_EVERY_S = 30.0
 _PROBE_S = 3.0
 _TERM_S = 4.0
-# Run in the SuperNode's process first: SIGTERM (15) when the parent dies (1 = PR_SET_PDEATHSIG).
-# Where prctl is missing the SuperNode runs all the same, and a killed parent leaves it running.
-END_WITH_PARENT = """
-import os, sys
-try:
-    import ctypes
-    ctypes.CDLL(None).prctl(1, 15, 0, 0, 0)
-except (ImportError, OSError, AttributeError, TypeError):
-    pass
-os.execv(sys.argv[1], sys.argv[1:])
-"""
+PROGRAM = (sys.executable, "-m", "mos_client.federation.run_supernode")
 
 
 def free_port() -> int:
@@ -111,6 +101,31 @@ class SuperNode:
                 self._start()
             return self._process is not None
 
+    def connect_to(self, fleet: str, authority: str) -> None:
+        """Use this address and these certificates from now on; start the SuperNode anew if need be.
+
+        Call it between two tasks, since a task under way would be lost.
+
+        Raises:
+            StateError: the certificates cannot be written.
+
+        """
+        if self.fleet == fleet and self._trusts(authority):
+            return
+        write_atomically(self.certificate, authority.encode())
+        with self._lock:
+            self.fleet = fleet
+            if self._process is not None:
+                end_process(self._process, _TERM_S)
+                self._process = None
+            self._not_before = 0.0
+
+    def _trusts(self, authority: str) -> bool:
+        try:
+            return self.certificate.read_bytes() == authority.encode()
+        except OSError:
+            return False
+
     def stop(self) -> None:
         """End the SuperNode for good: `look_after` in another thread does not start another."""
         with self._lock:
@@ -155,8 +170,7 @@ class SuperNode:
     def _spawn(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         write_atomically(self.secret_file, secrets.token_hex(32).encode(), mode=0o600)
-        command = [sys.executable, "-c", END_WITH_PARENT] if sys.platform == "linux" else []
-        command += [str(Path(sys.executable).parent / "flower-supernode"), "--superlink", self.fleet]
+        command = [*PROGRAM, "--superlink", self.fleet]
         command += ["--root-certificates", str(self.certificate), "--auth-supernode-private-key", str(self.node_key)]
         command += ["--host", "127.0.0.1", "--port", str(self.port), "--isolation", "process"]
         command += ["--superexec-auth-secret-file", str(self.secret_file), "--node-config", self.node_config]

@@ -1,8 +1,7 @@
-"""The operator's commands for a federation: init, invite, serve, round, status, concepts, bar."""
+"""The operator's commands for a federation: init, serve, round, status, concepts."""
 
 from __future__ import annotations
 
-import datetime as dt
 import re
 from contextlib import closing
 from pathlib import Path
@@ -14,11 +13,14 @@ from mos_common.commands import command_line
 from mos_common.errors import RequestError, StateError
 from mos_common.flags import FiniteType
 from mos_common.options import Base, Device, Dtype
+from mos_common.own.names import Publishes
 from mos_common.shell import say
 from mos_server.cli.settings import (
+    KeepAll,
     ListsSettings,
     MethodName,
     Preserve,
+    Published,
     Ridge,
     Sets,
     StateFolder,
@@ -36,13 +38,11 @@ _RUNNING = {
     None: "may be running: its lock, {state}/lock, belongs to another user",
 }
 LONGEST_S = 3650 * 86400.0  # a calendar ends somewhere
-_PARTICIPANT = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands to `mos-server`."""
     app.command(cls=ListsSettings, epilog="Example: mos-server init federation --host fuse.example.org")(init)
-    app.command(epilog="Example: mos-server invite federation alice --out alice.kit")(invite)
     app.command(epilog="Example: mos-server serve federation")(serve)
     app.command("round", cls=ListsSettings, epilog="Example: mos-server round federation --wait 3 --deadline 2h")(
         round_
@@ -50,7 +50,6 @@ def register(app: typer.Typer) -> None:
     app.command(cls=ListsSettings, epilog="Example: mos-server settings federation --set preserve=3")(settings)
     app.command(epilog="Example: mos-server status federation")(status)
     app.command(epilog='Example: mos-server concepts federation withdraw "<alice/cat>"')(concepts)
-    app.command(epilog="Example: mos-server bar federation alice")(bar)
 
 
 def init(
@@ -59,6 +58,12 @@ def init(
     host: Annotated[
         str, typer.Option("--host", help="Name or address at which participants reach this machine.")
     ] = "127.0.0.1",
+    also_name: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--also-name", help="Another name of this machine for the certificate; repeat it.", show_default="none"
+        ),
+    ] = None,
     fleet_port: Annotated[
         int, typer.Option("--fleet-port", min=1, max=65535, help="Port for the rounds (Flower).")
     ] = 9092,
@@ -68,6 +73,13 @@ def init(
     method: MethodName = None,
     sets: Sets = None,
     workers: Workers = None,
+    publish: Annotated[
+        Published,
+        typer.Option(
+            "--publish",
+            help="`own`: each concept's own spatial changes too, of participants who agree. Kits say so, for good.",
+        ),
+    ] = Published.FUSED,
 ) -> None:
     """Create a federation: keys, certificates, an empty journal.
 
@@ -85,56 +97,17 @@ def init(
         base=base,
         base_fingerprint=fingerprint_of(base),
         host=host,
+        also_names=tuple(also_name or ()),
         fleet_port=fleet_port,
         mos_port=mos_port,
         fusion=fusion,
+        publishes=publish.value,
     )
     create_state(state, config)
     say(f"{state}: a federation on {base} ({config.base_fingerprint[:12]})")
     say(f"participants reach it at {host}, ports {fleet_port} and {mos_port}: open these two to them, and no others")
     invite_someone = command_line("mos-server", "invite", state, "NAME", "--out", "NAME.kit")
     say(f"next: {invite_someone}, and {command_line('mos-server', 'serve', state)}")
-
-
-def invite(
-    state: StateFolder,
-    name: Annotated[str, typer.Argument(help="The participant's name; part of their concepts' tokens: <NAME/cat>.")],
-    out: Annotated[
-        Path, typer.Option("--out", help="The kit file to send to the participant, over a channel you trust.")
-    ],
-    valid: Annotated[str, typer.Option("--valid", help="How long the kit may be used: 12h, 7d.")] = "7d",
-) -> None:
-    """Create a kit with which one participant can join, once."""
-    from mos_common.base_names import short_name
-    from mos_common.kit import Kit, write_kit
-    from mos_server.state.folder import open_state
-    from mos_server.state.journal import Journal
-
-    if not _PARTICIPANT.fullmatch(name):
-        raise RequestError(f"participant name {name!r}: use at most 32 characters: lower-case letters, digits, - and _")
-    opened, valid_s = open_state(state), duration_s(valid, "--valid")
-    if out.exists():
-        raise RequestError(f"{out} already exists: choose another --out")
-    config = opened.config
-    with closing(Journal(opened.database)) as journal:
-        token, expires = journal.participants.invite(name, valid_s=valid_s)
-    address = f"[{config.host}]" if ":" in config.host else config.host
-    kit = Kit(
-        server_id=config.server_id,
-        name=name,
-        fleet=f"{address}:{config.fleet_port}",
-        mos=f"{address}:{config.mos_port}",
-        ca=opened.pki.authority_pem(),
-        token=token,
-        expires=dt.datetime.fromtimestamp(int(expires), dt.UTC),
-        base=config.base_fingerprint,
-        # The path of a local folder is the operator's business: kits carry only its name.
-        base_name=short_name(config.base),
-        signing_key=opened.pki.signing_key_pem(),
-    )
-    write_kit(kit, out)
-    joined_by = command_line("mos-client", "join", out, "PICTURES", "--concept", "<cat>", "--class", "cat")
-    say(f"{out}: for {name}, once, until {kit.expires:%Y-%m-%d %H:%M} UTC: {joined_by}")
 
 
 def serve(
@@ -148,9 +121,13 @@ def serve(
     """
     from mos_server.serve import serve as serve_state
     from mos_server.state.folder import open_state
+    from mos_server.state.rotation import warnings_of
 
     opened = open_state(state)
     config = opened.config
+
+    for line in warnings_of(opened):
+        say(line)
 
     def listening() -> None:
         say(f"serving {state} at {config.host}, ports {config.fleet_port} and {config.mos_port}; Ctrl-C stops it")
@@ -162,9 +139,23 @@ def serve(
 def round_(
     state: StateFolder,
     wait: Annotated[int, typer.Option("--wait", help="Wait for at least this many concepts.")] = 1,
+    share: Annotated[
+        float,
+        typer.Option(
+            "--share",
+            click_type=FiniteType(0, 1),
+            help="Of those who are asked, the share that must have answered before --grace counts.",
+        ),
+    ] = 0.5,
+    grace: Annotated[
+        str, typer.Option("--grace", help="Then go on once nobody has answered for this long: 10m, 1h.")
+    ] = "1h",
     deadline: Annotated[
         str, typer.Option("--deadline", help="Stop waiting for uploads after this long: 30m, 2h.")
     ] = "2h",
+    scoring: Annotated[
+        str, typer.Option("--scoring", help="Give participants this long to score the candidate: 10m, 1h.")
+    ] = "1h",
     min_identity: Annotated[
         float | None,
         typer.Option(
@@ -188,6 +179,11 @@ def round_(
     workers: Workers = None,
     ridge: Ridge = None,
     preserve: Preserve = None,
+    keep_all: KeepAll = False,
+    publish: Annotated[
+        Published | None,
+        typer.Option("--publish", help="`fused`: no own changes beside this model.", show_default="the federation's"),
+    ] = None,
     cancel: Annotated[
         bool, typer.Option("--cancel", help="Cancel the round that is running; no other flag is needed.")
     ] = False,
@@ -208,7 +204,10 @@ def round_(
     def asked() -> RoundSettings:
         return RoundSettings(
             wait=wait,
+            share=share,
+            grace_s=duration_s(grace, "--grace"),
             deadline_s=duration_s(deadline, "--deadline"),
+            scoring_s=duration_s(scoring, "--scoring"),
             min_identity=min_identity,
             flag_loss=flag_loss,
             fusion=changed_fusion(
@@ -219,7 +218,9 @@ def round_(
                 workers=workers,
                 ridge=ridge,
                 preserve=preserve,
+                keep_all=keep_all,
             ),
+            publishes=_published(publish, opened.config.publishes),
         )
 
     opened = open_state(state)
@@ -244,12 +245,15 @@ def round_(
 
 def status(state: StateFolder) -> None:
     """Show the participants and the state of the rounds."""
-    from mos_server.round.follow import describe_people, describe_round
+    from mos_server.round.follow import describe_influence, describe_round, model_trouble
     from mos_server.state.folder import is_served, open_state
-    from mos_server.state.journal import Journal
-    from mos_server.state.records import describe_fusion
+    from mos_server.state.pause import pause_of
+    from mos_server.state.people import describe_people
+    from mos_server.state.reading import reading_journal
+    from mos_server.state.records import PUBLISHED, describe_fusion
+    from mos_server.state.rotation import warnings_of
 
-    opened = open_state(state)
+    opened = open_state(state, only_read=True)
     running = _RUNNING[is_served(opened)].format(state=state, serve=command_line("mos-server", "serve", state))
     try:
         config = opened.config
@@ -259,17 +263,25 @@ def status(state: StateFolder) -> None:
     else:
         say(f"server: {running}; {config.host}, ports {config.fleet_port} and {config.mos_port}")
         say(f"base model: {config.base} ({config.base_fingerprint[:12]})")
+        for line in warnings_of(opened):
+            say(line)
         settings_of = command_line("mos-server", "settings", state)
+        if config.publishes == "own":
+            say("own changes of those who agree are published beside the models")
         say(f"fusion of rounds to come: {describe_fusion(config.fusion)} ({settings_of})")
-    with closing(Journal(opened.database)) as journal:
+    if pause := pause_of(opened):
+        say(f"paused: {pause}")
+    with reading_journal(opened) as journal:
         for line in describe_people(journal):
             say(line)
         rounds = journal.rounds.all()
         if not rounds:
             say(f"rounds: none yet (start one: {command_line('mos-server', 'round', state)})")
         for each in rounds:
-            for line in describe_round(journal, each):
+            for line in [*describe_round(journal, each), *describe_influence(opened, each)]:
                 say(line)
+            if each.status == PUBLISHED and (trouble := model_trouble(opened, journal, each)):
+                say(f"  {trouble}")
         if (latest := journal.rounds.latest_published()) is not None:
             say(f"latest model: {opened.artefacts.model(latest.id)}")
 
@@ -320,6 +332,10 @@ def concepts(
         withdrawn = withdraw(opened, journal, name)
         say(f"{withdrawn[0].token}: erased here, and left out of future rounds")
         published = [each.id for each in journal.rounds.all() if each.status == PUBLISHED]
+        if any(upload.own for upload in withdrawn):
+            say(
+                "its own changes are served no more, in older models either; copies fetched before cannot be called back"
+            )
         inside = sorted({upload.round for upload in withdrawn if upload.round in published})
         if inside:
             say(f"it is still in {', '.join(inside)}: run a new round to publish a model without it")
@@ -333,20 +349,19 @@ def concepts(
         say(f"{out}: {names}, as if {withdrawn[0].token} had never been there")
 
 
-def bar(
-    state: StateFolder, name: Annotated[str, typer.Argument(help="The participant, as in mos-server status.")]
-) -> None:
-    """Revoke a participant's access at once. Their concepts stay until they are withdrawn."""
-    from mos_server.state.folder import open_state
-    from mos_server.state.journal import Journal
+def _published(asked: Published | None, federation: Publishes) -> Publishes:
+    """Return what a round publishes.
 
-    with closing(Journal(open_state(state).database)) as journal:
-        keys = journal.participants.bar(name)
-        kept = sorted({upload.token for upload in journal.uploads.kept() if upload.participant == name})
-    say(f"{name}: barred, {keys} key{'s' if keys > 1 else ''}; unused kits of that name are void")
-    for token in kept:
-        withdraw = command_line("mos-server", "concepts", state, "withdraw", token)
-        say(f"{token} is still kept: {withdraw} keeps it out of future rounds")
+    Raises:
+        RequestError: it would publish what the federation's kits do not say.
+
+    """
+    if asked is Published.OWN and federation != "own":
+        raise RequestError(
+            "--publish own: participants joined with kits that say that only fused models are published, so nobody "
+            "agreed; mos-server init --publish own makes a federation whose kits ask for it"
+        )
+    return federation if asked is None else asked.value
 
 
 def duration_s(text: str, flag: str) -> float:

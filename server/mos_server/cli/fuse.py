@@ -13,9 +13,11 @@ from mos_common.options import Device, Dtype
 from mos_common.settings import flag_texts
 from mos_common.shell import say
 from mos_server.cli.settings import (
+    KeepAll,
     ListsSettings,
     MethodName,
     Preserve,
+    Published,
     Ridge,
     Sets,
     Weights,
@@ -24,6 +26,7 @@ from mos_server.cli.settings import (
 
 if TYPE_CHECKING:
     from mos_common.fused_model import FusedModel
+
 
 Out = Annotated[Path, typer.Option("--out", help="The fused model's folder; must not exist yet.")]
 ConceptFiles = Annotated[
@@ -56,6 +59,14 @@ MomentsFolder = Annotated[
         show_default="not kept",
     ),
 ]
+Publish = Annotated[
+    Published,
+    typer.Option(
+        "--publish",
+        help="`own`: write each concept's own spatial changes beside the model too, for drawing where it is named; "
+        "with --state, of those whose participants agreed.",
+    ),
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -77,6 +88,8 @@ def fuse(
     preserve: Preserve = None,
     moments: MomentsFolder = None,
     workers: Workers = None,
+    keep_all: KeepAll = False,
+    publish: Publish = Published.FUSED,
     device: Device = None,
     dtype: Dtype = None,
 ) -> None:
@@ -98,6 +111,7 @@ def fuse(
         texts=flag_texts(sets, ridge=ridge, preserve=preserve),
         weights=weight or (),
         workers=workers,
+        keep_all=keep_all,
     )
 
     def progress(line: str) -> None:
@@ -116,6 +130,7 @@ def fuse(
             settings=settings,
             device=device,
             dtype=dtype,
+            own=publish is Published.OWN,
             progress=progress,
         )
     elif concepts and only is None and round_id is None:
@@ -129,6 +144,7 @@ def fuse(
             moments_dir=moments,
             device=device,
             dtype=dtype,
+            own=publish is Published.OWN,
             progress=progress,
         )
     else:
@@ -137,9 +153,13 @@ def fuse(
 
 
 def _report(fused: FusedModel, out: Path, base: str) -> None:
+    from mos_server.models.worst_influences import worst_influences
+
     for concept in fused.manifest.concepts:
         kept = ", ".join(f"{group} {survival.energy_kept:.3f}" for group, survival in concept.survival.items())
         say(f"{concept.token}  energy kept: {kept}" if kept else concept.token)
+    for line in worst_influences(fused.manifest.model_dump()):
+        say(line)
     for excluded in fused.manifest.excluded:
         say(f"{excluded.token}  left out: {excluded.reason}")
     if fused.manifest.drift:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperCommand
 
+from mos_common.files import canonical_json
 from mos_common.flags import FiniteType
 from mos_common.settings import describe_settings, flag_texts
 from mos_common.shell import say
@@ -18,6 +21,14 @@ if TYPE_CHECKING:
     from click import Context, HelpFormatter
 
     from mos_server.fusion.settings import FusionSettings
+
+
+class Published(StrEnum):
+    """What is published of the concepts."""
+
+    FUSED = "fused"
+    OWN = "own"
+
 
 StateFolder = Annotated[Path, typer.Argument(metavar="STATE", help="The server's state folder.")]
 _RIVALS = ", ".join(METHODS[1:])
@@ -54,6 +65,10 @@ Workers = Annotated[
         help="Record on: auto (every GPU here), N local workers, a Ray cluster (ray://host:10001), or here.",
         show_default="here",
     ),
+]
+KeepAll = Annotated[
+    bool,
+    typer.Option("--keep-all", help="Leave nobody out who ruins other concepts, is a copy, or is far louder."),
 ]
 Ridge = Annotated[
     float | None,
@@ -96,6 +111,7 @@ def changed_fusion(
     workers: str | None = None,
     ridge: float | None = None,
     preserve: float | None = None,
+    keep_all: bool = False,
 ) -> dict[str, Any]:
     """Return kept fusion settings, overridden by those of a command line; both are JSON.
 
@@ -105,7 +121,7 @@ def changed_fusion(
         RequestError: as for `FusionSettings.changed`.
 
     """
-    if not (method or sets or weights or workers or ridge is not None or preserve is not None):
+    if not (method or sets or weights or workers or keep_all or ridge is not None or preserve is not None):
         return dict(kept)
     from mos_server.fusion.settings import DEFAULT, FusionSettings
 
@@ -114,7 +130,8 @@ def changed_fusion(
         kept = {**kept, "method": method, "settings": {}}
     texts = flag_texts(sets, ridge=ridge, preserve=preserve)
     before = FusionSettings.from_json(kept)
-    return before.changed(method=method, texts=texts, weights=weights or (), workers=workers).to_json()
+    changed = before.changed(method=method, texts=texts, weights=weights or (), workers=workers, keep_all=keep_all)
+    return changed.to_json()
 
 
 def settings(
@@ -131,12 +148,15 @@ def settings(
     """
     from mos_server.fusion.settings import FusionSettings
     from mos_server.state.folder import keep_fusion, open_state
+    from mos_server.state.journal import Journal
     from mos_server.state.records import describe_fusion
 
     opened = open_state(state)
     fusion = changed_fusion(opened.config.fusion, method=method, sets=sets, weights=weight, workers=workers)
     if fusion != dict(opened.config.fusion):
         keep_fusion(opened, fusion)
+        with closing(Journal(opened.database)) as journal:
+            journal.audit.add("settings changed", sealed={"settings": canonical_json(fusion).decode()})
         say(f"{state}: from now on rounds are fused with {describe_fusion(fusion)}")
         return
     for line in describe_kept(FusionSettings.from_json(fusion)):
@@ -150,3 +170,5 @@ def describe_kept(fusion: FusionSettings) -> Iterator[str]:
     for token, weight in fusion.weights.items():
         yield f"weight {token}={weight:g}"
     yield f"workers={fusion.workers or 'here'}"
+    if fusion.keep_all:
+        yield "keep_all=true"

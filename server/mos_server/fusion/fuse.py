@@ -46,12 +46,13 @@ def fuse(
     moments are kept in `moments_dir` by content digest, base and settings, where later fusions find
     them: only a concept that joins is recorded, and an interrupted fusion resumes. Without
     `moments_dir` they last as long as the call. `recorder` runs the models elsewhere
-    (`cluster.py`). A concept whose forward pass is not finite is left out, and the
-    manifest says why.
+    (`cluster.py`). A concept whose forward pass is not finite, or that ruins others
+    (`leaving_out.py`), is left out, and the manifest says why.
 
     Raises:
         FusionError: there is nothing to fuse, two concepts would share a token, or a weight is for
             an unknown token or not positive.
+        UndecidedError: concepts only ruin each other.
         RequestError: the method does not honour weights, and some are not 1.
         ConceptError: a concept does not fit the base.
 
@@ -164,4 +165,5 @@ def _manifest(
         ],
         excluded=list(excluded),
         drift=solved.drift,
+        influence={group: influence.table() for group, influence in solved.influence.items()},
     )

@@ -27,6 +27,7 @@ from mos_server.fusion.row_sink import RowSink
 # Choose the rows of a batch (batch, rows, d_in) that count, each times the root of its weight.
 Choice = Callable[[Float[Tensor, "batch rows d_in"]], Float[Tensor, "chosen d_in"]]
 _DIGEST = "sha256"
+_ROWS = "#rows"
 
 
 @dataclass
@@ -108,7 +109,7 @@ def recording(
 def write_moments(moments: Moments, path: Path) -> None:
     """Write finished moments: the upper half of each symmetric sum in float64, and a digest."""
     tensors = {reads: total[_upper(total.shape[0])].contiguous() for reads, total in moments.sums.items()}
-    tensors |= {f"{reads}#rows": torch.tensor([count], dtype=torch.float64) for reads, count in moments.rows.items()}
+    tensors |= {f"{reads}{_ROWS}": torch.tensor([count], dtype=torch.float64) for reads, count in moments.rows.items()}
     write_atomically(path, save(tensors, {_DIGEST: digest_of_tensors(tensors)}))
 
 
@@ -126,14 +127,32 @@ def read_moments(path: Path) -> Moments | None:
     if expected != digest_of_tensors(tensors):
         return None
     moments = Moments()
-    for reads in sorted(name for name in tensors if not name.endswith("#rows")):
-        half = tensors[reads]
-        size = round(((8 * half.numel() + 1) ** 0.5 - 1) / 2)
-        total = torch.zeros(size, size, dtype=torch.float64)
-        total[_upper(size)] = half
-        moments.sums[reads] = total + total.triu(1).T
-        moments.rows[reads] = float(tensors[f"{reads}#rows"])
+    for reads in sorted(name for name in tensors if not name.endswith(_ROWS)):
+        moments.sums[reads] = _whole(tensors[reads])
+        moments.rows[reads] = float(tensors[f"{reads}{_ROWS}"])
     return moments
+
+
+def read_mean(path: Path, reads: str) -> Float[Tensor, "d_in d_in"]:
+    """Return G of one input from a file that `read_moments` has read, without the other inputs.
+
+    Raises:
+        FusionError: the file has gone or was damaged meanwhile.
+
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            return _whole(file.get_tensor(reads)) / float(file.get_tensor(f"{reads}{_ROWS}"))
+    except (OSError, SafetensorError) as error:
+        raise FusionError(f"{path} was lost or damaged while it was in use: fuse again") from error
+
+
+def _whole(half: Float[Tensor, " entries"]) -> Float[Tensor, "d_in d_in"]:
+    """Return the symmetric matrix of which `half` is the upper half."""
+    size = round(((8 * half.numel() + 1) ** 0.5 - 1) / 2)
+    total = torch.zeros(size, size, dtype=torch.float64)
+    total[_upper(size)] = half
+    return total + total.triu(1).T
 
 
 def _upper(size: int) -> tuple[Tensor, Tensor]:

@@ -6,9 +6,11 @@ Memory holds S of every distinct input and Σ ri rows for every layer, but no ac
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from mos_common.concept import Concept
@@ -16,6 +18,16 @@ from mos_common.edlora import LowRank
 from mos_common.layers import Layer
 from mos_server.fusion.moments import Moments
 from mos_server.fusion.solve import Inverse, damped_inverse, damping, energy_of, refactored, stacked_left
+
+
+@dataclass(frozen=True)
+class Term:
+    """What one concept (by its number) adds to the right-hand side of one layer: wi ΔWi Gi."""
+
+    concept: int
+    pair: LowRank
+    weight: float
+    right: Float[Tensor, "rank d_in"]  # wi si Ai Gi
 
 
 class NormalEquations:
@@ -37,10 +49,9 @@ class NormalEquations:
     ) -> None:
         self.layers, self._ordinary = layers, ordinary
         self.preserve, self.ridge, self.ridge_kind, self.towards, self.cap = preserve, ridge, ridge_kind, towards, cap
-        self._S = {layer.reads: torch.zeros(layer.d_in, layer.d_in, dtype=torch.float64) for layer in layers}
-        self._left: dict[str, list[LowRank]] = {layer.name: [] for layer in layers}
-        self._right: dict[str, list[Tensor]] = {layer.name: [] for layer in layers}
-        self._weights: dict[str, list[float]] = {layer.name: [] for layer in layers}
+        self.S = {layer.reads: torch.zeros(layer.d_in, layer.d_in, dtype=torch.float64) for layer in layers}
+        self.weights: dict[str, list[float]] = {reads: [] for reads in self.S}
+        self.terms: dict[str, list[Term]] = {layer.name: [] for layer in layers}
 
     def add(self, concept: Concept, moments: Moments, weight: float = 1.0) -> None:
         """Add wi (Gi + μ G0) to S and wi si Ai Gi to the right-hand sides.
@@ -48,7 +59,7 @@ class NormalEquations:
         wi is `weight`, or less if the concept's energy is out of bounds. Since μ counts once for
         every concept, ordinary prompts weigh as much against thirty concepts as against three.
         """
-        for reads in self._S:
+        for reads in self.S:
             G = moments.mean(reads)
             pairs = {
                 layer: concept.pairs[layer.name]
@@ -57,32 +68,33 @@ class NormalEquations:
             }
             w = weight * self._bounded(reads, G, pairs)
             G0 = self._ordinary.mean(reads)
-            self._S[reads].add_(G, alpha=w).add_(G0, alpha=w * self.preserve)
+            self.S[reads].add_(G, alpha=w).add_(G0, alpha=w * self.preserve)
             for layer, pair in pairs.items():
-                self._left[layer.name].append(pair)
-                self._right[layer.name].append(w * pair.scale * pair.A.double() @ G)
-                self._weights[layer.name].append(w)
+                term = Term(len(self.weights[reads]), pair, w, w * pair.scale * pair.A.double() @ G)
+                self.terms[layer.name].append(term)
+            self.weights[reads].append(w)
 
     def solve(self) -> dict[str, LowRank]:
         """Return Δ* of every layer that a concept changes."""
         inverses: dict[str, Inverse] = {}
         changes = {}
         for layer in self.layers:
-            if not self._left[layer.name]:
+            if not (terms := self.terms[layer.name]):
                 continue
             if layer.reads not in inverses:
-                inverses = {layer.reads: damped_inverse(self._S[layer.reads], self.ridge, self.ridge_kind)}
-            right = inverses[layer.reads](torch.cat(self._right[layer.name]) + self._pull(layer))
-            changes[layer.name] = refactored(stacked_left(self._left[layer.name]), right)
+                inverses = {layer.reads: damped_inverse(self.S[layer.reads], self.ridge, self.ridge_kind)}
+            right = inverses[layer.reads](self.right(terms, self.S[layer.reads]))
+            changes[layer.name] = refactored(stacked_left([term.pair for term in terms]), right)
         return changes
 
-    def _pull(self, layer: Layer) -> Tensor | float:
-        """Return c R times wi si Ai, which the ridge adds to the right-hand side if c is not 0."""
+    def right(self, terms: Sequence[Term], S: Float[Tensor, "d_in d_in"]) -> Float[Tensor, "ranks d_in"]:
+        """Return [w1 s1 A1 (G1 + c R); …] of some terms; R is the ridge for S."""
+        stacked = torch.cat([term.right for term in terms])
         if not self.towards:
-            return 0.0
-        R = damping(self._S[layer.reads], self.ridge, self.ridge_kind)
-        weighted = zip(self._weights[layer.name], self._left[layer.name], strict=True)
-        return self.towards * torch.cat([w * pair.scale * pair.A.double() for w, pair in weighted]) * R
+            return stacked
+        R = damping(S, self.ridge, self.ridge_kind)
+        pull = torch.cat([term.weight * term.pair.scale * term.pair.A.double() for term in terms])
+        return stacked + self.towards * pull * R
 
     def drift(self, changes: Mapping[str, LowRank]) -> float:
         """Return Σ ‖X0 Δᵀ‖² / Σ ‖X0 W0ᵀ‖² over the changed layers.

@@ -6,6 +6,8 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from pydantic import BaseModel, Field, ValidationError
+
 from mos_common.errors import RequestError
 from mos_common.settings import changed, differences, parse_settings, settings_from_json
 from mos_server.fusion.cluster import check_workers
@@ -22,13 +24,15 @@ class FusionSettings:
     """A method with its settings, the weights of concepts, and where they are recorded.
 
     `weights` are by token; a concept without a weight counts 1. `workers` is that of
-    `cluster.recorder_for`; None: in this process. The value is kept as JSON (config.json, the
+    `cluster.recorder_for`; None: in this process. With `keep_all` no concept is left out for what
+    it does to others, or for being a copy. The value is kept as JSON (config.json, the
     journal) with only what differs from the defaults, so that {} is all defaults.
     """
 
     of_method: MethodSettings = field(default_factory=GradientSettings)
     weights: Mapping[str, float] = field(default_factory=dict)
     workers: str | None = None
+    keep_all: bool = False
 
     def __post_init__(self) -> None:
         for token, weight in self.weights.items():
@@ -44,6 +48,7 @@ class FusionSettings:
         texts: Iterable[str] = (),
         weights: Iterable[str] = (),
         workers: str | None = None,
+        keep_all: bool = False,
     ) -> FusionSettings:
         """Return these settings, overridden by those of a command line.
 
@@ -71,7 +76,10 @@ class FusionSettings:
         where = None if workers == HERE else workers
         given = {Option.WEIGHTS: kept, Option.WORKERS: where}
         check_honoured(name, [option for option, value in given.items() if value])
-        return FusionSettings(of_method, kept, where)
+        keep_all = keep_all or self.keep_all
+        if keep_all and isinstance(of_method, GradientSettings):
+            of_method = replace(of_method, least_share=None)
+        return FusionSettings(of_method, kept, where, keep_all)
 
     def for_tokens(self, tokens: Collection[str]) -> FusionSettings:
         """Return the same settings, without weights for concepts that are not among `tokens`."""
@@ -82,7 +90,7 @@ class FusionSettings:
         values: dict[str, Any] = {"settings": differences(self.of_method), "weights": dict(self.weights)}
         if self.of_method.method != DEFAULT:
             values["method"] = self.of_method.method
-        values["workers"] = self.workers
+        values |= {"workers": self.workers, "keep_all": self.keep_all}
         return {name: value for name, value in sorted(values.items()) if value}
 
     @classmethod
@@ -94,13 +102,27 @@ class FusionSettings:
                 range.
 
         """
-        if unknown := values.keys() - {"method", "settings", "weights", "workers"}:
+        if unknown := values.keys() - {"method", "settings", "weights", "workers", "keep_all"}:
             raise RequestError(
-                f"fusion settings: {min(unknown)!r} is unknown; known: method, settings, weights, workers"
+                f"fusion settings: {min(unknown)!r} is unknown; known: method, settings, weights, workers, keep_all"
             )
-        kind = method_named(values.get("method", DEFAULT)).settings
-        of_method = settings_from_json(kind, values.get("settings", {}))
-        return cls(of_method, dict(values.get("weights", {})), values.get("workers"))
+        try:
+            kept = _Kept.model_validate(values)
+        except ValidationError as error:
+            wrong = error.errors()[0]
+            raise RequestError(f"fusion settings: {wrong['loc'][0]} is not one ({wrong['msg'].lower()})") from error
+        of_method = settings_from_json(method_named(kept.method).settings, kept.settings)
+        return cls(of_method, kept.weights, kept.workers, kept.keep_all)
+
+
+class _Kept(BaseModel):
+    """The types of what `to_json` writes; each method checks its own settings."""
+
+    method: str = DEFAULT
+    settings: dict[str, Any] = Field(default_factory=dict)
+    weights: dict[str, float] = Field(default_factory=dict)
+    workers: str | None = None
+    keep_all: bool = False
 
 
 def parse_weights(texts: Iterable[str]) -> dict[str, float]:

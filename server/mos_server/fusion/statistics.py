@@ -14,6 +14,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+from jaxtyping import Float
+from torch import Tensor
+
 from mos_common.base_model import Base
 from mos_common.concept import words_of
 from mos_common.concept_file import content_digest
@@ -28,7 +31,7 @@ from mos_common.progress import TextProgress
 from mos_common.prompts import about
 from mos_common.words import Vocabulary
 from mos_server.fusion.activations import Sink, record_group
-from mos_server.fusion.moments import Moments, read_moments, write_moments
+from mos_server.fusion.moments import Moments, read_mean, read_moments, write_moments
 from mos_server.fusion.recording_settings import RecordingSettings
 
 log = logging.getLogger(__name__)
@@ -47,9 +50,11 @@ RECORDED_BY = (
             "drawing",
             "edlora",
             "layers",
+            "prompt_names",
             "prompts",
             "regions",
             "samplers",
+            "shapes",
             "words",
         ]
     ),
@@ -178,6 +183,15 @@ class Statistics:
         if kept is not None and recording.reads <= kept.sums.keys():
             return kept
         return self._keep(recording, recording.record(self.base, Moments()))
+
+    def mean(self, recording: Recording, reads: str) -> Float[Tensor, "d_in d_in"]:
+        """Return G of one input, of a recording whose moments were read before.
+
+        Raises:
+            FusionError: its file has gone or was damaged meanwhile.
+
+        """
+        return read_mean(self._path(recording), reads)
 
     def gather(self, recordings: Sequence[Recording]) -> None:
         """Record all missing moments, and report how long the rest will take.

@@ -14,12 +14,12 @@ from mos_common.files import canonical_json, replacing_folder, write_atomically
 from mos_common.fused_model import (
     ADAPTER,
     EMBEDDINGS,
-    MANIFEST,
     File,
     FusedModel,
     Manifest,
     fused_tensors,
 )
+from mos_common.model_files import MANIFEST
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -50,19 +50,24 @@ def write_fused(fused: FusedModel, folder: Path, *, round: str | None = None) ->
 
 
 def publish_candidate(
-    candidate: Path, published: Path, identity: Mapping[str, Identity], flagged: Collection[str], signing_key: Any
+    candidate: Path,
+    published: Path,
+    identity: Mapping[str, Identity],
+    flagged: Collection[str],
+    signing_key: Any,
+    own: Mapping[str, str] | None = None,
 ) -> None:
     """Publish a scored candidate: add the scores to its manifest and sign it.
 
     `identity` has the scores by token, as the clients measured them. `flagged` are the tokens of
-    concepts that lost much identity in fusion.
+    concepts that lost much identity in fusion. `own` are the digests of own changes, by token.
 
     Raises:
         StateError: the model is already published, its files are no longer those that were scored,
             or it cannot be written.
 
     """
-    from mos_common.signing import check_files, sign_manifest
+    from mos_common.signing import check_files, sign_model
 
     if published.exists():
         raise StateError(f"{published} is published already and is never changed")
@@ -73,14 +78,20 @@ def publish_candidate(
         raise StateError(f"{candidate} is no longer what was scored, so it is not signed: run a new round") from error
     manifest = Manifest.model_validate_json(scored_manifest)
     concepts = [
-        concept.model_copy(update={"identity": identity.get(concept.token), "flagged": concept.token in flagged})
+        concept.model_copy(
+            update={
+                "identity": identity.get(concept.token),
+                "flagged": concept.token in flagged,
+                "own": (own or {}).get(concept.token),
+            }
+        )
         for concept in manifest.concepts
     ]
     with replacing_folder(published) as beside:
         for name in manifest.files:
             shutil.copyfile(candidate / name, beside / name)
         write_atomically(beside / MANIFEST, manifest_bytes(manifest.model_copy(update={"concepts": concepts})))
-        sign_manifest(beside, signing_key)
+        sign_model(beside, signing_key)
 
 
 def manifest_bytes(manifest: Manifest) -> bytes:

@@ -1,23 +1,34 @@
-"""The gate in front of Flower's public port.
+"""The gate in front of Flower: it decides about every request before Flower hears of it.
 
 Flower serves three APIs from one application: the Fleet API for participants, and two more with
 which anybody could start runs and take over the server's own tasks. It also reads every body into
-memory before it checks who sent it. The gate passes on only Fleet calls, from keys that the
-operator admitted, with bodies of bounded size. Flower then verifies the signature, which proves
-that the key's owner made the call.
+memory before it checks who sent it. The gate
+
+1. passes on only the calls that are listed, with each header once and a body of declared size
+2. checks who sends it before anything takes effect
+3. receives the body on disk, at a least rate, and lets `inspect` judge it
+4. hands Flower a request that has only what was judged here, so that one parser decides
+
+`identify`, `inspect` and the lists are those of one port; `mos_server.network.fleet` has them.
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
+import asyncio
 import logging
+import tempfile
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
 
-from mos_common.errors import TrustError
-from mos_common.node_key import key_digest
+from mos_common.errors import StateError, TrustError
+from mos_server.network.door import Door
+from mos_server.network.memory import collect_bodies
+from mos_server.network.pace import GRACE_S, Pace
+from mos_server.network.quota import Quota
 
 log = logging.getLogger(__name__)
 
@@ -25,139 +36,249 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 Application = Callable[[Message, Receive, Send], Awaitable[None]]
+Headers = Mapping[bytes, bytes]
+Spool = tempfile.SpooledTemporaryFile[bytes]
 
-# register-node and unregister-node are left out: enrolment decides which keys are nodes.
-FLEET_CALLS = frozenset(
-    f"/v1/fleet/{call}"
-    for call in (
-        "activate-node",
-        "deactivate-node",
-        "send-node-heartbeat",
-        "pull-messages",
-        "push-messages",
-        "get-run",
-        "get-fab",
-        "push-object",
-        "pull-object",
-        "confirm-message-received",
-    )
-)
-KEY_HEADER = b"flwr-public-key"
-HEADERS = (KEY_HEADER, b"flwr-timestamp", b"flwr-signature")
-
-# Flower cuts arrays into objects of 5 MiB, each pushed in a request of its own.
-REQUEST_BYTES_AT_MOST = 6 << 20
+MEDIA_TYPE = b"application/protobuf"
 # Eight of the largest concepts in an hour: three attempts in one round, and room for more rounds.
 HOURLY_BYTES_AT_MOST = 8 * (64 << 20)
-_HOUR_S = 3600.0
-_HEADER_BYTES_AT_MOST = 4096
+# Larger bodies wait on disk, so that slow senders and readers cost no memory.
+_IN_MEMORY_BYTES = 64 << 10
+# Flower keeps several copies of a large request, and its database has one writer: one at a time.
+_LARGE_AT_A_TIME = 1
+_COLLECT_FROM_BYTES = 1 << 20
+_LINGER_S = 2.0
+_INTERIM_EVERY_S = 10.0
+# Where the HTTP protocol puts its function that sends an interim answer.
+INTERIM = "interim"
+
+
+class RefusedError(Exception):
+    """A request is refused, with this HTTP status."""
+
+    def __init__(self, status: int, reason: str) -> None:
+        super().__init__(reason)
+        self.status = status
+
+
+class Port(Protocol):
+    """What one port lets through."""
+
+    calls: Mapping[str, int]
+    """The paths of the calls, and how large their bodies may be."""
+
+    passed: frozenset[bytes]
+    """The headers that Flower gets, if they are there."""
+
+    def identify(self, headers: Headers) -> str:
+        """Return the key that has proved to be the sender's.
+
+        Raises:
+            TrustError: it is not proved.
+
+        """
+
+    def admits(self, key: str) -> bool:
+        """Return whether a key that was proved is still admitted."""
+
+    def inspect(self, path: str, headers: Headers, body: bytes) -> None:
+        """Judge a body. It is called in a thread.
+
+        Raises:
+            RefusedError: Flower must not see it.
+
+        """
+
+
+@dataclass(frozen=True)
+class Request:
+    """A request whose headers were judged."""
+
+    path: str
+    headers: Headers
+    size: int
 
 
 class Gate:
-    """An ASGI application in front of Flower's.
-
-    It passes on Fleet calls of admitted keys and refuses everything else unread.
-    """
+    """An ASGI application in front of Flower's."""
 
     def __init__(
         self,
         application: Application,
+        port: Port,
+        door: Door,
         *,
-        admitted: Callable[[str], bool],
+        spool: Path,
         saw: Callable[[str], None] = lambda key: None,
-        request_bytes: int = REQUEST_BYTES_AT_MOST,
-        hourly_bytes: int = HOURLY_BYTES_AT_MOST,
+        hourly_bytes: float = HOURLY_BYTES_AT_MOST,
     ) -> None:
         self._application = application
-        self._admitted = admitted
+        self._port = port
+        self._door = door
+        self._spool = spool
         self._saw = saw
-        self._request_bytes = request_bytes
         self._quota = Quota(hourly_bytes)
+        self._large = asyncio.Semaphore(_LARGE_AT_A_TIME)
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Answer one ASGI request."""
         if scope["type"] != "http":
             return
-        if scope["method"] != "POST" or scope["path"] not in FLEET_CALLS:
-            return await _refuse(send, 404)
-        headers = dict(scope["headers"])
-        key = _claimed_key(headers)
-        if key is None or not self._admitted(key):
-            return await _refuse(send, 401)
-        if _declared_length(headers) > self._request_bytes:
-            return await _refuse(send, 413)
-        if self._quota.spent(key):
-            log.warning("key %s has sent more than its hourly quota: refused", key[:12])
-            return await _refuse(send, 429)
-        self._saw(key)
-        await self._pass_on(scope, receive, send, key)
-
-    async def _pass_on(self, scope: Message, receive: Receive, send: Send, key: str) -> None:
-        received, answered = 0, False
-
-        async def counted() -> Message:
-            nonlocal received
-            message = await receive()
-            size = len(message.get("body", b""))
-            received += size
-            self._quota.count(key, size)
-            if received > self._request_bytes or self._quota.spent(key):
-                raise _TooMuchError
-            return message
-
-        async def answer(message: Message) -> None:
-            nonlocal answered
-            answered = True
-            await send(message)
-
         try:
-            await self._application(scope, counted, answer)
-        except _TooMuchError:
-            if not answered:
-                await _refuse(send, 413)
+            request = self._judged(scope)
+            key = self._port.identify(request.headers)
+        except RefusedError as refused:
+            return await _refuse(send, refused.status)
+        except TrustError:
+            return await _refuse(send, 401)
+        except StateError as error:
+            log.error("%s", error)
+            return await _refuse(send, 503)
+        with self._door.call(tuple(scope["client"]), key):
+            try:
+                await self._answer(request, key, scope, receive, send)
+            except RefusedError as refused:
+                log.warning("key %s: %s refused: %s", key[:12], request.path, refused)
+                await _refuse(send, refused.status, receive)
+            except (OSError, StateError) as error:
+                log.error("%s cannot be answered now: %s", request.path, error)
+                await _refuse(send, 503, receive)
+            except _GoneError:
+                return
+
+    async def _answer(self, request: Request, key: str, scope: Message, receive: Receive, send: Send) -> None:
+        """Answer a request of `key`, which is its sender's."""
+        if request.size > self._port.calls[request.path]:
+            raise RefusedError(413, f"the body has {request.size} bytes, more than this call may")
+        self._count(key, 0)
+        self._saw(key)
+        with self._temporary() as body, self._temporary() as answer:
+            waiting = asyncio.create_task(_keep_waiting(scope["state"].get(INTERIM)))
+            try:
+                await self._receive(request, key, receive, body)
+                if not self._port.admits(key):  # barred while the body came
+                    raise RefusedError(401, "the key is no longer admitted")
+                head = await self._ask(request, scope, body, answer)
+            finally:
+                waiting.cancel()
+            await _reply(send, head, answer)
+
+    def _judged(self, scope: Message) -> Request:
+        """Judge everything but the sender and the body."""
+        path = scope["path"]
+        if scope["method"] != "POST" or path not in self._port.calls or scope["query_string"]:
+            raise RefusedError(404, "there is no such call")
+        headers: dict[bytes, bytes] = dict(scope["headers"])
+        if scope["http_version"] != "1.1" or len(headers) != len(scope["headers"]):
+            raise RefusedError(400, "not HTTP/1.1, or a header came twice")
+        length = headers.get(b"content-length", b"")
+        if b"transfer-encoding" in headers or not length:
+            raise RefusedError(411, "the length of the body is not declared")
+        if not length.isdigit() or b"host" not in headers or headers.get(b"content-type") != MEDIA_TYPE:
+            raise RefusedError(400, "a header is not what Flower sends")
+        return Request(path, headers, int(length))
+
+    async def _receive(self, request: Request, key: str, receive: Receive, body: Spool) -> None:
+        received, pace = 0, Pace()
+        while received < request.size:
+            try:
+                async with asyncio.timeout(GRACE_S):
+                    message = await receive()
+            except TimeoutError:
+                raise RefusedError(408, "the body stopped coming") from None
+            if message["type"] != "http.request":
+                raise _GoneError
+            piece = message.get("body", b"")
+            received += len(piece)
+            self._count(key, len(piece))
+            if pace.too_slow(received, idle=False, now=time.monotonic()):
+                raise RefusedError(408, "the body comes too slowly")
+            body.write(piece)
+
+    async def _ask(self, request: Request, scope: Message, body: Spool, answer: Spool) -> Message:
+        """Let Flower answer a request whose body has come; return the head of its answer."""
+        if request.size <= _IN_MEMORY_BYTES and not request.path.endswith("-object"):
+            return await self._ask_flower(request, scope, body, answer)
+        async with self._large:
+            head = await self._ask_flower(request, scope, body, answer)
+            if request.size >= _COLLECT_FROM_BYTES:
+                collect_bodies()
+            return head
+
+    async def _ask_flower(self, request: Request, scope: Message, body: Spool, answer: Spool) -> Message:
+        body.seek(0)
+        data = body.read()
+        await asyncio.to_thread(self._port.inspect, request.path, request.headers, data)
+        heads: list[Message] = []
+        unread = [{"type": "http.request", "body": data, "more_body": False}]
+
+        async def receive() -> Message:
+            if not unread:
+                await asyncio.Future()  # nothing more comes: Flower waits in vain for a disconnect
+            return unread.pop()
+
+        async def send(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                heads.append(message)
+            else:
+                answer.write(message.get("body", b""))
+
+        await self._application(self._passed_on(request, scope), receive, send)
+        (head,) = heads
+        return head
+
+    def _passed_on(self, request: Request, scope: Message) -> Message:
+        kept = {b"content-type", b"content-length", b"host", b"accept"} | self._port.passed
+        headers = [(name, value) for name, value in request.headers.items() if name in kept]
+        same = ("type", "asgi", "http_version", "method", "scheme", "client", "server")
+        rest = {"path": request.path, "raw_path": request.path.encode(), "query_string": b"", "root_path": ""}
+        return {name: scope[name] for name in same} | rest | {"headers": headers, "state": {}}
+
+    def _count(self, key: str, size: int) -> None:
+        self._quota.count(key, size)
+        if self._quota.spent(key):
+            raise RefusedError(429, "the key has sent more than its hourly quota")
+
+    def _temporary(self) -> Spool:
+        return tempfile.SpooledTemporaryFile(_IN_MEMORY_BYTES, dir=str(self._spool))
 
 
-class Quota:
-    """The number of bytes that each key has sent within the hour."""
-
-    def __init__(self, hourly_bytes: int, clock: Callable[[], float] = time.monotonic) -> None:
-        self._hourly_bytes = hourly_bytes
-        self._clock = clock
-        self._began = clock()
-        self._bytes: dict[str, int] = {}
-
-    def count(self, key: str, size: int) -> None:
-        """Add `size` bytes to the count of a key."""
-        self._bytes[key] = self._bytes.get(key, 0) + size
-
-    def spent(self, key: str) -> bool:
-        """Return whether a key has used up its bytes for this hour."""
-        if self._clock() - self._began > _HOUR_S:
-            self._began, self._bytes = self._clock(), {}
-        return self._bytes.get(key, 0) > self._hourly_bytes
+class _GoneError(Exception):
+    """The other side has closed the connection."""
 
 
-class _TooMuchError(Exception):
-    """A body exceeded its limit."""
+async def _keep_waiting(send_interim: Callable[[], None] | None) -> None:
+    """Say again and again that an answer will come, until cancelled.
+
+    Flower's client gives up when it reads nothing for 30 s, though on a slow line much of a body is
+    still on its way when it has written all of it.
+    """
+    while send_interim:
+        await asyncio.sleep(_INTERIM_EVERY_S)
+        send_interim()
 
 
-def _claimed_key(headers: dict[bytes, bytes]) -> str | None:
-    """Return the digest of the key in the headers; None if there is no readable key."""
-    if not all(0 < len(headers.get(name, b"")) <= _HEADER_BYTES_AT_MOST for name in HEADERS):
-        return None
-    try:
-        return key_digest(base64.b64decode(headers[KEY_HEADER], validate=True))
-    except (binascii.Error, ValueError, TrustError):
-        return None
+async def _reply(send: Send, head: Message, answer: Spool) -> None:
+    """Send an answer in pieces, as fast as they are read."""
+    await send(head)
+    answer.seek(0)
+    while piece := answer.read(_IN_MEMORY_BYTES):
+        await send({"type": "http.response.body", "body": piece, "more_body": True})
+    await send({"type": "http.response.body", "body": b""})
 
 
-def _declared_length(headers: dict[bytes, bytes]) -> int:
-    text = headers.get(b"content-length", b"0")
-    return int(text) if text.isdigit() else 0
+async def _refuse(send: Send, status: int, receive: Receive | None = None) -> None:
+    """Refuse a request and end its connection.
 
-
-async def _refuse(send: Send, status: int) -> None:
-    # The body is unread, so the connection cannot be used again.
+    With `receive`, what still comes is dropped for a moment: a sender that is cut off in the middle
+    of a body may never see why.
+    """
     headers = [(b"content-type", b"application/json"), (b"content-length", b"2"), (b"connection", b"close")]
     await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": b"{}"})
+    await send({"type": "http.response.body", "body": b"{}", "more_body": True})
+    if receive:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_LINGER_S):
+                while (message := await receive())["type"] == "http.request" and message.get("more_body"):
+                    pass
+    await send({"type": "http.response.body", "body": b""})

@@ -2,8 +2,8 @@
 
 The stock `flower-superlink` offers every API on one port to anybody who connects: without any
 credential they can start runs and take over the server's tasks. Here the same application serves
-two listeners. The private one, on a free loopback port, is for the process that runs a round. The
-public one is behind the gate. Flower's control API is closed on both, since the server calls its
+two listeners, each behind a door and a gate. The private one, on a free loopback port, is for the
+process that runs a round. Flower's control API is closed on both, since the server calls its
 functions directly. The modules used are internal to Flower, so its version is pinned.
 """
 
@@ -13,26 +13,38 @@ import asyncio
 import contextlib
 import hashlib
 import logging
+import math
 import os
+import resource
 import secrets
 import socket
+import sqlite3
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from mos_common.errors import NetworkError, StateError
+from sqlalchemy.exc import SQLAlchemyError
+
+from mos_common.errors import MosError, NetworkError, StateError
 from mos_common.flower_app import build_app, silence_flower
+from mos_common.node_key import key_digest
+from mos_common.outage import Outage
+from mos_server.network.database import PRAGMAS, keep_small
+from mos_server.network.door import Door, Limits
+from mos_server.network.fleet import REQUEST_S_AT_MOST, FleetPort
 from mos_server.network.gate import Gate
+from mos_server.network.http_protocol import http_protocol
+from mos_server.network.runtime import RuntimePort
+from mos_server.network.tls import ServerTls
 from mos_server.state.folder import State
 
 log = logging.getLogger(__name__)
 
-# Uploads hold the write lock of Flower's database for seconds. With Flower's own limit of 5 s a
-# push fails and the reply is lost.
-_LOCK_WAIT_MS = "60000"
-_GRACE_S = 1
-# SuperNodes hold a few connections each and retry when they are refused.
-_CONNECTIONS_AT_MOST = 512
+_LOOK_EVERY_S = 1.0
+_PROTOCOL = "http/1.1"
+_FILES = 8192
+# The process of a round asks through a pool of connections.
+_PRIVATE = Limits(per_key=64)
 
 
 @dataclass(frozen=True)
@@ -48,13 +60,27 @@ class SuperLink:
     """One embedded SuperLink: registers nodes, starts runs, listens."""
 
     def __init__(self, state: State, *, admitted: Callable[[str], bool], saw: Callable[[str], None]) -> None:
-        self._pki = state.pki
+        self._public_tls = ServerTls(state.pki, _PROTOCOL)
+        # The process of a round trusts the authorities that there are when it starts.
+        self._private_tls = ServerTls(state.pki, _PROTOCOL)
         self._private = bind_port("127.0.0.1", 0)
         self._public = bind_port(listening_address(state.config.host), state.config.fleet_port)
         silence_flower()
         os.environ["FLWR_HOME"] = str(state.flower)
         self._application = _create_application(state, self._private.getsockname()[1])
-        self._gate = Gate(self._application, admitted=admitted, saw=saw)
+        self._admitted = admitted
+        self._registered: dict[str, bytes] = {}
+        self._database = state.flower / "superlink.db"
+        self._runtime, self._private_door = RuntimePort(), Door(_PRIVATE)
+        self._private_gate = Gate(
+            self._application, self._runtime, self._private_door, spool=state.flower, hourly_bytes=math.inf
+        )
+        public_door = Door(members=self.members)
+        self.doors = [public_door]
+        self._public_door = public_door
+        self._gate = Gate(
+            self._application, FleetPort(admitted, self.link_state), public_door, spool=state.flower, saw=saw
+        )
 
     @property
     def public_port(self) -> int:
@@ -66,6 +92,10 @@ class SuperLink:
         """The address at which the process of a round reaches Flower."""
         return f"127.0.0.1:{self._private.getsockname()[1]}"
 
+    def members(self) -> int:
+        """Return how many keys are admitted."""
+        return len(self._registered)
+
     def close(self) -> None:
         """Release the ports."""
         self._private.close()
@@ -76,6 +106,7 @@ class SuperLink:
         from flwr.proto.control_pb2 import RegisterNodeRequest
         from flwr.superlink.servicer.control.control_handlers import register_node
 
+        self._registered[key_digest(pem)] = pem
         link = self.link_state()
         if link.get_node_id_by_public_key(pem) is None:
             register_node(RegisterNodeRequest(public_key=pem, name=name), _account(), link)
@@ -96,6 +127,7 @@ class SuperLink:
         from flwr.superlink.servicer.control.control_handlers import start_run
         from flwr.superlink.servicer.runtime.runtime_handlers import acquire_task
 
+        self._private_tls.renew()
         bundle, _ = build_app()
         link = self.link_state()
         fab = fab_to_proto(Fab(hashlib.sha256(bundle).hexdigest(), bundle, {}))
@@ -103,53 +135,63 @@ class SuperLink:
         # Tasks of earlier runs whose process never started are taken off the queue here and expire.
         while (claimed := acquire_task(AcquireTaskRequest(supported_task_types=[TaskType.SERVER_APP]), link)).token:
             if claimed.task.run_id == run_id:
+                self._runtime.admit(claimed.token)
                 return Task(run_id, self.private_address, claimed.token)
         raise NetworkError("Flower did not start the round: see log/serve.log in the state folder")
 
     async def serve(self, stop: asyncio.Event, listening: Callable[[], None]) -> None:
         """Listen until `stop` is set; `listening` is called once both ports answer."""
-        private = self._server(self._application, lifespan="on")
-        public = self._server(self._gate, lifespan="off")
-        serving = [asyncio.create_task(private.serve([self._private]))]
-        try:
-            await _started(private, serving[0])
-            serving.append(asyncio.create_task(public.serve([self._public])))
-            await _started(public, serving[1])
-            listening()
-            await stop.wait()
-        finally:
-            private.should_exit = public.should_exit = True
-            await asyncio.gather(*serving, return_exceptions=True)
-            self.close()
+        _raise_file_limit()
+        async with (
+            self._lifespan(),
+            self._private_door.listening(
+                self._private, lambda: self._private_tls.context, http_protocol(self._private_gate)
+            ),
+            self._public_door.listening(self._public, self._public_tls.latest, http_protocol(self._gate)),
+        ):
+            looking = asyncio.create_task(self._look_after())
+            try:
+                listening()
+                await stop.wait()
+            finally:
+                looking.cancel()
+        self.close()
 
-    def _server(self, application: Any, *, lifespan: str) -> Any:
-        import uvicorn
+    def _lifespan(self) -> contextlib.AbstractAsyncContextManager[Any]:
+        """Return Flower's own start and end as a context."""
+        return self._application.router.lifespan_context(self._application)  # type: ignore[no-any-return]
 
-        class Server(uvicorn.Server):
-            def capture_signals(self) -> contextlib.AbstractContextManager[None]:
-                """Leave signals to the embedding process."""
-                return contextlib.nullcontext()
+    async def _look_after(self) -> None:
+        """Shut out keys that were barred, and give the disk space of earlier rounds back."""
+        trouble = Outage(lambda line: log.error("%s", line), patience_s=60)
+        while True:
+            await asyncio.sleep(_LOOK_EVERY_S)
+            try:
+                for key in await asyncio.to_thread(self._unregister_barred):
+                    for door in self.doors:
+                        door.bar(key)
+                await asyncio.to_thread(keep_small, self._database)
+                trouble.over("barred keys and Flower's database are looked after again")
+            except (MosError, SQLAlchemyError, sqlite3.Error, OSError) as error:
+                trouble.report(f"barred keys and Flower's database cannot be looked after: {error}")
 
-        return Server(
-            uvicorn.Config(
-                application,
-                lifespan=lifespan,
-                ws="none",
-                ssl_certfile=str(self._pki.certificate),
-                ssl_keyfile=str(self._pki.key),
-                log_config=None,
-                access_log=False,
-                server_header=False,
-                limit_concurrency=_CONNECTIONS_AT_MOST,
-                # SuperNodes keep connections open: without a limit they delay the shutdown by
-                # half a minute.
-                timeout_graceful_shutdown=_GRACE_S,
-            )
-        )
+    def _unregister_barred(self) -> list[str]:
+        barred = [key for key in list(self._registered) if not self._admitted(key)]
+        for key in barred:
+            self.unregister(self._registered[key])
+            del self._registered[key]
+            log.info("key %s is barred", key[:12])
+        return barred
 
     def link_state(self) -> Any:
         """Return Flower's own record of nodes and runs."""
         return self._application.state.linkstate_factory.state()
+
+
+def _raise_file_limit() -> None:
+    """Allow this process as many sockets as the system lets it: the usual 1024 are few."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(most, _FILES) if most > 0 else _FILES, most))
 
 
 def listening_address(host: str) -> str:
@@ -171,20 +213,12 @@ def bind_port(address: str, port: int) -> socket.socket:
     """
     try:
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
-        return socket.create_server((address, port), family=family, backlog=256)
+        return socket.create_server((address, port), family=family, backlog=1024)
     except OSError as error:
         raise NetworkError(
             f"port {port} of {address} cannot be opened ({error.strerror}): stop what uses it "
             f"(ss -ltnp 'sport = :{port}'), or choose another in the state folder's config.json and send new kits"
         ) from error
-
-
-async def _started(server: Any, serving: asyncio.Task[None]) -> None:
-    while not server.started:
-        if serving.done():
-            await serving
-            raise NetworkError("Flower's server ended while it started: see log/serve.log in the state folder")
-        await asyncio.sleep(0.02)
 
 
 def _create_application(state: State, private_port: int) -> Any:
@@ -193,16 +227,19 @@ def _create_application(state: State, private_port: int) -> Any:
     from flwr.superlink.cli.flower_superlink import SuperLinkLifespan
     from flwr.superlink.config_loader import SuperLinkLifespanConfig
     from flwr.superlink.main import create_app
-    from sqlalchemy.exc import SQLAlchemyError
+    from flwr.superlink.routers.fleet import node_auth
 
     # Flower's own logger writes every request to the console; send only its warnings to our log.
     flower_log = logging.getLogger("flwr")
     flower_log.handlers.clear()
     flower_log.propagate = True
     flower_log.setLevel(logging.WARNING)
-    # Freed pages contained uploads: overwrite them.
-    ours = {"busy_timeout": _LOCK_WAIT_MS, "secure_delete": "ON"}
-    sql.SQLITE_PRAGMAS = tuple({**dict(sql.SQLITE_PRAGMAS), **ours}.items())
+    # A line for every request that is no HTTP would let strangers fill the log.
+    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
+    sql.SQLITE_PRAGMAS = tuple({**dict(sql.SQLITE_PRAGMAS), **PRAGMAS}.items())
+    # Flower checks the signed time when the body has come, which takes long on a slow line; we
+    # have checked it before.
+    node_auth.TIMESTAMP_TOLERANCE = REQUEST_S_AT_MOST
     pki = state.pki
     files = (pki.authority, pki.certificate, pki.key)
     config = SuperLinkLifespanConfig(

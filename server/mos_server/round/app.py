@@ -16,9 +16,11 @@ from queue import Queue
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from mos_common.errors import MosError
+from mos_common.errors import MosError, StateError
+from mos_common.files import DISK_TROUBLE, could_not_write
+from mos_server.round.process import end_with_server, only_process, pause_because
 from mos_server.round.runner import ADDRESS, DEVICE, DTYPE, PARENT, ROUND, STATE
-from mos_server.state.folder import open_state
+from mos_server.state.folder import State, open_state
 from mos_server.state.journal import Journal
 from mos_server.state.records import FAILED
 
@@ -28,8 +30,20 @@ app = ServerApp()
 
 @app.main()
 def run_round(grid: Grid, context: Context) -> None:
-    """Run the round that this process was started for; its outcome is in the journal."""
-    state, round_id = open_state(Path(os.environ[STATE])), os.environ[ROUND]
+    """Run the round that this process was started for; its outcome is in the journal.
+
+    A state folder that cannot be used, such as one on a full disk, does not end the round: the
+    process tells its server why it ends, and is started again.
+    """
+    round_id = os.environ[ROUND]
+    try:
+        _run(grid, open_state(Path(os.environ[STATE])), round_id)
+    except StateError as error:
+        pause_because(str(error))
+        log.error("%s pauses: %s", round_id, error)
+
+
+def _run(grid: Grid, state: State, round_id: str) -> None:
     with closing(Journal(state.database)) as journal:
         try:
             from mos_common.base_model import load_base
@@ -39,10 +53,17 @@ def run_round(grid: Grid, context: Context) -> None:
             base = load_base(state.config.base, device=os.environ.get(DEVICE), dtype=os.environ.get(DTYPE))
             state = rekey_state(state, base)
             GradientFusion(state, journal, round_id, base).start(grid)
+        except StateError:
+            raise
+        except OSError as error:
+            if error.errno not in DISK_TROUBLE:
+                raise
+            raise could_not_write(state.path, error) from error
         except MosError as error:
             log.error("%s: %s", round_id, error)
-            journal.notes.add(round_id, f"failed: {error}")
-            journal.rounds.advance(round_id, FAILED, str(error))
+            with journal.decision():
+                journal.notes.add(round_id, f"failed: {error}")
+                journal.rounds.advance(round_id, FAILED, str(error))
 
 
 def main() -> None:
@@ -53,16 +74,22 @@ def main() -> None:
     for noisy in ("httpx", "flwr"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     token = sys.stdin.readline().strip()
-    state = open_state(Path(os.environ[STATE]))
-    run_serverapp(
-        runtime_api_address=os.environ[ADDRESS],
-        log_queue=Queue(),
-        token=token,
-        insecure=False,
-        certificates=state.pki.authority.read_bytes(),
-        parent_pid=int(os.environ[PARENT]),
-        runtime_dependency_install=False,
-    )
+    end_with_server()
+    try:
+        state = open_state(Path(os.environ[STATE]))
+        with only_process(state):
+            run_serverapp(
+                runtime_api_address=os.environ[ADDRESS],
+                log_queue=Queue(),
+                token=token,
+                insecure=False,
+                certificates=state.pki.trusted_here(),
+                parent_pid=int(os.environ[PARENT]),
+                runtime_dependency_install=False,
+            )
+    except StateError as error:
+        pause_because(str(error))
+        log.error("%s pauses: %s", os.environ[ROUND], error)
 
 
 if __name__ == "__main__":

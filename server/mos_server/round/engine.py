@@ -17,15 +17,47 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from mos_common.commands import command_line
 from mos_common.digests import digest_of_file
 from mos_common.errors import FusionError, MosError
 from mos_common.identity_scores import Identity
 from mos_common.round_requests import EvaluateRequest, TrainRequest
-from mos_server.round.candidate import fuse_candidate, is_current, lost_identity, publish, reasons_to_hold_back
-from mos_server.round.exchange import ATTEMPTS, Answer, Exchange, Nodes, NoScores, Polling, Question, Unusable
-from mos_server.round.intake import refuse_upload, take_upload
+from mos_server.errors import UndecidedError
+from mos_server.round.attribution import CONCEPT, SCORES, Attribution
+from mos_server.round.candidate import (
+    fuse_candidate,
+    is_current,
+    is_made,
+    lost_identity,
+    publish,
+    reasons_to_hold_back,
+)
+from mos_server.round.exchange import (
+    ATTEMPTS,
+    Answer,
+    Exchange,
+    Nodes,
+    NoScores,
+    Polling,
+    Question,
+    Unusable,
+    WithOwn,
+)
+from mos_server.round.intake import refuse_upload, set_aside, take_upload
+from mos_server.round.waiting import (
+    NO_SCORES,
+    SCORES_REFUSED,
+    SCORES_SET_ASIDE,
+    SCORING_BEGINS,
+    UNSCORABLE,
+    Grace,
+    at_time,
+    describe_waiting,
+    listed,
+)
 from mos_server.state.folder import State
 from mos_server.state.journal import Journal
 from mos_server.state.records import (
@@ -33,7 +65,6 @@ from mos_server.state.records import (
     COLLECTING,
     FUSING,
     HELD_BACK,
-    PUBLISHED,
     SCORING,
     Participant,
     Round,
@@ -62,7 +93,11 @@ class RoundEngine:
         self._base = base
         self._polling = polling or Polling()
         self._candidate = state.artefacts.candidate(round_id)
-        self._unscorable: set[str] = set()
+        self._attribution = Attribution(state.path, round_id)
+        # From here on the clock of the machine may be set: a deadline moves with it.
+        self._deadline = time.monotonic() + self._round.deadline - time.time()
+        members = journal.rounds.members(round_id)
+        self._unscorable = {each.key for each in members if each.activity in UNSCORABLE}
 
     def run(self, nodes: Nodes) -> None:
         """Run the round to its end among `nodes`, from the state that the journal has.
@@ -72,35 +107,60 @@ class RoundEngine:
 
         """
         self._note(self.summary())
+        self._set_aside()
         uploads = self._exchange(nodes, self._concept_questions, "tuning")
         if not self._is_settled():
             self._collect(uploads)
-        while not self._is_signed():
-            self._fuse()
-            self._score(nodes)
-            if self._is_current():
-                break  # otherwise a concept was withdrawn meanwhile: fuse the others
-        self._publish()
+        try:
+            while True:
+                if not self._is_made():
+                    self._fuse()
+                    self._score(nodes)
+                    if not self._is_current():
+                        continue  # a concept was withdrawn meanwhile: fuse the others
+                if self._publish():
+                    break
+        except UndecidedError as question:
+            self._hold_back(f"{question}. {self._answers(question)}")
         for participant, answer in uploads.arrived():
             self._take_upload(participant, answer, None)
+        self._attribution.close()
+
+    @contextmanager
+    def reading(self, question: Question) -> Iterator[None]:
+        """Say within the block whose answer is being read, to the process that comes after this."""
+        kind = CONCEPT if isinstance(question.request, TrainRequest) else SCORES
+        with self._attribution.doing(kind, question.participant.key):
+            yield
 
     def summary(self) -> str:
         """Describe what the round is waiting for, or what it goes on with."""
         if self._is_settled():
             return f"going on with {len(self._admitted())} concepts that are here"
-        until = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(self._round.deadline))
-        wait = self._round.settings.wait
-        return f"waiting for at least {wait} concept{'s' if wait > 1 else ''}, until {until} at the latest"
+        return f"waiting for {describe_waiting(self._round)}"
+
+    def _set_aside(self) -> None:
+        """Set aside what earlier processes of this round died of, before it is read again."""
+        for participant, activity, text in set_aside(self._journal, self._round.id, self._attribution):
+            if activity == SCORES_SET_ASIDE:
+                self._unscorable.add(participant.key)
+            self._report(participant, activity, text)
 
     def _collect(self, exchange: Exchange) -> None:
         self._journal.rounds.advance(self._round.id, COLLECTING)
         for upload in self._journal.uploads.adopt_late(self._round.id):
             self._note(f"{upload.token} is here already ({upload.bytes / 1e6:.2f} MB)")
 
+        grace = Grace(self._round.settings, self._note)
+
         def collected() -> bool:
             self._check_cancelled()
-            enough = exchange.idle and len(self._admitted()) >= self._round.settings.wait
-            return enough or time.time() >= self._round.deadline
+            if time.monotonic() >= self._deadline:
+                return True
+            if len(self._admitted()) < self._round.settings.wait:
+                return False
+            answered = {upload.key for upload in self._journal.uploads.of(self._round.id)}
+            return exchange.idle or grace.is_over(len(answered), exchange.waited_for, exchange.silent_s)
 
         for participant, answer in exchange.answers(collected):
             self._take_upload(participant, answer, self._round.id)
@@ -118,8 +178,9 @@ class RoundEngine:
 
         Without a round it is kept for the next one.
         """
-        if isinstance(answer, bytes):
-            upload = take_upload(self._state, self._journal, self._base, participant, answer, round_id)
+        if isinstance(answer, bytes | WithOwn):
+            reading = self._attribution.doing(CONCEPT, participant.key)
+            upload = take_upload(self._state, self._journal, self._base, participant, answer, round_id, reading=reading)
         else:
             reason = answer.reason if isinstance(answer, Unusable) else "scores came where a concept was asked for"
             upload = refuse_upload(self._journal, participant, reason, round_id)
@@ -133,22 +194,32 @@ class RoundEngine:
         if self._is_current():
             return  # the candidate was written before the server was killed
         self._journal.rounds.advance(self._round.id, FUSING)
-        self._note(f"fusing {', '.join(upload.token for upload in self._admitted())}")
+        self._note(f"fusing {listed([upload.token for upload in self._admitted()])}")
 
         def progress(text: str) -> None:
             self._check_cancelled()
             self._note(text)
 
-        fuse_candidate(self._state, self._journal, self._round.id, self._base, progress)
+        fuse_candidate(self._state, self._journal, self._round.id, self._base, progress, self._attribution)
 
     def _score(self, nodes: Nodes) -> None:
         self._journal.rounds.advance(self._round.id, SCORING)
         exchange = self._exchange(nodes, self._score_questions, "scoring")
-        until = time.time() + self._round.settings.scoring_s
+        until = time.monotonic() + self._round.settings.scoring_s
+        fused = {upload.id for upload in self._admitted()}
+        if self._unscored():
+            self._note(f"{SCORING_BEGINS}, until {at_time(time.time() + self._round.settings.scoring_s)} at the latest")
+
+        grace = Grace(self._round.settings, self._note)
 
         def scored() -> bool:
             self._check_cancelled()
-            return not self._unscored() or time.time() >= until or exchange.idle_s > self._polling.back_soon_s
+            if not self._unscored() or time.monotonic() >= until or exchange.idle_s > self._polling.back_soon_s:
+                return True
+            if {upload.id for upload in self._admitted()} != fused:
+                return True  # withdrawn meanwhile: there is another model to score
+            done = {upload.key for upload in self._admitted()} - self._unscored()
+            return grace.is_over(len(done), exchange.waited_for, exchange.silent_s)
 
         for participant, answer in exchange.answers(scored):
             self._take_scores(participant, answer)
@@ -161,36 +232,49 @@ class RoundEngine:
     def _take_scores(self, participant: Participant, answer: Answer) -> None:
         if isinstance(answer, NoScores):
             self._unscorable.add(participant.key)
-            self._report(participant, "no scores", f"{participant.name}: no scores, the concept stays: {answer.reason}")
+            self._report(participant, NO_SCORES, f"{participant.name}: no scores, the concept stays: {answer.reason}")
             return
         if not isinstance(answer, Identity):
             reason = answer.reason if isinstance(answer, Unusable) else "a concept came where scores were asked for"
             self._unscorable.add(participant.key)
-            self._report(participant, "scores refused", f"{participant.name}: scores refused: {reason}")
+            self._report(participant, SCORES_REFUSED, f"{participant.name}: scores refused: {reason}")
             return
         for upload in self._admitted():
             if upload.key == participant.key:
                 self._journal.uploads.set_identity(upload.id, answer)
                 self._report(participant, "scored", f"{upload.token} identity: {answer}")
 
-    def _publish(self) -> None:
+    def _publish(self) -> bool:
+        """Publish the model or hold it back; return False if a concept was withdrawn meanwhile."""
         uploads = self._admitted()
-        reasons = [] if self._is_signed() else reasons_to_hold_back(self._round, uploads)
+        reasons = reasons_to_hold_back(self._round, uploads)
         if reasons:
             required = f"the round requires an identity of at least {self._round.settings.min_identity:g}"
-            reason = f"{'; '.join(reasons)}; {required}"
-            self._note(f"held back: {reason}")
-            self._journal.rounds.advance(self._round.id, HELD_BACK, reason)
-            return
-        folder = publish(self._state, self._round, uploads)
-        self._note(f"published: {folder}")
-        self._journal.rounds.advance(self._round.id, PUBLISHED)
+            self._hold_back(f"{'; '.join(reasons)}; {required}")
+            return True
+        if publish(self._state, self._journal, self._round, uploads, self._base) is None:
+            self._check_cancelled()
+            return False
+        log.info("%s: published", self._round.id)
+        return True
+
+    def _hold_back(self, reason: str) -> None:
+        self._note(f"held back: {reason}")
+        self._journal.rounds.advance(self._round.id, HELD_BACK, reason)
+
+    def _answers(self, question: UndecidedError) -> str:
+        """Return the commands with which the operator answers the question."""
+        withdraw = [
+            command_line("mos-server", "concepts", self._state.path, "withdraw", token) for token in question.tokens
+        ]
+        again = command_line("mos-server", "round", self._state.path)
+        return f"Withdraw one of them ({', or '.join(withdraw)}) and run {again}; or keep all: {again} --keep-all"
 
     def _concept_questions(self, nodes: Nodes) -> Iterator[Question]:
         """Yield a request for a concept to every participant online who has sent nothing yet."""
         answered = {upload.key for upload in self._journal.uploads.of(self._round.id)}
         request = TrainRequest(round=self._round.id, base=self._base.fingerprint)
-        valid_s = max(60.0, self._round.deadline - time.time())
+        valid_s = max(60.0, self._deadline - time.monotonic())
         for node, participant in self._online(nodes).items():
             if participant.key not in answered:
                 yield Question(node, participant, request, valid_s)
@@ -231,11 +315,11 @@ class RoundEngine:
         return self._journal.rounds.get(self._round.id).status in (FUSING, SCORING)
 
     def _is_current(self) -> bool:
-        return is_current(self._candidate, self._admitted(), self._round.settings.fusion)
+        return is_current(self._candidate, self._admitted(), self._round.settings.fusion, self._round.id)
 
-    def _is_signed(self) -> bool:
-        """Return whether the model was signed before the server was killed: it never changes."""
-        return self._state.artefacts.model(self._round.id).exists()
+    def _is_made(self) -> bool:
+        """Return whether the model was signed before the server was killed."""
+        return is_made(self._state, self._journal, self._round)
 
     def _admitted(self) -> list[Upload]:
         return self._journal.uploads.admitted(self._round.id)

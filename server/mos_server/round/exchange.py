@@ -29,12 +29,14 @@ class Polling:
 
     pause_s: between two polls for answers.
     retry_s: before a lost answer is requested again, times the number of answers lost so far.
-    back_soon_s: how long to wait for a participant who went offline before scoring.
+    back_soon_s: how long to wait for a participant who went offline before scoring. A client that
+        was killed and started again is back within it: it tries to come online again and again,
+        after pauses that double, and is refused until Flower takes its node for offline.
     """
 
     pause_s: float = 1.0
     retry_s: float = 5.0
-    back_soon_s: float = 30.0
+    back_soon_s: float = 90.0
 
 
 @dataclass(frozen=True)
@@ -58,9 +60,25 @@ class NoScores:
     reason: str
 
 
+_LINE = 300
+
+
+def one_line(text: str) -> str:
+    """Return a stranger's text as one line of at most 300 characters, of those that print."""
+    line = " ".join("".join(letter if letter.isprintable() else " " for letter in text[: 4 * _LINE]).split())
+    return line if len(line) <= _LINE else f"{line[:_LINE]}…"
+
+
+@dataclass(frozen=True)
+class WithOwn:
+    """A concept file's bytes, and its participant agrees that its own changes are published."""
+
+    data: bytes
+
+
 Request = TrainRequest | EvaluateRequest
 # A concept file's bytes answer a TrainRequest, an Identity or NoScores an EvaluateRequest.
-Answer = bytes | Identity | NoScores | Unusable
+Answer = bytes | WithOwn | Identity | NoScores | Unusable
 
 
 @dataclass(frozen=True)
@@ -115,7 +133,17 @@ class Exchange:
         self._attempts: dict[int, int] = {}
         self._retry_at: dict[int, float] = {}
         self._due = True
-        self._busy_until = time.monotonic()
+        self._busy_until = self._answered = time.monotonic()
+
+    @property
+    def waited_for(self) -> list[str]:
+        """The names of those who were asked and have not answered, sorted."""
+        return sorted(question.participant.name for question in self._waiting.values())
+
+    @property
+    def silent_s(self) -> float:
+        """The number of seconds since the last answer arrived, or since it was begun."""
+        return time.monotonic() - self._answered
 
     @property
     def idle(self) -> bool:
@@ -150,6 +178,7 @@ class Exchange:
             if isinstance(answer, Lost):
                 self._give_up(question, answer.reason)
             else:
+                self._answered = time.monotonic()
                 yield question.participant, answer
 
     def _ask(self) -> None:

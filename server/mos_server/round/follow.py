@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from rich.console import Console
 
 from mos_common.commands import command_line
 from mos_common.errors import FusionError, NetworkError, StateError
 from mos_common.shell import say
+from mos_server.models.worst_influences import worst_influences
 from mos_server.round.candidate import lost_identity
+from mos_server.round.waiting import NAMED_AT_MOST, at_time, describe_waited_for, describe_waiting, duration
 from mos_server.state.folder import State, is_served
 from mos_server.state.journal import Journal
+from mos_server.state.pause import pause_of
+from mos_server.state.published import published_model
 from mos_server.state.records import PUBLISHED, Round, describe_fusion
 
 _LOOK_EVERY_S = 0.5
@@ -31,7 +37,7 @@ def follow_round(state: State, journal: Journal, round_id: str) -> Round:
         FusionError: the round ended without a published model.
 
     """
-    last_note, last_served = 0, time.monotonic()
+    last_note, last_served, last_pause = 0, time.monotonic(), ""
     with _showing() as show:
         while True:
             round_ = journal.rounds.get(round_id)
@@ -47,7 +53,11 @@ def follow_round(state: State, journal: Journal, round_id: str) -> Round:
                     f"no server is running on {state.path}: start or resume {round_id} with "
                     f"{command_line('mos-server', 'serve', state.path)}"
                 )
-            show("", _doing(journal, round_) if served else "waiting for the server to start")
+            if (pause := pause_of(state)) != last_pause:
+                last_pause = pause
+                show(f"paused: {pause}" if pause else "the server goes on", "")
+            doing = f"paused: {pause}" if pause else _doing(journal, round_)
+            show("", doing if served else "waiting for the server to start")
             time.sleep(_LOOK_EVERY_S)
     if round_.status != PUBLISHED:
         raise FusionError(
@@ -59,7 +69,7 @@ def follow_round(state: State, journal: Journal, round_id: str) -> Round:
 def describe_round(journal: Journal, round_: Round) -> Iterator[str]:
     """Yield the lines of `mos-server status` about one round."""
     ended = f", {round_.reason}" if round_.reason else ""
-    yield f"{round_.id}: {round_.status}{ended} (asked for {_date(round_.asked)})"
+    yield f"{round_.id}: {round_.status}{ended} (asked for {at_time(round_.asked)})"
     uploads, lost = journal.uploads.of(round_.id), dict[str, float]()
     try:
         lost = lost_identity(round_, uploads)
@@ -67,8 +77,12 @@ def describe_round(journal: Journal, round_: Round) -> Iterator[str]:
     except StateError as error:
         described = str(error)
     yield f"  {described}"
+    if round_.unfinished:
+        with suppress(StateError):
+            yield f"  it waits for {describe_waiting(round_)}; for scores {duration(round_.settings.scoring_s)}"
+            yield from (f"  {line}" for line in describe_waited_for(journal, round_))
     for member in journal.rounds.members(round_.id) if round_.unfinished else ():
-        yield f"  {member.name}: {member.activity} since {_date(member.at)}, asked {_times(member.attempts)}"
+        yield f"  {member.name}: {member.activity} since {at_time(member.at)}, asked {_times(member.attempts)}"
     for upload in uploads:
         if upload.refused is not None:
             yield f"  {upload.participant} {upload.concept}: not in it: {upload.refused}"
@@ -78,26 +92,34 @@ def describe_round(journal: Journal, round_: Round) -> Iterator[str]:
             scores = f", identity {upload.identity}"
         if upload.token in lost:
             scores += f", flagged: lost {lost[upload.token]:.3f}"
-        yield f"  {upload.token}: {upload.digest[:12]}, {upload.bytes / 1e6:.2f} MB{scores}"
+        own = ", own changes may be published" if upload.own else ""
+        yield f"  {upload.token}: {upload.digest[:12]}, {upload.bytes / 1e6:.2f} MB{scores}{own}"
 
 
-def describe_people(journal: Journal) -> Iterator[str]:
-    """Yield the lines of `mos-server status` about participants and invitations."""
-    participants = journal.participants.all()
-    yield f"participants: {len(participants)}" if participants else "participants: none has enrolled yet"
-    for participant in participants:
-        presence = f"last here {_date(participant.seen)}" if participant.seen else "never here since"
-        gone = ", revoked" if participant.revoked else ""
-        enrolled = f"key {participant.key[:12]}, enrolled {_date(participant.admitted)}"
-        yield f"  {participant.name}: {enrolled}, {presence}{gone}"
-    for name, expires, used in journal.participants.invitations():
-        if used is None:
-            word = "expired" if expires < time.time() else "good until"
-            yield f"  {name}: invited, kit {word} {_date(expires)}"
+def model_trouble(state: State, journal: Journal, round_: Round) -> str:
+    """Return why the model of a published round is not handed out; an empty text if it is."""
+    try:
+        published_model(state, journal, round_.id)
+    except StateError as error:
+        return str(error)
+    return ""
+
+
+def describe_influence(state: State, round_: Round) -> Iterator[str]:
+    """Yield the lines of `mos-server status` about what a round's concepts do to each other."""
+    for folder in (state.artefacts.model(round_.id), state.artefacts.candidate(round_.id)):
+        with suppress(OSError, ValueError, LookupError, TypeError):  # none yet, or a damaged one
+            for line in worst_influences(json.loads((folder / "manifest.json").read_bytes())):
+                yield f"  {line}"
+            return
 
 
 def _doing(journal: Journal, round_: Round) -> str:
-    activities = ", ".join(f"{member.name} {member.activity}" for member in journal.rounds.members(round_.id))
+    members = journal.rounds.members(round_.id)
+    activities = ", ".join(f"{member.name} {member.activity}" for member in members)
+    if len(members) > NAMED_AT_MOST:
+        counted = Counter(member.activity for member in members).most_common()
+        activities = ", ".join(f"{count} {activity}" for activity, count in counted)
     return f"{round_.status}: {activities}" if activities else f"{round_.status}: nobody is here yet"
 
 
@@ -135,10 +157,6 @@ def _plain_lines() -> Show:
             last_summary, last = now, time.monotonic()
 
     return show
-
-
-def _date(seconds: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
 
 
 def _times(count: int) -> str:

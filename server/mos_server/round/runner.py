@@ -6,13 +6,21 @@ import logging
 import os
 import subprocess
 import sys
+import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 
+from mos_common.errors import MosError, StateError
+from mos_common.files import could_not_write
 from mos_common.flower_app import FLOWER_ENVIRONMENT
+from mos_common.outage import Outage
 from mos_common.processes import end_process
 from mos_server.network.superlink import SuperLink
+from mos_server.round.attribution import is_attributed
+from mos_server.round.process import WHY
 from mos_server.state.folder import State
 from mos_server.state.journal import Journal
+from mos_server.state.pause import Pause, check_room
 from mos_server.state.records import FAILED, Round
 
 log = logging.getLogger(__name__)
@@ -25,46 +33,68 @@ ADDRESS, PARENT = "MOS_SUPERLINK", "MOS_SERVER_PROCESS"
 # A process that dies has run out of memory or met a bug; both repeat.
 ATTEMPTS = 3
 _TERM_S = 3.0
+# A pause doubles from the first to the second: room on a disk is noticed soon, a bug fills no log.
+_PAUSES_S = 1.0, 30.0
+_WELL_AFTER_S = 20.0  # a process that has run this long has got past what paused the round
+_REASON_BYTES = 8192
 
 
 @dataclass
 class RoundRunner:
     """Keeps the process of the unfinished round alive.
 
-    `step` is called repeatedly, by one thread at a time.
+    `step` is called repeatedly, by one thread at a time. Whatever goes wrong in it pauses the
+    round and is tried again; it is said once, in the log and as a note of the round.
     """
 
     state: State
     journal: Journal
     superlink: SuperLink
+    pause: Pause
     device: str | None = None
     dtype: str | None = None
     _process: subprocess.Popen[bytes] | None = None
+    _why: int = -1
+    _began: float = 0.0
     _round: str = ""
-    _attempts: dict[str, int] = field(default_factory=dict)
+    _deaths: dict[str, int] = field(default_factory=dict)
     _last_note: int = 0
+    _pause_s: float = 0.0
+    _paused_until: float = 0.0
+    _outage: Outage = field(default_factory=lambda: Outage(lambda line: log.error("%s", line)))
 
     def step(self) -> None:
         """Start a round that was asked for, log its new notes, and check on its process."""
-        self._log_notes()
-        if self._process is None:
-            if (round_ := self.journal.rounds.unfinished()) is not None:
-                self._begin(round_)
-        elif (code := self._process.poll()) is not None:
-            self._process = None
-            self._ended(self.journal.rounds.get(self._round), code)
+        if time.monotonic() < self._paused_until:
+            return
+        try:
+            self._step()
+        except Exception as error:  # a server outlives every bad minute of its disk, and our mistakes
+            self._pause(error)
 
     def stop(self) -> None:
         """End the process. The round resumes when the server is started again."""
         if self._process is None:
             return
         end_process(self._process, _TERM_S)
-        self._process = None
+        self._reap()
+
+    def _step(self) -> None:
+        self._log_notes()
+        if self._process is None:
+            if (round_ := self.journal.rounds.unfinished()) is None:
+                self._get_on()
+            else:
+                self._begin(round_)
+        elif (code := self._process.poll()) is not None:
+            self._ended(self.journal.rounds.get(self._round), code, self._reap())
+        elif time.monotonic() - self._began > _WELL_AFTER_S:
+            self._get_on()
 
     def _begin(self, round_: Round) -> None:
         if self._round != round_.id:
             self._round, self._last_note = round_.id, 0
-        self._attempts[round_.id] = self._attempts.get(round_.id, 0) + 1
+        check_room(self.state)
         task = self.superlink.start_run()
         self.journal.notes.add(round_.id, f"starting on {self.state.config.base}")
         settings = {
@@ -76,28 +106,45 @@ class RoundRunner:
             DTYPE: self.dtype,
         }
         environment = os.environ | FLOWER_ENVIRONMENT | {name: value for name, value in settings.items() if value}
-        with (self.state.log / f"{round_.id}.log").open("ab") as output:
-            # -P: do not import from the current folder. A session of its own: Ctrl-C reaches only
-            # the server.
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "mos_server.round.app"],
-                stdin=subprocess.PIPE,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                env=environment,
-                start_new_session=True,
-            )
+        self._why, says_why = os.pipe()
+        try:
+            with (self.state.log / f"{round_.id}.log").open("ab") as output:
+                # -P: do not import from the current folder. A session of its own: Ctrl-C reaches
+                # only the server.
+                self._process = subprocess.Popen(
+                    [sys.executable, "-P", "-m", "mos_server.round.app"],
+                    stdin=subprocess.PIPE,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    env=environment | {WHY: str(says_why)},
+                    pass_fds=[says_why],
+                    start_new_session=True,
+                )
+        finally:
+            os.close(says_why)
+            if self._process is None:
+                self._close_why()
+        self._began = time.monotonic()
+        # The pipe stays open: its end tells the process that the server has ended.
         if self._process.stdin is not None:
-            with self._process.stdin as pipe:
-                pipe.write(task.token.encode() + b"\n")
+            with suppress(BrokenPipeError):  # it has died already: the next step sees that
+                self._process.stdin.write(task.token.encode() + b"\n")
+                self._process.stdin.flush()
+        self.pause.over()
 
-    def _ended(self, round_: Round, code: int) -> None:
+    def _ended(self, round_: Round, code: int, why: str) -> None:
         self._log_notes()
         if not round_.unfinished:
             log.info("%s: %s", round_.id, round_.status)
+            self._get_on()
             return
+        if why:
+            raise StateError(why)
+        check_room(self.state)  # a process that died on a full disk is started again when there is room
         where = self.state.log / f"{round_.id}.log"
-        if self._attempts[round_.id] >= ATTEMPTS:
+        if not is_attributed(self.state.path, round_.id):  # what it died of is set aside at the next start
+            self._deaths[round_.id] = self._deaths.get(round_.id, 0) + 1
+        if self._deaths.get(round_.id, 0) >= ATTEMPTS:
             self.journal.rounds.advance(
                 round_.id, FAILED, f"its process ended {ATTEMPTS} times, the last time with code {code}: see {where}"
             )
@@ -106,6 +153,46 @@ class RoundRunner:
             self.journal.notes.add(
                 round_.id, f"the round's process ended with code {code} (see {where}): starting it again"
             )
+
+    def _pause(self, error: Exception) -> None:
+        if isinstance(error, OSError):
+            error = could_not_write(self.state.path, error)
+        known = isinstance(error, MosError)
+        reason = str(error) if known else f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+        shortest, longest = _PAUSES_S
+        self._pause_s = min(max(shortest, 2 * self._pause_s), longest)
+        self._paused_until = time.monotonic() + self._pause_s
+        self.pause.because(reason)
+        if self._outage.report(f"rounds are paused and go on by themselves: {reason}"):
+            if not known:
+                log.error("what paused them", exc_info=error)
+            if self._round:
+                with suppress(MosError):  # the disk that cannot be written is the usual reason
+                    self.journal.notes.add(self._round, f"paused: {reason}")
+
+    def _get_on(self) -> None:
+        if self._pause_s:
+            self.pause.over()
+        self._outage.over("rounds go on")
+        self._pause_s = 0.0
+
+    def _reap(self) -> str:
+        """Forget the process, which has ended, and return why it paused the round, or ""."""
+        process, self._process = self._process, None
+        if process is not None and process.stdin is not None:
+            with suppress(OSError):
+                process.stdin.close()
+        os.set_blocking(self._why, False)
+        try:
+            return os.read(self._why, _REASON_BYTES).decode(errors="replace")
+        except BlockingIOError:  # a child of the process, such as one that records, still has its end
+            return ""
+        finally:
+            self._close_why()
+
+    def _close_why(self) -> None:
+        os.close(self._why)
+        self._why = -1
 
     def _log_notes(self) -> None:
         if self._round:

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, NoReturn
 
 from flwr.serverapp.strategy import Result, Strategy
 
+from mos_common.concept_file import bytes_at_most
 from mos_common.errors import RequestError
 from mos_server.round.engine import RoundEngine
 from mos_server.round.flower_nodes import FlowerNodes
 
 if TYPE_CHECKING:
-    from flwr.serverapp import Grid
+    from flwr.superlink.grid import HttpGrid
 
     from mos_common.base_model import Base
     from mos_server.round.exchange import Polling
@@ -32,7 +33,7 @@ _INSTEAD = {
     "num_rounds": "one call runs one round of the journal: ask for another with mos-server round",
     "timeout": "a round waits until its deadline (--deadline of mos-server round)",
     "train_config": "participants choose how they tune (--set of mos-client join)",
-    "evaluate_config": "participants choose how they score; the round only limits the time (RoundSettings.scoring_s)",
+    "evaluate_config": "participants choose how they score; the round only limits the time (--scoring of mos-server round)",
     "evaluate_fn": "the participants score a candidate on their own pictures; the server has none",
 }
 
@@ -49,10 +50,11 @@ class GradientFusion(Strategy):
         self, state: State, journal: Journal, round_id: str, base: Base, polling: Polling | None = None
     ) -> None:
         self._engine = RoundEngine(state, journal, round_id, base, polling)
+        self._concept_bytes = bytes_at_most(base)
 
     def start(
         self,
-        grid: Grid,
+        grid: HttpGrid,
         initial_arrays: object = None,
         num_rounds: int = 1,
         timeout: float | None = None,
@@ -84,7 +86,7 @@ class GradientFusion(Strategy):
             raise RequestError(
                 f"GradientFusion.start: these arguments have no effect on a round: {'; '.join(wrong)}. Leave them out"
             )
-        self._engine.run(FlowerNodes(grid))
+        self._engine.run(FlowerNodes(grid, self._engine.reading, concept_bytes=self._concept_bytes))
         return Result()
 
     def summary(self) -> None:

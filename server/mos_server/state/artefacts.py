@@ -3,16 +3,21 @@
 concepts/<digest>.safetensors     an admitted upload, by content digest, until it is withdrawn
 moments/                          second moments of activations, kept between fusions
 models/<round>/                   the published model of a round
+models/<round>.own/              own changes of its concepts, a folder each
 models/<round>-candidate/         its candidate, until it is published
+models/<round>-aside-<n>/         what lay in a model's place and was not it; never handed out
 """
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
 from mos_common.errors import StateError
 from mos_common.files import could_not_write, write_atomically
+from mos_common.own.names import beside, own_folder
 
 _SUFFIX = ".safetensors"
 FOLDERS = ("concepts", "moments", "models")
@@ -56,7 +61,9 @@ class Artefacts:
 
         """
         try:
-            for path in [self.concept_file(digest), *self.moments.rglob(f"*{digest}*")]:
+            # With a dot in front: the rest of a write that a crash cut short.
+            halves = self.concept_file(digest).parent.glob(f".{digest}{_SUFFIX}.*")
+            for path in [self.concept_file(digest), *halves, *self.moments.rglob(f"*{digest}*")]:
                 path.unlink(missing_ok=True)
         except OSError as error:
             raise could_not_write(self.root, error) from error
@@ -81,3 +88,50 @@ class Artefacts:
     def candidate(self, round_id: str) -> Path:
         """Return the folder of a round's candidate; it exists from fusion to publication."""
         return self.root / "models" / f"{round_id}-candidate"
+
+    def delete_model(self, round_id: str) -> None:
+        """Erase the folder of a model that was not published.
+
+        Raises:
+            StateError: it cannot be deleted.
+
+        """
+        try:
+            shutil.rmtree(self.model(round_id))
+            shutil.rmtree(beside(self.model(round_id)), ignore_errors=True)
+        except OSError as error:
+            raise could_not_write(self.model(round_id), error) from error
+
+    def set_model_aside(self, round_id: str) -> Path:
+        """Rename what lies where a round's model belongs, and return its new path.
+
+        Raises:
+            StateError: it cannot be renamed.
+
+        """
+        folder = self.model(round_id)
+        number = 1
+        while (aside := folder.with_name(f"{round_id}-aside-{number}")).exists():
+            number += 1
+        try:
+            return folder.rename(aside)
+        except OSError as error:
+            raise could_not_write(folder, error) from error
+
+
+def remove_own(model: Path, tokens: Collection[str]) -> list[str]:
+    """Remove the own changes of some concepts from beside a model; return whose were there.
+
+    Raises:
+        StateError: they cannot be deleted.
+
+    """
+    removed = [token for token in sorted(tokens) if own_folder(model, token).is_dir()]
+    try:
+        for token in removed:
+            shutil.rmtree(own_folder(model, token))
+        if removed and not any(beside(model).iterdir()):
+            beside(model).rmdir()
+    except OSError as error:
+        raise could_not_write(beside(model), error) from error
+    return removed

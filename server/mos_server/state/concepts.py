@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from mos_common.errors import RequestError
+from mos_common.errors import ConceptError, RequestError, StateError
+from mos_server.state.artefacts import remove_own
 from mos_server.state.folder import State
 from mos_server.state.journal import Journal
 from mos_server.state.records import Upload
@@ -40,20 +41,37 @@ def kept_uploads(journal: Journal, round_id: str | None = None, only: Sequence[s
 
 
 def named_concepts(state: State, uploads: Sequence[Upload]) -> list[NamedConcept]:
-    """Return kept uploads in the form that fusion takes."""
-    from mos_common.concept_file import concept_from_bytes
+    """Return kept uploads in the form that fusion takes.
+
+    Raises:
+        StateError: a file cannot be read, or is not the one that was admitted.
+
+    """
+    from mos_common.concept_file import concept_from_bytes, content_digest
     from mos_common.fused_model import NamedConcept
 
-    return [
-        NamedConcept(upload.participant, concept_from_bytes(state.artefacts.read_concept(upload.digest)))
-        for upload in uploads
-    ]
+    named = []
+    for upload in uploads:
+        data = state.artefacts.read_concept(upload.digest)
+        try:
+            concept = concept_from_bytes(data)
+            same = (concept.name, content_digest(concept)) == (upload.concept, upload.digest)
+        except ConceptError:
+            same = False
+        if not same:
+            raise StateError(
+                f"{state.artefacts.concept_file(upload.digest)} is not the concept that was admitted as "
+                f"{upload.token}: restore it from a backup, or withdraw it"
+            )
+        named.append(NamedConcept(upload.participant, concept))
+    return named
 
 
 def withdraw(state: State, journal: Journal, wanted: str) -> list[Upload]:
     """Withdraw a concept from all future fusions, and erase its file and its second moments.
 
-    Models that were published with it stay as they are: a published model is never changed.
+    Models that were published with it stay as they are: a published model is never changed. Its own
+    changes beside them are erased.
 
     Raises:
         RequestError: the concept is unknown, or several participants have it.
@@ -63,4 +81,7 @@ def withdraw(state: State, journal: Journal, wanted: str) -> list[Upload]:
     for digest in {upload.digest for upload in withdrawn}:
         if not journal.uploads.is_kept(digest):  # otherwise another participant has the same contents
             state.artefacts.delete_concept(digest)
+    for upload in withdrawn:
+        if upload.round is not None:
+            remove_own(state.artefacts.model(upload.round), [upload.token])
     return withdrawn

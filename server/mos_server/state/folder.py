@@ -3,6 +3,7 @@
 config.json     the options of `mos-server init`, read when something needs them
 pki/            keys and certificates
 server.db       the journal
+audit.jsonl     the audit, see audit.py
 concepts/, moments/, models/     see artefacts.py
 flower/         Flower's own database and files
 log/            the logs of the server and of each round
@@ -14,7 +15,7 @@ from __future__ import annotations
 import os
 import re
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,6 +28,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from mos_common.commands import command_line
 from mos_common.errors import RequestError, StateError
 from mos_common.files import canonical_json, could_not_write, write_atomically
+from mos_common.own.names import Publishes
 from mos_server.state.artefacts import FOLDERS, Artefacts
 from mos_server.state.pki import Pki, create_pki
 from mos_server.state.records import Fusion
@@ -43,6 +45,9 @@ class ServerConfig(BaseModel):
     """The options of `mos-server init`, and the server's own identity.
 
     host: the name or address under which participants reach the two ports.
+    also_names: other names of this machine, former ones for example, for which its certificate
+        is valid.
+    publishes: `own` if own changes of those who agree are published too; kits say so.
     fusion: how rounds are fused unless their own settings say otherwise; only values that
         differ from the defaults.
     """
@@ -51,10 +56,35 @@ class ServerConfig(BaseModel):
     base: str
     base_fingerprint: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     host: str = "127.0.0.1"
+    also_names: tuple[str, ...] = ()
     fleet_port: Port = 9092
     mos_port: Port = 9093
     server_id: str = Field(default_factory=lambda: secrets.token_hex(16))
     fusion: Fusion = Field(default_factory=dict)
+    publishes: Publishes = "fused"
+
+    @property
+    def hosts(self) -> tuple[str, ...]:
+        """All names in the certificate, the one that kits carry first."""
+        return tuple(dict.fromkeys([self.host, *self.also_names]))
+
+    @property
+    def fleet_address(self) -> str:
+        """The address for rounds, as in kits."""
+        return self._address(self.fleet_port)
+
+    @property
+    def mos_address(self) -> str:
+        """The address for enrolment and downloads, as in kits."""
+        return self._address(self.mos_port)
+
+    def moved(self, host: str, also: Sequence[str] = ()) -> ServerConfig:
+        """Return the options for a server at `host`, which keeps all the names it had."""
+        names = tuple(name for name in dict.fromkeys([*also, *self.hosts]) if name != host)
+        return self.model_copy(update={"host": host, "also_names": names})
+
+    def _address(self, port: int) -> str:
+        return f"[{self.host}]:{port}" if ":" in self.host else f"{self.host}:{port}"
 
 
 @dataclass(frozen=True)
@@ -111,8 +141,7 @@ def create_state(path: Path, config: ServerConfig) -> State:
         RequestError: the host is not a name or an address, or the two ports are the same.
 
     """
-    if not _HOST.fullmatch(config.host):
-        raise RequestError(f"--host {config.host!r}: give the name or address at which participants reach this machine")
+    check_hosts(config)
     if config.fleet_port == config.mos_port:
         raise RequestError(f"port {config.fleet_port} is given twice: --fleet-port and --mos-port must differ")
     check_can_create(path)
@@ -122,7 +151,7 @@ def create_state(path: Path, config: ServerConfig) -> State:
         path.chmod(0o700)
     except OSError as error:
         raise could_not_write(path, error) from error
-    create_pki(path / "pki", config.host)
+    create_pki(path / "pki", *config.hosts)
     # Last: a folder with a config is complete.
     _write_config(path, config)
     return State(path.resolve())
@@ -148,13 +177,37 @@ def keep_fingerprint(state: State, fingerprint: str) -> State:
     return _changed(state, {"base_fingerprint": fingerprint})
 
 
+def keep_hosts(state: State, moved: ServerConfig) -> State:
+    """Replace the names under which participants reach the server.
+
+    Raises:
+        StateError: config.json cannot be read or written.
+
+    """
+    return _changed(state, {"host": moved.host, "also_names": moved.also_names})
+
+
+def check_hosts(config: ServerConfig) -> None:
+    """Check the names and addresses of a server.
+
+    Raises:
+        RequestError: one is neither a host name nor an address.
+
+    """
+    for flag, host in (("--host", config.host), *(("--also-name", name) for name in config.also_names)):
+        if not _HOST.fullmatch(host):
+            raise RequestError(f"{flag} {host!r}: give the name or address at which participants reach this machine")
+
+
 def _changed(state: State, values: Mapping[str, Any]) -> State:
     _write_config(state.path, state.config.model_copy(update=values))
     return State(state.path)
 
 
 def _write_config(path: Path, config: ServerConfig) -> None:
-    write_atomically(path / CONFIG, canonical_json(config.model_dump()) + b"\n")
+    values = {"also_names": config.also_names, "publishes": config.publishes == "own"}
+    unused = {name for name, used in values.items() if not used}  # 0.1.0 reads what it knows
+    write_atomically(path / CONFIG, canonical_json(config.model_dump(exclude=unused)) + b"\n")
 
 
 def check_can_create(path: Path) -> None:
@@ -171,14 +224,14 @@ def check_can_create(path: Path) -> None:
         raise could_not_write(path, error) from error
 
 
-def open_state(path: Path) -> State:
+def open_state(path: Path, *, only_read: bool = False) -> State:
     """Open the state folder at `path`. Its parts are read when they are needed.
 
     Raises:
-        StateError: `path` is not a state folder, or it cannot be written.
+        StateError: `path` is not a state folder, or it cannot be written and is not only read.
 
     """
-    if path.is_dir() and not os.access(path, os.W_OK | os.X_OK):
+    if not only_read and path.is_dir() and not os.access(path, os.W_OK | os.X_OK):
         raise StateError(f"{path} cannot be written: give this user the permission, or mount it for writing")
     # The journal alone is enough: it is made only in a complete folder, which has lost its config.
     if not any((path / name).exists() for name in (CONFIG, DATABASE)):
@@ -220,6 +273,21 @@ def _holder(state: State) -> str:
         return "?"
 
 
+def serving_process(state: State) -> int | None:
+    """Return the process that serves a state folder now, or None if nobody does.
+
+    Raises:
+        StateError: that cannot be told: the lock belongs to another user, or `pid` is lost.
+
+    """
+    served = is_served(state)
+    if served is None:
+        raise StateError(f"{state.path / 'lock'} belongs to another user: run this command as the one who serves")
+    if served and not _holder(state).isdigit():
+        raise StateError(f"{state.path / PID} is lost, so the process that serves is unknown: start the server again")
+    return int(_holder(state)) if served else None
+
+
 def is_served(state: State) -> bool | None:
     """Return whether a server is running on a state folder now; None: its lock cannot be opened."""
     try:
@@ -227,5 +295,21 @@ def is_served(state: State) -> bool | None:
             return False
     except Timeout:
         return True
+    except OSError:
+        return _is_held(state.path / "lock")
+
+
+def _is_held(lock: Path) -> bool | None:
+    """Return whether a lock that cannot be written is held; None: it cannot be opened either."""
+    import fcntl  # not on Windows, where `mos-server fuse` runs but no server
+
+    try:
+        with lock.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            return False
+    except BlockingIOError:
+        return True
+    except FileNotFoundError:
+        return False
     except OSError:
         return None  # another user's, who may or may not run a server

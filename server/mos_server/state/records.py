@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from functools import cached_property
@@ -12,6 +13,8 @@ from typing_extensions import TypedDict
 
 from mos_common.errors import RequestError, StateError
 from mos_common.identity_scores import Identity
+from mos_common.own.names import Publishes
+from mos_server.state.clock import elapsed_s
 
 ASKED, COLLECTING, FUSING, SCORING = "asked", "collecting", "fusing", "scoring"
 PUBLISHED, HELD_BACK, FAILED, CANCELLED = "published", "held back", "failed", "cancelled"
@@ -23,6 +26,7 @@ class _Fusion(TypedDict, total=False):
     weights: Mapping[str, float]
     method: str
     workers: str
+    keep_all: bool
 
 
 def _checked_fusion(values: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -45,6 +49,9 @@ class RoundSettings:
     flag_loss: a concept that loses more identity than this in fusion is flagged in the manifest.
     scoring_s: seconds that the participants have to score a candidate.
     fusion: how the round is fused; only values that differ from the defaults.
+    share: of those who were asked, the share that must have answered before `grace_s` counts.
+    grace_s: seconds without an answer after which the others are not waited for.
+    publishes: `own` if own changes of those who agree are published beside the fused model.
     """
 
     wait: int = 1
@@ -53,12 +60,18 @@ class RoundSettings:
     flag_loss: float = 0.05
     scoring_s: float = 3600.0
     fusion: Fusion = field(default_factory=dict)
+    share: float = 0.5
+    grace_s: float = 3600.0
+    publishes: Publishes = "fused"
 
     def __post_init__(self) -> None:
         if self.wait < 1:
             raise RequestError(f"--wait {self.wait}: a round needs at least one concept")
-        if not 1 <= self.deadline_s <= 30 * 86400:
-            raise RequestError(f"--deadline of {self.deadline_s:.0f} s: expected one second to thirty days")
+        if not 0 < self.share <= 1:
+            raise RequestError(f"--share {self.share}: a share of those who are asked, so above 0 and at most 1")
+        for flag in ("deadline", "grace", "scoring"):
+            if not 1 <= (seconds := getattr(self, f"{flag}_s")) <= 30 * 86400:
+                raise RequestError(f"--{flag} of {seconds:.0f} s: expected one second to thirty days")
         if self.min_identity is not None and not -1 <= self.min_identity <= 1:
             raise RequestError(f"--min-identity {self.min_identity}: a cosine, so from -1 to 1")
         if not 0 <= self.flag_loss <= 2:
@@ -73,12 +86,15 @@ def describe_fusion(fusion: Mapping[str, Any]) -> str:
     parts = [f"{name}={_as_text(value)}" for name, value in fusion.get("settings", {}).items()]
     parts += [f"weight {token}={weight:g}" for token, weight in fusion.get("weights", {}).items()]
     parts += [f"workers {fusion['workers']}"] if fusion.get("workers") else []
+    parts += ["every concept kept"] if fusion.get("keep_all") else []
     return ", ".join([fusion.get("method", "gradient"), *(parts or ["all defaults"])])
 
 
 def _as_text(value: object) -> str:
     if isinstance(value, list):
         return f"{len(value)} texts" if len(value) > 3 else "|".join(map(str, value))
+    if value is None:
+        return "none"
     return f"{value:g}" if isinstance(value, float) else str(value).lower() if isinstance(value, bool) else str(value)
 
 
@@ -92,11 +108,16 @@ class Participant:
     admitted: float
     revoked: float | None
     seen: float | None
+    release: str | None = None
 
 
 @dataclass(frozen=True)
 class Round:
-    """A round and where it stands. `values` are its settings as they are journalled."""
+    """A round and where it stands. `values` are its settings as they are journalled.
+
+    `manifest` is the SHA-256 of the published model's manifest; rounds of earlier releases have
+    none. `clock` is when it was asked for, by the clock of the running system.
+    """
 
     id: str
     status: str
@@ -104,6 +125,8 @@ class Round:
     values: Mapping[str, Any]
     asked: float
     ended: float | None
+    manifest: str | None = None
+    clock: Mapping[str, Any] | None = None
 
     @cached_property
     def settings(self) -> RoundSettings:
@@ -128,8 +151,11 @@ class Round:
 
     @property
     def deadline(self) -> float:
-        """The time at which waiting for uploads ends, in seconds since the epoch."""
-        return self.asked + self.settings.deadline_s
+        """The time at which waiting for uploads ends, in seconds since the epoch.
+
+        It moves with the wall clock, so that a step of that clock leaves as much time as before.
+        """
+        return time.time() + self.settings.deadline_s - elapsed_s(self.asked, self.clock)
 
     @property
     def unfinished(self) -> bool:
@@ -150,7 +176,10 @@ class Member:
 
 @dataclass(frozen=True)
 class Upload:
-    """A concept that arrived; `refused` says why it is not fused, and is None if it is."""
+    """A concept that arrived; `refused` says why it is not fused, and is None if it is.
+
+    `own`: its participant agreed that its own changes are published.
+    """
 
     id: int
     round: str | None
@@ -162,6 +191,7 @@ class Upload:
     received: float
     refused: str | None
     identity: Identity | None
+    own: bool = False
 
     @property
     def token(self) -> str:

@@ -76,14 +76,14 @@ def test_a_state_of_an_earlier_release_answers_under_todays_fingerprint(ask, par
     assert Session.load(old.state) == current_session(Session.load(old.state))
 
 
-def test_nothing_but_the_file_and_two_numbers_leaves(ask, participant, sixteen):
+def test_nothing_but_the_file_and_three_numbers_leaves(ask, participant, sixteen):
     """No record contains a picture, a caption, or the name of a file or folder."""
     (participant.request.images / "00.txt").write_text("V in my garden at Elm Street")
     (tuned,) = (participant.state / "concepts").iterdir()
     tuned.rename(participant.cached())  # another caption changes the name of the tuned file
     content = ask("train", ROUND | {"base": sixteen.fingerprint}).content
     assert set(content) == {"concept", "numbers"}
-    assert set(content["numbers"]) == {"seconds", "bytes"}
+    assert set(content["numbers"]) == {"seconds", "bytes", "digest"}
     assert list(content["concept"]) == ["file"]
     sent = content["concept"]["file"].data
     for private in (b"Elm Street", b"00.png", str(participant.state).encode(), b"\x89PNG"):

@@ -8,7 +8,9 @@ import shutil
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
+import grpc
 import pytest
 
 from mos_client.federation import download
@@ -16,10 +18,15 @@ from mos_client.federation.download import download_model, wait_for_model
 from mos_client.federation.enrolment import enrol
 from mos_common import mos_pb2
 from mos_common.errors import NetworkError, RequestError, StateError, TrustError
+from mos_common.node_key import key_digest, public_pem
 from mos_common.signing import verify_model
+from mos_server.network.calls import Refusal
 from mos_server.network.service import CHUNK_BYTES
 
-FILES = {"adapter.safetensors": bytes(range(256)) * 12_000, "embeddings.safetensors": b"words" * 100}  # about 3 chunks
+FILES = {
+    "adapter.safetensors": bytes(range(256)) * 12_000,
+    "embeddings.safetensors": b"words" * 100,
+}  # some fifty chunks
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -37,7 +44,7 @@ class Broken(Exception):
 
 def breaking_after(operator, chunks: int, times: int = 1) -> None:
     """Break the server's stream of the adapter after a number of chunks, a number of times."""
-    fetch, left = operator.real["Fetch"], [times]
+    fetch, left = operator.real["fetch"], [times]
 
     def broken(request: mos_pb2.FetchRequest, context: object) -> Iterator[mos_pb2.Chunk]:
         for i, chunk in enumerate(fetch(request, context)):
@@ -46,7 +53,7 @@ def breaking_after(operator, chunks: int, times: int = 1) -> None:
                 raise Broken("the line is cut")
             yield chunk
 
-    operator.faults["Fetch"] = broken
+    operator.faults["fetch"] = broken
 
 
 @pytest.fixture(autouse=True)
@@ -135,10 +142,10 @@ def test_parts_of_another_model_of_that_name_are_never_mixed_in(operator, member
 
 
 def republish(operator, model: str, files: dict[str, bytes]) -> None:
-    from mos_common.signing import sign_manifest
+    from mos_common.signing import sign_model
 
     operator.write(operator.state.artefacts.model(model), files)
-    sign_manifest(operator.state.artefacts.model(model), operator.state.pki.signing_key())
+    sign_model(operator.state.artefacts.model(model), operator.state.pki.signing_key())
 
 
 def test_a_server_set_back_to_a_backup_counts_anew_and_old_models_are_kept(operator, member, tmp_path):
@@ -166,9 +173,9 @@ def test_what_differs_from_its_digest_never_becomes_a_model(operator, member, tm
 
 def test_a_model_that_another_key_signed_is_not_accepted(operator, new_operator, member, tmp_path):
     model, _ = published(operator)
-    from mos_common.signing import sign_manifest
+    from mos_common.signing import sign_model
 
-    sign_manifest(operator.state.artefacts.model(model), new_operator().state.pki.signing_key())
+    sign_model(operator.state.artefacts.model(model), new_operator().state.pki.signing_key())
     with pytest.raises(TrustError, match="was not signed by this federation's operator"):
         download_model(member, "latest", tmp_path)
     assert not (tmp_path / model).exists()
@@ -179,10 +186,10 @@ def test_file_names_of_a_hostile_server_lead_nowhere(operator, member, tmp_path,
     """Names outside the folder, hidden, or repeated: nothing is fetched."""
     model, _ = published(operator)
     hostile = [mos_pb2.File(name="adapter.safetensors", size=1), mos_pb2.File(name=name, size=1)]
-    operator.faults["Describe"] = lambda request, context: mos_pb2.Model(model=model, files=hostile)
+    operator.faults["describe"] = lambda request, context: mos_pb2.Model(model=model, files=hostile)
     with pytest.raises(TrustError, match="impossible file names: nothing was fetched"):
         download_model(member, "latest", tmp_path / "models")
-    operator.faults["Describe"] = lambda request, context: mos_pb2.Model(model=name, files=hostile[:1])
+    operator.faults["describe"] = lambda request, context: mos_pb2.Model(model=name, files=hostile[:1])
     if name != "adapter.safetensors":
         with pytest.raises(TrustError, match="impossible file names"):
             download_model(member, "latest", tmp_path / "models")
@@ -191,7 +198,7 @@ def test_file_names_of_a_hostile_server_lead_nowhere(operator, member, tmp_path,
 
 def test_a_model_of_any_size_is_not_believed(operator, member, tmp_path):
     endless = [mos_pb2.File(name="adapter.safetensors", size=2**50)]
-    operator.faults["Describe"] = lambda request, context: mos_pb2.Model(model="round-001", files=endless)
+    operator.faults["describe"] = lambda request, context: mos_pb2.Model(model="round-001", files=endless)
     with pytest.raises(TrustError, match="more than 32 GiB: nothing was fetched"):
         download_model(member, "latest", tmp_path)
 
@@ -263,7 +270,11 @@ def candidate(operator, member, tmp_path, monkeypatch) -> Callable[[dict[str, by
 
     round_ = operator.journal.rounds.ask(RoundSettings())
     operator.journal.rounds.advance(round_.id, SCORING)
-    monkeypatch.setattr(operator.service, "_may_score", lambda name, key: True)
+    here = [SimpleNamespace(key=key_digest(public_pem(member.key)))]
+    monkeypatch.setattr(operator.journal.uploads, "admitted", lambda name: here)
+    monkeypatch.setattr(
+        "mos_server.network.service.candidate_to_score", lambda state, *_: state.artefacts.candidate("round-001")
+    )
     return lambda files: operator.write(operator.state.artefacts.candidate(round_.id), files)
 
 
@@ -288,19 +299,20 @@ def test_a_server_that_is_away_is_said_once_and_again_when_it_is_back(operator, 
         stop.wait(0.05 if not said else 0.5)
         if said:
             break
-    (line,) = said
-    assert "published models cannot be fetched, trying again every 0 s" in line
-    assert f"127.0.0.1:{operator.port} cannot be reached" in line
+    away, back = f"127.0.0.1:{operator.port} cannot be reached", f"127.0.0.1:{operator.port} is reachable again"
+    assert "published models cannot be fetched, trying again every 0 s" in said[0]
+    assert away in said[0]
     operator.start()
-    waiting.join(0.1)
     for _ in range(600):
-        if len(said) > 1:
+        if back in said[-1]:
             break
         stop.wait(0.05)
     stop.set()
     waiting.join(30)
-    assert len(said) == 2
-    assert f"127.0.0.1:{operator.port} is reachable again" in said[1]
+    # A server that is stopping may answer once more: then it was back, and is away again.
+    assert [away in line for line in said] == [number % 2 == 0 for number in range(len(said))]
+    assert [back in line for line in said] == [number % 2 == 1 for number in range(len(said))]
+    assert len(said) % 2 == 0
 
 
 def test_two_members_fetch_at_once(operator, member, tmp_path):
@@ -320,3 +332,20 @@ def test_two_members_fetch_at_once(operator, member, tmp_path):
     for thread in threads:
         thread.join(30)
     assert {joined: contents(folder) for joined, folder in folders.items()} == {"alice": expected, "bob": expected}
+
+
+def test_a_server_that_says_when_to_come_again_is_waited_for(operator, member, tmp_path: Path, monkeypatch):
+    """It is no failed attempt, of which there may be one here."""
+    monkeypatch.setattr(download, "ATTEMPTS", 1)
+    model, files = published(operator)
+    fetch, refused = operator.real["fetch"], []
+
+    def busy(request: mos_pb2.FetchRequest, key: str) -> Iterator[mos_pb2.Chunk]:
+        if len(refused) < 2:
+            refused.append(request.file)
+            raise Refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, "come again", after_s=1)
+        yield from fetch(request, key)
+
+    operator.faults["fetch"] = busy
+    assert contents(download_model(member, model, tmp_path / "models")) == files
+    assert len(refused) == 2

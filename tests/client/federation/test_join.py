@@ -20,6 +20,7 @@ import pytest
 from safetensors.torch import load_file
 
 from mos_client.federation.enrolment import Enrolment
+from mos_client.federation.following import Follower
 from mos_client.federation.join import announce, announce_news, serve, withheld_until
 from mos_client.federation.session import Session, locked
 from mos_client.tuning.request import TuneRequest
@@ -153,7 +154,7 @@ def test_it_waits_for_a_server_that_is_not_there_and_an_interruption_is_130(
         words, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ
     ) as waiting:
         assert "2 pictures to tune on, 2 held back" in waiting.stdout.readline()
-        assert "waiting for it, Ctrl-C stops" in waiting.stdout.readline()
+        assert any("waiting for it, Ctrl-C stops" in line for line in waiting.stdout)
         time.sleep(0.3)
         waiting.send_signal(number)
         assert waiting.wait(60) == 130
@@ -262,7 +263,8 @@ def test_every_new_model_is_fetched_whatever_happens_on_the_way(session, monkeyp
 
     monkeypatch.setattr("mos_client.federation.join.RETRY_S", 0.0)
     monkeypatch.setattr("mos_client.federation.join.download_model", download)
-    serve(session, Enrolment("alice", None, None), 2, said.append)
+    monkeypatch.setattr("mos_client.federation.following.followed", lambda enrolment, state, say: enrolment)
+    serve(session, Follower(Enrolment("alice", None, None), session.state, said.append), 2, said.append)
     assert waited == ["round-010", "round-010", "round-011"]
     assert [line for line in said if line.startswith("draw with it")] == [said[2]]
     assert "<alice/cat> is not in it" in said[-1]

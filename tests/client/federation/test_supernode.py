@@ -33,14 +33,11 @@ def clock(monkeypatch) -> SimpleNamespace:
 
 @pytest.fixture
 def pretend(monkeypatch, tmp_path) -> Callable[[str], Path]:
-    """Replace `flower-supernode` by a shell script; return the file that logs its arguments."""
-    programs, starts = tmp_path / "bin", tmp_path / "starts"
-    programs.mkdir()
-    (programs / "python").symlink_to(Path(sys.executable))
-    monkeypatch.setattr(supernode.sys, "executable", str(programs / "python"))
+    """Replace Flower's SuperNode by a shell script; return the file that logs its arguments."""
+    program, starts = tmp_path / "flower-supernode", tmp_path / "starts"
+    monkeypatch.setattr(supernode, "PROGRAM", (str(program),))
 
     def script(does: str) -> Path:
-        program = programs / "flower-supernode"
         program.write_text(f'#!/bin/sh\necho "$$ $*" >> {starts}\n{does}\n')
         program.chmod(0o755)
         return starts
@@ -190,17 +187,55 @@ def test_a_full_disk_is_said_and_tried_again_after_a_pause(node, pretend, clock,
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a child that its parent was killed")
-def test_it_ends_with_a_participant_that_is_killed(pretend, tmp_path):
-    starts = pretend(STAYS)
-    program = (
-        "import sys, time; from pathlib import Path; from mos_client.federation.supernode import SuperNode; "
-        "p = Path(sys.argv[1]);"
-        "sys.executable = str(p / 'bin' / 'python'); n = SuperNode('127.0.0.1:9', p, p, p / 'flower', ''); "
-        "n.look_after(); time.sleep(60)"
+def test_it_ends_with_a_participant_that_is_killed(tmp_path):
+    starts, stand_in = tmp_path / "starts", tmp_path / "stand_in.py"
+    stand_in.write_text(
+        "import os, time; from pathlib import Path; from mos_client.federation.run_supernode import end_with_parent\n"
+        f"end_with_parent(); Path({str(starts)!r}).write_text(f'{{os.getpid()}}\\n'); time.sleep(60)\n"
     )
-    with subprocess.Popen([os.path.realpath(sys.prefix) + "/bin/python", "-c", program, str(tmp_path)]) as participant:
+    program = (
+        "import sys, time; from pathlib import Path; from mos_client.federation import supernode; p = Path(sys.argv[1]);"
+        "supernode.PROGRAM = (sys.executable, str(p / 'stand_in.py')); "
+        "n = supernode.SuperNode('127.0.0.1:9', p, p, p / 'flower', ''); n.look_after(); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", program, str(tmp_path)]) as participant:
         until(lambda: count(starts) == 1)
-        pid = int(starts.read_text().split()[0])
+        pid = int(starts.read_text())
         assert alive(pid)
         participant.kill()
     until(lambda: not alive(pid))
+
+
+@pytest.mark.parametrize(
+    ("ends", "code"), [("return", 1), ("raise SystemExit(7)", 7), ("raise SystemExit", 0), ("raise OSError('gone')", 1)]
+)
+def test_its_process_ends_with_its_main_thread_whatever_others_do(ends, code):
+    """As Flower's does when it has given its connection up, while its local port goes on."""
+    program = (
+        "import threading, time\n"
+        "from mos_client.federation.run_supernode import run_to_its_end\n"
+        "def command():\n"
+        "    threading.Thread(target=time.sleep, args=(60,)).start()\n"
+        f"    {ends}\n"
+        "run_to_its_end(command)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode == code
+    assert ("OSError: gone" in done.stderr) == ("OSError" in ends)
+
+
+def test_its_process_ends_with_the_first_thread_that_fails():
+    """As that of the heartbeat does, when it is answered with a status it does not expect."""
+    program = (
+        "import threading, time\n"
+        "from mos_client.federation.run_supernode import run_to_its_end\n"
+        "def fail():\n"
+        "    raise OSError('gone')\n"
+        "def command():\n"
+        "    threading.Thread(target=fail, daemon=True).start()\n"
+        "    time.sleep(60)\n"
+        "run_to_its_end(command)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode == 1
+    assert "OSError: gone" in done.stderr

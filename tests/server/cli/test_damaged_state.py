@@ -84,8 +84,10 @@ def test_status_shows_everything_but_the_damaged_config(damaged, capsys):
 def test_concepts_and_bar_need_no_config(damaged, capsys):
     run("concepts", damaged)
     assert "no concepts are kept here" in capsys.readouterr().out
-    with pytest.raises(RequestError, match="alice"):  # never enrolled: the answer of a whole folder too
-        run("bar", damaged, "alice")
+    run("bar", damaged, "alice")
+    assert "alice: barred, 0 keys; 1 unused kit" in capsys.readouterr().out
+    with pytest.raises(RequestError, match="nobody"):  # the answer of a whole folder too
+        run("bar", damaged, "nobody")
 
 
 @pytest.mark.parametrize("words", [["settings"], ["invite"]], ids=str)

@@ -10,9 +10,9 @@ from mos_common.fused_model import NamedConcept
 from mos_server.fusion import statistics
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def three(tiny, make_concept) -> list[NamedConcept]:
-    """Three participants' concepts of different ranks."""
+    """Three participants' concepts of different ranks: tests must not change them."""
     return [
         NamedConcept(participant, make_concept(tiny, name, seed=seed, rank=seed + 1, class_word=name[1:-1]))
         for seed, (participant, name) in enumerate((("alice", "<cat>"), ("bob", "<dog>"), ("carol", "<tree>")))

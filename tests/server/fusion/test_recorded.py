@@ -22,6 +22,12 @@ from mos_server.fusion.statistics import RECORDED_BY, Recording, Statistics
 
 # Modules that recording imports but that do not decide what is recorded: the key covers them.
 DO_NOT_DECIDE = {
+    # What is recorded are plain texts, and nobody looks at the steps.
+    "mos_common.aspect",
+    "mos_common.drawing_steps",
+    "mos_common.prompt_grammar",
+    "mos_common.weighted_text",
+    "mos_common.written_prompts",
     # Where a base's files are and what they may be: it is known by the fingerprint of what is read.
     "mos_common.base_configuration",
     "mos_common.base_files",
@@ -42,6 +48,10 @@ DO_NOT_DECIDE = {
     "mos_common.fused_model",
     "mos_common.libraries",  # what the libraries log
     "mos_common.names",
+    # nothing here follows pictures
+    *(f"mos_common.control.{name}" for name in ["adapters", "condition", "drawn", "residuals"]),
+    "mos_common.control",
+    "mos_common.own.attach",  # nothing is recorded with own changes
     "mos_common.presets",  # guidance
     "mos_common.progress",
     "mos_common.settings",

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+from mos_client.inspection.fused import verify_folder
 from mos_common.concept_file import write_concept
 from mos_common.edlora import LowRank
 from mos_common.errors import ConceptError, StateError
@@ -65,6 +68,31 @@ def test_files_become_one_folder(command, files, tmp_path):
     assert "<cat>  energy kept: text 0." in said
     assert f"mos-client draw {out}" in said
     assert "1/3" in progress and "about" in progress and "layers solved" in progress
+
+
+def test_own_changes_are_written_beside_the_model_and_verified(command, files, tmp_path):
+    """Each concept has a folder that the manifest names; a model without them verifies."""
+    code, _, err = command("fuse", *files, "--out", str(tmp_path / "fused"), *QUICK, "--publish", "own")
+    assert code == 0, err
+    own = {token: tmp_path / "fused.own" / token[1:-1] for token in ("<cat>", "<dog>")}
+    named = {each.token: each.own for each in read_fused(tmp_path / "fused").manifest.concepts}
+    for token, folder in own.items():
+        assert named[token] == hashlib.sha256((folder / "manifest.json").read_bytes()).hexdigest()
+    verdict = verify_folder(tmp_path / "fused")
+    assert verdict.wrong == 0
+    assert sum("own changes of" in line for line in verdict.lines) == len(own)
+    shutil.rmtree(own["<cat>"])
+    assert verify_folder(tmp_path / "fused").wrong == 0
+    (own["<dog>"] / "adapter.safetensors").write_bytes(b"")
+    assert verify_folder(tmp_path / "fused").wrong == 1
+
+
+def test_without_the_flag_a_manifest_is_as_earlier_releases_read_it(command, files, tmp_path):
+    command("fuse", *files, "--out", str(tmp_path / "fused"), *QUICK)
+    assert not (tmp_path / "fused.own").exists()
+    assert all(
+        "own" not in concept for concept in json.loads((tmp_path / "fused/manifest.json").read_text())["concepts"]
+    )
 
 
 @pytest.mark.parametrize("method", METHODS)

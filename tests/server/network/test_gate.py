@@ -1,65 +1,70 @@
-"""The gate, over real TLS in front of real Flower: admitted keys reach the Fleet API alone."""
+"""The gate, over real TLS in front of real Flower: only judged calls of proven keys get through."""
 
 from __future__ import annotations
 
-import asyncio
-import base64
-import os
-import socket
-import ssl
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 
-import httpx
 import pytest
+from flwr.proto.fleet_pb2 import PullMessagesRequest
+from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
+from flwr.proto.node_pb2 import Node as FlowerNode
+from flwr.supercore.date import now
 
-from mos_common.errors import NetworkError
-from mos_common.node_key import create_node_key, key_digest, load_node_key, public_pem
-from mos_server.network.gate import FLEET_CALLS, Gate, Quota
-from mos_server.network.superlink import SuperLink, bind_port, listening_address
-from mos_server.state.folder import ServerConfig, State, create_state
+from mos_server.network.fleet import FleetPort
+from mos_server.network.gate import Quota
+from strangers import Node, Running, ended, request, status_of
 
 MIB = 1 << 20
 
 
-def ask(gate: Gate, path: str = "/v1/fleet/pull-messages", body: bytes = b"", pem: bytes = b"", **changes) -> int:
-    """Return the status with which a gate answers one request; record whether the body was read."""
-    headers = {"flwr-public-key": base64.b64encode(pem).decode(), "flwr-timestamp": "t", "flwr-signature": "s"}
-    headers |= changes.pop("headers", {})
-    scope = {"type": "http", "method": "POST", "path": path} | changes
-    scope["headers"] = [(name.encode(), value.encode()) for name, value in headers.items() if value]
-    answered: list[int] = []
-    pieces = [body[i : i + MIB] for i in range(0, len(body), MIB)] or [b""]
-
-    async def receive() -> dict:
-        return {"type": "http.request", "body": pieces.pop(0), "more_body": bool(pieces)}
-
-    async def send(message: dict) -> None:
-        if message["type"] == "http.response.start":
-            answered.append(message["status"])
-
-    asyncio.run(gate(scope, receive, send))
-    (status,) = answered
-    return status
-
-
-async def reads_everything(scope: dict, receive: Callable, send: Callable) -> None:
-    while (await receive())["more_body"]:
-        pass
-    await send({"type": "http.response.start", "status": 200, "headers": []})
-    await send({"type": "http.response.body", "body": b""})
-
-
-async def is_never_reached(scope: dict, receive: Callable, send: Callable) -> None:
-    pytest.fail("the gate let it through")
+@pytest.fixture(scope="module")
+def alice(tmp_path_factory: pytest.TempPathFactory) -> Node:
+    return Node(tmp_path_factory.mktemp("alice"))
 
 
 @pytest.fixture(scope="module")
-def pem(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    path = tmp_path_factory.mktemp("key") / "node_key"
-    create_node_key(path)
-    return public_pem(load_node_key(path))
+def mallory(tmp_path_factory: pytest.TempPathFactory) -> Node:
+    return Node(tmp_path_factory.mktemp("mallory"))
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory, alice: Node) -> Iterator[Running]:
+    running = Running(tmp_path_factory.mktemp("federation") / "state", {alice.digest})
+    running.superlink.register(alice.pem, "alice")
+    yield running
+    running.stop()
+
+
+def ask(running: Running, sent: bytes) -> int | None:
+    with running.connect() as connection:
+        connection.sendall(sent)
+        return status_of(connection)
+
+
+def heartbeat(running: Running, node: Node) -> bytes:
+    """A call that Flower answers with 200, again and again."""
+    number = running.superlink.link_state().get_node_id_by_public_key(node.pem)
+    body = SendNodeHeartbeatRequest(node=FlowerNode(node_id=number), heartbeat_interval=30)
+    return request("send-node-heartbeat", node.headers(), body.SerializeToString())
+
+
+def test_an_honest_call_reaches_flower_and_is_seen(running: Running, alice: Node):
+    running.seen.clear()
+    assert ask(running, heartbeat(running, alice)) == 200
+    assert running.seen == [alice.digest]
+
+
+def test_a_connection_serves_one_call_after_another(running: Running, alice: Node):
+    with running.connect() as connection:
+        for _ in range(3):
+            connection.sendall(request("pull-messages", alice.headers(), PullMessagesRequest().SerializeToString()))
+            assert status_of(connection) == 401  # of Flower: node 0 is not alice's
+        connection.sendall(heartbeat(running, alice))
+        assert status_of(connection) == 200
 
 
 @pytest.mark.parametrize(
@@ -71,165 +76,227 @@ def pem(tmp_path_factory: pytest.TempPathFactory) -> bytes:
         "/v1/fleet/unregister-node",
         "/v1/fleet/../control/start-run",
         "/v1/fleet/pull-messages/",
+        "/v1/fleet/pull-messages?x=1",
         "//v1/fleet/pull-messages",
         "/docs",
         "/openapi.json",
         "/health",
-        "",
     ],
 )
-def test_there_is_nothing_but_the_fleet_api(pem: bytes, path: str):
-    assert ask(Gate(is_never_reached, admitted=lambda key: True), path, pem=pem) == 404
+def test_there_is_nothing_but_the_fleet_api(running: Running, alice: Node, path: str):
+    assert ask(running, request(path, alice.headers())) == 404
 
 
-def test_there_is_nothing_but_post(pem: bytes):
-    assert ask(Gate(is_never_reached, admitted=lambda key: True), pem=pem, method="GET") == 404
-
-
-def test_an_admitted_key_passes_and_is_seen(pem: bytes):
-    seen: list[str] = []
-    gate = Gate(reads_everything, admitted=lambda key: key == key_digest(pem), saw=seen.append)
-    assert {ask(gate, call, b"x" * MIB, pem) for call in FLEET_CALLS} == {200}
-    assert set(seen) == {key_digest(pem)}
+def test_there_is_nothing_but_post(running: Running, alice: Node):
+    assert ask(running, request("pull-messages", alice.headers()).replace(b"POST", b"GET")) == 404
 
 
 @pytest.mark.parametrize(
-    "headers",
+    "changes",
     [
-        {"flwr-public-key": ""},
-        {"flwr-signature": ""},
-        {"flwr-timestamp": ""},
-        {"flwr-public-key": "not base64!"},
-        {"flwr-public-key": "bm90IGEga2V5"},
-        {"flwr-public-key": "A" * 5000},
+        {"flwr_public_key": ""},
+        {"flwr_signature": ""},
+        {"flwr_signature": "cw=="},
+        {"flwr_public_key": "not base64!"},
+        {"flwr_public_key": "bm90IGEga2V5"},
+        {"flwr_public_key": "A" * 5000},
+        {"flwr_timestamp": (now() - timedelta(minutes=6)).isoformat()},
+        {"flwr_timestamp": (now() + timedelta(hours=1)).isoformat()},
+        {"flwr_timestamp": "yesterday"},
+        {"flwr_timestamp": "2026-01-01"},
     ],
 )
-def test_without_a_key_the_body_is_not_read(pem: bytes, headers: dict):
-    assert ask(Gate(is_never_reached, admitted=lambda key: True), pem=pem, headers=headers) == 401
+def test_nothing_takes_effect_without_a_signature(running: Running, alice: Node, changes: dict[str, str]):
+    running.seen.clear()
+    assert ask(running, request("send-node-heartbeat", alice.headers(**changes))) == 401
+    assert running.seen == []
 
 
-def test_a_key_that_is_not_admitted_is_refused_unread(pem: bytes):
-    assert ask(Gate(is_never_reached, admitted=lambda key: False), pem=pem) == 401
+def test_a_key_that_is_only_claimed_costs_its_owner_nothing(running: Running, alice: Node):
+    """Attack 4: bodies under somebody's public key and no signature used up their quota."""
+    forged = alice.headers(flwr_signature="cw==")
+    for _ in range(110):
+        assert ask(running, request("push-object", forged, length=5 * MIB)) == 401
+    assert ask(running, heartbeat(running, alice)) == 200
 
 
-def test_a_body_that_says_it_is_too_large_is_refused_unread(pem: bytes):
-    gate = Gate(is_never_reached, admitted=lambda key: True)
-    assert ask(gate, pem=pem, headers={"content-length": str(6 * MIB + 1)}) == 413
+def test_a_key_that_is_not_admitted_is_refused_unread(running: Running, mallory: Node):
+    assert ask(running, request("push-object", mallory.headers(), length=5 * MIB)) == 401
 
 
-def test_a_body_that_goes_on_is_cut(pem: bytes):
-    gate = Gate(reads_everything, admitted=lambda key: True)
-    assert ask(gate, body=b"x" * 6 * MIB, pem=pem) == 200
-    assert ask(gate, body=b"x" * (6 * MIB + 1), pem=pem) == 413
+def test_a_time_signed_by_another_key_is_refused(running: Running, alice: Node, mallory: Node):
+    stolen = dict(mallory.headers())["flwr-signature"]
+    assert ask(running, request("pull-messages", alice.headers(flwr_signature=stolen))) == 401
 
 
-def test_a_key_that_sends_without_end_is_stopped(pem: bytes):
-    gate = Gate(reads_everything, admitted=lambda key: True, hourly_bytes=4 * MIB)
-    assert [ask(gate, body=b"x" * 3 * MIB, pem=pem) for _ in range(3)] == [200, 413, 429]
+@pytest.mark.parametrize(
+    "second",
+    [
+        ("flwr-public-key", "x"),
+        ("FLWR-Public-Key", "x"),
+        ("flwr-timestamp", "x"),
+        ("Flwr-Signature", "x"),
+        ("host", "elsewhere"),
+        ("content-type", "application/protobuf"),
+        ("content-length", "0"),
+        ("Content-Length", "1"),
+        ("transfer-encoding", "chunked"),
+        ("user-agent", "one"),
+    ],
+)
+def test_a_header_that_comes_twice_is_refused(running: Running, alice: Node, second: tuple[str, str]):
+    """Attack 8: the gate took the last key, Flower the first."""
+    headers = [*alice.headers(), ("user-agent", "two"), second]
+    assert ask(running, request("send-node-heartbeat", headers)) in (400, 411)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        lambda sent: sent.replace(b"HTTP/1.1", b"HTTP/1.0"),
+        lambda sent: sent.replace(b"HTTP/1.1", b"HTTP/9.9"),
+        lambda sent: sent.replace(b"host: 127.0.0.1\r\n", b""),
+        lambda sent: sent.replace(b"content-length: 0", b"content-length: +0"),
+        lambda sent: sent.replace(b"content-length: 0", b"content-length: 0, 0"),
+        lambda sent: sent.replace(b"content-length: 0", b"content-length: " + b"9" * 40),
+        lambda sent: sent.replace(b"\r\nhost", b"\r\nx: " + b"y" * (17 << 10) + b"\r\nhost"),
+        lambda sent: sent.replace(b"\r\nhost", b"\r\n" + b"".join(b"x%d: y\r\n" % i for i in range(200)) + b"host"),
+        lambda sent: sent + sent,
+        lambda sent: b"\x16\x03\x01 no HTTP at all\r\n\r\n",
+    ],
+)
+def test_what_is_not_one_plain_request_is_refused(running: Running, alice: Node, changed):
+    sent = changed(request("send-node-heartbeat", alice.headers()))
+    with running.connect() as connection:
+        connection.sendall(sent)
+        assert status_of(connection) in (400, 413)
+        assert ended(connection, 5)
+
+
+def test_a_body_in_chunks_is_refused(running: Running, alice: Node):
+    headers = [*alice.headers(), ("transfer-encoding", "chunked")]
+    assert ask(running, request("push-object", headers, length=-1)) == 411
+    assert ask(running, request("push-object", alice.headers(), length=-1)) == 411
+
+
+def test_a_body_that_says_it_is_too_large_gets_413(running: Running, alice: Node):
+    """Attack 5: through the real application, also if the sender goes on sending."""
+    assert ask(running, request("push-object", alice.headers(), length=6 * MIB + 1)) == 413
+    assert ask(running, request("push-object", alice.headers(), b"x" * (7 * MIB))) == 413
+    assert ask(running, request("pull-messages", alice.headers(), b"x" * 5000)) == 413
+
+
+def test_a_body_of_the_largest_size_is_read_and_judged(running: Running, alice: Node):
+    assert ask(running, request("push-object", alice.headers(), b"x" * (6 * MIB))) == 403  # of no answer
+    assert FleetPort.calls["/v1/fleet/push-object"] == 6 * MIB
+
+
+def test_a_request_may_come_byte_by_byte(running: Running, alice: Node):
+    with running.connect() as connection:
+        for byte in heartbeat(running, alice):
+            connection.sendall(bytes([byte]))
+        assert status_of(connection) == 200
+
+
+def test_a_sender_may_wait_for_the_word_to_go_on(running: Running, alice: Node):
+    head, _, body = heartbeat(running, alice).partition(b"\r\n\r\n")
+    with running.connect() as connection:
+        connection.sendall(head + b"\r\nexpect: 100-continue\r\n\r\n")
+        assert connection.recv(4096).startswith(b"HTTP/1.1 100 ")
+        connection.sendall(body)
+        assert status_of(connection) == 200
+
+
+def test_a_key_barred_while_its_body_comes_is_cut_off(running: Running, mallory: Node):
+    running.admitted.add(mallory.digest)
+    running.superlink.register(mallory.pem, "mallory")
+    with running.connect() as sending, running.connect() as idle:
+        idle.sendall(heartbeat(running, mallory))
+        assert status_of(idle) == 200
+        sending.sendall(request("push-object", mallory.headers(), length=5 * MIB))
+        sending.sendall(b"x" * MIB)
+        running.admitted.discard(mallory.digest)
+        assert ended(sending, 5)
+        assert ended(idle, 5)
+    link = running.superlink.link_state()
+    assert link.get_node_id_by_public_key(mallory.pem) is None
+    assert ask(running, request("pull-messages", mallory.headers())) == 401
+
+
+def test_a_slow_sender_is_told_that_it_is_still_heard(running: Running, alice: Node, monkeypatch: pytest.MonkeyPatch):
+    """Flower's client gives up after 30 s in which it reads nothing."""
+    monkeypatch.setattr("mos_server.network.gate._INTERIM_EVERY_S", 0.2)
+    sent = heartbeat(running, alice)
+    with running.connect() as connection:
+        connection.sendall(sent[:-1])
+        assert connection.recv(4096).startswith(b"HTTP/1.1 102 ")
+        connection.sendall(sent[-1:])
+        received = b""
+        while b"HTTP/1.1 200 " not in received:
+            received += connection.recv(4096)
+
+
+def test_a_body_may_come_for_longer_than_its_signature_is_fresh(
+    running: Running, alice: Node, monkeypatch: pytest.MonkeyPatch
+):
+    """On a slow line an object takes longer than the five minutes within which Flower wants it."""
+    sent = heartbeat(running, alice)
+    with running.connect() as connection:
+        connection.sendall(sent[:-1])
+        time.sleep(1)
+        monkeypatch.setattr("flwr.superlink.routers.fleet.node_auth.now", lambda: now() + timedelta(minutes=50))
+        connection.sendall(sent[-1:])
+        assert status_of(connection) == 200
 
 
 def test_the_quota_is_of_an_hour():
-    now = [0.0]
-    quota = Quota(100, lambda: now[0])
+    clock = [0.0]
+    quota = Quota(100, lambda: clock[0])
     quota.count("key", 101)
     assert quota.spent("key")
     assert not quota.spent("another")
-    now[0] = 3601.0
+    clock[0] = 3601.0
     assert not quota.spent("key")
 
 
-class Running:
-    """A SuperLink that listens, in a thread of its own."""
-
-    def __init__(self, state: State, admitted: set[str]) -> None:
-        self.superlink = SuperLink(state, admitted=admitted.__contains__, saw=lambda key: None)
-        self._listening = threading.Event()
-        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()))
-        self._thread.start()
-        assert self._listening.wait(30)
-
-    async def _serve(self) -> None:
-        self._stop, self._loop = asyncio.Event(), asyncio.get_running_loop()
-        await self.superlink.serve(self._stop, self._listening.set)
-
-    def stop(self) -> None:
-        self._loop.call_soon_threadsafe(self._stop.set)
-        self._thread.join(20)
-        assert not self._thread.is_alive()
+def test_slow_bodies_cost_no_memory_and_hold_nobody_up(running: Running, alice: Node):
+    """Six half-sent bodies wait on disk while the seventh connection is answered."""
+    halves = [running.connect() for _ in range(6)]
+    try:
+        for each in halves:
+            each.sendall(request("push-object", alice.headers(), length=5 * MIB) + b"x" * (4 * MIB))
+        began = time.monotonic()
+        assert ask(running, heartbeat(running, alice)) == 200
+        assert time.monotonic() - began < 10
+    finally:
+        for each in halves:
+            each.close()
 
 
-@pytest.fixture(scope="module")
-def state(tmp_path_factory: pytest.TempPathFactory) -> State:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    config = ServerConfig(base="tiny", base_fingerprint="ab" * 32, fleet_port=port)
-    return create_state(tmp_path_factory.mktemp("federation") / "state", config)
+def test_calls_of_many_threads_are_all_answered(running: Running, alice: Node):
+    answers: list[int | None] = []
+
+    def call() -> None:
+        answers.append(ask(running, heartbeat(running, alice)))
+
+    threads = [threading.Thread(target=call) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert answers == [200] * 6
 
 
-@pytest.fixture(scope="module")
-def running(state: State, pem: bytes) -> Iterator[Running]:
-    running = Running(state, {key_digest(pem)})
-    yield running
-    running.stop()
+@pytest.mark.parametrize("call", sorted(FleetPort.calls))
+def test_a_body_that_cannot_be_decoded_costs_its_sender_the_call(
+    running: Running, alice: Node, call: str, caplog: pytest.LogCaptureFixture
+):
+    """Flower decodes most bodies itself: its error is an answer, and no traceback in our log."""
+    assert ask(running, request(call, alice.headers(), b"\x0a\xff\xff\xff\xff\x0f" + b"\x0b" * 500)) in (400, 401)
+    assert not [record for record in caplog.records if record.exc_info]
+    assert ask(running, heartbeat(running, alice)) == 200
 
 
-@pytest.fixture
-def client(state: State) -> Iterator[httpx.Client]:
-    with httpx.Client(verify=ssl.create_default_context(cafile=str(state.pki.authority)), timeout=20) as client:
-        yield client
-
-
-def test_flower_behind_the_gate_answers_fleet_calls_only(running: Running, client: httpx.Client, pem: bytes):
-    address = f"https://127.0.0.1:{running.superlink.public_port}"
-    headers = {"flwr-public-key": base64.b64encode(pem).decode(), "flwr-timestamp": "t", "flwr-signature": "cw=="}
-    headers["content-type"] = "application/protobuf"
-    assert (
-        client.post(f"{address}/v1/fleet/pull-messages", headers=headers).status_code == 401
-    )  # Flower: a bad signature
-    assert client.post(f"{address}/v1/control/list-runs", headers=headers).status_code == 404
-    assert client.get(f"{address}/docs").status_code == 404
-
-
-def test_flowers_control_api_is_closed_on_the_private_port_too(running: Running, client: httpx.Client):
-    address = f"https://{running.superlink.private_address}"
-    headers = {"content-type": "application/protobuf", "accept": "application/protobuf"}
-    assert client.post(f"{address}/v1/control/list-runs", headers=headers).status_code == 401
-    assert client.post(f"{address}/v1/control/start-run", headers=headers).status_code == 401
-    assert client.post(f"{address}/v1/runtime/acquire-task", headers=headers).status_code in (401, 403)
-
-
-def test_a_key_registered_twice_is_one_node(running: Running, pem: bytes):
-    for _ in range(2):
-        running.superlink.register(pem, "alice")
-    link = running.superlink.link_state()
-    assert [node.name for node in link.get_node_info()] == ["alice"]
-    running.superlink.unregister(pem)
-    assert link.get_node_id_by_public_key(pem) is None
-
-
-def test_a_run_is_started_without_any_port_and_its_token_is_ours(running: Running):
-    first, second = running.superlink.start_run(), running.superlink.start_run()
-    assert first.run_id != second.run_id
-    assert first.token != second.token
-    assert first.address == running.superlink.private_address
-
-
-def test_a_port_in_use_is_named(state: State):
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-        with pytest.raises(NetworkError, match=f"port {port} of 127.0.0.1 cannot be opened"):
-            bind_port("127.0.0.1", port)
-
-
-@pytest.mark.parametrize(
-    ("host", "address"),
-    [("127.0.0.1", "127.0.0.1"), ("localhost", "127.0.0.1"), ("fuse.example.org", "0.0.0.0"), ("2001:db8::1", "::")],
-)
-def test_a_loopback_host_is_for_this_machine_alone(host: str, address: str):
-    assert listening_address(host) == address
-
-
-def test_flower_is_silenced_before_it_is_imported(running: Running, state: State):
-
-    assert os.environ["FLWR_TELEMETRY_ENABLED"] == "0"
-    assert Path(state.flower / "superlink.db").is_file()
+def test_the_spool_is_empty_afterwards(running: Running):
+    names = {path.name for path in Path(running.state.flower).iterdir()}
+    assert {name for name in names if not name.startswith("superlink.db")} <= {"apps", "source"}

@@ -47,6 +47,14 @@ def test_a_concept_of_an_earlier_release_is_admitted_under_todays_fingerprint(ba
     assert content_digest(admitted) == content_digest(admit(concept_to_bytes(concept), base))
 
 
+@pytest.mark.parametrize("field", ["class_word", "author", "licence", "trigger", "tool"])
+@pytest.mark.parametrize("character", ["\u202e", "\u2066", "\u200b", "\u2028", "\ufeff", "\u3164", "\ue000"])
+def test_a_text_with_a_character_that_is_not_seen_is_refused_by_its_code_point(tiny, concept, field, character):
+    data = edited(concept_to_bytes(concept), **{field: f"a{character}b"})
+    with pytest.raises(ConceptError, match=rf"metadata field '{field}': character 2 is U\+{ord(character):04X} "):
+        admit(data, tiny)
+
+
 def test_an_old_fingerprint_of_another_base_is_refused_as_such(tiny, sixteen, make_concept):
     old = replace(make_concept(tiny), base_fingerprint=sixteen.legacy_fingerprint)
     with pytest.raises(ConceptError, match=f"{sixteen.legacy_fingerprint[:12]} is a fingerprint by the old rule"):

@@ -80,20 +80,20 @@ def test_it_is_fused_with_the_round_s_settings_and_weights(state, journal, tiny)
 def test_a_candidate_of_other_settings_is_not_current(state, journal, tiny, other):
     folder = fuse_candidate(state, journal, "round-001", tiny, lambda line: None)
     uploads = journal.uploads.admitted("round-001")
-    assert is_current(folder, uploads, FUSION)
-    assert not is_current(folder, uploads, other)
+    assert is_current(folder, uploads, FUSION, "round-001")
+    assert not is_current(folder, uploads, other, "round-001")
 
 
 def test_where_it_was_recorded_makes_no_other_candidate(state, journal, tiny):
     """Nor a weight for a concept that is not in the round."""
     folder = fuse_candidate(state, journal, "round-001", tiny, lambda line: None)
     same = {**FUSION, "weights": {"<alice/cat>": 2.0}, "workers": "auto"}
-    assert is_current(folder, journal.uploads.admitted("round-001"), same)
+    assert is_current(folder, journal.uploads.admitted("round-001"), same, "round-001")
 
 
 def test_a_candidate_of_other_concepts_or_none_is_not_current(state, journal, tiny):
     folder = fuse_candidate(state, journal, "round-001", tiny, lambda line: None)
     alice, bob = journal.uploads.admitted("round-001")
-    assert not is_current(folder, [alice], FUSION)
-    assert not is_current(folder, [alice, replace(bob, digest="ab" * 32)], FUSION)
-    assert not is_current(folder.with_name("nowhere"), [alice, bob], FUSION)
+    assert not is_current(folder, [alice], FUSION, "round-001")
+    assert not is_current(folder, [alice, replace(bob, digest="ab" * 32)], FUSION, "round-001")
+    assert not is_current(folder.with_name("nowhere"), [alice, bob], FUSION, "round-001")

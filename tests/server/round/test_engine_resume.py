@@ -106,9 +106,9 @@ def test_killed_once_the_model_is_signed_it_only_says_so(federation, members, re
         federation.run(*members.values(), wait=2)
     assert federation.status("round-001") == SCORING
     assert federation.state.artefacts.model("round-001").is_dir()
-    signature = (federation.state.artefacts.model("round-001") / "manifest.sig").read_bytes()
+    signature = (federation.state.artefacts.model("round-001") / "model.sig").read_bytes()
     resume()
-    assert (federation.state.artefacts.model("round-001") / "manifest.sig").read_bytes() == signature
+    assert (federation.state.artefacts.model("round-001") / "model.sig").read_bytes() == signature
     assert fusions(federation) == 1
     assert asked(members) == {"alice": ["concept", "scores"], "bob": ["concept", "scores"]}
 

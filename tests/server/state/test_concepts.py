@@ -198,7 +198,7 @@ def test_a_concept_that_cannot_be_fused_is_refused_and_the_round_goes_on(federat
         lines: list[str] = []
         folder = candidate.fuse_candidate(federation.state, journal, federation.round, federation.base, lines.append)
         uploads = journal.uploads.of(federation.round)
-        assert candidate.is_current(folder, journal.uploads.admitted(federation.round), FEW)
+        assert candidate.is_current(folder, journal.uploads.admitted(federation.round), FEW, federation.round)
     assert tokens(folder) == ["<alice/cat>", "<alice/dog>", "<carol/cat>"]
     refused = {upload.token: upload.refused for upload in uploads if upload.refused}
     assert list(refused) == ["<bob/cat>"]

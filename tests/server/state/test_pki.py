@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pytest
 from cryptography import x509
-from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from mos_common.errors import StateError
-from mos_server.state.pki import Pki, alternative_names, create_pki
+from mos_server.state.certificates import alternative_names
+from mos_server.state.pki import Pki, create_pki
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +80,9 @@ def test_private_keys_are_for_their_owner_only(pki: Pki):
 
 def test_what_the_signing_key_signs_the_kit_verifies(pki: Pki):
     public = serialization.load_pem_public_key(pki.signing_key_pem().encode())
-    public.verify(pki.signing_key().sign(b"manifest"), b"manifest")
+    signature = pki.signing_key().sign(b"manifest", ec.ECDSA(hashes.SHA256()))
+    public.verify(signature, b"manifest", ec.ECDSA(hashes.SHA256()))
+    assert public.curve.name == "secp256r1", "what OpenSSF model_signing verifies"
 
 
 def test_a_missing_key_says_what_to_do(tmp_path: Path):

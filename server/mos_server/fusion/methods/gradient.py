@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+import torch
+
 from mos_common.base_model import Base
+from mos_common.bounds import relative_change
 from mos_common.concept import Concept
 from mos_common.edlora import LowRank
 from mos_common.errors import RequestError
@@ -15,7 +19,9 @@ from mos_common.fused_model import NamedConcept, Survival
 from mos_common.layers import Group, Layer
 from mos_common.settings import setting
 from mos_server.fusion.attachments import Inputs, attached_changes
+from mos_server.fusion.influence import kept_without
 from mos_server.fusion.layerwise import changed_layers
+from mos_server.fusion.leaving_out import Influence, check_influence
 from mos_server.fusion.methods.method import Method, Option, Solved
 from mos_server.fusion.moments import Moments
 from mos_server.fusion.normal_equation import NormalEquations
@@ -55,6 +61,11 @@ class GradientSettings(RecordingSettings):
         "energy above which a concept's inputs, or its effect on a layer, count less, so that none drowns the others",
         unit="times the base's on ordinary prompts",
     )
+    least_share: float | None = setting(
+        0.25,
+        "share of its fair part that every concept leaves every other, or it is left out; none: nobody is left out",
+        unit="of what one of n equals leaves",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -67,6 +78,8 @@ class GradientSettings(RecordingSettings):
             raise RequestError(f"towards {self.towards}: expected a share from 0 to 1")
         if not self.cap > 0:
             raise RequestError(f"cap {self.cap}: expected a factor above 0")
+        if self.least_share is not None and not 0 <= self.least_share <= 1:
+            raise RequestError(f"least_share {self.least_share}: expected a share from 0 to 1, or none")
 
 
 def merge(
@@ -82,7 +95,8 @@ def merge(
     UNet. Keys and values read the features of the fused text encoder, which is solved before them.
 
     Raises:
-        UnusableConceptError: a concept's forward pass is not finite.
+        UnusableConceptError: a concept's forward pass is not finite, or it ruins others.
+        UndecidedError: concepts only ruin each other.
 
     """
     solved = Solved(survival={named.token: {} for named in concepts})
@@ -111,7 +125,39 @@ def merge(
         for named in concepts:
             moments = statistics.of(recordings[named.token])
             solved.survival[named.token][group.name.lower()] = _survival(layers, named.concept, moments, changes)
+        if len(concepts) > 1:
+            influence = _influence(equations, concepts, group, recordings, statistics, solved)
+            solved.influence[group.name.lower()] = influence
+            if settings.least_share is not None:
+                check_influence(influence, settings.least_share)
     return solved
+
+
+def _influence(
+    equations: NormalEquations,
+    concepts: Sequence[NamedConcept],
+    group: Group,
+    recordings: Mapping[str | None, Recording],
+    statistics: Statistics,
+    solved: Solved,
+) -> Influence:
+    tokens = [named.token for named in concepts]
+    started = time.monotonic()
+    without, energy = kept_without(
+        equations,
+        lambda i, reads: statistics.mean(recordings[None if i is None else tokens[i]], reads),
+        len(concepts),
+    )
+    kept = torch.tensor([solved.survival[token][group.name.lower()].energy_kept for token in tokens])
+    statistics.progress(f"{group}: influence of each concept computed in {time.monotonic() - started:.1f} s")
+    loudness = torch.tensor([_loudness(equations.layers, named.concept) for named in concepts]).double()
+    return Influence(group, tokens, kept.double(), without, energy, loudness)
+
+
+def _loudness(layers: Sequence[Layer], concept: Concept) -> float:
+    """Return ‖ΔW‖/‖W‖, the root of the mean square over the layers that the concept changes."""
+    changes = [relative_change(layer, concept.pairs[layer.name]) for layer in layers if layer.name in concept.pairs]
+    return math.sqrt(sum(change**2 for change in changes) / len(changes)) if changes else 0.0
 
 
 def _recordings(

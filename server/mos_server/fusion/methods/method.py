@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Generic, Protocol, TypeVar
 from mos_common.base_model import Base
 from mos_common.edlora import LowRank
 from mos_common.fused_model import NamedConcept, Survival
+from mos_server.fusion.leaving_out import Influence
 from mos_server.fusion.statistics import Statistics
 
 
@@ -26,12 +27,13 @@ class Solved:
     """Δ of every layer, and the measurements of the method.
 
     `survival` is what is left of each concept, by token and group of layers. `drift` is the effect
-    on ordinary prompts, by group.
+    on ordinary prompts, by group. `influence` is what each keeps without another, by group.
     """
 
     changes: dict[str, LowRank] = field(default_factory=dict)
     survival: dict[str, dict[str, Survival]] = field(default_factory=dict)
     drift: dict[str, float] = field(default_factory=dict)
+    influence: dict[str, Influence] = field(default_factory=dict)
 
 
 class Option(StrEnum):

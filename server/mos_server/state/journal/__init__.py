@@ -5,14 +5,22 @@ to the disk before it returns, so that a round killed at any point resumes from 
 
     database.py     the database itself: opening, transactions, errors
     tables.py       tables and columns, and their revision
+    audit.py        a line for every change, and for what else is done
+    forgetting.py   erase a person from every table
     participants.py, rounds.py, uploads.py, notes.py     one subject each
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+from mos_server.state.audit import FILE as AUDIT
+from mos_server.state.journal.audit import Audit
 from mos_server.state.journal.database import Database
+from mos_server.state.journal.forgetting import blot_texts, change_settings, delete_person
 from mos_server.state.journal.notes import Notes
 from mos_server.state.journal.participants import Participants
 from mos_server.state.journal.rounds import Rounds
@@ -33,10 +41,55 @@ class Journal:
 
     def __init__(self, file: Path) -> None:
         self._database = Database(file)
+        try:
+            self.audit = Audit(self._database, file.with_name(AUDIT))
+        except BaseException:
+            self._database.close()
+            raise
         self.participants = Participants(self._database)
         self.rounds = Rounds(self._database)
         self.uploads = Uploads(self._database, self.participants)
         self.notes = Notes(self._database)
+
+    @contextmanager
+    def decision(self) -> Iterator[None]:
+        """Run the block as one transaction: what it reads is still true when it has written.
+
+        Raises:
+            StateError: the journal cannot be used.
+
+        """
+        with self._database.writing():
+            yield
+
+    def forget(
+        self,
+        name: str,
+        keys: Collection[str],
+        mentions: Callable[[str], bool],
+        blotted: Callable[[str], str],
+        without_weights: Callable[[Any], Any],
+    ) -> int:
+        """Delete a person's rows, and blot out what `mentions` them in the texts of others.
+
+        Return the number of uploads that were deleted. The audit keeps a line about it.
+        """
+        with self._database.writing() as db:
+            count = delete_person(db, name, keys)
+            blot_texts(db, blotted)
+            change_settings(db, without_weights)
+            self.audit.add("forgotten", person=name, details={"keys": len(keys), "uploads": count})
+            self.audit.forget(name, mentions)
+        return count
+
+    def compact(self) -> None:
+        """Rewrite the file so that nothing that was deleted is left in it.
+
+        Raises:
+            StateError: another process is reading it.
+
+        """
+        self._database.compact()
 
     def close(self) -> None:
         """Release the file."""

@@ -6,8 +6,9 @@ The modules next to it use SQLAlchemy statements that any database takes, one tr
 from __future__ import annotations
 
 import logging
+import sqlite3
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,9 @@ class Database:
     def __init__(self, file: Path) -> None:
         self._file = file
         self._mine = threading.local()
+        # Called inside every transaction of `writing` before its commit, and after it.
+        self.before_commit: Callable[[Connection], None] = lambda connection: None
+        self.after_commit: Callable[[], None] = lambda: None
         self._engine = _engine(file)
         try:
             with self._errors():
@@ -62,6 +66,19 @@ class Database:
         if (outer := getattr(self._mine, "connection", None)) is not None:
             yield outer
             return
+        with self.transaction() as connection:
+            yield connection
+            self.before_commit(connection)
+        self.after_commit()
+
+    @contextmanager
+    def transaction(self) -> Iterator[Connection]:
+        """Run the block as `writing` does, without `before_commit` and `after_commit`.
+
+        Raises:
+            StateError: the database cannot be used.
+
+        """
         with (
             self._errors(),
             self._engine.connect().execution_options(**{_WRITES: True}) as connection,
@@ -86,13 +103,33 @@ class Database:
             with self._engine.connect() as connection:
                 return _rows(connection, query)
 
+    def compact(self) -> None:
+        """Rewrite the file without free pages and empty its log: nothing deleted is left in either.
+
+        Raises:
+            StateError: the database cannot be used, or another process is reading it.
+
+        """
+        with self._errors(), self._engine.connect() as connection:
+            driver = connection.connection.driver_connection
+            assert driver is not None
+            try:  # not SQLAlchemy's: it would begin a transaction, in which a file cannot be rewritten
+                driver.execute("VACUUM").close()
+                busy, *_ = driver.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            except sqlite3.Error as error:
+                raise StateError(
+                    f"{self._file} cannot be rewritten ({error}): make room, and run this again"
+                ) from error
+        if busy:
+            raise StateError(f"{self._file} is being read by another command: end that one, and run this one again")
+
     @contextmanager
     def _errors(self) -> Iterator[None]:
         try:
             yield
         except IntegrityError:
             raise  # a statement violated a constraint: the caller knows which
-        except (DBAPIError, PoolTimeoutError, OSError) as error:
+        except (DBAPIError, PoolTimeoutError, sqlite3.Error, OSError) as error:
             reason = error.orig if isinstance(error, DBAPIError) else error
             raise StateError(
                 f"{self._file} cannot be used ({reason}): is the disk full or read-only, or is it another user's? "

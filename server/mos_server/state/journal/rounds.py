@@ -9,12 +9,20 @@ from typing import Any
 from sqlalchemy import Select, func, insert, select, update
 
 from mos_common.errors import RequestError
+from mos_server.state.clock import moment
 from mos_server.state.journal.database import Database
 from mos_server.state.journal.tables import members, participants, rounds
 from mos_server.state.records import ASKED, CANCELLED, PUBLISHED, UNFINISHED, Member, Round, RoundSettings
 
 _ROUNDS = select(
-    rounds.c.id, rounds.c.status, rounds.c.reason, rounds.c.settings.label("values"), rounds.c.asked, rounds.c.ended
+    rounds.c.id,
+    rounds.c.status,
+    rounds.c.reason,
+    rounds.c.settings.label("values"),
+    rounds.c.asked,
+    rounds.c.ended,
+    rounds.c.manifest,
+    rounds.c.clock,
 )
 
 
@@ -38,7 +46,8 @@ class Rounds:
                 )
             count = db.execute(select(func.count()).select_from(rounds)).scalar_one()
             name = f"round-{count + 1:03d}"
-            db.execute(insert(rounds).values(id=name, status=ASKED, settings=asdict(settings), asked=time.time()))
+            values = {"id": name, "status": ASKED, "settings": asdict(settings)}
+            db.execute(insert(rounds).values(**values, asked=time.time(), clock=moment()))
         return self.get(name)
 
     def get(self, name: str) -> Round:
@@ -74,6 +83,13 @@ class Rounds:
                 .where(rounds.c.id == name, rounds.c.status.in_(UNFINISHED))
                 .values(status=status, reason=reason, ended=ended)
             )
+
+    def publish(self, name: str, manifest: str) -> None:
+        """Publish a round: from now on its model is the one whose manifest has this SHA-256."""
+        with self._database.writing() as db:
+            self.advance(name, PUBLISHED)
+            is_it = (rounds.c.id == name) & (rounds.c.status == PUBLISHED)
+            db.execute(update(rounds).where(is_it).values(manifest=manifest))
 
     def cancel(self) -> Round:
         """Cancel the unfinished round, and return it. What was uploaded is kept.

@@ -19,7 +19,7 @@ from sqlalchemy import (
     and_,
 )
 
-REVISION = "0002"
+REVISION = "0008"
 """The newest file in `migrations/versions`, whose tables this code reads and writes."""
 
 metadata = MetaData()
@@ -43,6 +43,7 @@ participants = Table(
     Column("admitted", Double, nullable=False),
     Column("revoked", Double),
     Column("seen", Double),
+    Column("release", Text),
 )
 
 rounds = Table(
@@ -54,6 +55,8 @@ rounds = Table(
     Column("settings", JSON, nullable=False),
     Column("asked", Double, nullable=False),
     Column("ended", Double),
+    Column("manifest", Text),
+    Column("clock", JSON(none_as_null=True)),
 )
 
 members = Table(
@@ -79,6 +82,7 @@ uploads = Table(
     Column("received", Double, nullable=False),
     Column("refused", Text),
     Column("identity", JSON(none_as_null=True)),
+    Column("own", Integer, nullable=False, server_default="0"),
 )
 
 _IS_FUSED = and_(uploads.c.refused.is_(None), uploads.c.round.is_not(None))
@@ -101,3 +105,38 @@ notes = Table(
     Column("text", Text, nullable=False),
 )
 Index("notes_of_a_round", notes.c.round, notes.c.id)
+
+# The audit (`audit.py`). A line of it names people only by seals, which `audit_seals` resolves.
+audit = Table(
+    "audit",
+    metadata,
+    Column("sequence", Integer, primary_key=True),
+    Column("line", Text, nullable=False),
+    Column("hash", Text, nullable=False),
+    Column("in_file", Integer, nullable=False, server_default="0"),
+)
+
+audit_seals = Table(
+    "audit_seals",
+    metadata,
+    Column("seal", Text, primary_key=True),
+    Column("person", Text, nullable=False),
+    Column("value", Text, nullable=False),
+    Column("salt", LargeBinary, nullable=False),
+)
+Index("seals_of_a_person", audit_seals.c.person, audit_seals.c.value)
+
+# Filled by the triggers in `audit_triggers.py`, emptied before each commit.
+audit_events = Table(
+    "audit_events",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("what", Text, nullable=False),
+    Column("round", Text),
+    Column("person", Text),
+    Column("key", Text),
+    Column("concept", Text),
+    Column("digest", Text),
+    Column("text", Text),
+    Column("bytes", Integer),
+)

@@ -45,6 +45,7 @@ class Uploads:
                         bytes=upload.bytes,
                         received=upload.received,
                         refused=upload.refused,
+                        own=upload.own,
                     )
                 ).inserted_primary_key
             except IntegrityError as error:
@@ -66,6 +67,10 @@ class Uploads:
     def kept(self) -> list[Upload]:
         """Return every kept concept, with or without a round."""
         return self._where(_IS_KEPT)
+
+    def everything(self) -> list[Upload]:
+        """Return every upload of every round, refused or not."""
+        return self._where(uploads.c.id.is_not(None))
 
     def refuse(self, upload: int, reason: str) -> None:
         """Take an admitted upload out of its round because it cannot be fused."""
@@ -117,14 +122,23 @@ class Uploads:
             db.execute(update(uploads).where(uploads.c.id.in_(numbers)).values(refused=_WITHDRAWN))
         return matches
 
-    def was_withdrawn(self, key: str, digest: str) -> bool:
-        """Return whether this participant's concept with these contents was withdrawn before."""
-        is_it = (uploads.c.key == key) & (uploads.c.digest == digest) & (uploads.c.refused == _WITHDRAWN)
+    def was_withdrawn(self, participant: str, digest: str) -> bool:
+        """Return whether this name's concept with these contents was withdrawn before.
+
+        Any key may have sent it: concepts belong to names.
+        """
+        is_it = (
+            (uploads.c.participant == participant) & (uploads.c.digest == digest) & (uploads.c.refused == _WITHDRAWN)
+        )
         return bool(self._where(is_it))
 
     def is_kept(self, digest: str) -> bool:
         """Return whether any kept concept has these contents."""
         return bool(self._where((uploads.c.digest == digest) & _IS_KEPT))
+
+    def may_be_erased(self, digest: str) -> bool:
+        """Return whether nothing is known of a concept but, if at all, that it was withdrawn."""
+        return all(upload.refused == _WITHDRAWN for upload in self._where(uploads.c.digest == digest))
 
     def _where(self, condition: ColumnElement[bool]) -> list[Upload]:
         query = select(uploads).where(condition).order_by(uploads.c.id)
@@ -133,4 +147,4 @@ class Uploads:
 
 def _upload(row: RowMapping) -> Upload:
     identity = row["identity"]
-    return Upload(**{**row, "identity": None if identity is None else Identity(**identity)})
+    return Upload(**{**row, "own": bool(row["own"]), "identity": None if identity is None else Identity(**identity)})

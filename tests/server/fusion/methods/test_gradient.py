@@ -131,9 +131,8 @@ def test_one_concept_comes_back_unchanged_on_everything_it_reads(tiny, three):
         assert survival.energy_kept > 0.999, group
 
 
-def test_the_rank_is_at_most_the_sum_of_the_ranks(tiny, three):
-    fused = fuse(tiny, three, SETTINGS)
-    assert max(pair.rank for pair in fused.changes.values()) == 1 + 2 + 3
+def test_the_rank_is_at_most_the_sum_of_the_ranks(peaceful):
+    assert max(pair.rank for pair in peaceful.changes.values()) == 1 + 2 + 3
 
 
 @pytest.mark.parametrize(
@@ -172,6 +171,12 @@ def kept_moments(tmp_path_factory):
     return tmp_path_factory.mktemp("moments")
 
 
+@pytest.fixture(scope="module")
+def peaceful(tiny, three):
+    """Three concepts, fused once."""
+    return fuse(tiny, three, SETTINGS)
+
+
 def test_without_guidance_of_its_own_it_is_the_base_s(tiny, three):
     own = fuse(tiny, three[:1], replace(SETTINGS, guidance=None))
     assert_bit_equal(own, fuse(tiny, three[:1], replace(SETTINGS, guidance=tiny.preset.guidance)))
@@ -188,7 +193,7 @@ def test_settings_out_of_range_are_refused(wrong):
 
 
 @pytest.mark.parametrize("what", ["changes", "words"])
-def test_a_huge_concept_does_not_drown_the_others(tiny, three, what):
+def test_a_huge_concept_does_not_drown_the_others(tiny, three, peaceful, what):
     """Changes a thousand times too large, or words that blow activations up.
 
     With the cap, the others keep what they kept without it.
@@ -201,26 +206,24 @@ def test_a_huge_concept_does_not_drown_the_others(tiny, three, what):
         hostile = replace(hostile, words=[1e4 * hostile.words[0]])
     attacked = [*three[:2], NamedConcept("carol", hostile)]
     with_cap, without = (fuse(tiny, attacked, replace(SETTINGS, cap=cap)) for cap in (4.0, 1e30))
-    peaceful = fuse(tiny, three, SETTINGS)
     for token in ("<alice/cat>", "<bob/dog>"):
         assert energy_kept(with_cap, token) > energy_kept(peaceful, token) - 0.1
         if what == "changes":
             assert energy_kept(without, token) < energy_kept(peaceful, token) - 1
 
 
-def test_the_cap_leaves_ordinary_concepts_alone(tiny, three):
-    assert_bit_equal(fuse(tiny, three, SETTINGS), fuse(tiny, three, replace(SETTINGS, cap=GradientSettings.cap)))
+def test_the_cap_leaves_ordinary_concepts_alone(tiny, three, peaceful):
+    assert_bit_equal(peaceful, fuse(tiny, three, replace(SETTINGS, cap=GradientSettings.cap)))
 
 
-def test_drift_is_what_ordinary_prompts_say(tiny, three):
+def test_drift_is_what_ordinary_prompts_say(tiny, peaceful):
     """Energy that fusion adds over energy that the layers write, over stored ordinary rows."""
-    fused = fuse(tiny, three, SETTINGS)
     for group in Group:
         rows = dense_rows(tiny, group, None, SETTINGS, {})
         layers = [layer for layer in tiny.layout.attention if layer.group is group]
-        moved = sum(mean_square(rows[it.name] @ fused.changes[it.name].change(torch.float64).T) for it in layers)
+        moved = sum(mean_square(rows[it.name] @ peaceful.changes[it.name].change(torch.float64).T) for it in layers)
         whole = sum(mean_square(rows[it.name] @ it.module.weight.double().T) for it in layers)
-        assert fused.manifest.drift[group.name.lower()] == pytest.approx(moved / whole, rel=1e-3)
+        assert peaceful.manifest.drift[group.name.lower()] == pytest.approx(moved / whole, rel=1e-3)
 
 
 def test_preserving_more_drifts_less(tiny, three, tmp_path):

@@ -1,0 +1,95 @@
+"""What each concept does to every other, computed from the moments of fusion alone.
+
+The sums of the equation in `solve.py` are additive, so they can be taken without any one concept.
+Without concept j the solution is
+
+    Δ₋ⱼ = [Bi]i≠j · M,   M = [wi si Ai (Gi + c R₋ⱼ)]i≠j (S₋ⱼ + R₋ⱼ)⁻¹,   S₋ⱼ = S - wj (Gj + μ G0)
+
+and concept i keeps with it, over the layers of a group that it changes, the share
+
+    1 - Σ ‖Xi (Δ₋ⱼ - ΔWi)ᵀ‖² / Σ ‖Xi ΔWiᵀ‖²        (each square divided by mi)
+    ‖Xi (Δ - ΔWi)ᵀ‖²/mi = ⟨ΔᵀΔ, Gi⟩ - 2 ⟨BiᵀΔ, si Ai Gi⟩ + ‖Xi ΔWiᵀ‖²/mi
+
+of its energy. ΔᵀΔ serves every i. So a concept costs one factorisation of S₋ⱼ for every distinct
+input and one product of size d_in x d_in for every layer: about one more solve. What is recorded
+stays as it is with j: keys and values read the text encoder that was fused with j in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mos_server.fusion.normal_equation import NormalEquations, Term
+from mos_server.fusion.solve import damped_inverse, stacked_left
+
+AT_ONCE = 8  # solutions that are held at a time, so that memory does not grow with the concepts
+MeanOf = Callable[[int | None, str], Float[Tensor, "d_in d_in"]]
+
+
+def kept_without(
+    equations: NormalEquations, mean_of: MeanOf, count: int
+) -> tuple[Float[Tensor, "count count"], Float[Tensor, " count"]]:
+    """Return the share of its energy that each concept (column) keeps without another (row).
+
+    The second value is the energy of each, Σ ‖Xi ΔWiᵀ‖²/mi. `mean_of(i, reads)` is Gi of one input,
+    and G0 for None. On the diagonal, and where a concept changes no layer, the share is 1.
+    """
+    left_over = torch.zeros(count, count, dtype=torch.float64)
+    energy = torch.zeros(count, dtype=torch.float64)
+    for terms in equations.terms.values():
+        for term in terms:
+            own = _energy(term)
+            energy[term.concept] += own
+            left_over[:, term.concept] += own
+    for reads in equations.S:
+        for first in range(0, count, AT_ONCE):
+            block = range(first, min(first + AT_ONCE, count))
+            left_over[first : block.stop] += _of_input(equations, reads, block, mean_of, count)
+    return torch.where(energy > 0, 1 - left_over / energy, 1.0).fill_diagonal_(1.0), energy
+
+
+def _of_input(
+    equations: NormalEquations, reads: str, block: range, mean_of: MeanOf, count: int
+) -> Float[Tensor, "block count"]:
+    """Return ⟨ΔᵀΔ, Gi⟩ - 2 ⟨BiᵀΔ, si Ai Gi⟩, summed over the layers of one input.
+
+    Rows are the concepts of the block, which are left out one by one; columns are i.
+    """
+    S = equations.S[reads]
+    layers = {layer.name: equations.terms[layer.name] for layer in equations.layers if layer.reads == reads}
+    members = {name: {term.concept for term in terms} for name, terms in layers.items()}
+    squares = {name: S.new_zeros(len(block), *S.shape) for name in layers}
+    left_over, G0 = S.new_zeros(len(block), count), mean_of(None, reads)
+    means = {j: mean_of(j, reads) for j in block}  # read once, they are files
+    for row, j in enumerate(block):
+        S_without = S - equations.weights[reads][j] * (means[j] + equations.preserve * G0)
+        inverse = damped_inverse(S_without, equations.ridge, equations.ridge_kind)
+        for name, all_terms in layers.items():
+            terms = [term for term in all_terms if term.concept != j]
+            if not terms:
+                continue
+            M, B = inverse(equations.right(terms, S_without)), stacked_left([term.pair for term in terms])
+            BtD = (B.T @ B) @ M
+            squares[name][row] = M.T @ BtD
+            for term, mine in zip(terms, torch.split(BtD, [term.pair.rank for term in terms]), strict=True):
+                left_over[row, term.concept] -= 2 * (mine * term.right).sum() / term.weight
+    changed = [tuple(name for name in layers if i in members[name]) for i in range(count)]
+    for names in dict.fromkeys(filter(None, changed)):  # most concepts change the same layers
+        whole = S.new_zeros(len(block), S.numel())
+        for name in names:
+            whole += squares[name].flatten(1)
+        for i in (i for i in range(count) if changed[i] == names):
+            G = means[i] if i in means else mean_of(i, reads)
+            left_over[:, i] += whole @ G.flatten()
+    return left_over
+
+
+def _energy(term: Term) -> float:
+    """Return ‖Xi ΔWiᵀ‖²/mi of one layer, as ⟨BᵀB, A G Aᵀ⟩."""
+    B = term.pair.B.double()
+    AG = term.right / term.weight
+    return float(((B.T @ B) * (term.pair.scale * AG @ term.pair.A.double().T)).sum().clamp(min=0))

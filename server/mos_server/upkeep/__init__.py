@@ -1,0 +1,1 @@
+"""What an operator clears away: what nobody needs any more, and what one person brought."""
