@@ -18,6 +18,11 @@ def base_folder() -> Path:
     return _HERE / "base"
 
 
+def adapter_folders() -> dict[str, Path]:
+    """Return the folders of the adapters for spatial control, by name."""
+    return {name: _HERE / "adapters" / name for name in ("sketch", "keypoints")}
+
+
 def demo_concepts() -> Path:
     """Return the folder of the demonstration concepts: one folder of captioned pictures each."""
     return _HERE / "concepts"

@@ -52,6 +52,16 @@ class Subject:
 
 
 @dataclass(frozen=True)
+class Placement:
+    """Where a sprite was drawn: its top left corner, its side in pixels, whether mirrored."""
+
+    left: int
+    top: int
+    side: int
+    mirrored: bool
+
+
+@dataclass(frozen=True)
 class World:
     """The art for training, ready to be composed."""
 
@@ -174,14 +184,16 @@ def _noun(label: Label, random: Random) -> str:
     return random.choice(["woman", "woman", "person"] if long else ["man", "man", "person"])
 
 
-def place(canvas: np.ndarray, subject: Subject, left: float, slot: float, random: Random) -> None:
+def place(canvas: np.ndarray, subject: Subject, left: float, slot: float, random: Random) -> Placement:
     """Draw a subject into the slot from `left`, in place, with random size and position."""
     most = int(min(SIDE, slot * 1.05))
     side = random.randint(int(most * 0.82), most)
-    sprite = mirrored(subject.sprite) if random.random() < 0.5 else subject.sprite
+    flipped = random.random() < 0.5
+    sprite = mirrored(subject.sprite) if flipped else subject.sprite
     x = round(left + 0.5 * slot - side / 2 + random.uniform(-0.07, 0.07) * slot)
     y = HEIGHT - side if subject.person else int((HEIGHT - side) * random.uniform(0.3, 0.8))
     paste(canvas, resized(sprite, side), y, x)
+    return Placement(x, y, side, flipped)
 
 
 def picture(world: World, random: Random, width: int) -> tuple[UInt8[np.ndarray, "64 width 3"], str]:

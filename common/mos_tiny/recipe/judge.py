@@ -6,7 +6,7 @@ BASE is a diffusers folder, by default the embedded one. Each question gets the 
 drawings, a floor (the same prompts with an untrained word in place of the subject), a ceiling
 (real pictures of the prompts through the autoencoder), and the wanted share. The command also
 measures the Fréchet distance of drawings from composed pictures in the scorer's features. It
-writes OUT/judge.json, and OUT/judge.png with the first drawings of each question.
+writes OUT/judge.json, and OUT/judge.webp with the first drawings of each question.
 """
 
 from __future__ import annotations
@@ -226,8 +226,8 @@ def judge(
         "faceless_taken_for_faces": measured.witnesses.faceless_taken_for_faces,
     }
     write_atomically(out / "judge.json", (json.dumps(report, indent=2) + "\n").encode())
-    save_sheet(measured.blocks, out / "judge.png")
-    say(f"{seconds:.0f} s; {out / 'judge.json'}, {out / 'judge.png'}")
+    save_sheet(measured.blocks, out / "judge.webp")
+    say(f"{seconds:.0f} s; {out / 'judge.json'}, {out / 'judge.webp'}")
 
 
 if __name__ == "__main__":

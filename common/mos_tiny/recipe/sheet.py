@@ -78,7 +78,7 @@ def save_sheet(rows: list[np.ndarray], file: Path) -> None:
     """Write blocks of equal width below each other, enlarged by nearest neighbour."""
     file.parent.mkdir(parents=True, exist_ok=True)
     whole = Image.fromarray(np.concatenate(rows))
-    whole.resize((whole.width * ENLARGED, whole.height * ENLARGED), Image.Resampling.NEAREST).save(file)
+    whole.resize((whole.width * ENLARGED, whole.height * ENLARGED), Image.Resampling.NEAREST).save(file, lossless=True)
 
 
 def draw_sheet(base_folder: Path, file: Path) -> None:
