@@ -1,4 +1,4 @@
-"""What both sides share. To draw from Python: `from mos_common import load_base, draw, read_fused`.
+"""What both sides share. To draw from Python: `from mos_common import MixOfShow`.
 
 The names below are imported when they are first asked for, so `import mos_common` loads neither
 torch nor diffusers.
@@ -16,16 +16,36 @@ if TYPE_CHECKING:
     from mos_common.edlora import attached
     from mos_common.fused_model import read_fused
     from mos_common.pictures import save_picture
+    from mos_common.pipeline.mix_of_show import MixOfShow
+    from mos_common.region_texts import mask_of
     from mos_common.regions import Region
+    from mos_common.shapes import Box, Mask
 
-__all__ = ["Drawing", "Region", "attached", "draw", "load_base", "read_concept", "read_fused", "save_picture"]
+__all__ = [
+    "Box",
+    "Drawing",
+    "Mask",
+    "MixOfShow",
+    "Region",
+    "attached",
+    "draw",
+    "load_base",
+    "mask_of",
+    "read_concept",
+    "read_fused",
+    "save_picture",
+]
 
 _MODULES = {
+    "Box": "shapes",
     "Drawing": "drawing",
+    "Mask": "shapes",
+    "MixOfShow": "pipeline.mix_of_show",
     "Region": "regions",
     "attached": "edlora",
     "draw": "drawing",
     "load_base": "base_model",
+    "mask_of": "region_texts",
     "read_concept": "concept_file",
     "read_fused": "fused_model",
     "save_picture": "pictures",

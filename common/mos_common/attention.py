@@ -8,9 +8,10 @@ the self-attentions, whose processors warn about every name they do not know.)
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
@@ -20,10 +21,12 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from mos_common.base_model import Base
 from mos_common.conditioning import Conditioning
-from mos_common.regions import shares
+from mos_common.regions import RegionShares
 
 if TYPE_CHECKING:
     from diffusers.models.attention_processor import Attention
+
+    from mos_common.control.residuals import Residuals
 
 KeysAndValues = tuple[Tensor, Tensor]  # each (batch, heads, tokens, head width)
 
@@ -46,45 +49,42 @@ class WatchedWords:
         self.maps[place] = share.gather(2, columns).transpose(1, 2)
 
 
-class KeyValueCache:
-    """Keys and values of one conditioning, computed once, at the first step of a drawing.
-
-    They are valid while text and weights stay the same. In training neither does, so tensors that
-    require a gradient are refused.
-    """
-
-    def __init__(self) -> None:
-        self._kept: dict[tuple[int, int], KeysAndValues] = {}
-
-    def find(self, place: int, region: int) -> KeysAndValues | None:
-        """Return the keys and values of a cross-attention and region, or None."""
-        return self._kept.get((place, region))
-
-    def keep(self, place: int, region: int, both: KeysAndValues) -> None:
-        """Keep keys and values until the cache is dropped."""
-        assert not any(each.requires_grad for each in both), (
-            "keys and values that require a gradient must not be cached"
-        )
-        self._kept[place, region] = both
-
-
-@dataclass(frozen=True)
+@dataclass
 class ConditionedUNet:
     """The UNet of a base while it reads one conditioning; created by `conditioned`.
 
-    `watched` and `cache` belong to the caller of `conditioned`; without a cache every pass computes
-    keys and values anew.
+    `watched`, and `residuals`, which pictures add to the UNet, belong to the caller of
+    `conditioned`. With `keep`, keys and values are computed once, at the first pass, and hold while
+    text and weights stay the same. In training neither does. `progress` is the share of the steps
+    that were done before the running pass, and `shares` says which region has which cells: hooks on
+    other layers may ask both. `plain`: in the running pass nothing is watched and no region holds.
     """
 
     base: Base
     conditioning: Conditioning
     watched: WatchedWords | None = None
-    cache: KeyValueCache | None = None
+    keep: bool = False
+    residuals: Residuals | None = None
+    progress: float = 0.0
+    plain: bool = False
+    readers: tuple[LayerwiseCrossAttention, ...] = field(default=(), repr=False)
 
-    def predict(self, noisy: Float[Tensor, "batch c h w"], times: Tensor) -> Float[Tensor, "batch c h w"]:
+    @cached_property
+    def shares(self) -> RegionShares:
+        """The shares of the regions on every feature map."""
+        regions = [text.region for text in self.conditioning.regions]
+        return RegionShares(regions, self.conditioning.size, self.base.device)
+
+    def predict(
+        self, noisy: Float[Tensor, "batch c h w"], times: Tensor, progress: float = 0.0
+    ) -> Float[Tensor, "batch c h w"]:
         """Return the UNet's prediction; XL also reads the pooled prompts and the size."""
         assert self._is_on(), "call predict within the `conditioned` block that made this UNet"
         base, pooled = self.base, self.conditioning.pooled
+        self.progress = progress
+        self.plain = self.watched is None and not self.active()
+        if self.keep:
+            self._keep()
         added = None
         if pooled is not None:
             height, width = (base.pixels_per_latent * int(side) for side in noisy.shape[2:])
@@ -92,23 +92,40 @@ class ConditionedUNet:
             added = {"text_embeds": pooled, "time_ids": size.expand(len(noisy), -1)}
         # The UNet requires a text even though our processors ignore it; a view costs nothing.
         text = self.conditioning.features[:, 0]
-        predicted: Tensor = base.unet(noisy, times, encoder_hidden_states=text, added_cond_kwargs=added).sample
+        more = self.residuals.arguments(self, noisy, times, added) if self.residuals else {}
+        predicted: Tensor = base.unet(noisy, times, encoder_hidden_states=text, added_cond_kwargs=added, **more).sample
         return predicted
 
-    def keys_and_values(self, place: int, region: int = -1) -> KeysAndValues:
-        """Return one cross-attention's keys and values of the prompts (region -1) or a region."""
-        kept = self.cache.find(place, region) if self.cache is not None else None
-        if kept is not None:
-            return kept
+    def keys_and_values(self, place: int) -> KeysAndValues:
+        """Return one cross-attention's keys and values: rows, regions, the regions' negatives."""
         cross, conditioning = self.base.layout.cross_attentions[place], self.conditioning
         k = cross.word_layer
-        features = conditioning.features[:, k] if region < 0 else conditioning.regions[region].features[k][None]
+        features = conditioning.features[:, k]
+        if conditioning.regions:
+            prompts = [text.features[k][None] for text in conditioning.regions]
+            negatives = [text.negative[k][None] for text in conditioning.regions if text.negative is not None]
+            features = torch.cat([features, *prompts, *negatives])
         if cross.module.norm_cross:
             features = cross.module.norm_encoder_hidden_states(features)
-        both = _heads(cross.module, cross.module.to_k(features)), _heads(cross.module, cross.module.to_v(features))
-        if self.cache is not None:
-            self.cache.keep(place, region, both)
-        return both
+        return _heads(cross.module, cross.module.to_k(features)), _heads(cross.module, cross.module.to_v(features))
+
+    def active(self) -> Sequence[int]:
+        """Return the numbers of the regions that hold in the running pass."""
+        return self.shares.active(self.progress) if self.conditioning.regions else ()
+
+    def _keep(self) -> None:
+        """Compute all keys and values that are not kept yet.
+
+        They are tensors of the processors, so a compiled block reads them as its inputs: looked up
+        by the number of the attention, every block would be compiled for its own number.
+        """
+        for reader in self.readers:
+            if reader.kept is None:
+                both = self.keys_and_values(reader.place)
+                assert not any(each.requires_grad for each in both), (
+                    "keys and values that require a gradient must not be kept"
+                )
+                reader.kept = both
 
     def _is_on(self) -> bool:
         processor = self.base.layout.cross_attentions[0].module.processor
@@ -120,13 +137,19 @@ class LayerwiseCrossAttention:
 
     `place` counts the cross-attentions in execution order.
 
-    In the cells of region i, attention to the prompt is replaced by attention to region i's prompt;
-    where regions overlap, their results are averaged (paper section 3.4, regionally controllable
-    sampling).
+    Regionally controllable sampling (paper, section 3.4) replaces the attention to the prompt by
+    that to a region's prompt where the region is. With si the share of region i in a cell, which is
+    0 or 1 for the paper's boxes, and Q the queries of a prompt's row,
+
+        h = (1 - Σi si) · softmax(Q K^T/√d) V  +  Σi si · softmax(Q Ki^T/√d) Vi
+
+    On an unconditional row K and V are of the picture's negative prompt, and Ki and Vi of region
+    i's own; a region without one has the picture's. Guidance then acts on the two rows as always.
     """
 
     def __init__(self, place: int, unet: ConditionedUNet) -> None:
         self.place, self.unet = place, unet
+        self.kept: KeysAndValues | None = None
 
     def __call__(
         self,
@@ -144,27 +167,46 @@ class LayerwiseCrossAttention:
         return out
 
     def _attended(self, query: Tensor) -> Tensor:
-        conditioning, watched = self.unet.conditioning, self.unet.watched
-        key, value = self.unet.keys_and_values(self.place)
-        if watched is not None:
-            watched.look(self.place, query, key)
-        attended = scaled_dot_product_attention(query, key, value)
-        if not conditioning.regions:
-            return attended
-        height, width = feature_map_size(query.shape[2], conditioning.aspect)
-        share = shares([text.region for text in conditioning.regions], height, width).to(query)
-        first = conditioning.unconditional_rows
-        regional_query = query[first:]
-        outside = (share.sum(dim=0) == 0).to(query)[:, None]
-        regional = attended[first:] * outside
-        for i in range(len(conditioning.regions)):
-            key, value = self.unet.keys_and_values(self.place, i)
-            rows = regional_query.shape[0]
-            in_region = scaled_dot_product_attention(
-                regional_query, key.expand(rows, -1, -1, -1), value.expand(rows, -1, -1, -1)
-            )
-            regional = regional + in_region * share[i][:, None]
-        return torch.cat([attended[:first], regional])
+        kept, count = self.kept, len(query)
+        if kept is not None and self.unet.plain:  # what a compiled block is compiled for
+            return scaled_dot_product_attention(query, kept[0][:count], kept[1][:count])
+        attended: Tensor = self._attended_otherwise(query)
+        return attended
+
+    @torch.compiler.disable
+    def _attended_otherwise(self, query: Tensor) -> Tensor:
+        """Attend where words are watched, regions hold, or nothing is kept."""
+        unet = self.unet
+        key, value = self.kept or unet.keys_and_values(self.place)
+        if unet.watched is not None:
+            unet.watched.look(self.place, query, key[: len(query)])
+        active = unet.active()
+        if not active:
+            return scaled_dot_product_attention(query, key[: len(query)], value[: len(query)])
+        return self._in_regions(query, key, value, active)
+
+    def _in_regions(self, query: Tensor, key: Tensor, value: Tensor, active: Sequence[int]) -> Tensor:
+        """Attend to all texts in one call, and sum by the equation above."""
+        conditioning, count = self.unet.conditioning, len(query)
+        first, own = conditioning.unconditional_rows, conditioning.own_negatives
+        share = self.unet.shares.at(self.unet.progress, query.shape[2]).to(query.dtype)
+        # Each text that replaces another: its number, on which rows, and its share of each cell.
+        placed = [(count + i, slice(first, count), s) for i, s in zip(active, share, strict=True)]
+        after = count + len(conditioning.regions)
+        placed += [(after + own.index(i), slice(0, first), s) for i, s in zip(active, share, strict=True) if i in own]
+        queries = [query, *(query[rows] for _, rows, _ in placed)]
+        texts = [*range(count), *(text for text, rows, _ in placed for _ in range(rows.start, rows.stop))]
+        if texts != list(range(len(key))):
+            key, value = key[texts], value[texts]
+        attended = scaled_dot_product_attention(torch.cat(queries), key, value)
+        whole, *parts = torch.split(attended, [len(rows) for rows in queries])
+        rest = torch.ones(count, query.shape[2], dtype=query.dtype, device=query.device)
+        for _, rows, s in placed:
+            rest[rows] -= s
+        summed: Tensor = whole * rest[:, None, :, None]
+        for part, (_, rows, s) in zip(parts, placed, strict=True):
+            summed[rows] += part * s[:, None]
+        return summed
 
 
 @contextmanager
@@ -173,29 +215,26 @@ def conditioned(
     conditioning: Conditioning,
     *,
     watched: WatchedWords | None = None,
-    cache: KeyValueCache | None = None,
+    keep: bool = False,
+    residuals: Residuals | None = None,
 ) -> Iterator[ConditionedUNet]:
     """Make the UNet's cross-attentions read `conditioning`; restore their processors afterwards.
 
-    In training the backward pass belongs inside too: gradient checkpointing runs the processors
-    again on the way back.
+    With `keep`, keys and values are computed once and reused: text and weights must stay the same.
+    In training they do not, and the backward pass belongs inside too: gradient checkpointing runs
+    the processors again on the way back.
     """
-    unet = ConditionedUNet(base, conditioning, watched, cache)
+    unet = ConditionedUNet(base, conditioning, watched, keep, residuals)
     modules = [cross.module for cross in base.layout.cross_attentions]
+    unet.readers = tuple(LayerwiseCrossAttention(place, unet) for place in range(len(modules)))
     before = [module.processor for module in modules]
     try:
-        for place, module in enumerate(modules):
-            module.processor = LayerwiseCrossAttention(place, unet)
+        for module, reader in zip(modules, unet.readers, strict=True):
+            module.processor = reader
         yield unet
     finally:
         for module, processor in zip(modules, before, strict=True):
             module.processor = processor
-
-
-def feature_map_size(cells: int, aspect: float) -> tuple[int, int]:
-    """Return (height, width) of a feature map, given its number of cells and rough width/height."""
-    best = min((h for h in range(1, cells + 1) if cells % h == 0), key=lambda h: abs(cells / h / h - aspect) / aspect)
-    return best, cells // best
 
 
 def _heads(attn: Attention, rows: Tensor) -> Tensor:

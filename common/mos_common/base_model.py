@@ -46,6 +46,7 @@ class Base:
     `force_zeros_for_empty_prompt`: without a negative prompt, guidance moves away from zeros, as XL
     asks, and not from the encoded empty text. It is no part of the fingerprint: concepts are tuned
     without guidance, so they fit either way, and what is drawn or recorded is keyed by it.
+    `runs_on` is where its modules compute, if they rest elsewhere (`pipeline/offload.py`).
     """
 
     name: str
@@ -60,6 +61,7 @@ class Base:
     legacy_fingerprint: str = ""
     rounded: bool = False
     force_zeros_for_empty_prompt: bool = False
+    runs_on: torch.device | None = None
 
     @cached_property
     def layout(self) -> Layout:
@@ -104,8 +106,8 @@ class Base:
 
     @property
     def device(self) -> torch.device:
-        """The device of the UNet."""
-        return _device_of(self.unet)
+        """The device that the UNet computes on."""
+        return self.runs_on or _device_of(self.unet)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -134,9 +136,9 @@ class Base:
 
     @property
     def size_unit(self) -> int:
-        """The number of pixels that heights and widths must be multiples of.
+        """The number of pixels of which heights and widths are multiples if every level divides.
 
-        The UNet halves latents at every level but the last.
+        The UNet halves latents at every level but the last, and rounds odd sizes up.
         """
         return self.pixels_per_latent * int(2 ** (len(self.unet.config.block_out_channels) - 1))
 

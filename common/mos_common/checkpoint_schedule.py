@@ -14,6 +14,7 @@ are common, so one of them must say it. Two that disagree are an error.
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,17 @@ import torch
 
 from mos_common.checkpoint_kinds import Kind
 from mos_common.errors import BaseModelError
+from mos_common.libraries import first_line, quiet_libraries
 from mos_common.safe_reading import Weights
+from mos_common.samplers import scheduler_class
+from mos_common.text_files import read_text_file
 
 EPSILON, V = "epsilon", "v_prediction"
 PREDICTIONS = {"epsilon": EPSILON, "eps": EPSILON, "v": V, "v_prediction": V, "v-prediction": V}
 ARCHITECTURES = {"stable-diffusion-v2-512": EPSILON, "stable-diffusion-v2-768-v": V}
 XL_SCALINGS = {"EpsScaling": EPSILON, "VScaling": V}
+# Authors' configurations have 2 to 5 kB and 20 brackets; PyYAML takes the square of their number.
+MOST_YAML_BYTES, MOST_BRACKETS = 16 << 10, 200
 NO_SIGNAL = 1e-4  # of ᾱ; without zero terminal SNR Stable Diffusion ends at 4.7e-3
 ALIKE = 1e-2  # of ᾱ, relative: files in half precision have three digits
 
@@ -62,12 +68,19 @@ def has_zero_terminal_snr(path: Path, weights: Weights, folder: Path) -> bool:
     """Return whether the checkpoint's noise ends at zero signal, by `ztsnr` or its own schedule.
 
     Raises:
-        BaseModelError: the file holds another noise schedule than its configurations.
+        BaseModelError: the file holds another noise schedule than its configurations, or none that
+            can be read.
 
     """
     if "alphas_cumprod" not in weights.shapes:
         return "ztsnr" in weights.shapes
-    alphas, expected = weights.read("alphas_cumprod").double(), _alphas(folder)
+    alphas, expected = weights.read("alphas_cumprod"), _alphas(folder)
+    if alphas.ndim != 1 or not len(alphas) or alphas.is_complex():
+        raise BaseModelError(
+            f"{path} has alphas_cumprod of {str(alphas.dtype).removeprefix('torch.')} {tuple(alphas.shape)}: expected "
+            "the numbers of a noise schedule in a row. Download it again"
+        )
+    alphas = alphas.double()
     if alphas[-1] < NO_SIGNAL:
         return True
     if expected is not None and (
@@ -84,13 +97,18 @@ def check_latent_scale(path: Path, weights: Weights, folder: Path) -> None:
     """Check the factor between latents and the VAE's numbers, if the file holds it.
 
     Raises:
-        BaseModelError: it is not that of the configurations.
+        BaseModelError: it is not that of the configurations, or no number.
 
     """
     if "scale_factor" not in weights.shapes:
         return
-    found = float(weights.read("scale_factor"))
-    expected = float(_json(folder / "vae" / "config.json").get("scaling_factor", 0.18215))
+    factor, file = weights.read("scale_factor"), folder / "vae" / "config.json"
+    expected = _json(file).get("scaling_factor", 0.18215)
+    if factor.numel() != 1 or factor.is_complex():
+        raise BaseModelError(f"{path} has a scale_factor of {factor.numel()} numbers: expected one. Download it again")
+    if not isinstance(expected, int | float) or not math.isfinite(expected):
+        raise BaseModelError(f"{file} has the scaling_factor {str(expected)[:60]!r}: expected a number")
+    found = float(factor)
     if abs(found - expected) > ALIKE * expected:
         raise BaseModelError(
             f"{path} scales latents by {found:g}, its configurations by {expected:g}: "
@@ -123,13 +141,19 @@ def _of_yaml(file: Path, kind: Kind) -> str:
     import yaml
 
     try:
-        params = yaml.safe_load(file.read_text(encoding="utf-8-sig"))["model"]["params"]
+        text = read_text_file(file, most=MOST_YAML_BYTES)
+        if text.count("[") + text.count("{") > MOST_BRACKETS:
+            raise ValueError(f"it has more than {MOST_BRACKETS} lists and objects")
+        # A few references to references write out to gigabytes; no authors' configuration has one.
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)):
+            raise ValueError("it has references")
+        params = yaml.safe_load(text)["model"]["params"]
         if kind is Kind.XL and "denoiser_config" in params:
             scaling = str(params["denoiser_config"]["params"]["scaling_config"]["target"]).rpartition(".")[2]
             return XL_SCALINGS.get(scaling, scaling)
         value = str(params.get("parameterization", "eps"))
         return PREDICTIONS.get(value.lower(), value)
-    except (yaml.YAMLError, UnicodeError, KeyError, TypeError, AttributeError, OSError) as error:
+    except (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError, RecursionError, OSError) as error:
         raise BaseModelError(
             f"{file}, beside the checkpoint, is not a configuration of Stable Diffusion (no model.params): "
             "correct or remove it"
@@ -137,18 +161,26 @@ def _of_yaml(file: Path, kind: Kind) -> str:
 
 
 def _alphas(folder: Path) -> torch.Tensor | None:
-    import diffusers
+    """Return the noise schedule of configurations, or None if their scheduler has none.
 
-    name = str(_json(folder / "scheduler" / "scheduler_config.json").get("_class_name"))
-    scheduler = getattr(diffusers, name, None)
-    alphas = getattr(scheduler.from_pretrained(folder / "scheduler"), "alphas_cumprod", None) if scheduler else None
+    Raises:
+        BaseModelError: there is no such scheduler, or it does not take its settings.
+
+    """
+    file = folder / "scheduler" / "scheduler_config.json"
+    scheduler = scheduler_class(str(folder), str(_json(file).get("_class_name")))
+    with quiet_libraries():
+        try:
+            alphas = getattr(scheduler.from_pretrained(folder / "scheduler"), "alphas_cumprod", None)
+        except Exception as error:  # schedulers raise anything at all for settings that are not theirs
+            raise BaseModelError(f"{file} is not the configuration of a scheduler: {first_line(error)}") from error
     return alphas.double() if isinstance(alphas, torch.Tensor) else None
 
 
 def _json(file: Path) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise BaseModelError(f"{file} cannot be read ({type(error).__name__})") from error
     if not isinstance(content, dict):
         raise BaseModelError(f"{file} is not a configuration: it holds a {type(content).__name__}")

@@ -26,6 +26,7 @@ from mos_common.edlora import LowRank
 from mos_common.errors import ConceptError
 from mos_common.files import canonical_json, write_atomically
 from mos_common.names import CONCEPT_NAME
+from mos_common.texts import PRINTABLE, Text
 
 METADATA_KEY = "mos"
 # A rank-4 concept of SD 1.5 is 2.3 MB, of SDXL 15 MB; Flower messages stay below this too.
@@ -37,8 +38,6 @@ MAX_TENSORS = 4096
 DTYPES = {torch.float16: "F16", torch.float32: "F32", torch.bfloat16: "BF16"}
 PAIR = re.compile(r"(?P<layer>(?:unet|text_encoder|text_encoder_2)\.[a-z0-9_.]{1,200})\.lora_(?P<half>[AB])\.weight")
 EMBEDDINGS = re.compile(r"embeddings\.(?P<encoder>[01])")
-PRINTABLE = r"^\P{Cc}*$"  # strangers' text is shown on our terminals: no control characters
-Text = Annotated[str, Field(max_length=500, pattern=PRINTABLE)]
 LayerName = Annotated[str, Field(max_length=220, pattern=r"^[a-z0-9_.]+$")]
 
 
@@ -48,7 +47,7 @@ class Header(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
     format: Literal[1]
     name: Annotated[str, Field(max_length=64, pattern=f"^{CONCEPT_NAME.pattern}$")]
-    class_word: Annotated[str, Field(max_length=64, pattern=PRINTABLE)]
+    class_word: Annotated[str, Field(max_length=64), PRINTABLE]
     base: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     layers: dict[LayerName, tuple[int, float]]
     tool: Text
@@ -125,6 +124,18 @@ def concept_from_bytes(data: bytes) -> Concept:
 def write_concept(concept: Concept, path: Path, dtype: torch.dtype = torch.float16) -> None:
     """Write a concept file, atomically."""
     write_atomically(path, concept_to_bytes(concept, dtype))
+
+
+def bytes_at_most(base: Base) -> int:
+    """Return how many bytes a concept file of `base` has at most, never more than MAX_BYTES.
+
+    It may change every layer, in the widest number format. A rank above a layer's smaller side
+    says nothing more: a file that uses such ranks in every layer has to use a narrower format.
+    """
+    largest = max(dtype.itemsize for dtype in DTYPES)
+    numbers = sum(min(MAX_RANK, each.d_in, each.d_out) * (each.d_in + each.d_out) for each in base.layout.layers)
+    numbers += sum(base.layout.word_layers * MAX_WORDS * table.shape[1] for table in base.token_tables)
+    return min(MAX_BYTES, 8 + MAX_HEADER_BYTES + largest * numbers)
 
 
 def read_concept(path: Path) -> Concept:
@@ -248,4 +259,4 @@ def _check_finite(name: str, tensors: dict[str, Tensor]) -> None:
 
 def _first_problem(error: ValidationError) -> str:
     first = error.errors()[0]
-    return f"metadata field {'.'.join(map(str, first['loc']))!r}: {first['msg']}"
+    return f"metadata field {'.'.join(map(str, first['loc']))!r}: {first['msg'].removeprefix('Value error, ')}"

@@ -4,26 +4,35 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
-from mos_common.attention import KeyValueCache, conditioned
+from mos_common.attention import WatchedWords, conditioned
 from mos_common.base_model import Base
 from mos_common.conditioning import Conditioning, read_prompts
-from mos_common.errors import DrawingError, RequestError
+from mos_common.control.condition import Control, check_controls
+from mos_common.control.residuals import Residuals
+from mos_common.drawing_steps import AfterStep, Finiteness, OnLatents, Step, check_picture
+from mos_common.errors import RequestError
 from mos_common.libraries import quiet_libraries
 from mos_common.progress import CountProgress
 from mos_common.regions import Region
 from mos_common.samplers import sampler_for, stepper
 from mos_common.settings import setting
 from mos_common.words import Vocabulary
+from mos_common.written_prompts import Phase, read_written_prompts
 
 if TYPE_CHECKING:
     from diffusers import SchedulerMixin
+
+    from mos_common.own.attach import OwnChanges, Placed
+
+Seed = int | torch.Generator  # a generator is used from where it stands
 
 
 @dataclass(frozen=True)
@@ -36,6 +45,7 @@ class Drawing:
     width: int | None = setting(None, "width of the picture; by default the base's own", unit="pixels")
     negative: str = setting("", "what not to draw: the unconditional text of guidance")
     scheduler: str | None = setting(None, "a diffusers scheduler that suits the base; by default the base's own")
+    vae_float32: bool = setting(False, "decode in float32 whatever the precision, for a VAE that overflows")
 
     def __post_init__(self) -> None:
         if not 1 <= self.steps <= 1000:
@@ -50,10 +60,10 @@ class Drawing:
         """Return (height, width) in pixels.
 
         Raises:
-            RequestError: they are not multiples of the base's `size_unit`.
+            RequestError: they are not whole cells of the base's latents.
 
         """
-        unit = base.size_unit
+        unit = base.pixels_per_latent
         height, width = (base.picture_size if side is None else side for side in (self.height, self.width))
         if height % unit or width % unit:
             raise RequestError(f"{width} x {height} pixels: this base model draws sizes that are multiples of {unit}")
@@ -63,40 +73,94 @@ class Drawing:
 def draw(
     base: Base,
     prompts: Sequence[str],
-    seeds: Sequence[int],
+    seeds: Sequence[Seed],
     *,
     vocabulary: Vocabulary | None = None,
     regions: Sequence[Region] = (),
     how: Drawing | None = None,
     on_step: CountProgress | None = None,
-) -> Float[Tensor, "pictures 3 height width"]:
+    on_latents: OnLatents | None = None,
+    own: OwnChanges | None = None,
+    controls: Sequence[Control] = (),
+    scheduler: SchedulerMixin | None = None,
+    after_step: AfterStep | None = None,
+    decoded: bool = True,
+) -> Float[Tensor, "pictures channels height width"]:
     """Draw one picture per prompt and seed: in [-1, 1], float32 on the CPU.
 
-    Regions have their own prompts and apply to every picture. The noise is generated on the CPU, so
-    a seed gives the same picture on every device.
+    Prompts may have weights and change on the way (`prompt_grammar`). Regions have their own
+    prompts and apply to every picture. The noise is generated on the CPU, so a seed gives the same
+    picture on every device. `on_latents` is shown each step of a sampler, and changes nothing;
+    `after_step` may. `own` are the concepts' own changes, which act where they are named.
+    `controls` are pictures that every drawing of the batch follows. `scheduler` is a fresh one with
+    its steps set, in place of the one that `how` names. Without `decoded`, the latents are
+    returned.
 
     Raises:
-        RequestError: a prompt names an unknown concept, or a size does not fit the base.
-        DrawingError: the latents or the picture are not finite.
+        RequestError: a prompt names an unknown concept, a size does not fit the base or an adapter,
+            or a control names a region that is not there.
+        DrawingError: the latents of a step or the picture are not finite.
 
     """
+    how, finite = how or Drawing(), Finiteness()
+    height, width = how.sized_for(base)
+    check_controls(controls, regions, height, width)
+    scheduler = scheduler or scheduler_for(base, how)
+
+    def seen(step: Step) -> None:
+        finite.look(step)
+        if on_latents:
+            on_latents(step)
+
     with torch.inference_mode():
-        latents = draw_latents(base, prompts, seeds, vocabulary=vocabulary, regions=regions, how=how, on_step=on_step)
-        _check_finite(latents, "latents", base.dtype)
+        phases = read_written_prompts(
+            base,
+            prompts,
+            vocabulary or {},
+            steps=how.steps,
+            evaluations=len(scheduler.timesteps),
+            guidance=base.preset.guidance if how.guidance is None else how.guidance,
+            negative=how.negative,
+            regions=regions,
+            size=(height // base.pixels_per_latent, width // base.pixels_per_latent),
+        )
+        generators = generators_of(seeds)
+        noise = noise_from(base, generators, height, width)
+        placing = own.placed(prompts, regions, vocabulary or {}, phases, how.steps) if own else nullcontext()
+        with placing as placed:
+            latents = denoise(
+                base,
+                noise,
+                phases,
+                scheduler,
+                how.steps,
+                generators,
+                on_step,
+                seen,
+                own=placed,
+                after_step=after_step,
+                residuals=Residuals(base, controls, (height, width)) if controls else None,
+            )
+        finite.check(base.dtype)
+        return decode(base, latents, how) if decoded else latents
+
+
+def decode(base: Base, latents: Float[Tensor, "n c h w"], how: Drawing) -> Float[Tensor, "n 3 height width"]:
+    """Decode latents into pictures, as `draw` returns them.
+
+    Raises:
+        DrawingError: the pictures are not finite.
+
+    """
+    own = next(base.vae.parameters()).dtype
+    wanted = torch.promote_types(own, torch.float32) if how.vae_float32 else own
+    nn.Module.to(base.vae, dtype=wanted)
+    try:
         pictures = base.decode_latents(latents)
-        _check_finite(pictures, "picture", next(base.vae.parameters()).dtype)
-        return pictures
-
-
-def _check_finite(values: Tensor, what: str, dtype: torch.dtype) -> None:
-    """Refuse NaN and infinity, which image files would show as black."""
-    if torch.isfinite(values).all():
-        return
-    wider = "" if dtype is torch.float32 else f"--dtype float32 (it was drawn in {str(dtype).removeprefix('torch.')}), "
-    raise DrawingError(
-        f"the {what} drawn is not finite, so there is no picture to write: try {wider}a lower --guidance or another "
-        "--set scheduler; if it stays so, the concept's or the model's changes are too large"
-    )
+    finally:
+        nn.Module.to(base.vae, dtype=own)  # widened and narrowed again, every weight has its bits back
+    check_picture(pictures, wanted)
+    return pictures
 
 
 @torch.no_grad()
@@ -110,10 +174,10 @@ def draw_latents(
     how: Drawing | None = None,
     on_step: CountProgress | None = None,
 ) -> Float[Tensor, "pictures c h w"]:
-    """Draw as `draw` does, but return the latents without decoding them.
+    """Draw plain texts and return the latents without decoding them, as fusion records them.
 
-    Every batch that the UNet reads ends with the rows of the prompts; guidance puts the same number
-    of unconditional rows before them.
+    Nothing in the prompts is grammar. Every batch that the UNet reads ends with the rows of the
+    prompts; guidance puts the same number of unconditional rows before them.
 
     Raises:
         RequestError: as for `draw`.
@@ -129,7 +193,7 @@ def draw_latents(
         guidance=base.preset.guidance if how.guidance is None else how.guidance,
         negative=how.negative,
         regions=regions,
-        aspect=width / height,
+        size=(height // base.pixels_per_latent, width // base.pixels_per_latent),
     )
     generators = generators_of(seeds)
     noise = noise_from(base, generators, height, width)
@@ -140,38 +204,63 @@ def draw_latents(
 def denoise(
     base: Base,
     noise: Float[Tensor, "n c h w"],
-    conditioning: Conditioning,
+    conditioning: Conditioning | Sequence[Phase],
     scheduler: SchedulerMixin,
     steps: int,
     generators: Sequence[torch.Generator],
     on_step: CountProgress | None = None,
+    on_latents: OnLatents | None = None,
+    watched: WatchedWords | None = None,
+    own: Placed | None = None,
+    after_step: AfterStep | None = None,
+    residuals: Residuals | None = None,
 ) -> Float[Tensor, "n c h w"]:
     """Turn standard normal noise into the latents of pictures.
 
-    Keys and values of the text are computed in the first step and reused in the others. A sampler
-    that adds noise takes it from `generators`, one for each picture.
+    Keys and values of the text are computed in the first step of a phase and reused in its others.
+    `after_step` may change the latents on the way, and stop.
+    A sampler that adds noise takes it from `generators`, one for each picture. `watched` has the
+    attention of the step that `on_step` tells of. `residuals` are what pictures add to the UNet.
     """
     with quiet_libraries():
         scheduler.set_timesteps(steps, device=base.device)
-    take = stepper(scheduler, generators)
+    take, times = stepper(scheduler, generators), scheduler.timesteps
     latents: Tensor = noise * scheduler.init_noise_sigma
-    guided = conditioning.unconditional_rows > 0
-    with conditioned(base, conditioning, cache=KeyValueCache()) as unet:
-        for step, t in enumerate(scheduler.timesteps):
-            rows = torch.cat([latents, latents]) if guided else latents
-            predicted = unet.predict(scheduler.scale_model_input(rows, t).to(base.dtype), t).to(latents.dtype)
-            if guided:
-                unconditional, conditional = predicted.chunk(2)
-                predicted = unconditional + conditioning.guidance * (conditional - unconditional)
-            latents = take(predicted, t, latents)
-            if on_step:
-                on_step(step + 1, len(scheduler.timesteps))
+    phases = [Phase(0, conditioning)] if isinstance(conditioning, Conditioning) else list(conditioning)
+    ends = [*(phase.begins for phase in phases[1:]), len(times)]
+    watched = own.watched if own else watched
+    for phase, end in zip(phases, ends, strict=True):
+        read = phase.conditioning
+        guided = read.unconditional_rows > 0
+        with conditioned(base, read, watched=watched, keep=True, residuals=residuals) as unet:
+            for number in range(phase.begins, end):
+                t = times[number]
+                rows = torch.cat([latents, latents]) if guided else latents
+                scaled = scheduler.scale_model_input(rows, t)
+                predicted = unet.predict(scaled.to(base.dtype), t, number / len(times)).to(latents.dtype)
+                if guided:
+                    unconditional, conditional = predicted.chunk(2)
+                    predicted = unconditional + read.guidance * (conditional - unconditional)
+                latents, goes_on = take(predicted, t, latents), True
+                if after_step:
+                    latents, goes_on = after_step(number, t, latents)
+                if own:
+                    own.end_step(number + 1, len(times))
+                if on_latents:
+                    seen, kind = scaled[: len(latents)], scheduler.config.prediction_type
+                    on_latents(
+                        Step(number + 1, len(times), latents, seen, predicted, kind, t, scheduler.alphas_cumprod)
+                    )
+                if on_step:
+                    on_step(number + 1, len(times))
+                if not goes_on:
+                    return latents
     return latents
 
 
-def generators_of(seeds: Sequence[int]) -> list[torch.Generator]:
+def generators_of(seeds: Sequence[Seed]) -> list[torch.Generator]:
     """Return one generator per seed, on the CPU: the same numbers for every device and batch."""
-    return [torch.Generator().manual_seed(seed) for seed in seeds]
+    return [seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed) for seed in seeds]
 
 
 def noise_from(base: Base, generators: Sequence[torch.Generator], height: int, width: int) -> Float[Tensor, "n c h w"]:

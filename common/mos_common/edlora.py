@@ -74,8 +74,10 @@ def attached(base: Base, changes: Mapping[str, LowRank]) -> Iterator[None]:
     layers = {name: known[name] for name in changes}
     originals = {name: layer.module.weight for name, layer in layers.items()}
     try:
-        for name, layer in layers.items():
-            layer.module.weight = nn.Parameter(_changed(layer, changes[name]), requires_grad=False)
+        # Ordinary tensors, in inference mode too: a compiled model is compiled for the kind it saw.
+        with torch.inference_mode(False):
+            for name, layer in layers.items():
+                layer.module.weight = nn.Parameter(_changed(layer, changes[name]), requires_grad=False)
         yield
     finally:
         for name, layer in layers.items():

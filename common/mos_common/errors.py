@@ -9,7 +9,8 @@
     ├── NetworkError            7   the other side cannot be reached, or refuses
     ├── TrustError              8   a kit, key, signature or digest is not valid
     ├── StateError              9   a state directory or an output cannot be read or written
-    └── DrawingError           10   the model draws no picture: its numbers are not finite
+    ├── DrawingError           10   the model draws no picture: its numbers are not finite
+    └── ReleaseError           11   the releases of client and server do not fit together
 
 The numbers are the exit codes of every command; 130 is an interruption (Ctrl-C). A message says
 what we got, what we expected, and what to do.
@@ -76,3 +77,9 @@ class DrawingError(MosError):
     """The model draws no picture: its numbers are not finite."""
 
     exit_code = 10
+
+
+class ReleaseError(MosError):
+    """The releases of client and server do not fit together."""
+
+    exit_code = 11

@@ -13,6 +13,9 @@ from pathlib import Path
 
 from mos_common.errors import StateError
 
+DISK_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, errno.EIO)
+"""Errors of a disk that somebody can mend while we wait: full, read-only, of another user."""
+
 
 def canonical_json(value: object) -> bytes:
     """Return canonical JSON: sorted keys, no spaces, UTF-8; NaN and infinity are refused."""
@@ -108,7 +111,7 @@ def replacing_folder(path: Path) -> Iterator[Path]:
 def could_not_write(path: Path, error: OSError) -> StateError:
     """Return the error for an `OSError` while writing `path`: what happened, and what to do."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return StateError(f"{path}: the disk is full; make room and run the command again, nothing written was lost")
+        return StateError(f"{path}: the disk is full; make room, nothing written was lost")
     if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
         return StateError(f"{path}: cannot be written ({error.strerror}); give this user the right to write there")
     return StateError(f"{path}: cannot be written: {error.strerror or error}")

@@ -156,12 +156,12 @@ TOKENIZER = {
     **_each(
         """
         added_tokens_decoder additional_special_tokens bos_token cls_token eos_token
-        extra_special_tokens mask_token model_max_length model_specific_special_tokens pad_token
+        extra_special_tokens mask_token max_len model_max_length model_specific_special_tokens pad_token
         padding_side sep_token split_special_tokens truncation_side unk_token
         """,
         BEHAVIOUR,
     ),
-    **_each("add_prefix_space do_lower_case max_len trim_offsets", UNUSED),
+    **_each("add_prefix_space do_lower_case trim_offsets", UNUSED),
     **_each(
         """
         add_bos_token add_eos_token clean_up_tokenization_spaces errors max_length model_input_names

@@ -5,18 +5,26 @@ adapter.safetensors      <layer>.lora_A.weight (r x d_in), <layer>.lora_B.weight
 embeddings.safetensors   one tensor (cross-attention layers x words x width) per concept, by token
 manifest.json            the base, the concepts, how they were fused, how well each survived, and
                          the digests of the other files
-manifest.sig             the operator's signature of manifest.json
+model.sig, manifest.sig  the operator's signature of all of these, in one of two forms (`signing`)
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+)
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -24,12 +32,18 @@ from torch import Tensor
 from mos_common.base_model import Base
 from mos_common.concept import Concept
 from mos_common.edlora import LowRank
-from mos_common.errors import BaseModelError, ConceptError, FusionError
+from mos_common.errors import BaseModelError, FusionError, TrustError
 from mos_common.fingerprint import is_base, why_not
 from mos_common.identity_scores import Identity
+from mos_common.model_files import MANIFEST, read_manifest
+from mos_common.model_folder import check_model, trust_for, unsigned_remark
+from mos_common.names import TOKEN
+from mos_common.texts import ShownText, visible
 
-ADAPTER, EMBEDDINGS, MANIFEST = "adapter.safetensors", "embeddings.safetensors", "manifest.json"
+log = logging.getLogger(__name__)
+ADAPTER, EMBEDDINGS = "adapter.safetensors", "embeddings.safetensors"
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Token = Annotated[str, Field(pattern=f"^{TOKEN.pattern}$")]
 
 
 @dataclass(frozen=True)
@@ -60,29 +74,37 @@ class Survival(BaseModel):
 class FusedConcept(BaseModel):
     """One concept in the manifest.
 
-    `flagged`: it lost more of its identity than the operator's threshold.
+    `flagged`: it lost more of its identity than the operator's threshold. `own` is the digest of
+    the manifest of its own changes (`own.folder`), which is written only where they are published.
     """
 
     model_config = ConfigDict(extra="forbid")
-    token: str
-    participant: str
-    name: str
-    class_word: str
+    token: Token
+    participant: ShownText
+    name: ShownText
+    class_word: ShownText
     digest: Sha256
-    licence: str
-    author: str
+    licence: ShownText
+    author: ShownText
     weight: float = 1.0
-    survival: dict[str, Survival]
+    survival: dict[ShownText, Survival]
     identity: Identity | None = None
     flagged: bool = False
+    own: Sha256 | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_none(self, dump: SerializerFunctionWrapHandler) -> dict[str, object]:
+        """Leave `own` out where there are none: earlier releases do not know the field."""
+        dumped: dict[str, object] = dump(self)
+        return dumped if self.own else {name: value for name, value in dumped.items() if name != "own"}
 
 
 class Excluded(BaseModel):
-    """A concept that could not be fused."""
+    """A concept that could not be fused, or was left out because it ruins others."""
 
     model_config = ConfigDict(extra="forbid")
-    token: str
-    reason: str
+    token: ShownText
+    reason: ShownText
 
 
 class File(BaseModel):
@@ -97,20 +119,22 @@ class Manifest(BaseModel):
     """The contents of `manifest.json`.
 
     `drift` is by group of layers: the energy of the fused change on ordinary prompts, divided by
-    the energy of the base's output there.
+    the energy of the base's output there. `influence` is by group too. Row j, in the order of
+    `concepts`, is the energy that each keeps without concept j; on the diagonal, with all of them.
     """
 
     model_config = ConfigDict(extra="forbid")
     format: Literal[1] = 1
     base: Sha256
-    base_name: str
-    method: str
+    base_name: ShownText
+    method: ShownText
     settings: dict[str, object]
-    versions: dict[str, str]
+    versions: dict[ShownText, ShownText]
     concepts: list[FusedConcept]
     excluded: list[Excluded] = Field(default_factory=list)
-    drift: dict[str, float] = Field(default_factory=dict)
-    round: str | None = None
+    drift: dict[ShownText, float] = Field(default_factory=dict)
+    influence: dict[ShownText, list[list[float]]] = Field(default_factory=dict)
+    round: ShownText | None = None
     files: dict[str, File] = Field(default_factory=dict)
 
 
@@ -123,30 +147,59 @@ class FusedModel:
     manifest: Manifest
 
 
-def read_fused(folder: Path) -> FusedModel:
-    """Read a fused model's folder.
+def read_fused(folder: Path, *, kit: Path | None = None, candidate: bool = False) -> FusedModel:
+    """Read a fused model's folder, after every check of `mos_common.model_folder`.
 
-    Downloads are verified separately (`mos_common.signing.verify_model`).
+    The signature is checked against `kit`, or the kit of the state folder that the model lies in.
+    A `candidate` bears none: the operator announced the digest of its manifest.
 
     Raises:
         FusionError: the folder is not a fused model, or a file of it is damaged.
+        TrustError: a file was changed, or the operator of the kit did not sign the model.
 
     """
-    for name in (MANIFEST, ADAPTER, EMBEDDINGS):
-        if not (folder / name).is_file():
-            raise FusionError(f"{folder} is not a fused model: {name} is missing")
+    manifest = read_fused_manifest(folder, kit=kit, candidate=candidate)
     try:
-        manifest = Manifest.model_validate_json((folder / MANIFEST).read_bytes())
         tensors, vocabulary = load_file(folder / ADAPTER), load_file(folder / EMBEDDINGS)
-    except (OSError, ValidationError, ConceptError, SafetensorError) as error:
-        raise FusionError(f"{folder} is damaged ({str(error).splitlines()[0]}): download or fuse it again") from error
+    except (OSError, SafetensorError) as error:
+        raise _damaged(folder, str(error).splitlines()[0]) from error
+    if odd := next((token for token in vocabulary if not TOKEN.fullmatch(token)), None):
+        raise _damaged(folder, f"{visible(odd)[:80]!r} is not the name of a concept")
     layers = {name.rpartition(".lora_")[0] for name in tensors}
     try:
         pairs = {layer: (tensors[f"{layer}.lora_A.weight"], tensors[f"{layer}.lora_B.weight"]) for layer in layers}
     except KeyError as error:
-        raise FusionError(f"{folder} is damaged ({error.args[0]} is missing): download or fuse it again") from error
+        raise _damaged(folder, f"{error.args[0]} is missing") from error
     changes = {layer: LowRank(A, B, float(A.shape[0])) for layer, (A, B) in sorted(pairs.items())}
     return FusedModel(changes, vocabulary, manifest)
+
+
+def read_fused_manifest(folder: Path, *, kit: Path | None = None, candidate: bool = False) -> Manifest:
+    """Read the manifest of a fused model's folder, after the checks of `read_fused`.
+
+    Raises:
+        FusionError, TrustError: as `read_fused`.
+
+    """
+    for name in (MANIFEST, ADAPTER, EMBEDDINGS):
+        if not (folder / name).exists():
+            raise FusionError(f"{folder} is not a fused model: {name} is missing")
+    try:
+        data = read_manifest(folder)
+        manifest = Manifest.model_validate_json(data)
+    except ValidationError as error:
+        raise _damaged(folder, str(error).splitlines()[0]) from error
+    for name in (ADAPTER, EMBEDDINGS):
+        if name not in manifest.files:
+            raise TrustError(
+                f"the manifest of {folder} does not list {name}, so nobody vouches for it: fuse or "
+                "download the model again"
+            )
+    trust = None if candidate else trust_for(folder, kit)
+    check_model(folder, data, trust)
+    if trust is None and not candidate:
+        log.info("%s", unsigned_remark(folder))
+    return manifest
 
 
 def fused_tensors(model: FusedModel) -> dict[str, Tensor]:
@@ -171,3 +224,7 @@ def check_base(model: FusedModel, base: Base) -> None:
             f"{base.name} ({base.fingerprint[:12]})"
             f"{why_not(model.manifest.base, base)}: give that base model with --base"
         )
+
+
+def _damaged(folder: Path, reason: str) -> FusionError:
+    return FusionError(f"{folder} is damaged ({reason}): download or fuse it again")

@@ -21,9 +21,11 @@ from mos_common.drawing import Drawing, draw
 from mos_common.edlora import LowRank, attached
 from mos_common.fused_model import FusedModel
 from mos_common.identity_scores import Identity
+from mos_common.prompt_grammar import as_text
+from mos_common.prompt_names import resolve
 from mos_common.prompts import SCORED, about
 from mos_common.scores import ImageScorer, image_alignment
-from mos_common.words import Vocabulary, resolve
+from mos_common.words import Vocabulary
 
 DRAWINGS_PER_CONTEXT = 1
 STEPS = 20
@@ -47,7 +49,7 @@ class IdentityProbe:
         self, subject: str, changes: Mapping[str, LowRank], vocabulary: Vocabulary
     ) -> Float[Tensor, "n 3 h w"]:
         """Draw `subject` once in each scored context."""
-        prompts = [about(context, subject) for context in SCORED] * DRAWINGS_PER_CONTEXT
+        prompts = [about(context, as_text(subject)) for context in SCORED] * DRAWINGS_PER_CONTEXT
         with attached(self.base, changes):
             return draw(self.base, prompts, self.seeds, vocabulary=vocabulary, how=Drawing(steps=self.steps))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -23,4 +24,12 @@ Seed = Annotated[
 ]
 TuningSteps = Annotated[
     int | None, typer.Option("--steps", min=1, help="Optimiser steps.", show_default="the base's preset")
+]
+SignedBy = Annotated[
+    Path | None,
+    typer.Option(
+        "--kit",
+        help="The kit of the federation whose operator must have signed the model.",
+        show_default="that of the state folder which the model lies in",
+    ),
 ]

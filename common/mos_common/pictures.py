@@ -37,7 +37,14 @@ def picture_format(file: Path) -> str:
         raise RequestError(f"--out {file}: a picture is written as {', '.join(FORMATS)}; give one of these") from None
 
 
-def save_image(image: Image.Image, file: Path) -> None:
+def image_bytes(image: Image.Image, kind: str, **told: Any) -> bytes:
+    """Return an image as a file of a format; `told` is what the file says besides, for Pillow."""
+    buffer = io.BytesIO()
+    image.save(buffer, format=kind, **OPTIONS.get(kind, {}), **told)
+    return buffer.getvalue()
+
+
+def save_image(image: Image.Image, file: Path, **told: Any) -> None:
     """Write an image in the format that the file's suffix promises, whole or not at all.
 
     Raises:
@@ -45,9 +52,7 @@ def save_image(image: Image.Image, file: Path) -> None:
         StateError: the file cannot be written.
 
     """
-    kind, buffer = picture_format(file), io.BytesIO()
-    image.save(buffer, format=kind, **OPTIONS.get(kind, {}))
-    write_atomically(file, buffer.getvalue())
+    write_atomically(file, image_bytes(image, picture_format(file), **told))
 
 
 def save_picture(picture: Float[Tensor, "3 height width"], file: Path) -> None:

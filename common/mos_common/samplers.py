@@ -106,11 +106,57 @@ def sampler_for(base: Base, name: str | None, steps: int) -> SchedulerMixin:
                 said = f"scheduler {name} {why}" if why else f"unknown scheduler {name!r} for {base.name}"
                 raise RequestError(f"{said}; known: {', '.join(suited)}")
             chosen = _copied(base, compatible[name])
-        try:
-            chosen.set_timesteps(steps)
-        except Exception as error:  # what a scheduler demands of the number of steps is its own
-            raise RequestError(f"{steps} steps with {type(chosen).__name__}: {first_line(error)}") from error
-    return chosen
+        return _with_steps(chosen, steps)
+
+
+def sampler_like(base: Base, scheduler: SchedulerMixin, steps: int) -> SchedulerMixin:
+    """Return a fresh copy of a scheduler that somebody made, with its own settings, if it suits.
+
+    It clips nothing to [-1, 1], which is for pixels and not for latents.
+
+    Raises:
+        RequestError: it does not suit the base, or cannot take that many steps; the message says
+            why.
+
+    """
+    kind = type(scheduler)
+    with quiet_libraries():
+        why = _why_unusable(kind)
+        if not why and noise_schedule(scheduler) != noise_schedule(base.scheduler):
+            why = f"does not follow the noise schedule of {base.name}: make it by from_config(pipe.scheduler.config)"
+        if not why:
+            settings = {**scheduler.config, "clip_sample": False}
+            why = _why_not_run(chosen := kind.from_config(settings))
+        if why:
+            raise RequestError(f"scheduler {kind.__name__} {why}")
+        return _with_steps(chosen, steps)
+
+
+def scheduler_name(base: Base, scheduler: SchedulerMixin) -> str | None:
+    """Return the name that says all of a scheduler: "" for the base's own; None if none does.
+
+    One made by `from_config` of the base's configuration, and nothing else, is known by its name.
+    """
+    kind, own = type(scheduler), base.scheduler
+    if scheduler is own:
+        return ""
+    if kind not in own.compatibles:
+        return None
+    with quiet_libraries():
+        same = _settings_of(kind.from_config(own.config)) == _settings_of(scheduler)
+    return kind.__name__ if same else None
+
+
+def _settings_of(scheduler: SchedulerMixin) -> dict[str, Any]:
+    return {name: value for name, value in scheduler.config.items() if not name.startswith("_")}
+
+
+def _with_steps(scheduler: SchedulerMixin, steps: int) -> SchedulerMixin:
+    try:
+        scheduler.set_timesteps(steps)
+    except Exception as error:  # what a scheduler demands of the number of steps is its own
+        raise RequestError(f"{steps} steps with {type(scheduler).__name__}: {first_line(error)}") from error
+    return scheduler
 
 
 def stepper(scheduler: SchedulerMixin, generators: Sequence[torch.Generator]) -> Stepper:

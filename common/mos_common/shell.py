@@ -9,7 +9,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib.metadata import version
 from typing import Annotated, Any
 
 import typer
@@ -19,6 +18,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from typer.core import TyperCommand
 
 from mos_common.errors import MosError
+from mos_common.release import RELEASE
 from mos_common.settings import describe_settings
 
 INTERRUPTED = 130
@@ -90,7 +90,7 @@ def lists_settings(kind: Callable[[], type]) -> type[TyperCommand]:
 
 def _show_version(ctx: typer.Context, asked: bool) -> None:
     if asked:
-        say(f"{ctx.find_root().command.name} {version('federated-mix-of-show')}")
+        say(f"{ctx.find_root().command.name} {RELEASE}")
         raise typer.Exit
 
 

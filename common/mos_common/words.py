@@ -9,8 +9,6 @@ text encoders, the embedding of a word is both encoders' side by side.
 
 from __future__ import annotations
 
-import difflib
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -23,13 +21,10 @@ from torch import Tensor
 
 from mos_common.base_model import Base
 from mos_common.errors import RequestError
+from mos_common.prompt_names import own_words, split_at_concepts
 
 if TYPE_CHECKING:
     from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
-
-TAG = re.compile(r"<[^<>\n]+>")
-NAME = re.compile(r"<[\w/:.-]+>")
-OPENING, CLOSING = r"(?:<|‹|«|〈|《|＜|&lt;)", r"(?:>|›|»|〉|》|＞|&gt;)"
 
 Vocabulary = Mapping[str, Float[Tensor, "layers words width"]]
 TextFeatures = Float[Tensor, "prompts layers tokens width"]
@@ -60,7 +55,7 @@ def tokenise(base: Base, prompt: str, vocabulary: Vocabulary) -> TokenIds:
         RequestError: something in <> is no concept, or a concept is beyond the encoder's length.
 
     """
-    return tokenise_parts(base, *_split(base, prompt, vocabulary), vocabulary)
+    return tokenise_parts(base, *split_at_concepts(base, prompt, vocabulary), vocabulary)
 
 
 def tokenise_parts(base: Base, texts: Sequence[str], tokens: Sequence[str], vocabulary: Vocabulary) -> TokenIds:
@@ -73,18 +68,19 @@ def tokenise_parts(base: Base, texts: Sequence[str], tokens: Sequence[str], voca
 
     """
     first, *others = (
-        _padded(base, tokenizer, *_all_ids(tokenizer, texts, tokens, vocabulary)) for tokenizer in base.tokenizers
+        padded_ids(base, tokenizer, *_all_ids(tokenizer, texts, tokens, vocabulary)) for tokenizer in base.tokenizers
     )
     return replace(first, second=others[0]) if others else first
 
 
 def cut_text(base: Base, prompt: str, vocabulary: Vocabulary) -> str:
     """Return the end of a prompt that lies beyond the encoder's length and is not read."""
-    ids, _ = _all_ids(base.tokenizer, *_split(base, prompt, vocabulary), vocabulary)
+    ids, _ = _all_ids(base.tokenizer, *split_at_concepts(base, prompt, vocabulary), vocabulary)
     return str(base.tokenizer.decode(ids[base.text_length - 1 :])).strip()
 
 
-def _padded(base: Base, tokenizer: CLIPTokenizer, ids: list[int], words: list[tuple[int, str, int]]) -> TokenIds:
+def padded_ids(base: Base, tokenizer: CLIPTokenizer, ids: list[int], words: list[tuple[int, str, int]]) -> TokenIds:
+    """Return the ids of a start token and a text, cut or padded to the encoder's length."""
     longest = base.text_length - 1
     if words and words[-1][0] >= longest:
         raise RequestError(
@@ -104,72 +100,11 @@ def _all_ids(
     ids: list[int] = [tokenizer.bos_token_id]
     words: list[tuple[int, str, int]] = []
     for text, token in zip_longest(texts, tokens):
-        ids += _plain_ids(tokenizer, text)
+        ids += plain_ids(tokenizer, text)
         for word in range(vocabulary[token].shape[1] if token else 0):
             words.append((len(ids), token, word))
             ids.append(tokenizer.bos_token_id)  # any id: its embedding is replaced
     return ids, words
-
-
-def _split(base: Base, prompt: str, vocabulary: Vocabulary) -> tuple[list[str], list[str]]:
-    """Return the texts between the concepts that a prompt names, and these as vocabulary tokens."""
-    texts, tokens, position = list[str](), list[str](), 0
-    for match in TAG.finditer(prompt):
-        if match[0] in vocabulary or not _is_text(base, match[0], vocabulary):
-            tokens.append(resolve(match[0], vocabulary))
-            texts.append(prompt[position : match.start()])
-            position = match.end()
-    if vocabulary:
-        _refuse_broken_tags(TAG.sub(" ", prompt), vocabulary)
-    return [*texts, prompt[position:]], tokens
-
-
-def _is_text(base: Base, tag: str, vocabulary: Vocabulary) -> bool:
-    """Return whether a tag names no concept: it was taught to the base, or is like `a < b > c`."""
-    if tag in _own_words(base.tokenizer):
-        return True
-    return not NAME.fullmatch(tag) and _nearest(tag, sorted(vocabulary)) is None
-
-
-def _refuse_broken_tags(text: str, vocabulary: Vocabulary) -> None:
-    """Refuse a concept's name in half a tag or in other brackets: `<cat on a chair`, `‹cat›`."""
-    for token in vocabulary:
-        names = "|".join({re.escape(token[1:-1]), re.escape(token[1:-1].rpartition("/")[2])})
-        name = rf"\s*(?:{names})(?![\w/-])\s*"
-        broken = re.search(rf"(?:{OPENING}{name}(?:{CLOSING})?|(?<![\w/-]){name}{CLOSING})", text, re.IGNORECASE)
-        if broken:
-            raise RequestError(f"{broken[0].strip()!r} is no concept: did you mean {token}?")
-
-
-def resolve(token: str, vocabulary: Vocabulary) -> str:
-    """Return the vocabulary's own token for one in a prompt.
-
-    `<alice/cat>` always works, `<cat>` if only one participant has it.
-
-    Raises:
-        RequestError: no concept has that name, or several have; the message lists them, and the
-            nearest one first.
-
-    """
-    if token in vocabulary:
-        return token
-    candidates = [known for known in vocabulary if known.endswith(f"/{token[1:]}")]
-    if len(candidates) == 1:
-        return candidates[0]
-    if candidates:
-        raise RequestError(f"{token} could be any of {', '.join(sorted(candidates))}: write the one you mean")
-    known = sorted(vocabulary)
-    nearest = _nearest(token, known)
-    hint = f" (did you mean {nearest}?)" if nearest else ""
-    raise RequestError(f"unknown concept {token}{hint}; known: {', '.join(known) or 'none'}")
-
-
-def _nearest(token: str, known: Sequence[str]) -> str | None:
-    """Return the token most like one in a prompt, whatever its case, spaces and weight."""
-    plain = re.sub(r"[\s<>]|:[\d.]*(?=>)", "", token).lower()
-    spellings = {text: each for each in known for text in (each[1:-1].rpartition("/")[2], each[1:-1])}
-    near = difflib.get_close_matches(plain, spellings, n=1, cutoff=0.6)
-    return spellings[near[0]] if near else None
 
 
 @dataclass(frozen=True)
@@ -269,19 +204,15 @@ def _alike(words: Tensor, count: int) -> list[int]:
     return [next((j for j in range(k) if torch.equal(words[j], words[k])), k) for k in range(count)]
 
 
-def _plain_ids(tokenizer: CLIPTokenizer, text: str) -> list[int]:
+def plain_ids(tokenizer: CLIPTokenizer, text: str) -> list[int]:
+    """Return the token ids of a text that names no concept, without start and end."""
     if not text.strip():
         return []
-    if _own_words(tokenizer):  # a word of several vectors is followed by its others: <toy>, <toy>_1, ...
+    if own_words(tokenizer):  # a word of several vectors is followed by its others: <toy>, <toy>_1, ...
         from diffusers.loaders import TextualInversionLoaderMixin
 
         text = TextualInversionLoaderMixin().maybe_convert_prompt(text, tokenizer)
     return list(tokenizer(text, add_special_tokens=False).input_ids)
-
-
-def _own_words(tokenizer: CLIPTokenizer) -> set[str]:
-    """Return the words that the base itself was taught, such as `<sks>` of a DreamBooth model."""
-    return set(tokenizer.get_added_vocab()) - set(tokenizer.all_special_tokens)
 
 
 @contextmanager
@@ -292,11 +223,12 @@ def _replaced_embeddings(
         yield
         return
     table = encoder.get_input_embeddings()
-    row, position = torch.tensor(places, device=table.weight.device).T
-    stacked = torch.stack(list(vectors)).to(table.weight.device)
+    row, position = torch.tensor(places).T
+    stacked = torch.stack(list(vectors))
 
     def replace(_module: object, _inputs: object, embedded: Tensor) -> Tensor:
-        return embedded.index_put((row, position), stacked.to(embedded.dtype))
+        where = row.to(embedded.device), position.to(embedded.device)
+        return embedded.index_put(where, stacked.to(embedded))
 
     handle = table.register_forward_hook(replace)
     try:

@@ -363,7 +363,17 @@ def test_values_too_large_for_half_precision_are_refused_and_nothing_is_written(
     write_concept(huge, tmp_path / "cat.safetensors", torch.float32)
 
 
-@pytest.mark.parametrize("field", [{"author": "x" * 501}, {"licence": "a\tb"}, {"class_word": "c" * 65}])
+@pytest.mark.parametrize(
+    "field",
+    [
+        {"author": "x" * 501},
+        {"licence": "a\tb"},
+        {"class_word": "c" * 65},
+        {"class_word": "c\u202eat"},
+        {"author": "Jose\u0301"},
+        {"trigger": "ohwx\u200b cat"},
+    ],
+)
 def test_texts_that_could_not_be_read_again_are_not_written(field):
     with pytest.raises(ConceptError, match=f"cannot be written: metadata field '{next(iter(field))}'"):
         concept_to_bytes(small(**field))

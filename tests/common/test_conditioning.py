@@ -9,6 +9,7 @@ import torch
 
 from mos_common.conditioning import Conditioning, read_prompts
 from mos_common.regions import Region
+from mos_common.shapes import Box
 from mos_common.words import encode_prompts
 
 PROMPTS = ["a cat", "a dog in the snow"]
@@ -27,12 +28,12 @@ def test_with_guidance_the_first_half_of_the_rows_is_the_negative_text(base):
 
 
 def test_a_region_has_the_text_of_its_prompt(base):
-    regions = [Region("a cat", 0, 0, 0.5, 1), Region("a dog", 0.5, 0, 1, 1)]
-    conditioning = read_prompts(base, ["snow"], {}, regions=regions, aspect=2.0)
+    regions = [Region("a cat", Box(0, 0, 0.5, 1)), Region("a dog", Box(0.5, 0, 1, 1))]
+    conditioning = read_prompts(base, ["snow"], {}, regions=regions, size=(16, 32))
     assert [text.region for text in conditioning.regions] == regions
     texts = torch.stack([text.features for text in conditioning.regions])
     torch.testing.assert_close(texts, encode_prompts(base, ["a cat", "a dog"], {}))
-    assert conditioning.aspect == 2.0
+    assert conditioning.size == (16, 32)
 
 
 def test_only_xl_has_pooled_prompts_one_for_every_row(tiny, xl):
@@ -42,7 +43,7 @@ def test_only_xl_has_pooled_prompts_one_for_every_row(tiny, xl):
 
 @pytest.mark.parametrize("name", [each.name for each in fields(Conditioning)])
 def test_a_conditioning_cannot_be_changed(tiny, name):
-    conditioning = read_prompts(tiny, ["a cat"], {}, regions=[Region("a cat", 0, 0, 1, 1)])
+    conditioning = read_prompts(tiny, ["a cat"], {}, regions=[Region("a cat", Box(0, 0, 1, 1))])
     with pytest.raises(FrozenInstanceError):
         setattr(conditioning, name, None)
     assert isinstance(conditioning.regions, tuple)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import diffusers
 import pytest
@@ -15,6 +15,7 @@ from mos_common.edlora import attached
 from mos_common.errors import RequestError
 from mos_common.regions import Region
 from mos_common.settings import describe_settings, parse_settings
+from mos_common.shapes import Box
 
 CLOSE = {"rtol": 1e-3, "atol": 1e-4}
 
@@ -109,23 +110,108 @@ def test_a_concept_that_says_cat_in_every_layer_draws_a_cat(base):
 
 def test_a_region_that_covers_everything_draws_its_prompt(base):
     how = Drawing(steps=3, guidance=3.0)
-    regional = draw(base, ["dog"], [1], regions=[Region("a cat", 0, 0, 1, 1)], how=how)
+    regional = draw(base, ["dog"], [1], regions=[Region("a cat", Box(0, 0, 1, 1))], how=how)
     torch.testing.assert_close(regional, draw(base, ["a cat"], [1], how=how), **CLOSE)
+
+
+@pytest.mark.parametrize("size", [(64, 64), (72, 104)])
+def test_one_region_over_everything_with_the_picture_s_prompt_is_the_plain_drawing(tiny, size):
+    how = Drawing(steps=4, height=size[0], width=size[1], negative="a red car")
+    region = Region("a dog", Box(0, 0, 1, 1), negative="a red car")
+    regional = draw(tiny, ["a dog"], [1], regions=[region], how=how)
+    torch.testing.assert_close(regional, draw(tiny, ["a dog"], [1], how=how), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(72, 104), (88, 56)])
+def test_a_picture_whose_feature_maps_do_not_halve_evenly_is_the_one_of_diffusers(tiny, size):
+    """Latents of 18 by 26 and 22 by 14 cells, whose halves are odd."""
+    how = Drawing(steps=2, guidance=2.0, height=size[0], width=size[1])
+    found = draw(tiny, ["a dog"], [1], how=how)
+    assert found.shape == (1, 3, *size)
+    torch.testing.assert_close(found, by_diffusers(tiny, ["a dog"], [1], how, 2.0), **CLOSE)
+
+
+def test_two_regions_with_the_picture_s_prompt_are_the_plain_drawing_at_an_uneven_size(tiny):
+    """A soft border at an odd place: whatever the shares are, they add up to the prompt."""
+    how = Drawing(steps=3, height=72, width=104)
+    regions = [Region("a dog", Box(0, 0, 0.37, 1), edge=0.2), Region("a dog", Box(0.3, 0, 1, 0.8), keeps=0.5)]
+    regional = draw(tiny, ["a dog"], [1], regions=regions, how=how)
+    torch.testing.assert_close(regional, draw(tiny, ["a dog"], [1], how=how), rtol=0, atol=1e-4)
+
+
+def test_a_region_holds_for_its_part_of_the_steps_only(tiny):
+    """Before its start and after its end the picture is drawn as if it were not there.
+
+    The other road: a region that changes nothing, since its prompt is the picture's.
+    """
+    how, everywhere = Drawing(steps=4, scheduler="DDIMScheduler"), Box(0, 0, 1, 1)
+    plain = draw(tiny, ["a dog"], [1], how=how)
+    other = draw(tiny, ["a red car"], [1], how=how)
+    first = draw(tiny, ["a dog"], [1], regions=[Region("a red car", everywhere, end=0.5)], how=how)
+    last = draw(tiny, ["a red car"], [1], regions=[Region("a dog", everywhere, start=0.5)], how=how)
+    torch.testing.assert_close(first, last, rtol=0, atol=1e-4)
+    assert min(float((first - each).abs().max()) for each in (plain, other)) > 0.05
+    never = draw(tiny, ["a dog"], [1], regions=[Region("a red car", everywhere, start=0.9)], how=how)
+    assert torch.equal(never, plain), "no step begins after 0.9 of four"
+
+
+def test_a_region_s_negative_is_the_unconditional_text_of_guidance_there(tiny):
+    """Over everything it is the picture's negative; without guidance nobody reads it."""
+    region = Region("a dog", Box(0, 0, 1, 1), negative="a red car")
+    guided = Drawing(steps=3, guidance=3.0)
+    found = draw(tiny, ["a dog"], [1], regions=[region], how=guided)
+    expected = draw(tiny, ["a dog"], [1], how=replace(guided, negative="a red car"))
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+    assert (found - draw(tiny, ["a dog"], [1], how=guided)).abs().max() > 0.05
+    free = Drawing(steps=3, guidance=1.0)
+    unguided = draw(tiny, ["a dog"], [1], regions=[region], how=free)
+    torch.testing.assert_close(unguided, draw(tiny, ["a dog"], [1], how=free), rtol=0, atol=1e-4)
+
+
+def test_an_empty_negative_of_a_region_of_xl_is_zeros_as_the_picture_s_is(xl):
+    assert xl.force_zeros_for_empty_prompt
+    how = Drawing(steps=2, guidance=3.0)
+    region = Region("a dog", Box(0, 0, 1, 1), negative="")
+    regional = draw(xl, ["a dog"], [1], regions=[region], how=how)
+    torch.testing.assert_close(regional, draw(xl, ["a dog"], [1], how=how), **CLOSE)
 
 
 def test_regions_may_name_concepts(base, make_concept):
     concept, how = make_concept(base), Drawing(steps=2, guidance=3.0)
     known = {concept.name: concept.words[0]}
     with attached(base, concept.pairs):
-        regional = draw(base, ["dog"], [1], vocabulary=known, regions=[Region("a <cat>", 0, 0, 1, 1)], how=how)
+        regional = draw(base, ["dog"], [1], vocabulary=known, regions=[Region("a <cat>", Box(0, 0, 1, 1))], how=how)
         direct = draw(base, ["a <cat>"], [1], vocabulary=known, how=how)
     torch.testing.assert_close(regional, direct, **CLOSE)
     assert (direct - draw(base, ["a cat"], [1], how=how)).abs().max() > 1e-3
 
 
+def test_a_private_place_named_in_the_prompt_acts_outside_the_regions_and_where_they_name_it(tiny):
+    """The paper's composition: three of one class on somebody's place, which means "beach" here.
+
+    The other road: the same picture with the ordinary words in place of all names.
+    """
+    known = {
+        **{f"<{name}/dog>": words_of_the_table(tiny, "dog") for name in ("alice", "bob", "carol")},
+        "<carol/garden>": words_of_the_table(tiny, "beach"),
+    }
+    how, boxes = Drawing(steps=4, height=64, width=192), [Box(0, 0.1, 0.4, 1), Box(0.3, 0, 0.7, 1), Box(0.6, 0, 1, 1)]
+    named = [
+        Region(f"a <{name}/dog> on the <garden>", box, priority=i % 2, edge=0.1)
+        for i, (name, box) in enumerate(zip(("bob", "alice", "carol"), boxes, strict=True))
+    ]
+    plain = [replace(region, prompt="a dog on the beach") for region in named]
+    private = draw(tiny, ["three dogs on the <carol/garden>"], [7], vocabulary=known, regions=named, how=how)
+    public = draw(tiny, ["three dogs on the beach"], [7], regions=plain, how=how)
+    torch.testing.assert_close(private, public, **CLOSE)
+    elsewhere = draw(tiny, ["three dogs in the forest"], [7], regions=plain, how=how)
+    corner = (..., slice(0, 16), slice(0, 16))  # above the first box
+    assert (private[corner] - elsewhere[corner]).abs().mean() > 0.05
+
+
 def test_regions_work_without_guidance_and_for_several_pictures(base):
     how = Drawing(steps=2, guidance=1.0)
-    region = [Region("a cat", 0, 0, 0.5, 1)]
+    region = [Region("a cat", Box(0, 0, 0.5, 1))]
     both = draw(base, ["dog", "dog"], [1, 2], regions=region, how=how)
     torch.testing.assert_close(both[1:], draw(base, ["dog"], [2], regions=region, how=how), **CLOSE)
 
@@ -136,11 +222,11 @@ def test_keys_and_values_are_computed_once_per_picture(sixteen):
         for linear in (cross.module.to_k, cross.module.to_v):
             handles.append(linear.register_forward_pre_hook(lambda *_: calls.append(1)))
     try:
-        draw(sixteen, ["dog"], [0], regions=[Region("cat", 0, 0, 0.5, 1)], how=Drawing(steps=4))
+        draw(sixteen, ["dog"], [0], regions=[Region("cat", Box(0, 0, 0.5, 1))], how=Drawing(steps=4))
     finally:
         for handle in handles:
             handle.remove()
-    assert len(calls) == 16 * 2 * 2, "16 layers, keys and values, prompts and region: whatever the steps"
+    assert len(calls) == 16 * 2, "16 layers, keys and values, once for prompts and region: whatever the steps"
 
 
 def test_a_seed_means_the_same_picture_alone_or_in_company(base):
@@ -173,15 +259,15 @@ def test_progress_counts_every_step_to_the_end(tiny):
 
 def test_bfloat16_draws_nearly_the_same(tiny):
     coarse = load_base("tiny", device="cpu", dtype="bfloat16")
-    region = [Region("a dog", 0, 0, 0.5, 1)]
+    region = [Region("a dog", Box(0, 0, 0.5, 1))]
     half = draw(coarse, ["a red car"], [0], regions=region, how=Drawing(steps=4))
     full = draw(tiny, ["a red car"], [0], regions=region, how=Drawing(steps=4))
     assert (half - full).abs().mean() < 0.1
 
 
-@pytest.mark.parametrize("side", [10, 63, 72])
-def test_sizes_the_unet_cannot_halve_are_refused_with_the_unit(tiny, side):
-    with pytest.raises(RequestError, match=f"{side} x 64 pixels.*multiples of 16"):
+@pytest.mark.parametrize("side", [10, 63, 74])
+def test_sizes_that_are_no_whole_latents_are_refused_with_the_unit(tiny, side):
+    with pytest.raises(RequestError, match=f"{side} x 64 pixels.*multiples of 4"):
         draw(tiny, ["cat"], [0], how=Drawing(width=side))
 
 

@@ -7,7 +7,6 @@ import importlib
 import inspect
 import os
 import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,10 @@ import pytest
 import mos_client
 import mos_common
 import mos_server
+from mos_client.federation.supernode import PROGRAM
 from mos_common.flower_app import FLOWER_ENVIRONMENT
-from mos_server.network.gate import FLEET_CALLS, HEADERS
+from mos_server.network.fleet import KEY, SIGNATURE, TIME, FleetPort
+from mos_server.network.runtime import TOKEN, RuntimePort
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,7 @@ IMPORTED: dict[str, Call | None] = {
     # public: records and messages, on both sides
     "flwr.app.Array": call(0, "dtype", "shape", "stype", "data"),
     "flwr.app.ArrayRecord": call(1),
+    "flwr.app.message.array": None,
     "flwr.app.ConfigRecord": call(1),
     "flwr.app.Context": None,
     "flwr.app.Error": call(2),
@@ -112,9 +114,30 @@ IMPORTED: dict[str, Call | None] = {
     "flwr.superlink.cli.flower_superlink.SuperLinkLifespan": call(2),
     "flwr.superlink.config_loader.SuperLinkLifespanConfig": call(0, *LIFESPAN),
     "flwr.superlink.main.create_app": call(2),
+    "flwr.superlink.routers.fleet.node_auth": None,
     "flwr.superlink.servicer.control.control_handlers.register_node": call(3),
     "flwr.superlink.servicer.control.control_handlers.start_run": call(4),
     "flwr.superlink.servicer.runtime.runtime_handlers.acquire_task": call(2),
+    # server/mos_server/network/fleet.py: signatures, answers and their objects
+    "flwr.common.constant.SYSTEM_TIME_TOLERANCE": None,
+    "flwr.common.constant.TIMESTAMP_TOLERANCE": None,
+    "flwr.proto.fleet_pb2.PushMessagesRequest": call(),
+    "flwr.proto.message_pb2.PushObjectRequest": call(),
+    "flwr.supercore.date.now": call(),
+    "flwr.supercore.primitives.asymmetric.bytes_to_public_key": call(1),
+    "flwr.supercore.primitives.asymmetric.public_key_to_bytes": call(1),
+    "flwr.supercore.primitives.asymmetric.verify_signature": call(3),
+    # server/mos_server/round/replies.py: one reply, fetched and decoded
+    "flwr.proto.message_pb2.ConfirmMessageReceivedRequest": call(0, "node", "run_id", "message_object_id"),
+    "flwr.proto.message_pb2.ObjectTree": None,
+    "flwr.proto.message_pb2.PullObjectRequest": call(0, "node", "run_id", "object_id"),
+    "flwr.proto.runtime_pb2.PullAppMessagesRequest": call(0, "message_ids"),
+    "flwr.supercore.inflatable.inflatable_object.get_object_body": call(2),
+    "flwr.supercore.inflatable.inflatable_object.get_object_head_values_from_object_content": call(1),
+    "flwr.supercore.inflatable.inflatable_object.iterate_object_tree": call(1),
+    "flwr.supercore.inflatable.inflatable_utils.inflate_object_from_contents": call(2),
+    "flwr.superlink.grid.HttpGrid": None,
+    "flwr.supernode.cli.flower_supernode": None,
     # server/mos_server/round/app.py: the process of a round
     "flwr.superlink.runtime.run_serverapp": call(0, *RUN_SERVERAPP),
 }
@@ -122,6 +145,7 @@ IMPORTED: dict[str, Call | None] = {
 # What we reach through these. Methods count `self`.
 REACHED: dict[str, Call | None] = {
     "flwr.app.Message.content": None,
+    "flwr.app.message.array.FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE": None,
     "flwr.app.Message.error": None,
     "flwr.app.Message.has_error": call(1),
     "flwr.app.Message.metadata": None,
@@ -136,9 +160,9 @@ REACHED: dict[str, Call | None] = {
     "flwr.common.constant.SubStatus.FAILED": None,
     "flwr.server.superlink.linkstate.LinkState.delete_node": call(3),
     "flwr.server.superlink.linkstate.LinkState.get_node_id_by_public_key": call(2),
+    "flwr.server.superlink.linkstate.SqlLinkState.get_valid_message_ins": call(2),
     "flwr.server.superlink.linkstate.LinkStateFactory.state": call(1),
     "flwr.serverapp.Grid.get_nodes": call(1),
-    "flwr.serverapp.Grid.pull_messages": call(2),
     "flwr.serverapp.Grid.push_messages": call(2),
     "flwr.serverapp.ServerApp.main": call(1),
     "flwr.serverapp.strategy.Strategy.aggregate_evaluate": call(3),
@@ -158,7 +182,13 @@ REACHED: dict[str, Call | None] = {
         0, "server_address", "insecure", "root_certificates", "interceptors"
     ),
     "flwr.supercore.sql_mixin.SQLITE_PRAGMAS": None,
+    "flwr.superlink.routers.fleet.node_auth.TIMESTAMP_TOLERANCE": None,
     "flwr.superlink.auth_plugin.NoOpControlAuthnPlugin.validate_tokens_in_metadata": call(2),
+    "flwr.superlink.grid.HttpGrid._runtime_client": None,
+    "flwr.superlink.grid.HttpGrid.run": None,
+    "flwr.supercore.runtime.RuntimeHttpClient.ConfirmMessageReceived": call(2),
+    "flwr.supercore.runtime.RuntimeHttpClient.PullMessages": call(2),
+    "flwr.supercore.runtime.RuntimeHttpClient.PullObject": call(2),
 }
 
 # What we write into Flower's protobuf messages, and read from them.
@@ -166,7 +196,17 @@ FIELDS = {
     "flwr.proto.control_pb2.RegisterNodeRequest": {"public_key", "name"},
     "flwr.proto.control_pb2.StartRunRequest": {"fab"},
     "flwr.proto.control_pb2.StartRunResponse": {"run_id"},
+    "flwr.proto.fleet_pb2.PushMessagesRequest": {"messages_list", "message_object_trees", "clientapp_runtime_list"},
+    "flwr.proto.message_pb2.Message": {"metadata", "content"},
+    "flwr.proto.message_pb2.Metadata": {"message_id", "reply_to_message_id", "src_node_id"},
+    "flwr.proto.message_pb2.ObjectTree": {"object_id", "children"},
+    "flwr.proto.message_pb2.PushObjectRequest": {"object_id", "object_content"},
     "flwr.proto.node_pb2.NodeInfo": {"node_id", "public_key", "status"},
+    "flwr.proto.message_pb2.ConfirmMessageReceivedRequest": {"node", "run_id", "message_object_id"},
+    "flwr.proto.message_pb2.PullObjectRequest": {"node", "run_id", "object_id"},
+    "flwr.proto.message_pb2.PullObjectResponse": {"object_found", "object_available", "object_content"},
+    "flwr.proto.runtime_pb2.PullAppMessagesRequest": {"message_ids"},
+    "flwr.proto.runtime_pb2.PullAppMessagesResponse": {"messages_list", "message_object_trees"},
     "flwr.proto.runtime_pb2.AcquireTaskRequest": {"supported_task_types"},
     "flwr.proto.runtime_pb2.AcquireTaskResponse": {"task", "token"},
     "flwr.proto.runtime_pb2.SendTaskHeartbeatResponse": {"success"},
@@ -245,14 +285,20 @@ def test_records_say_whose_message_and_task_they_are():
 
 
 def test_the_gate_knows_the_calls_and_headers_of_the_fleet_api():
+    from flwr.common.constant import TIMESTAMP_HEADER
     from flwr.supercore import constant
+    from flwr.supercore.runtime_version_compatibility import RuntimeVersionMetadata
     from flwr.superlink.main import create_app
 
-    assert {name.decode() for name in HEADERS} >= {
+    assert [KEY.decode(), TIME.decode(), SIGNATURE.decode()] == [
         constant.FLEET_HTTP_PUBLIC_KEY_HEADER,
+        TIMESTAMP_HEADER,
         constant.FLEET_HTTP_SIGNATURE_HEADER,
-    }
-    assert set(create_app(None, None).openapi()["paths"]) >= FLEET_CALLS
+    ]
+    assert TOKEN.decode() == constant.TASK_TOKEN_HEADER
+    versions = {name.encode() for name, _ in RuntimeVersionMetadata.from_local_component("SuperNode").as_metadata()}
+    assert versions < FleetPort.passed & RuntimePort.passed | {KEY}
+    assert set(create_app(None, None).openapi()["paths"]) >= {*FleetPort.calls, *RuntimePort.calls}
 
 
 def test_the_supernode_takes_our_flags():
@@ -264,12 +310,33 @@ def test_the_supernode_takes_our_flags():
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.startswith("--")
     }
     assert words == SUPERNODE_FLAGS
-    program = Path(sys.executable).parent / "flower-supernode"
     shown = subprocess.run(
-        [program, "--help"], env=os.environ | FLOWER_ENVIRONMENT, capture_output=True, text=True, timeout=60, check=True
+        [*PROGRAM, "--help"],
+        env=os.environ | FLOWER_ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
     ).stdout
     assert [flag for flag in SUPERNODE_FLAGS if f"[{flag} " not in shown] == []
     assert "{subprocess,process}" in shown
+
+
+def test_a_grid_has_the_node_and_the_run_that_a_reply_is_fetched_with():
+    from flwr.superlink.grid import HttpGrid
+
+    assert HttpGrid("127.0.0.1:1", insecure=True, token="t").node.node_id == 1
+
+
+def test_an_arrays_object_names_its_pieces_as_a_reply_is_checked():
+    """`round/replies.py` adds up the pieces that an array names before Flower joins them."""
+    import json
+
+    from flwr.app import Array
+    from flwr.supercore.inflatable.inflatable_object import get_object_body
+
+    body = get_object_body(Array(dtype="uint8", shape=(3,), stype="numpy.ndarray", data=b"abc").deflate(), Array)
+    assert json.loads(body)["arraychunk_ids"] == [0]
 
 
 def test_flower_listens_to_the_environment_that_we_set():

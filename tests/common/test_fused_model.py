@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -10,8 +11,8 @@ import torch
 from safetensors.torch import save_file
 
 from mos_common.edlora import LowRank
-from mos_common.errors import BaseModelError, FusionError
-from mos_common.fused_model import FusedModel, Manifest, NamedConcept, check_base, fused_tensors, read_fused
+from mos_common.errors import BaseModelError, FusionError, TrustError
+from mos_common.fused_model import File, FusedModel, Manifest, NamedConcept, check_base, fused_tensors, read_fused
 
 LAYER = "unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_k"
 
@@ -31,17 +32,26 @@ def model() -> FusedModel:
     return FusedModel({LAYER: pair}, {"<alice/cat>": torch.randn(7, 2, 8)}, manifest)
 
 
+def write_model(folder: Path, tensors: dict, model: FusedModel) -> Path:
+    """Write a model whose manifest lists its files as they are."""
+    save_file(tensors, folder / "adapter.safetensors")
+    save_file(dict(model.vocabulary), folder / "embeddings.safetensors")
+    files = {}
+    for path in folder.glob("*.safetensors"):
+        data = path.read_bytes()
+        files[path.name] = File(size=len(data), sha256=hashlib.sha256(data).hexdigest())
+    (folder / "manifest.json").write_text(model.manifest.model_copy(update={"files": files}).model_dump_json())
+    return folder
+
+
 @pytest.fixture
 def folder(model, tmp_path) -> Path:
-    save_file(fused_tensors(model), tmp_path / "adapter.safetensors")
-    save_file(dict(model.vocabulary), tmp_path / "embeddings.safetensors")
-    (tmp_path / "manifest.json").write_text(model.manifest.model_dump_json())
-    return tmp_path
+    return write_model(tmp_path, fused_tensors(model), model)
 
 
 def test_what_is_read_is_what_was_written(model, folder):
     back = read_fused(folder)
-    assert back.manifest == model.manifest
+    assert back.manifest == model.manifest.model_copy(update={"files": back.manifest.files})
     torch.testing.assert_close(back.changes[LAYER].change(), model.changes[LAYER].change())
     assert torch.equal(back.vocabulary["<alice/cat>"], model.vocabulary["<alice/cat>"])
 
@@ -59,11 +69,30 @@ def test_a_missing_file_is_named(folder, missing):
         read_fused(folder)
 
 
-@pytest.mark.parametrize("damaged", ["manifest.json", "adapter.safetensors", "embeddings.safetensors"])
 @pytest.mark.parametrize("how", ["cut", "empty", "noise"])
-def test_a_damaged_file_is_a_fusion_error(folder, damaged, how):
+def test_a_damaged_manifest_is_a_fusion_error(folder, how):
+    data = (folder / "manifest.json").read_bytes()
+    (folder / "manifest.json").write_bytes({"cut": data[:-3], "empty": b"", "noise": b"\xff" * 40}[how])
+    with pytest.raises(FusionError, match=r"is damaged.*again"):
+        read_fused(folder)
+
+
+@pytest.mark.parametrize("damaged", ["adapter.safetensors", "embeddings.safetensors"])
+@pytest.mark.parametrize("how", ["cut", "empty", "noise"])
+def test_a_changed_file_is_not_what_the_manifest_says(folder, damaged, how):
     data = (folder / damaged).read_bytes()
     (folder / damaged).write_bytes({"cut": data[:-3], "empty": b"", "noise": b"\xff" * 40}[how])
+    with pytest.raises(TrustError, match=rf"{damaged} of .* was changed after it was written.*again"):
+        read_fused(folder)
+
+
+@pytest.mark.parametrize("damaged", ["adapter.safetensors", "embeddings.safetensors"])
+def test_a_listed_file_that_holds_no_tensors_is_a_fusion_error(model, folder, damaged):
+    (folder / damaged).write_bytes(b"\xff" * 40)
+    data = {"size": 40, "sha256": hashlib.sha256(b"\xff" * 40).hexdigest()}
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["files"][damaged] = data
+    (folder / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(FusionError, match=r"is damaged.*again"):
         read_fused(folder)
 
@@ -72,7 +101,7 @@ def test_half_a_pair_is_a_fusion_error(model, folder):
     for half in "AB":
         tensors = fused_tensors(model)
         del tensors[f"{LAYER}.lora_{half}.weight"]
-        save_file(tensors, folder / "adapter.safetensors")
+        write_model(folder, tensors, model)
         with pytest.raises(FusionError, match=f"damaged.*{LAYER}"):
             read_fused(folder)
 

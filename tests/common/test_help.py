@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import fields
-from importlib.metadata import version
 
 import click
 import pytest
@@ -16,13 +15,15 @@ from mos_bench.cli import app as bench
 from mos_client.cli.main import app as client
 from mos_client.tuning.settings import TuningSettings
 from mos_common.drawing import Drawing
+from mos_common.release import RELEASE
 from mos_server.cli.main import app as server
 
 APPS = {"mos-client": client, "mos-server": server, "mos-bench": bench}
 
 OTHER_MEANINGS = {
     ("check", "--class"),  # of the masks
-    ("draw", "--steps"),  # of denoising
+    ("control", "--steps"),  # of denoising
+    ("draw", "--steps"),  # ditto
     ("export", "--dtype"),  # of the file that is written
     ("export", "--device"),  # to fit and draw on, the CPU by default
     ("teach", "--base"),  # of one world
@@ -124,4 +125,4 @@ def test_the_default_that_a_flag_of_draw_shows_is_that_of_the_settings():
 @pytest.mark.parametrize("name", APPS)
 def test_version_prints_the_name_and_the_version(name):
     shown = CliRunner().invoke(APPS[name], ["--version"])
-    assert (shown.exit_code, shown.output) == (0, f"{name} {version('federated-mix-of-show')}\n")
+    assert (shown.exit_code, shown.output) == (0, f"{name} {RELEASE}\n")

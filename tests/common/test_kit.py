@@ -31,6 +31,15 @@ def test_a_kit_comes_back_and_only_its_owner_can_read_it(tmp_path):
     assert (tmp_path / "alice.kit").stat().st_mode & 0o777 == 0o600
 
 
+def test_an_address_holds_no_character_that_is_not_seen_and_a_base_s_name_is_shown_by_its_code_points():
+    for field in ("fleet", "mos"):
+        with pytest.raises(ValueError, match=field):
+            Kit(**FIELDS | {field: "fusion.example\u202e.org:9092"})
+        with pytest.raises(ValueError, match=field):
+            Kit(**FIELDS | {field: "fusion.example.org:\u0669\u0660"})  # digits, and no port
+    assert Kit(**FIELDS | {"base_name": "t\u202einy"}).base_name == "t\\u202einy"
+
+
 def test_a_kit_can_be_used_until_it_expires():
     kit = Kit(**FIELDS)
     kit.check_valid(NOW - dt.timedelta(seconds=1))
@@ -95,9 +104,17 @@ def test_a_kit_that_went_through_a_windows_editor_is_still_a_kit(tmp_path, encod
 
 @pytest.mark.parametrize(
     ("data", "said"),
-    [("ü".encode("cp1252"), "is not in UTF-8"), (b"{\0", "holds zero bytes"), (b"a" * 5_000_000, "MiB")],
+    [("ü".encode("cp1252"), "is not in UTF-8"), (b"{\0", "holds zero bytes"), (b"a" * 5_000_000, "KiB")],
 )
 def test_a_file_that_is_no_text_is_no_kit_and_says_why(tmp_path, data, said):
     (tmp_path / "alice.kit").write_bytes(data)
     with pytest.raises(TrustError, match=rf"alice\.kit is not a kit \(it .*{said}.*ask the operator"):
         read_kit(tmp_path / "alice.kit")
+
+
+def test_only_the_kit_of_a_federation_that_publishes_own_changes_says_so(tmp_path):
+    """Release 0.1.0 refuses a kit with a field that it does not know, and reads all others."""
+    for publishes, written in (("fused", False), ("own", True)):
+        write_kit(Kit(**FIELDS, publishes=publishes), tmp_path / f"{publishes}.kit")
+        assert ("publishes" in json.loads((tmp_path / f"{publishes}.kit").read_text())) is written
+        assert read_kit(tmp_path / f"{publishes}.kit").publishes == publishes

@@ -6,10 +6,18 @@ from dataclasses import asdict, fields
 
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from flwr.supercore.constant import OBJECT_PUSH_SESSION_TTL_SECONDS
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 
 from mos_common import messages
 from mos_common.errors import ConceptError, TrustError
-from mos_common.round_requests import EvaluateRequest, TrainRequest
+from mos_common.round_requests import (
+    CONCEPT_BYTES_AT_MOST,
+    OBJECTS_AT_MOST,
+    PIECE_BYTES,
+    EvaluateRequest,
+    TrainRequest,
+)
 
 TRAIN = TrainRequest(round="round-001", base="ab" * 32)
 EVALUATE = EvaluateRequest(
@@ -34,6 +42,27 @@ def upload_with(**numbers: object) -> RecordDict:
     values = {**dict(content[messages.NUMBERS]), **numbers}
     record = MetricRecord({name: value for name, value in values.items() if value is not None})
     return RecordDict({messages.CONCEPT: content[messages.CONCEPT], messages.NUMBERS: record})
+
+
+def test_two_uploads_share_no_object():
+    """Flower keeps equal objects once, and loses the second of two that come at the same moment."""
+    one, other = (
+        get_all_nested_objects(messages.upload_content(messages.Upload(data, 0.0)))
+        for data in (b"alice's concept", b"bob's concept..")
+    )
+    assert len(one) == 5
+    assert one.keys().isdisjoint(other)
+
+
+def test_an_upload_is_cut_into_pieces_that_a_slow_line_carries_in_time():
+    """Two at a time at 16 kB/s, before Flower forgets an upload of which nothing comes."""
+    content = messages.upload_content(messages.Upload(bytes(3 << 20) + b"the end", 1.0))
+    array = content[messages.CONCEPT][messages.FILE]
+    pieces = [len(piece.data) for _, piece in array.slice_array()]
+    assert max(pieces) == PIECE_BYTES
+    assert len(pieces) == 7
+    assert 2 * PIECE_BYTES / 16_000 < OBJECT_PUSH_SESSION_TTL_SECONDS
+    assert -(-CONCEPT_BYTES_AT_MOST // PIECE_BYTES) + 6 <= OBJECTS_AT_MOST, "header, array, records, message"
 
 
 @pytest.mark.parametrize(("request_", "write", "read"), REQUESTS)
@@ -91,3 +120,16 @@ def test_an_upload_that_is_no_row_of_bytes_is_refused(array, reason):
     content[messages.CONCEPT] = ArrayRecord({messages.FILE: array})
     with pytest.raises(ConceptError, match=reason):
         messages.read_upload(content)
+
+
+def test_a_yes_to_own_changes_travels_with_the_upload_and_its_absence_is_a_no():
+    agreed = messages.Upload(b"a concept file", 1.5, own=True)
+    assert messages.read_upload(messages.upload_content(agreed)) == agreed
+    assert "own" not in messages.upload_content(UPLOAD)[messages.NUMBERS]
+    assert not messages.read_upload(messages.upload_content(UPLOAD)).own
+
+
+@pytest.mark.parametrize("value", [2, -1, 1.0])
+def test_an_answer_that_is_neither_yes_nor_no_is_refused(value):
+    with pytest.raises(ConceptError, match="says neither 0 nor 1 to whether its own changes may be published"):
+        messages.read_upload(upload_with(own=value))

@@ -164,7 +164,22 @@ def test_old_nonces_are_forgotten_once_the_clock_refuses_them(key, verifier, mon
     for _ in range(20):
         verifier.verify(sign_call(key, "Describe", REQUEST), "Describe", REQUEST)
     assert len(verifier._nonces) == 20
-    later = time.time() + 3 * CLOCK_TOLERANCE_S
-    monkeypatch.setattr(node_key.time, "time", lambda: later)
+    later = time.monotonic() + 3 * CLOCK_TOLERANCE_S
+    monkeypatch.setattr(node_key.time, "monotonic", lambda: later)
     verifier.verify(sign_call(key, "Describe", REQUEST), "Describe", REQUEST)
     assert len(verifier._nonces) == 1
+
+
+@pytest.mark.parametrize("twice", [KEY, TIME, NONCE, SIGNATURE])
+def test_a_call_that_is_signed_twice_is_refused(key, verifier, twice):
+    """Whoever reads the first and whoever reads the last would disagree."""
+    metadata = sign_call(key, "Describe", REQUEST)
+    with pytest.raises(TrustError, match="signed twice"):
+        verifier.verify((*metadata, (twice, dict(metadata)[twice])), "Describe", REQUEST)
+
+
+@pytest.mark.parametrize("nonce", ["", "ab", "AB" * 16, "g" * 32, "a" * 5000])
+def test_a_nonce_that_costs_memory_is_refused(key, verifier, nonce):
+    metadata = dict(sign_call(key, "Describe", REQUEST)) | {NONCE: nonce}
+    with pytest.raises(TrustError, match="nonce is not 32 hexadecimal digits"):
+        verifier.verify(tuple(metadata.items()), "Describe", REQUEST)

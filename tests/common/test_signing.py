@@ -11,7 +11,8 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
 from mos_common.errors import TrustError
-from mos_common.signing import MANIFEST, SIGNATURE, sign_manifest, verify_model
+from mos_common.model_files import MANIFEST
+from mos_common.signing import SIGNATURE, sign_model, verify_model
 
 FILES = {"adapter.safetensors": b"weights" * 100, "embeddings.safetensors": b"words"}
 
@@ -34,7 +35,7 @@ def model(tmp_path: Path, key) -> Path:
         (folder / name).write_bytes(data)
     files = {name: {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in FILES.items()}
     (folder / MANIFEST).write_text(json.dumps({"files": files}))
-    sign_manifest(folder, key)
+    sign_model(folder, key)
     return folder
 
 
@@ -85,15 +86,15 @@ def test_a_manifest_cannot_speak_of_files_elsewhere(model, key, name):
     """Even a signed one: the digest of somebody's other file is nobody's business."""
     (model.parent / "secret").write_bytes(b"secret")
     (model / MANIFEST).write_text(json.dumps({"files": {name: {"size": 6, "sha256": "0" * 64}}}))
-    sign_manifest(model, key)
-    with pytest.raises(TrustError, match="is missing"):
+    sign_model(model, key)
+    with pytest.raises(TrustError, match="not the name of a file of a model"):
         verify_model(model, pem(key))
 
 
 @pytest.mark.parametrize("manifest", ["[]", "{}", '{"files": []}', '{"files": {"a": {}}}', "not json"])
 def test_a_signed_manifest_that_lists_nothing_is_no_model(model, key, manifest):
     (model / MANIFEST).write_text(manifest)
-    sign_manifest(model, key)
+    sign_model(model, key)
     with pytest.raises(TrustError, match="does not list its files"):
         verify_model(model, pem(key))
 

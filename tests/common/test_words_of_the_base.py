@@ -12,7 +12,7 @@ from diffusers import StableDiffusionPipeline
 
 from mos_common.base_model import Base, load_base
 from mos_common.concept import check_fits, check_name_is_free
-from mos_common.errors import ConceptError
+from mos_common.errors import ConceptError, RequestError
 from mos_common.words import encode_prompts
 
 
@@ -44,6 +44,12 @@ def test_a_word_of_several_vectors_is_read_as_diffusers_reads_it(pipeline, dream
     """Its other vectors are words of their own, which diffusers puts after the first."""
     expected, _ = pipeline.encode_prompt("cat <cat-toy> cat", "cpu", 1, False)
     torch.testing.assert_close(encode_prompts(dreambooth, ["cat <cat-toy> cat"], {})[0, 0], expected[0])
+
+
+@pytest.mark.parametrize(("tag", "word"), [("<skss>", "<sks>"), ("<Cat-toy>", "<cat-toy>")])
+def test_what_is_nearly_a_word_of_the_base_s_own_is_an_error_that_offers_it(dreambooth, tag, word):
+    with pytest.raises(RequestError, match=rf"unknown concept {tag} \(did you mean {word}\?\); known: none"):
+        encode_prompts(dreambooth, [f"a {tag} cat"], {})
 
 
 def test_a_concept_of_the_same_name_is_an_error(dreambooth, make_concept):

@@ -11,7 +11,7 @@ from mos_client.cli.options import Author, ClassWord, Concept, ConceptOut, Image
 from mos_client.tuning.settings import TuningSettings, tuning_texts
 from mos_common.errors import RequestError
 from mos_common.flags import FiniteType
-from mos_common.options import Base, Device, Dtype, TuningSteps
+from mos_common.options import Base, Device, Dtype, SignedBy, TuningSteps
 from mos_common.shell import lists_settings, say
 
 
@@ -106,11 +106,16 @@ def check(
     say("nothing speaks against tuning on it")
 
 
-def inspect(file: Annotated[Path, typer.Argument(help="A concept file.")]) -> None:
-    """Show everything in a concept file: nothing else would leave this machine."""
+def inspect(
+    file: Annotated[Path, typer.Argument(help="A concept file or a fused model's folder.")], kit: SignedBy = None
+) -> None:
+    """Show everything in a concept file, which is all that would leave, or in a fused model."""
     from mos_client.inspection.describe import describe
+    from mos_client.inspection.fused import describe_model
+    from mos_common.model_folder import check_kit_applies
 
-    for line in describe(file):
+    check_kit_applies(kit, file)
+    for line in describe_model(file, kit) if file.is_dir() else describe(file):
         say(line)
 
 

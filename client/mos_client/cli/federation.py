@@ -50,6 +50,13 @@ def join(
             "--anew", help="Tune what this command says, though the state folder is for another concept or pictures."
         ),
     ] = False,
+    fused_only: Annotated[
+        bool,
+        typer.Option(
+            "--fused-only",
+            help="Refuse that your concept's own spatial changes are published, where the federation does that.",
+        ),
+    ] = False,
     steps: TuningSteps = None,
     seed: Seed = 0,
     author: Author = "",
@@ -80,7 +87,8 @@ def join(
         mark=mark,
     )
     opened = read_kit(kit)
-    session = Session(state or Path("mos-state") / concept.strip("<>"), opened.base, request)
+    agreed = opened.publishes == "own" and not fused_only
+    session = Session(state or Path("mos-state") / concept.strip("<>"), opened.base, request, agreed)
     try:
         tuned_on, held_back = request.pictures()
     except PicturesError:
@@ -110,20 +118,29 @@ def download(
         typer.Option("--state", help="The state folder of mos-client join.", show_default="the only one in mos-state"),
     ] = None,
     model: Annotated[str, typer.Option("--model", help="The round that made it, such as round-3.")] = "latest",
+    own: Annotated[
+        bool, typer.Option("--own", help="Fetch the concepts' own spatial changes too, as far as they are published.")
+    ] = False,
 ) -> None:
     """Fetch a published model and check its signature."""
-    from mos_client.federation.download import download_model
+    from mos_client.federation.download import download_model, download_own
     from mos_client.federation.enrolment import enrol, read_enrolment
+    from mos_client.federation.following import followed
     from mos_common.kit import read_kit
 
     opened = read_kit(kit)
     if state is None:
         state = _only_state()
     read_enrolment(state)  # a folder that has not joined would use up the kit
-    enrolment = enrol(opened, state, say, patient=False)
+    enrolment = followed(enrol(opened, state, say, patient=False), state, say)
     with counting("downloading") as count:
         folder = download_model(enrolment, model, out, progress=lambda done, total: count(done, total, "bytes"))
+        fetched = download_own(enrolment, folder) if own else {}
     say(f"{folder}: downloaded and verified")
+    for token, outcome in fetched.items():
+        say(f"own changes of {token}: {outcome}")
+    if own and not fetched:
+        say("no own changes are published beside it")
 
 
 def _only_state() -> Path:

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from mos_common.flags import FiniteType
+
+
+class Own(StrEnum):
+    """Whether concepts are drawn by their own spatial changes."""
+
+    AUTO = "auto"
+    OFF = "off"
+
 
 Images = Annotated[
     Path, typer.Argument(help="Folder with the pictures of one concept; captions in name.txt beside name.png.")

@@ -1,28 +1,33 @@
-"""Draw one picture into a file, for `mos-client draw`."""
+"""Draw pictures into files that say what they are, for `mos-client draw`."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from torch import Tensor
+import torch
+from PIL import Image
 
+from mos_client.drawing.controls import AskedControl, of_regions, read_controls
+from mos_client.drawing.previews import Preview
+from mos_client.drawing.provenance import Signature
+from mos_client.drawing.scenes import AutoLayout
+from mos_client.drawing.sheet import contact_sheet
+from mos_common.auto_layout import named_in, side_by_side, where_attended
 from mos_common.base_model import Base, load_base
-from mos_common.concept import check_fits, words_of
-from mos_common.concept_file import read_concept
 from mos_common.drawing import Drawing
-from mos_common.drawing import draw as draw_pictures
-from mos_common.edlora import LowRank, attached
+from mos_common.edlora import attached
 from mos_common.errors import RequestError
-from mos_common.files import check_writable
-from mos_common.fused_model import check_base, read_fused
-from mos_common.pictures import picture_format, save_picture
+from mos_common.files import check_writable, write_atomically
+from mos_common.picture_metadata import metadata
+from mos_common.pictures import as_image, image_bytes, picture_format
+from mos_common.pipeline.attaching import with_own_named
+from mos_common.pipeline.models import Opened, check_model_is_there, open_model
+from mos_common.pipeline.request import Request, draw_request, recipe_of, say_what_is_not_used
 from mos_common.progress import CountProgress
-from mos_common.regions import Region
-from mos_common.words import tokenise
-
-log = logging.getLogger(__name__)
+from mos_common.recipes import Recipe, digest_of_pixels
+from mos_common.regions import Region, check_masks
 
 
 def draw_picture(
@@ -32,54 +37,113 @@ def draw_picture(
     *,
     base: str = "tiny",
     regions: Sequence[Region] = (),
-    seed: int = 0,
+    auto_layout: AutoLayout | None = None,
+    controls: Sequence[AskedControl] = (),
+    seeds: Sequence[int] = (0,),
     how: Drawing | None = None,
     device: str | None = None,
     dtype: str | None = None,
+    kit: Path | None = None,
+    own: bool = True,
+    preview: Path | None = None,
+    signature: Signature | None = None,
     on_step: CountProgress | None = None,
-) -> None:
-    """Draw `prompt` with a fused model's folder or a concept file, and write the picture.
+) -> list[Path]:
+    """Draw `prompt` with a fused model's folder or a concept file; return the files written.
 
-    `out` is a PNG, JPEG or WebP by its suffix.
+    `out` is a PNG, JPEG or WebP by its suffix. With several seeds it is their contact sheet, and
+    each picture lies beside it, named by its seed. With `auto_layout` the concepts of the prompt
+    get regions by themselves, by the first seed. All pictures follow `controls`. With `own`, the
+    concepts' own changes that lie beside a fused model draw them where they are named.
 
     Raises:
-        RequestError: there is no such model, the prompt names a concept it does not have, or `out`
-            has another suffix.
-        DrawingError: the picture is not finite.
+        RequestError: there is no such model, the prompt names a concept it does not have, `out`
+            has another suffix, a mask is not of the picture's shape, a control does not fit, or the
+            pictures do not fit into memory at once.
+        DrawingError: a picture is not finite.
         BaseModelError, ConceptError, FusionError: the model does not fit the base, or is damaged.
 
     """
-    if not model.exists():
-        raise RequestError(f"no model at {model}: give a fused model's folder or a concept file")
-    check_writable(out)
-    picture_format(out)
+    check_model_is_there(model, kit)
+    if auto_layout and regions:
+        raise RequestError("--auto-layout and regions exclude each other: give one of them")
+    if not auto_layout:
+        of_regions(regions, controls)
+    files = files_of(out, seeds)
+    for file in [*files, *filter(None, [preview])]:
+        check_writable(file)
+        picture_format(file)
     loaded = load_base(base, device=device, dtype=dtype)
-    changes, vocabulary = changes_and_words(model, loaded)
-    _say_what_is_not_used([prompt, *(region.prompt for region in regions)], vocabulary, loaded, how)
-    with attached(loaded, changes):
-        pictures = draw_pictures(
-            loaded, [prompt], [seed], vocabulary=vocabulary, regions=regions, how=how, on_step=on_step
-        )
-    save_picture(pictures[0], out)
+    opened = open_model(model, loaded, kit)
+    request = Request((prompt,) * len(seeds), tuple(seeds), tuple(regions), how or Drawing())
+    check_masks(regions, *request.how.sized_for(loaded))
+    request = replace(request, controls=read_controls(controls, loaded, *request.how.sized_for(loaded)))
+    if auto_layout:
+        request = _laid_out(auto_layout, request, loaded, opened, seeds[0])
+        of_regions(request.regions, controls)
+    if own:
+        opened = with_own_named(opened, model, loaded, request.drawn(), kit)
+    recipe = recipe_of(request, loaded, opened)
+    metadata(picture_format(out), recipe)  # refuses what the format cannot hold before anything is drawn
+    say_what_is_not_used(request, opened, loaded)
+    watched = Preview(loaded, preview) if preview else None
+    images = images_of(request, loaded, opened, watched, on_step)
+    for place, (file, image) in enumerate(zip(files, images, strict=True)):
+        write_picture(image, file, recipe, place if place < len(seeds) else None, signature)
+    return files
 
 
-def _say_what_is_not_used(
-    prompts: Sequence[str], vocabulary: Mapping[str, Tensor], base: Base, how: Drawing | None
+def files_of(out: Path, seeds: Sequence[int]) -> list[Path]:
+    """Return the files of a drawing: `out`, and for several seeds one for each before it."""
+    if len(seeds) == 1:
+        return [out]
+    return [*(out.with_name(f"{out.stem}-{seed}{out.suffix}") for seed in seeds), out]
+
+
+def images_of(
+    request: Request,
+    base: Base,
+    opened: Opened,
+    preview: Preview | None = None,
+    on_step: CountProgress | None = None,
+) -> list[Image.Image]:
+    """Draw a batch; return its pictures, and after several of them their contact sheet.
+
+    Raises:
+        RequestError, DrawingError: as `draw_picture`.
+
+    """
+    count = len(request.seeds)
+    try:
+        pictures = draw_request(request, base, opened, on_step=on_step, on_latents=preview.look if preview else None)
+    except torch.OutOfMemoryError as error:
+        raise RequestError(
+            f"{count} pictures at once do not fit into the memory of {base.device}: draw fewer (--count), or smaller ones"
+        ) from error
+    images = [as_image(picture) for picture in pictures]
+    if count > 1:
+        images.append(contact_sheet(images, [f"seed {seed}" for seed in request.seeds]))
+    if preview:
+        preview.show(images[-1])
+    return images
+
+
+def write_picture(
+    image: Image.Image, file: Path, recipe: Recipe, place: int | None, signature: Signature | None = None
 ) -> None:
-    """Log what was asked for and changes nothing: no concept, a negative prompt."""
-    if vocabulary and not any(tokenise(base, prompt, vocabulary).words for prompt in prompts):
-        log.info("no concept is named in the prompt; this model has %s", ", ".join(sorted(vocabulary)))
-    guidance = base.preset.guidance if how is None or how.guidance is None else how.guidance
-    if how is not None and how.negative and guidance == 1:
-        log.warning("the negative prompt is not used: guidance is 1, which draws without it")
+    """Write one picture of a batch, or the contact sheet (`place` None), with its recipe."""
+    kind = picture_format(file)
+    own = recipe.model_copy(update={"place": place, "pixels": digest_of_pixels(image)})
+    data = image_bytes(image, kind, **metadata(kind, own))
+    write_atomically(file, signature.sign(data, kind) if signature else data)
 
 
-def changes_and_words(model: Path, base: Base) -> tuple[Mapping[str, LowRank], Mapping[str, Tensor]]:
-    """Return the weight changes and the words that a fused model or a concept adds to the base."""
-    if model.is_dir():
-        fused = read_fused(model)
-        check_base(fused, base)
-        return fused.changes, fused.vocabulary
-    concept = read_concept(model)
-    check_fits(concept, base)
-    return concept.pairs, {concept.name: words_of(concept, base)}
+def _laid_out(auto_layout: AutoLayout, request: Request, base: Base, opened: Opened, seed: int) -> Request:
+    """Return the request with the prompt and the regions of a layout that nobody drew."""
+    named = named_in(request.prompts[0], opened.vocabulary, opened.classes)
+    if auto_layout == "side-by-side":
+        regions = side_by_side(named)
+    else:
+        with attached(base, opened.changes):
+            regions = where_attended(base, named, seed, opened.vocabulary, request.how)
+    return replace(request, prompts=(named.told(),) * len(request.prompts), regions=tuple(regions))

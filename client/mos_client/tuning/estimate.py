@@ -16,6 +16,7 @@ from mos_client.tuning.loop import Tuning
 from mos_client.tuning.memory_plan import GIB, Plan, step_gib
 from mos_client.tuning.watch import CLASS_SEEDS, STEPS
 from mos_common.drawing import Drawing, draw
+from mos_common.prompt_grammar import as_text
 from mos_common.prompts import WATCHED
 
 
@@ -59,7 +60,7 @@ def time_evaluation(judged: Judged) -> float:
         return 0.0
 
     def drawing(steps: int) -> float:
-        prompt = f"a {judged.request.class_word}"
+        prompt = as_text(f"a {judged.request.class_word}")
         return _seconds(judged.base.device, lambda: draw(judged.base, [prompt], [0], how=Drawing(steps=steps)))
 
     drawing(1)

@@ -12,8 +12,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from mos_common.attention import ConditionedUNet, WatchedWords, feature_map_size
+from mos_common.attention import ConditionedUNet, WatchedWords
 from mos_common.errors import BaseModelError
+from mos_common.shapes import feature_maps
 
 Cells = Float[Tensor, "n h w"]
 
@@ -63,10 +64,9 @@ def attention_loss(watched: WatchedWords, masks: Cells) -> Float[Tensor, ""]:
     last watched word is V_class, those before it are V_rand.
     """
     losses = []
-    aspect = masks.shape[2] / masks.shape[1]
+    sizes = feature_maps(masks.shape[1], masks.shape[2])
     for maps in watched.maps.values():
-        height, width = feature_map_size(maps.shape[2], aspect)
-        mask = interpolate(masks[:, None], size=(height, width), mode="area").flatten(2)
+        mask = interpolate(masks[:, None], size=sizes[maps.shape[2]], mode="area").flatten(2)
         share = maps / maps.amax(dim=2, keepdim=True).clamp(min=1e-6)
         subject, adjectives = share[:, -1:], share[:, :-1]
         losses.append(((subject - mask) ** 2).mean())

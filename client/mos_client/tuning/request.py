@@ -12,6 +12,10 @@ from mos_client.pictures.marks import Marks
 from mos_client.tuning.settings import TuningSettings
 from mos_common.names import check_concept_name
 from mos_common.presets import preset_for
+from mos_common.texts import checked_text
+
+# What is written into the concept file, by the flag that gives it.
+_TRAVEL = {"class_word": "--class", "author": "--author", "licence": "--licence"}
 
 
 @dataclass(frozen=True)
@@ -25,8 +29,8 @@ class TuneRequest:
     gigabytes. `mark` is the word for the concept in captions, if it is none of the usual ones.
 
     Raises:
-        RequestError: `concept` is not a name like "<cat>", `mark` is no word, or a setting is
-            unknown or out of range.
+        RequestError: `concept` is not a name like "<cat>", `mark` is no word, a setting is unknown
+            or out of range, or a text that travels has a character which is not seen.
 
     """
 
@@ -46,6 +50,8 @@ class TuneRequest:
 
     def __post_init__(self) -> None:
         check_concept_name(self.concept)
+        for name, flag in _TRAVEL.items():
+            object.__setattr__(self, name, checked_text(getattr(self, name), flag))
         Marks(self.concept, self.mark)
         TuningSettings.of(preset_for(self.base), steps=self.steps, seed=self.seed, changes=self.settings)
 

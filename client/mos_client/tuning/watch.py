@@ -29,6 +29,7 @@ from mos_common.drawing import Drawing, draw
 from mos_common.edlora import attached
 from mos_common.errors import RequestError
 from mos_common.files import check_writable, write_atomically
+from mos_common.prompt_grammar import as_text
 from mos_common.prompts import WATCHED, about
 from mos_common.scores import ImageScorer, context_alignment, image_alignment
 
@@ -123,7 +124,7 @@ class Watch:
         return self._class_features
 
     def _draw(self, subject: str, words: Mapping[str, Tensor], seed: int) -> Tensor:
-        prompts = [about(context, subject) for context in WATCHED]
+        prompts = [about(context, as_text(subject)) for context in WATCHED]
         return draw(self.base, prompts, [seed] * len(prompts), vocabulary=words, how=Drawing(steps=STEPS))
 
     def write_grid(self, path: Path) -> None:

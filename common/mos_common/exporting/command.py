@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from mos_common.options import Base
+from mos_common.options import Base, SignedBy
 from mos_common.shell import counting, say
 
 
@@ -58,6 +58,7 @@ def export(
         ),
     ] = None,
     device: Annotated[str, typer.Option("--device", help="Device to fit and draw on: cpu, cuda, mps.")] = "cpu",
+    kit: SignedBy = None,
 ) -> None:
     """Write a fused model or a concept in another format.
 
@@ -78,7 +79,7 @@ def export(
     from mos_common.exporting.export import ExportOptions
     from mos_common.exporting.export import export as write_export
 
-    options = ExportOptions(kind, dtype, tool, words, with_thumbnail, test)
+    options = ExportOptions(kind, dtype, tool, words, with_thumbnail, test, kit)
     with counting("fitting words") as count:
         lines = write_export(model, load_base(base, device=device, dtype="float32"), out, options, count)
     for line in lines:

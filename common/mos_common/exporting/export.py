@@ -48,7 +48,8 @@ class ExportOptions:
     """The format of an export and its variations; None is a sensible default.
 
     `tool` is a key of `TOOLS`, `fit` a `Fit`. `with_thumbnail` puts a drawing of the first concept
-    into the metadata. `test` draws with the exported files by diffusers.
+    into the metadata. `test` draws with the exported files by diffusers. A fused model must be
+    signed by the operator of `kit`.
 
     Raises:
         RequestError: a value is unknown, or values do not go together.
@@ -61,6 +62,7 @@ class ExportOptions:
     fit: str | None = None
     with_thumbnail: bool = False
     test: bool = False
+    kit: Path | None = None
 
     def __post_init__(self) -> None:
         if self.tool is not None:
@@ -105,12 +107,13 @@ def export(
         RequestError: the base or the source has no such format, or `out` is not its kind of path.
         StateError: an output already exists, or cannot be written.
         FusionError, ConceptError, BaseModelError: the source is damaged, or made for another base.
+        TrustError: a file of a fused model was changed, or its signature does not hold.
 
     """
     options = options or ExportOptions()
     if options.format == "single-file":
         check_single_file(base)
-    shared = read_shared(source, base)
+    shared = read_shared(source, base, options.kit)
     _check_out(out, options, shared)
     fit = Fit(options.fit) if options.fit else usual_fit(base)
     export = Export(
@@ -129,7 +132,7 @@ def export(
     )
     match export.kind:
         case "diffusers":
-            write_diffusers(export, source)
+            write_diffusers(export)
         case "lora":
             write_lora(export)
         case "single-file":

@@ -14,6 +14,7 @@ from mos_common.concept_file import read_concept
 from mos_common.edlora import LowRank
 from mos_common.errors import RequestError
 from mos_common.fused_model import check_base, read_fused
+from mos_common.model_folder import check_kit_applies
 
 
 @dataclass(frozen=True)
@@ -46,23 +47,27 @@ class Shared:
     vocabulary: Mapping[str, Tensor]
 
 
-def read_shared(source: Path, base: Base) -> Shared:
+def read_shared(source: Path, base: Base, kit: Path | None = None) -> Shared:
     """Read a fused model's folder or a concept file, and check that it fits the base.
 
+    `kit` says whose signature a fused model must bear, if it does not lie in a state folder.
+
     Raises:
-        RequestError: there is nothing at `source`.
+        RequestError: there is nothing at `source`, or a kit and a concept file.
         FusionError, ConceptError, BaseModelError: it is damaged, or was made for another base.
+        TrustError: a file of a fused model was changed, or its signature does not hold.
 
     """
+    check_kit_applies(kit, source)
     if source.is_file():
         return _of_concept(source, base)
     if not source.exists() and source.suffix == ".safetensors":
         raise RequestError(f"no concept file at {source}: give a concept file or a fused model's folder")
-    return _of_fused(source, base)
+    return _of_fused(source, base, kit)
 
 
-def _of_fused(folder: Path, base: Base) -> Shared:
-    fused = read_fused(folder)
+def _of_fused(folder: Path, base: Base, kit: Path | None) -> Shared:
+    fused = read_fused(folder, kit=kit)
     check_base(fused, base)
     told = sorted(fused.manifest.concepts, key=lambda concept: concept.token)
     return Shared(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -86,7 +85,7 @@ class Export:
         }
 
 
-def write_diffusers(export: Export, source: Path) -> None:
+def write_diffusers(export: Export) -> None:
     """Write a diffusers folder: the base with every change added into its weights.
 
     `DiffusionPipeline.from_pretrained` loads it and predicts the same noise as base + adapter. The
@@ -95,10 +94,7 @@ def write_diffusers(export: Export, source: Path) -> None:
     """
     with attached(export.base, export.shared.changes), replacing_folder(export.out) as beside:
         pipeline_of(export.base).save_pretrained(beside)
-        if (source / EMBEDDINGS).is_file():
-            shutil.copyfile(source / EMBEDDINGS, beside / EMBEDDINGS)
-        else:
-            write_safetensors(export.shared.vocabulary, beside / EMBEDDINGS, {})
+        write_safetensors(export.shared.vocabulary, beside / EMBEDDINGS, {})
 
 
 def write_lora(export: Export) -> None:

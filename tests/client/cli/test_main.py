@@ -90,7 +90,12 @@ def test_a_bad_flag_value_or_device_is_2(command, make_pictures, random_base_fol
     drawn = ("draw", concept_file, "a <cat>", *base, "--out", "a.png")
     refused(command(*drawn, "--region", "a <cat> @ 1,2"), 2, "x0,y0,x1,y1")
     refused(command(*drawn, "--region", "a <cat> @ 0,0,2,1"), 2, "from 0 to 1")
-    refused(command(*drawn, "--width", 17), 2, "17 x 16 pixels", "multiples of 16")
+    refused(command(*drawn, "--region", "a <cat> @ no.png"), 2, "no mask at no.png", "PROMPT @ mask.png")
+    refused(command(*drawn, "--layout", "no.png", "--region", "a @ red"), 2, "no painted picture at no.png")
+    refused(command(*drawn, "--scene", "no.yaml"), 2, "no scene at no.yaml")
+    refused(command(*drawn, "--auto-layout", "side-by-side", "--region", "a @ 0,0,1,1"), 2, "exclude each other")
+    refused(command("draw", concept_file, *base, "--out", "a.png"), 2, "nothing to draw", "--scene")
+    refused(command(*drawn, "--width", 17), 2, "17 x 16 pixels", "multiples of 2")
     refused(command(*drawn, "--steps", 0), 2, "0 steps")
     refused(command(*drawn, "--set", "scheduler=Nonsense"), 2, "Nonsense", "DDIMScheduler")
     refused(command(*drawn, "--set", "step=30"), 2, "'step'", "did you mean steps?")
@@ -119,6 +124,35 @@ def test_a_drawing_is_set_by_flags_and_by_set(command, random_base_folder, conce
         assert command(*drawn, *words, "--out", f"{name}.png")[0] == 0
     assert (tmp_path / "flags.png").read_bytes() == (tmp_path / "set.png").read_bytes()
     assert (tmp_path / "flags.png").read_bytes() == (tmp_path / "both.png").read_bytes()
+
+
+def test_a_scene_draws_what_its_flags_would_and_flags_override_it(command, random_base_folder, concept_file, tmp_path):
+    """Prompt, settings, seed and regions come from the file; PROMPT, flags and --region win."""
+    Image.new("L", (8, 8), 255).save(tmp_path / "mask.png")
+    (tmp_path / "scenes").mkdir()
+    (tmp_path / "scenes" / "scene.yaml").write_text(
+        "prompt: a dog\nsteps: 2\nseed: 4\nregions:\n  - {prompt: a <cat>, mask: ../mask.png}\n"
+    )
+    draw = ("draw", concept_file, "--base", random_base_folder(), "--device", "cpu")
+    scene, region = ("--scene", "scenes/scene.yaml"), ("--region", "a <cat> @ mask.png")
+    pairs = {
+        "scene": (scene, ("a dog", "--steps", 2, "--seed", 4, *region)),
+        "seed": ((*scene, "--seed", 0), ("a dog", "--steps", 2, *region)),
+        "prompt": (("a car", *scene, "--region", "a <cat> @ 0,0,0.5,1"),
+                   ("a car", "--steps", 2, "--seed", 4, "--region", "a <cat> @ 0,0,0.5,1")),
+        "auto": ((*scene, "a <cat>", "--auto-layout", "side-by-side"),
+                 ("a cat", "--steps", 2, "--seed", 4, "--region", "a <cat> @ 0,0,1,1")),
+    }  # fmt: skip
+    pictures = {}
+    for name, (from_scene, from_flags) in pairs.items():
+        for way, words in (("scene", from_scene), ("flags", from_flags)):
+            code, _, err = command(*draw, *words, "--out", f"{name}.{way}.png")
+            assert code == 0, err
+            pictures[name, way] = (tmp_path / f"{name}.{way}.png").read_bytes()
+        assert pictures[name, "scene"] == pictures[name, "flags"], name
+    pixels = {name: Image.open(tmp_path / f"{name}.scene.png").tobytes() for name in pairs}  # recipes differ
+    assert pixels["scene"] == pixels["auto"], "a region everywhere hides the prompt"
+    assert len(set(pixels.values())) == len(pairs) - 1
 
 
 def test_unknown_flags_and_missing_arguments_are_2(command):

@@ -71,7 +71,7 @@ def test_words_of_the_method_count(judged, tmp_path):
         ({"class_word": " "}, ConceptError, "class word"),
         ({"class_word": "cat " * 20}, ConceptError, "'class_word'"),
         ({"author": "x" * 501}, ConceptError, "'author'"),
-        ({"licence": "a\nb"}, ConceptError, "'licence'"),
+        ({"licence": "a\nb"}, RequestError, "--licence"),
         ({"settings": {"rank": "17"}}, RequestError, "rank 17 is larger than layer .* at most 16"),
         ({"settings": {"rank": "0"}}, RequestError, "rank 0"),
         ({"settings": {"batch": "0"}}, RequestError, "batch 0"),

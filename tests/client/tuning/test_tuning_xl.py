@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 
-from mos_client.drawing.picture import changes_and_words
 from mos_client.pictures.examples import load_examples
 from mos_client.pictures.folder import find_pictures
 from mos_client.tuning.loop import Tuning
@@ -14,6 +13,7 @@ from mos_common.concept import check_fits
 from mos_common.concept_file import read_concept, write_concept
 from mos_common.drawing import Drawing, draw
 from mos_common.edlora import attached
+from mos_common.pipeline.models import open_model
 
 CONFIG = TuningSettings(
     steps=2,
@@ -47,7 +47,7 @@ def test_two_steps_move_words_and_pairs_of_both_text_encoders_and_the_file_draws
     read = read_concept(tmp_path / "cat.safetensors")
     check_fits(read, xl)
     assert [words.shape for words in read.words] == [(11, 2, 24), (11, 2, 32)]
-    changes, words = changes_and_words(tmp_path / "cat.safetensors", xl)
-    with attached(xl, changes):
-        picture = draw(xl, ["a <cat>"], [0], vocabulary=words, how=Drawing(steps=1))
+    opened = open_model(tmp_path / "cat.safetensors", xl)
+    with attached(xl, opened.changes):
+        picture = draw(xl, ["a <cat>"], [0], vocabulary=opened.vocabulary, how=Drawing(steps=1))
     assert torch.isfinite(picture).all()
