@@ -1,10 +1,11 @@
 """Fusion against the paper's L-BFGS and a dense pseudo-inverse, and whole fusions on `tiny`.
 
-    python tests/bench/bench_fusion.py [--quick] [--only memory|layers|accumulation|whole]
+    python tests/bench/bench_fusion.py [--quick] [--only memory|layers|accumulation|whole|influence]
 
 Layers have the shapes of SD 1.5 and SDXL, four concepts of rank 4, synthetic rows. Our time
 includes the Grams. L-BFGS is run as published: history 25, strong Wolfe, float32, starting at W0,
-500 steps in text and 50 in the UNet. Whole fusions are measured in time and memory.
+500 steps in text and 50 in the UNet. Whole fusions are measured in time and memory, and the
+influence of one concept beside one solve of the same layers.
 """
 
 from __future__ import annotations
@@ -21,10 +22,14 @@ from torch import Tensor
 
 from mos_common.base_model import load_base
 from mos_common.edlora import LowRank
+from mos_common.layers import Group
 from mos_server.fusion.fuse import fuse
 from mos_server.fusion.gram import gram, sliced_gram, wide_gram
+from mos_server.fusion.influence import kept_without
 from mos_server.fusion.methods.gradient import GradientSettings
 from mos_server.fusion.methods.lbfgs import lbfgs_layer
+from mos_server.fusion.moments import Moments, read_mean, write_moments
+from mos_server.fusion.normal_equation import NormalEquations
 from mos_server.fusion.solve import solve_change, stacked_left
 
 SHAPES = [
@@ -42,7 +47,8 @@ SHAPES = [
 ]
 CONCEPTS, RIDGE, EPSILON = 4, 1e-9, 1e-8
 COUNTS = (1, 2, 4, 8, 16, 32)
-PARTS = ("memory", "layers", "accumulation", "whole")
+PARTS = ("memory", "layers", "accumulation", "whole", "influence")
+INFLUENCES = (8, 16)
 
 
 def ours(problem: LayerProblem) -> LowRank:
@@ -184,6 +190,44 @@ def bench_whole(bench: Bench, counts: tuple[int, ...]) -> None:
         bench.add(case, "leave_over_single", leave / single, "x")
 
 
+def bench_influence(bench: Bench, count: int, times: int) -> None:
+    """Time one solve of the rest of the UNet of `tiny`, and the influence of each of n concepts.
+
+    Moments are of random rows and read from files, as in a round.
+    """
+    base, case = load_base("tiny", device="cpu"), f"influence n={count}"
+    layers = [layer for layer in base.layout.attention if layer.group is Group.SPATIAL]
+    with tempfile.TemporaryDirectory() as folder:
+        files = [Path(folder) / f"{i}.safetensors" for i in range(count + 1)]  # the last: ordinary prompts
+        recorded = []
+        for seed, file in enumerate(files):
+            generator = torch.Generator().manual_seed(seed)
+            moments = Moments()
+            for reads, width in {layer.reads: layer.d_in for layer in layers}.items():
+                moments.add(reads, torch.randn(4 * width, width, generator=generator))
+            recorded.append(moments.finished())
+            write_moments(recorded[-1], file)
+        settings = GradientSettings()
+        terms = {name: getattr(settings, name) for name in ("preserve", "ridge", "ridge_kind", "towards", "cap")}
+        equations = NormalEquations(layers, recorded[-1], **terms)
+        for seed in range(count):
+            equations.add(random_concept(base, seed).concept, recorded[seed])
+        measured = alternating(
+            {
+                "solve": equations.solve,
+                "influence": lambda: kept_without(
+                    equations, lambda i, reads: read_mean(files[-1 if i is None else i], reads), count
+                ),
+            },
+            times,
+            "cpu",
+        )
+    bench.add_spread(case, "solve_seconds", measured["solve"], "s")
+    bench.add_spread(case, "influence_seconds_each", [each / count for each in measured["influence"]], "s")
+    pairs = zip(measured["influence"], measured["solve"], strict=True)
+    bench.add_spread(case, "influence_each_over_solve", [all_ / count / one for all_, one in pairs], "x")
+
+
 def main() -> None:
     """Run all parts, in under half an hour on two cores."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -206,6 +250,10 @@ def main() -> None:
         bench_accumulation(bench)
     if "whole" in parts:
         bench_whole(bench, COUNTS[:3] if quick else COUNTS)
+    if "influence" in parts:
+        torch.set_num_threads(1)  # processor time: threads that wait for each other would count
+        for count in INFLUENCES[:1] if quick else INFLUENCES:
+            bench_influence(bench, count, 2 if quick else 5)
     bench.write()
 
 

@@ -11,19 +11,27 @@ import torch
 from mos_common.base_model import load_base
 
 
-def write_random_sd15(folder: Path) -> None:
-    """Write a random Stable Diffusion 1.5, with the tokenizer and scheduler of `tiny`."""
+def write_random_sd15(folder: Path, *, first_level: bool = False) -> None:
+    """Write a random Stable Diffusion 1.5, with the tokenizer and scheduler of `tiny`.
+
+    With `first_level`, its UNet is the finest of the four levels alone: 320 wide, every cell.
+    """
     from diffusers import StableDiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPTextModel
 
     torch.manual_seed(0)
     tiny = load_base("tiny", device="cpu")
     tiny.tokenizer.model_max_length = 77
+    level: dict[str, Any] = {
+        "block_out_channels": (320,),
+        "down_block_types": ("CrossAttnDownBlock2D",),
+        "up_block_types": ("CrossAttnUpBlock2D",),
+    }
     pipeline = StableDiffusionPipeline(
         vae=_autoencoder(512),
         text_encoder=CLIPTextModel(_text_config(tiny.tokenizer, 768, 12, 12)),
         tokenizer=tiny.tokenizer,
-        unet=UNet2DConditionModel(sample_size=64, cross_attention_dim=768),
+        unet=UNet2DConditionModel(sample_size=64, cross_attention_dim=768, **(level if first_level else {})),
         scheduler=tiny.scheduler,
         safety_checker=None,
         feature_extractor=None,

@@ -27,7 +27,12 @@ from docs.commands import (
 )
 
 DOCS = TOP / "docs"
-PAGES = [TOP / "README.md", TOP / "CONTRIBUTING.md", TOP / "deploy" / "README.md", *sorted(DOCS.rglob("*.md"))]
+PAGES = [
+    TOP / "README.md",
+    TOP / "CONTRIBUTING.md",
+    *sorted((TOP / "deploy").rglob("*.md")),
+    *sorted(DOCS.rglob("*.md")),
+]
 # Flags of other programs that pages mention without their command.
 FOREIGN_FLAGS = {"--userns", "--gpus", "--network"}
 on_every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(TOP)))

@@ -22,6 +22,8 @@ from mos_server.fusion.methods.gradient import GradientSettings
 
 # Modules that are imported but do not decide: files, errors, output, and what keys hold otherwise.
 DO_NOT_DECIDE = {
+    "mos_common.drawing_steps",  # it looks on
+    "mos_common.aspect",  # it refuses
     *("mos_common.digests", "mos_common.errors", "mos_common.files", "mos_common.progress", "mos_common.shell"),
     *("mos_common.fingerprint", "mos_common.fingerprint_keys", "mos_common.presets", "mos_common.settings"),
     *("mos_common.concept_file", "mos_common.fused_model", "mos_common.identity_scores", "mos_common.names"),
@@ -34,7 +36,12 @@ DO_NOT_DECIDE = {
         "mos_common.safe_reading",
         "mos_common.single_file_base",
         "mos_common.text_files",
+        "mos_common.texts",
     ),
+    # nothing here follows pictures
+    *(f"mos_common.control.{name}" for name in ["adapters", "condition", "drawn", "residuals"]),
+    "mos_common.control",
+    "mos_common.own.attach",  # nothing here is drawn with own changes
     *("mos_tiny", "mos_tiny.recipe"),
 }
 # What else is imported and does not decide, by the module that records.
@@ -50,7 +57,7 @@ ALSO = {
         *("mos_server.fusion.methods.method", "mos_server.fusion.statistics"),
     },
     "mos_bench.identity.scoring.scorers": set[str](),
-    "mos_bench.teach": {"mos_common.regions"},  # a probe draws without regions
+    "mos_bench.teach": {"mos_common.regions", "mos_common.shapes"},  # a probe draws without regions
 }
 
 

@@ -19,6 +19,7 @@ SETTINGS = GradientSettings(
     guidance=3.0,
     batch=2,
     cap=1e30,  # none: the equation alone
+    least_share=None,
 )
 
 

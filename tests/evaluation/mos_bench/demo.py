@@ -116,11 +116,12 @@ def prepare(out: Path) -> list[Participant]:
     return participants
 
 
-def join_command(participant: Participant, steps: int | None) -> list[str | Path]:
-    """Return `mos-client join` as this participant would type it."""
+def join_command(participant: Participant, steps: int | None, *, rounds: int | None = 1) -> list[str | Path]:
+    """Return `mos-client join` as this participant would type it; `rounds` may have no end."""
     command: list[str | Path] = ["mos-client", "join", participant.kit, participant.pictures]
     command += ["--concept", participant.concept, "--class", participant.class_word]
-    command += ["--state", participant.state, "--rounds", "1"]
+    command += ["--state", participant.state]
+    command += ["--rounds", str(rounds)] if rounds else []
     return command + (["--steps", str(steps)] if steps else [])
 
 

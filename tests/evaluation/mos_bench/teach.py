@@ -48,8 +48,12 @@ TAUGHT_BY = (
             "edlora",
             "identity",
             "layers",
+            "prompt_grammar",
+            "prompt_names",
             "samplers",
+            "weighted_text",
             "words",
+            "written_prompts",
         ]
     ),
     *("mos_common.prompts", "mos_common.scores", "mos_bench.pictures", "mos_bench.teach"),

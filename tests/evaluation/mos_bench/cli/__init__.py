@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from mos_bench.cli import identity, product
+from mos_bench.cli import identity, influence, product
 from mos_common.shell import add_version, run
 
 app = typer.Typer(
@@ -17,6 +17,7 @@ app = typer.Typer(
 add_version(app)
 product.register(app)
 identity.register(app)
+influence.register(app)
 
 
 def main() -> None:

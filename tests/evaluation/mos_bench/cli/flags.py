@@ -137,6 +137,19 @@ def numbers(text: str | None, flag: str) -> tuple[int, ...]:
     return values
 
 
+def shares(text: str | None, flag: str) -> tuple[float, ...]:
+    """Return the numbers of a flag such as `--strengths 0.05,0.1`.
+
+    Raises:
+        RequestError: a part is not a number.
+
+    """
+    try:
+        return tuple(float(part) for part in text.split(",")) if text else ()
+    except ValueError as error:
+        raise RequestError(f"{flag} {text}: expected numbers such as 0.05,0.1") from error
+
+
 @contextmanager
 def helpers(count: int) -> Iterator[None]:
     """Run the same command line in `count` helper processes, and end them on exit."""

@@ -1,4 +1,4 @@
-"""`mos-bench demo`, `teach` and `tuning`: the whole product once, and tuning measured."""
+"""`mos-bench demo`, `teach`, `tuning`, `control`: the product once, and what it can do."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ def register(app: typer.Typer) -> None:
     app.command(epilog="Example: mos-bench demo --out build/demo")(demo)
     app.command(epilog="Example: mos-bench teach --each 4 --out build/teach")(teach)
     app.command(epilog="Example: mos-bench tuning --each 4 --out build/tuning")(tuning)
+    app.command(epilog="Example: mos-bench control --n 100 --out build/control")(control)
 
 
 def demo(
@@ -59,3 +60,16 @@ def tuning(
     from mos_bench.tuning import run_tuning
 
     run_tuning(out, each=each, base=base, only=only or [], part=part, parts=parts)
+
+
+def control(
+    out: flags.Out = Path("build/control"),
+    count: Annotated[int, typer.Option("--n", min=2, help="Compositions; each is drawn in four ways.")] = 100,
+    steps: Annotated[int, typer.Option("--steps", min=1, help="Denoising steps.")] = 20,
+    part: flags.Part = 0,
+    parts: flags.PartCount = 1,
+) -> None:
+    """Measure missing objects and attribute binding by prompt, regions, sketch and both."""
+    from mos_bench.control import run_control
+
+    run_control(out, count=count, steps=steps, part=part, parts=parts)

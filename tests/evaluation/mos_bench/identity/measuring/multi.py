@@ -28,6 +28,7 @@ from mos_bench.identity.scoring.scorers import all_pairs, scored_by
 from mos_bench.identity.scoring.scores import Scores
 from mos_bench.identity.storage.cache import drawn_on, key_of, vector_bytes
 from mos_common.regions import Region
+from mos_common.shapes import Box
 from mos_tiny.recipe.world import with_article
 
 CLASSES, NAMES, REGIONS = WAYS = ("class words", "one prompt", "with regions")
@@ -70,7 +71,7 @@ def request_for(bench: Bench, model: Model, scene: Scene, seed: int, way: str) -
     boxes = []
     for i, name in enumerate(names):
         subjects = [name if i == j else classes[j] for j in range(size)]
-        boxes.append(Region(scene.sentence(subjects), i / size, 0, (i + 1) / size, 1))
+        boxes.append(Region(scene.sentence(subjects), Box(i / size, 0, (i + 1) / size, 1)))
     return Request(model, scene.sentence(classes), seed, shape, tuple(boxes), drawn_on(base))
 
 

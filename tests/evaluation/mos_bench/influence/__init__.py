@@ -1,0 +1,1 @@
+"""`mos-bench influence`: what concepts and attackers do to others, and who is left out."""
