@@ -49,7 +49,7 @@ oldest newest: .venv
 		--override-ini timeout= --import-mode=importlib tests/libraries
 
 slow: .venv
-	$(BIN)/python -m pytest -m slow
+	MOS_HYPOTHESIS=explore $(BIN)/python -m pytest -m "slow or hypothesis"
 
 fuzz: .venv
 	PYTHONPATH=tests OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz/run.py --seconds $(or $(FUZZ_SECONDS),3600)
