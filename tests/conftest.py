@@ -21,8 +21,8 @@ from mos_common.concept import Concept
 from mos_common.edlora import LowRank
 
 torch.set_num_threads(1)
-# A busy machine is no failure: no deadlines. `make test` tries the same examples every time, so that
-# what passed here passes there; `make slow` and `make fuzz` look for new ones.
+# A busy machine is no failure: no deadlines. `make test` tries the same examples every time, so
+# that what passed here passes there; `make slow` and `make fuzz` look for new ones.
 hypothesis.settings.register_profile("house", deadline=None, derandomize=True, database=None)
 hypothesis.settings.register_profile("explore", deadline=None)
 hypothesis.settings.load_profile(os.environ.get("MOS_HYPOTHESIS", "house"))

@@ -18,7 +18,7 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Hashable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Generator, Hashable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -216,16 +216,26 @@ class Calls:
             if not self._running[kind]:
                 del self._running[kind]
 
-    async def _stream(self, pieces: Iterator[Any], key: str, context: Any) -> None:
-        """Send pieces as fast as they are taken, while the caller's key is admitted."""
+    async def _stream(self, pieces: Generator[Any], key: str, context: Any) -> None:
+        """Send pieces as fast as they are taken, while the caller's key is admitted.
+
+        The file behind them is closed however the call ends, after a read that still runs.
+        """
         asked = time.monotonic()
-        while (piece := await self._in(self._files, next, pieces, None)) is not None:
-            async with asyncio.timeout(self._limits.piece_s):
-                await context.write(piece.SerializeToString())
-            if time.monotonic() - asked > self._limits.barred_after_s:
-                if not await self._in(self._readers, self._admitted, key):
-                    raise Refusal(grpc.StatusCode.UNAUTHENTICATED, "this key is no longer admitted: ask the operator")
-                asked = time.monotonic()
+        reading = self._files.submit(next, pieces, None)
+        try:
+            while (piece := await asyncio.wrap_future(reading)) is not None:
+                async with asyncio.timeout(self._limits.piece_s):
+                    await context.write(piece.SerializeToString())
+                if time.monotonic() - asked > self._limits.barred_after_s:
+                    if not await self._in(self._readers, self._admitted, key):
+                        raise Refusal(
+                            grpc.StatusCode.UNAUTHENTICATED, "this key is no longer admitted: ask the operator"
+                        )
+                    asked = time.monotonic()
+                reading = self._files.submit(next, pieces, None)
+        finally:
+            reading.add_done_callback(lambda _: pieces.close())
 
     def _in(self, pool: ThreadPoolExecutor, function: Callable[..., T], *arguments: Any) -> Awaitable[T]:
         return asyncio.get_running_loop().run_in_executor(pool, function, *arguments)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import re
 import socket
@@ -13,6 +14,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import grpc
+import psutil
 import pytest
 
 from mos_common import mos_pb2, mos_pb2_grpc
@@ -142,6 +144,34 @@ def test_a_running_download_of_a_barred_key_ends(server: Server, channel):
     code, details = refused(lambda: list(call))
     assert (code, details) == ("UNAUTHENTICATED", "this key is no longer admitted: ask the operator")
     assert refused(lambda: server.describe(channel))[0] == "UNAUTHENTICATED"
+
+
+@pytest.mark.parametrize("end", ["barred", "cancelled", "not read", "read"])
+def test_the_file_of_a_download_is_closed_however_it_ends(server: Server, channel, end: str):
+    call = server.fetch(channel)
+    next(call)
+    assert being_read(server.model) == 1
+    if end == "barred":
+        server.journal.participants.bar("alice")
+    if end == "cancelled":
+        call.cancel()
+    if end in ("barred", "read"):
+        with suppress(grpc.RpcError):
+            list(call)
+    gc.disable()  # what only the collector closes stays open
+    try:
+        for _ in range(600):
+            if not being_read(server.model):
+                return
+            time.sleep(0.1)
+        pytest.fail("the file stays open")
+    finally:
+        gc.enable()
+
+
+def being_read(model: Path) -> int:
+    """The files of a model that this process, which is the server here, has open."""
+    return sum(Path(each.path).parent == model for each in psutil.Process().open_files())
 
 
 def test_calls_with_deadlines_in_the_far_future_end_all_the_same(server: Server):
