@@ -144,6 +144,8 @@ def _about(declared: Field[Any]) -> str:
 
 
 def _as_text(value: Any) -> str:
+    if isinstance(value, tuple) and all(isinstance(part, float) for part in value):
+        return ",".join(f"{part:g}" for part in value)
     if isinstance(value, tuple):
         return f"{len(value)} texts" if len(value) > 3 else SEPARATOR.join(map(str, value))
     return NONE if value is None else str(value).lower() if isinstance(value, bool) else str(value)
@@ -175,7 +177,7 @@ def _all(settings: Any) -> Sequence[Field[Any]]:
 
 
 def _types(kind: Any) -> dict[str, Any]:
-    return get_type_hints(kind)
+    return get_type_hints(kind, include_extras=True)  # with the validators of a setting's type
 
 
 def _adapter(kind: Any, name: str) -> TypeAdapter[Any]:

@@ -11,6 +11,7 @@ SETTINGS = GradientSettings(
     ridge_kind="trace",
     towards=0.0,
     preserve=0.2,
+    sharpen=1.0,
     rows="all",
     text_inputs="fused",
     contexts=("V", "photo of a V"),

@@ -74,8 +74,8 @@ class NormalEquations:
                 self.terms[layer.name].append(term)
             self.weights[reads].append(w)
 
-    def solve(self) -> dict[str, LowRank]:
-        """Return Δ* of every layer that a concept changes."""
+    def solve(self, sharpen: float = 1.0) -> dict[str, LowRank]:
+        """Return Δ* of every layer that a concept changes; `sharpen` is s."""
         inverses: dict[str, Inverse] = {}
         changes = {}
         for layer in self.layers:
@@ -83,7 +83,10 @@ class NormalEquations:
                 continue
             if layer.reads not in inverses:
                 inverses = {layer.reads: damped_inverse(self.S[layer.reads], self.ridge, self.ridge_kind)}
-            right = inverses[layer.reads](self.right(terms, self.S[layer.reads]))
+            right = self.right(terms, self.S[layer.reads])
+            if sharpen != 1:
+                right += (sharpen - 1) * self._standing_out(terms, layer.reads)
+            right = inverses[layer.reads](right)
             changes[layer.name] = refactored(stacked_left([term.pair for term in terms]), right)
         return changes
 
@@ -93,8 +96,12 @@ class NormalEquations:
         if not self.towards:
             return stacked
         R = damping(S, self.ridge, self.ridge_kind)
-        pull = torch.cat([term.weight * term.pair.scale * term.pair.A.double() for term in terms])
-        return stacked + self.towards * pull * R
+        return stacked + self.towards * _weighted(terms) * R
+
+    def _standing_out(self, terms: Sequence[Term], reads: str) -> Float[Tensor, "ranks d_in"]:
+        """Return [w1 s1 A1 (G1 - Ḡ); …], with Ḡ = S/Σ wi - μ G0 of all concepts."""
+        mean = self.S[reads] / sum(self.weights[reads]) - self.preserve * self._ordinary.mean(reads)
+        return torch.cat([term.right for term in terms]) - _weighted(terms) @ mean
 
     def drift(self, changes: Mapping[str, LowRank]) -> float:
         """Return Σ ‖X0 Δᵀ‖² / Σ ‖X0 W0ᵀ‖² over the changed layers.
@@ -123,6 +130,11 @@ class NormalEquations:
             W0 = layer.module.weight.detach().flatten(1).float().cpu()
             energies[layer.name] = float(((W0 @ self._ordinary.mean(layer.reads).float()) * W0).sum())
         return energies
+
+
+def _weighted(terms: Sequence[Term]) -> Float[Tensor, "ranks d_in"]:
+    """Return [w1 s1 A1; …]."""
+    return torch.cat([term.weight * term.pair.scale * term.pair.A.double() for term in terms])
 
 
 def _ratio(energy: float, of_base: float) -> float:

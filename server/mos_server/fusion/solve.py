@@ -16,6 +16,20 @@ whose rank is at most Σ ri: nothing of size d_out x d_in is ever formed. (Paper
 equation 4, which stops L-BFGS before its optimum; λ → 0, μ = 0 and c = 0 is its objective.) In
 directions that no recorded row has, the ridge decides: towards no change at all (c = 0), or towards
 a scaled sum of the concepts' own changes, which is the limit of Δ* as λ → ∞.
+
+Where concepts feed a layer alike rows, Δ* answers them with the mean of their changes D̄, and what
+tells one from another is lost. **Sharpening** by s asks for s times as much of just that: every
+target moves away from the mean, and the objective is otherwise the same,
+
+    Ti = D̄ + s (ΔWi - D̄)  in place of ΔWi,    D̄ = Σi wi ΔWi / W,    W = Σi wi
+
+Since Σi wi Ti = Σi wi ΔWi, and Σi wi Ti Gi = Σi wi ΔWi (Gi + (s - 1)(Gi - Ḡ)) with the mean moment
+Ḡ = Σi wi Gi / W, its solution is the one above with moments that stand out from it s times as far:
+
+    M = [w1 s1 A1 (G1 + (s - 1)(G1 - Ḡ) + c R); …] (S + R)⁻¹
+
+The rank is the same. Δ*(s) = Δ*(0) + s (Δ*(1) - Δ*(0)) is linear in s, with Δ*(0) the solution if
+everybody's target were D̄. A concept alone is its own mean, and s changes nothing.
 """
 
 from __future__ import annotations

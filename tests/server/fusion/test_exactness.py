@@ -23,7 +23,7 @@ from mos_server.fusion.statistics import Recording
 
 MOST_EXCESS = 1e-6
 SETTINGS = GradientSettings(
-    contexts=("V", "photo of a V"), ordinary=("", "a tree"), steps=2, guidance=3.0, batch=2, cap=1e30
+    contexts=("V", "photo of a V"), ordinary=("", "a tree"), steps=2, guidance=3.0, batch=2, cap=1e30, sharpen=1.0
 )
 
 
@@ -76,29 +76,45 @@ class Dense:
 
 
 @pytest.mark.parametrize(
-    ("ridge", "rows", "preserve", "towards"),
+    ("ridge", "rows", "preserve", "towards", "sharpen"),
     [
-        (0.1, "all", 0.3, 0.0),
-        (0.1, "all", 0.3, 0.4),
-        (1e-4, "all", 0.0, 0.0),
-        (1e-9, "all", 0.3, 0.0),
-        (1e-9, "words", 0.0, 0.0),
+        (0.1, "all", 0.3, 0.0, 1.0),
+        (0.1, "all", 0.3, 0.4, 1.0),
+        (1e-4, "all", 0.0, 0.0, 1.0),
+        (1e-9, "all", 0.3, 0.0, 1.0),
+        (1e-9, "words", 0.0, 0.0, 1.0),
+        (0.1, "all", 0.3, 0.4, 3.0),
+        (1e-4, "words", 0.3, 0.0, 2.0),
     ],
-    ids=["towards no change", "towards the sum", "small ridge", "tiny ridge", "tiny ridge, few rows"],
+    ids=[
+        "towards no change",
+        "towards the sum",
+        "small ridge",
+        "tiny ridge",
+        "tiny ridge, few rows",
+        "sharpened",
+        "sharpened, few rows",
+    ],
 )
-def test_every_published_layer_is_at_the_optimum(base, make_concept, stored, ridge, rows, preserve, towards):
-    """Three groups of layers on real activations; with "words" S alone is singular."""
+def test_every_published_layer_is_at_the_optimum(base, make_concept, stored, ridge, rows, preserve, towards, sharpen):
+    """Three groups of layers on real activations; with "words" S alone is singular.
+
+    Sharpened, the targets are written out: each concept's change, moved away from their mean.
+    """
     concepts = [
         NamedConcept(participant, make_concept(base, name, seed=seed, rank=seed + 1))
         for seed, (participant, name) in enumerate((("alice", "<cat>"), ("bob", "<dog>"), ("carol", "<tree>")))
     ]
-    fused = fuse(base, concepts, replace(SETTINGS, ridge=ridge, rows=rows, preserve=preserve, towards=towards))
+    settings = replace(SETTINGS, ridge=ridge, rows=rows, preserve=preserve, towards=towards, sharpen=sharpen)
+    fused = fuse(base, concepts, settings)
     survivals = {concept.token: concept.survival for concept in fused.manifest.concepts}
     for layer in base.layout.attention:
         X = [torch.cat(stored[named.token][layer.reads]) for named in concepts]
         changes = [named.concept.pairs[layer.name].change(torch.float64) for named in concepts]
         ordinary = torch.cat(stored["ordinary prompts"][layer.reads])
-        dense = Dense(X, changes, ordinary, len(concepts) * preserve, ridge, towards)
+        mean = sum(changes) / len(changes)
+        wanted = [mean + sharpen * (change - mean) for change in changes]
+        dense = Dense(X, wanted, ordinary, len(concepts) * preserve, ridge, towards)
         change = fused.changes[layer.name].change(torch.float64)
         assert dense.excess(change) < MOST_EXCESS, layer.name
         for named, own_rows, own in zip(concepts, X, changes, strict=True):

@@ -25,9 +25,12 @@ from mos_server.fusion.leaving_out import Influence, check_influence
 from mos_server.fusion.methods.method import Method, Option, Solved
 from mos_server.fusion.moments import Moments
 from mos_server.fusion.normal_equation import NormalEquations
+from mos_server.fusion.per_group import PerGroup, of_group, values_of
 from mos_server.fusion.recording_settings import RecordingSettings
 from mos_server.fusion.solve import residual
 from mos_server.fusion.statistics import Recording, Statistics, wanted_inputs
+
+_PER_GROUP = "; or three, for text encoder, keys and values, rest of the UNet"
 
 
 @dataclass(frozen=True)
@@ -38,15 +41,20 @@ class GradientSettings(RecordingSettings):
     """
 
     method: ClassVar[str] = "gradient"
-    ridge: float = setting(0.03, "λ, the ridge", unit="mean second moments of the input")
+    sharpen: PerGroup = setting(
+        1.0, "s, how far the concepts' targets stand out from their mean; 1: the paper" + _PER_GROUP
+    )
+    ridge: PerGroup = setting(0.03, "λ, the ridge" + _PER_GROUP, unit="mean second moments of the input")
     ridge_kind: Literal["trace", "diagonal"] = setting(
         "trace", "unit of the ridge: the mean second moment (trace), or each input's own (diagonal)"
     )
     towards: float = setting(
         0.5, "c, the change that the ridge shrinks to, as a share of the summed changes; 0, the paper: no change"
     )
-    preserve: float = setting(
-        1.0, "μ, the weight of ordinary prompts on the untouched base; 1: as much as all concepts; 0: the paper"
+    preserve: PerGroup = setting(
+        1.0,
+        "μ, the weight of ordinary prompts on the untouched base; 1: as much as all concepts; 0: the paper"
+        + _PER_GROUP,
     )
     text_inputs: Inputs = setting(
         "fused", "text encoder whose features keys and values are recorded on: fused (the paper), or each concept's own"
@@ -69,11 +77,14 @@ class GradientSettings(RecordingSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.ridge <= 1e3 or not 0 <= self.preserve <= 1e3:
+        ridge, preserve, sharpen = (values_of(each) for each in (self.ridge, self.preserve, self.sharpen))
+        if not all(0 < each <= 1e3 for each in ridge) or not all(0 <= each <= 1e3 for each in preserve):
             raise RequestError(
                 f"ridge {self.ridge}, preserve {self.preserve}: expected ridge above 0 and preserve at least 0, "
                 "both at most 1000"
             )
+        if not all(0 <= each <= 100 for each in sharpen):
+            raise RequestError(f"sharpen {self.sharpen}: expected factors from 0 to 100")
         if not 0 <= self.towards <= 1:
             raise RequestError(f"towards {self.towards}: expected a share from 0 to 1")
         if not self.cap > 0:
@@ -110,15 +121,16 @@ def merge(
         equations = NormalEquations(
             layers,
             statistics.of(recordings[None]),
-            preserve=settings.preserve,
-            ridge=settings.ridge,
+            preserve=of_group(settings.preserve, group),
+            ridge=of_group(settings.ridge, group),
             ridge_kind=settings.ridge_kind,
             towards=settings.towards,
             cap=settings.cap,
         )
         for named in concepts:
             equations.add(named.concept, statistics.of(recordings[named.token]), weights[named.token])
-        changes = equations.solve()
+        sharpen = of_group(settings.sharpen, group)
+        changes = equations.solve(sharpen)
         solved.changes |= changes
         solved.drift[group.name.lower()] = equations.drift(changes)
         statistics.progress(f"{group}: {len(layers)} layers solved in {time.monotonic() - started:.1f} s")
@@ -126,7 +138,8 @@ def merge(
             moments = statistics.of(recordings[named.token])
             solved.survival[named.token][group.name.lower()] = _survival(layers, named.concept, moments, changes)
         if len(concepts) > 1:
-            influence = _influence(equations, concepts, group, recordings, statistics, solved)
+            plain = changes if sharpen == 1 else equations.solve()
+            influence = _influence(equations, plain, concepts, group, recordings, statistics)
             solved.influence[group.name.lower()] = influence
             if settings.least_share is not None:
                 check_influence(influence, settings.least_share)
@@ -135,12 +148,17 @@ def merge(
 
 def _influence(
     equations: NormalEquations,
+    plain: Mapping[str, LowRank],
     concepts: Sequence[NamedConcept],
     group: Group,
     recordings: Mapping[str | None, Recording],
     statistics: Statistics,
-    solved: Solved,
 ) -> Influence:
+    """Return what the concepts do to each other; `plain` is the solution without sharpening.
+
+    Sharpening moves targets away from what was asked for, so shares of energy kept would say less
+    about who takes from whom.
+    """
     tokens = [named.token for named in concepts]
     started = time.monotonic()
     without, energy = kept_without(
@@ -148,7 +166,9 @@ def _influence(
         lambda i, reads: statistics.mean(recordings[None if i is None else tokens[i]], reads),
         len(concepts),
     )
-    kept = torch.tensor([solved.survival[token][group.name.lower()].energy_kept for token in tokens])
+    layers = equations.layers
+    survivals = [_survival(layers, named.concept, statistics.of(recordings[named.token]), plain) for named in concepts]
+    kept = torch.tensor([survival.energy_kept for survival in survivals])
     statistics.progress(f"{group}: influence of each concept computed in {time.monotonic() - started:.1f} s")
     loudness = torch.tensor([_loudness(equations.layers, named.concept) for named in concepts]).double()
     return Influence(group, tokens, kept.double(), without, energy, loudness)

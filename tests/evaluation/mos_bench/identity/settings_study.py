@@ -39,11 +39,25 @@ from mos_common.prompts import ORDINARY, RECORDED
 from mos_common.settings import changed, parse_settings
 from mos_common.shell import say
 from mos_server.fusion.methods.gradient import GradientSettings
+from mos_server.fusion.per_group import PerGroup
 from mos_server.fusion.recording_settings import PAPER_PROMPTS
 
 COUNTS = (3, 8, 14, 32)
 BASE = GradientSettings()
+SHARP: Mapping[str, PerGroup] = {
+    "2,1,1": (2.0, 1.0, 1.0),
+    "1,3,1": (1.0, 3.0, 1.0),
+    "2,2,1": (2.0, 2.0, 1.0),
+    "3,3,1": (3.0, 3.0, 1.0),
+    "3,3,1.5": (3.0, 3.0, 1.5),
+    "2": 2.0,
+}
 AXES: Mapping[str, Mapping[str, GradientSettings]] = {
+    "sharpen": {name: replace(BASE, sharpen=value) for name, value in SHARP.items()}
+    | {
+        f"{name}, preserve 1,1,{preserve:g}": replace(BASE, sharpen=SHARP[name], preserve=(1.0, 1.0, preserve))
+        for name, preserve in product(("2,2,1", "3,3,1", "3,3,1.5"), (3.0, 10.0))
+    },
     "ridge": {f"{value:g}": replace(BASE, ridge=value) for value in (1e-4, 1e-3, 0.3)},
     "ridge_kind": {"diagonal": replace(BASE, ridge_kind="diagonal")},
     "towards": {f"{value:g}": replace(BASE, towards=value) for value in (0.0, 1.0)},

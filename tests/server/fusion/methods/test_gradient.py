@@ -131,8 +131,40 @@ def test_one_concept_comes_back_unchanged_on_everything_it_reads(tiny, three):
         assert survival.energy_kept > 0.999, group
 
 
-def test_the_rank_is_at_most_the_sum_of_the_ranks(peaceful):
-    assert max(pair.rank for pair in peaceful.changes.values()) == 1 + 2 + 3
+@pytest.mark.parametrize("sharpen", [1.0, 3.0])
+def test_the_rank_is_at_most_the_sum_of_the_ranks(tiny, three, kept_moments, sharpen):
+    fused = fuse(tiny, three, replace(SETTINGS, sharpen=sharpen), moments_dir=kept_moments)
+    assert max(pair.rank for pair in fused.changes.values()) == 1 + 2 + 3
+
+
+def test_sharpening_is_linear_and_leaves_the_mean_alone(tiny, three, kept_moments):
+    """Δ(s) = Δ(0) + s (Δ(1) - Δ(0)), in keys and values, whose inputs do not depend on their s."""
+
+    def changes(s: float) -> dict[str, torch.Tensor]:
+        fused = fuse(tiny, three, replace(SETTINGS, sharpen=(1.0, s, 1.0)), moments_dir=kept_moments)
+        return {it.name: fused.changes[it.name].change(torch.float64) for it in tiny.layout.by_group[Group.CROSS]}
+
+    common, plain, sharp = changes(0.0), changes(1.0), changes(4.0)
+    for name, change in sharp.items():
+        assert relative(change, common[name] + 4 * (plain[name] - common[name])) < 1e-5, name
+        assert relative(plain[name], common[name]) > 1e-3
+
+
+def test_a_concept_alone_is_its_own_mean(tiny, three, kept_moments):
+    """Also among copies of itself: what they share is all that they have."""
+    plain, sharp = (
+        fuse(tiny, three[:1], replace(SETTINGS, sharpen=s), moments_dir=kept_moments).changes for s in (1.0, 5.0)
+    )
+    for name, pair in plain.items():
+        assert relative(sharp[name].change(), pair.change()) < 1e-6, name
+
+
+def test_what_concepts_do_to_each_other_is_judged_without_sharpening(tiny, three, kept_moments):
+    plain, sharp = (
+        fuse(tiny, three, replace(SETTINGS, sharpen=(1.0, s, s)), moments_dir=kept_moments).manifest.influence
+        for s in (1.0, 5.0)
+    )
+    assert sharp == plain
 
 
 @pytest.mark.parametrize(
@@ -141,6 +173,11 @@ def test_the_rank_is_at_most_the_sum_of_the_ranks(peaceful):
         ("ridge", 0.5, set(Group)),
         ("ridge_kind", "diagonal", set(Group)),
         ("preserve", 5.0, set(Group)),
+        ("ridge", (0.01, 0.01, 0.5), {Group.SPATIAL}),
+        ("preserve", (0.2, 5.0, 0.2), {Group.CROSS}),
+        ("sharpen", 3.0, set(Group)),
+        ("sharpen", (1.0, 3.0, 1.0), {Group.CROSS}),
+        ("sharpen", (3.0, 1.0, 1.0), {Group.TEXT, Group.CROSS}),  # keys read the fused text encoder
         ("ordinary", ("a house",), set(Group)),
         ("contexts", ("V at night",), set(Group)),
         ("rows", "words", {Group.TEXT, Group.CROSS}),
@@ -184,7 +221,18 @@ def test_without_guidance_of_its_own_it_is_the_base_s(tiny, three):
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"ridge": 0.0}, {"ridge": -1.0}, {"ridge": float("nan")}, {"preserve": -0.1}, {"towards": 2.0}, {"cap": 0.0}],
+    [
+        {"ridge": 0.0},
+        {"ridge": -1.0},
+        {"ridge": float("nan")},
+        {"preserve": -0.1},
+        {"towards": 2.0},
+        {"cap": 0.0},
+        {"ridge": (0.1, 0.0, 0.1)},
+        {"preserve": (1.0, -1.0, 1.0)},
+        {"sharpen": -1.0},
+        {"sharpen": (1.0, 1.0, 1000.0)},
+    ],
     ids=str,
 )
 def test_settings_out_of_range_are_refused(wrong):

@@ -34,6 +34,7 @@ OTHER = {
     "ridge_kind": "diagonal",
     "rows": "words",
     "seed": 7,
+    "sharpen": 2.0,
     "steps": 3,
     "sum_weight": 0.2,
     "text_inputs": "own",
