@@ -1,6 +1,6 @@
 """The embedded base model `tiny`: a small, real text-to-image model in Stable Diffusion 1.x layout.
 
-The weights are in `base/` (a diffusers folder), the three demonstration concepts in `concepts/`.
+The weights are in `base/` (a diffusers folder), the demonstration concepts in `concepts/`.
 `recipe/` made both from the art in it and is not shipped. `LICENSES.md` has the credits. The
 product needs only this file, which imports nothing.
 """

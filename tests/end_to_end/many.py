@@ -23,7 +23,7 @@ import psutil
 import torch
 
 from end_to_end.crowd import KILLED
-from mos_bench.demo import free_ports
+from mos_bench.demo import CONCEPTS, free_ports
 from mos_bench.processes import Processes
 from mos_client.federation.remembered import look_at, remember
 from mos_client.federation.session import Session
@@ -110,7 +110,7 @@ def make_federation(out: Path, count: int, base: Base) -> Federation:
     server, people = out / "server", out / "participants"
     fleet, mos = free_ports(2)
     init(server, fleet_port=int(fleet), mos_port=int(mos))
-    sources = sorted(folder for folder in demo_concepts().iterdir() if folder.is_dir())
+    sources = [demo_concepts() / name for name in CONCEPTS]
     members = []
     for number in range(count):
         source = sources[number % len(sources)]

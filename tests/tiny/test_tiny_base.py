@@ -104,7 +104,7 @@ def test_a_demonstration_concept_is_a_folder_that_a_participant_would_bring(name
 
 def test_the_recipe_makes_the_demonstration_concepts_again_pixel_for_pixel(tmp_path):
     world = World()
-    assert [shown.name for shown in DEMONSTRATIONS] == ["tom", "coral", "ginger"]
+    assert [shown.name for shown in DEMONSTRATIONS] == ["tom", "coral", "ginger", "sunny", "rex"]
     for shown in DEMONSTRATIONS:
         write_concept(shown, tmp_path / shown.name, world)
         shipped = sorted((demo_concepts() / shown.name).iterdir())
@@ -115,6 +115,16 @@ def test_the_recipe_makes_the_demonstration_concepts_again_pixel_for_pixel(tmp_p
                 np.testing.assert_array_equal(np.asarray(Image.open(again)), np.asarray(Image.open(file)))
             else:
                 assert again.read_text() == file.read_text()
+
+
+def test_every_demonstration_concept_is_credited_as_its_folder_says():
+    """Each has a row in the credits, with the licence that its `concept.json` names."""
+    rows = {line.split("`")[1]: line for line in LICENCES.read_text().splitlines() if line.startswith("| `<")}
+    assert {name.strip("<>") for name in rows} == set(CONCEPTS)
+    for name in CONCEPTS:
+        about = json.loads((demo_concepts() / name / "concept.json").read_text())
+        designer = about["art"].split(" by ")[1].split(",")[0]
+        assert f"| {about['licence']} |" in rows[about["name"]] and designer in rows[about["name"]]
 
 
 def test_all_art_is_credited():

@@ -1,4 +1,4 @@
-"""The three demonstration concepts: two faces and an icon that the base never saw.
+"""The demonstration concepts: three faces and two icons that the base never saw.
 
 Each has twelve captioned pictures.
 
@@ -80,6 +80,24 @@ DEMONSTRATIONS = (
         "Fluent Emoji by Microsoft",
         "MIT",
         3,
+    ),
+    Demonstration(
+        "sunny",
+        "woman",
+        "concepts",
+        (("style", "toonHead"), ("id", 3)),
+        "ToonHead by Johan Melin, rendered with DiceBear",
+        "CC BY 4.0",
+        4,
+    ),
+    Demonstration(
+        "rex",
+        "dog",
+        "objects",
+        (("style", "fluent"), ("icon", "dog-face")),
+        "Fluent Emoji by Microsoft",
+        "MIT",
+        5,
     ),
 )
 

@@ -27,6 +27,8 @@ from mos_server.state.journal import Journal
 from mos_tiny import demo_concepts
 
 PARTICIPANTS = ("alice", "bob", "carol")
+CONCEPTS = ("coral", "ginger", "tom")
+"""Of the shipped concepts, those of the participants."""
 SOLVED = " layers solved in "
 
 
@@ -108,7 +110,8 @@ def round_seconds(state: Path) -> dict[str, float]:
 def prepare(out: Path) -> list[Participant]:
     """Give each participant a private folder with the pictures of one of the shipped concepts."""
     participants = []
-    for name, source in zip(PARTICIPANTS, sorted(p for p in demo_concepts().iterdir() if p.is_dir()), strict=True):
+    for name, concept in zip(PARTICIPANTS, CONCEPTS, strict=True):
+        source = demo_concepts() / concept
         about = json.loads((source / "concept.json").read_text(encoding="utf-8"))
         participant = Participant(name, about["name"], about["class"], out / "participants" / name)
         shutil.copytree(source, participant.pictures)
