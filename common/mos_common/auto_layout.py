@@ -18,13 +18,14 @@ from torch.nn.functional import interpolate
 
 from mos_common.attention import WatchedWords
 from mos_common.base_model import Base
-from mos_common.conditioning import read_prompts
 from mos_common.drawing import Drawing, denoise, generators_of, noise_from, scheduler_for
 from mos_common.errors import RequestError
+from mos_common.own.places import places_of_words
 from mos_common.prompt_names import TAG, resolve
 from mos_common.regions import Region
 from mos_common.shapes import Box, Mask, feature_maps, softened
-from mos_common.words import Vocabulary, tokenise
+from mos_common.words import Vocabulary
+from mos_common.written_prompts import read_written_prompts
 
 CONCEPT = re.compile(f"({TAG.pattern})")
 PLACES = frozenset(
@@ -107,7 +108,7 @@ def where_attended(base: Base, named: Named, seed: int, vocabulary: Vocabulary, 
     """Return a region for each concept where a first, short drawing attends to its class word.
 
     Raises:
-        RequestError: some class word attends nowhere.
+        RequestError: some class word attends nowhere, or is not in the prompt from the first step.
 
     """
     return parted(named, _attention(base, named, seed, vocabulary, how))
@@ -143,18 +144,33 @@ def parted(named: Named, attended: Float[Tensor, "concepts height width"]) -> li
 def _attention(
     base: Base, named: Named, seed: int, vocabulary: Vocabulary, how: Drawing
 ) -> Float[Tensor, "concepts height width"]:
-    """Return each latent cell's attention to the class words, over a short drawing."""
+    """Return each latent cell's attention to the class words, over a short drawing.
+
+    Of a prompt that changes on the way, what it says first is drawn.
+    """
     # A concept that is its class word's embeddings reads as that word, and its place is known.
     ids = {token: base.tokenizer(named.classes[token], add_special_tokens=False).input_ids for token in named.tokens}
     words = {**vocabulary, **{token: base.token_rows(list(ids[token]))[None] for token in named.tokens}}
-    prompt = "".join(named.parts)
-    places = tokenise(base, prompt, words).words
-    of_token = [[position for position, token, _ in places if token == each] for each in named.tokens]
+    prompt, steps, scheduler = "".join(named.parts), min(how.steps, FIRST_PASS), scheduler_for(base, how)
+    places = places_of_words(base, prompt, words, steps)
+    of_token = [[position for position, token in places if token == each] for each in named.tokens]
+    if late := next((each for each, at in zip(named.tokens, of_token, strict=True) if not at), None):
+        raise RequestError(f"--auto-layout attention: the first steps say nothing of {late}: give regions")
     watched_at = [position for positions in of_token for position in positions]
     height, width = how.sized_for(base)
     size = (height // base.pixels_per_latent, width // base.pixels_per_latent)
     guidance = base.preset.guidance if how.guidance is None else how.guidance
-    told = read_prompts(base, [prompt], words, guidance=guidance, negative=how.negative, size=size)
+    (first, *_) = read_written_prompts(
+        base,
+        [prompt],
+        words,
+        steps=steps,
+        evaluations=steps,
+        guidance=guidance,
+        negative=how.negative,
+        size=size,
+    )
+    told = first.conditioning
     watched = WatchedWords(torch.tensor([watched_at] * len(told.features), device=base.device))
     total, maps = torch.zeros(len(watched.positions[0]), *size), feature_maps(*size)
 
@@ -163,10 +179,9 @@ def _attention(
             of_prompt = seen[-1].float().cpu().reshape(-1, *maps[seen.shape[2]])
             total.add_(interpolate(of_prompt[None], size=size, mode="bilinear")[0])
 
-    steps = min(how.steps, FIRST_PASS)
     generators = generators_of([seed])
     noise = noise_from(base, generators, height, width)
-    denoise(base, noise, told, scheduler_for(base, how), steps, generators, add, watched=watched)
+    denoise(base, noise, told, scheduler, steps, generators, add, watched=watched)
     counts = [len(positions) for positions in of_token]
     return torch.stack([part.mean(dim=0) for part in torch.split(total, counts)])
 

@@ -67,6 +67,31 @@ def test_regions_are_where_the_base_draws_the_class_words(tiny, vocabulary, orde
     assert 0.05 < share.sum(dim=0).mean() < 0.9, "the rest is the prompt's"
 
 
+def test_a_prompt_is_read_by_the_grammar(tiny, vocabulary):
+    """A weight of 1 is no weight: brackets are not read as text."""
+    prompts = ("a <tom> on the left and a <rex>", "a (<tom>:1.0) on the left and a (<rex>:1.0)")
+    laid_out = [where_attended(tiny, named_in(prompt, vocabulary, CLASSES), 0, vocabulary, WIDE) for prompt in prompts]
+    shapes = [[region.shape.cover(16, 32) for region in regions] for regions in laid_out]
+    assert all(torch.equal(*pair) for pair in zip(*shapes, strict=True))
+
+
+def test_a_weight_has_its_effect(tiny, vocabulary):
+
+    def share(written: str) -> float:
+        named = named_in(written, vocabulary, CLASSES)
+        found = [where_attended(tiny, named, seed, vocabulary, WIDE)[1] for seed in range(3)]
+        return sum(float(region.shape.cover(16, 32).mean()) for region in found)
+
+    light, heavy = (share(f"a <tom> and a (<rex>:{weight})") for weight in (0.5, 1.5))
+    assert light != heavy
+
+
+def test_a_concept_that_comes_later_has_no_place(tiny, vocabulary):
+    named = named_in("a <tom> beside a [tree:<rex>:0.5]", vocabulary, CLASSES)
+    with pytest.raises(RequestError, match="the first steps say nothing of <bob/rex>: give regions"):
+        where_attended(tiny, named, 0, vocabulary, WIDE)
+
+
 def test_a_layout_is_a_value_of_prompt_size_and_seed_and_leaves_the_base_as_it_was(tiny, vocabulary):
     named, before = named_in(PROMPT, vocabulary, CLASSES), draw(tiny, ["a dog"], [0], how=Drawing(steps=2))
     first = where_attended(tiny, named, 3, vocabulary, WIDE)

@@ -213,6 +213,7 @@ def draw(
     drawn_by["controls"] = told.controls if control is None else parse_controls(control)
     if not seed_given and seeds is None:
         seed = told.seed or 0
+        seeds = told.seeds if count is None else None
     drawn_by |= {"how": Drawing(**{**told.settings, **given, **parse_settings(Drawing, settings or [])})}
     drawn_by |= {"seeds": seeds_of(seed, count, seeds), "preview": preview, "regions": regions}
     drawn_by["own"] = own is Own.AUTO

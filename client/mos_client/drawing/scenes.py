@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mos_client.drawing.controls import MOST_CONTROLS, AskedControl
 from mos_client.drawing.regions import read_layout, read_shape
+from mos_client.drawing.seeds import listed_seeds
 from mos_common.errors import RequestError
 from mos_common.flags import MOST_SEED
 from mos_common.regions import Region
@@ -78,6 +79,7 @@ class SceneFile(BaseModel):
     guidance: float | None = Field(None, description="scale of classifier-free guidance; 1: none")
     scheduler: str | None = Field(None, description="a diffusers scheduler that suits the base")
     seed: int | None = Field(None, ge=0, le=MOST_SEED, description="random seed")
+    seeds: str | None = Field(None, description='seeds of several pictures, such as "0-3,7", in place of one')
     layout: str | None = Field(None, description="a painted picture with a colour for each region")
     auto_layout: AutoLayout | None = Field(None, description="lay out the concepts of the prompt")
     regions: list[SceneRegion] = Field(default_factory=list, max_length=MOST_REGIONS, description="parts of it")
@@ -94,6 +96,7 @@ class Scene:
     regions: tuple[Region, ...] = ()
     settings: Mapping[str, object] = field(default_factory=dict)
     seed: int | None = None
+    seeds: str | None = None
     auto_layout: AutoLayout | None = None
     controls: tuple[AskedControl, ...] = ()
 
@@ -111,12 +114,21 @@ def read_scene(file: Path) -> Scene:
     except ValidationError as error:
         raise RequestError(f"scene {file}: {_sentence(error)}") from error
     try:
+        _check_seeds(given)
         regions, controls = _regions(given, file.parent), _controls(given, file.parent)
     except RequestError as error:
         raise RequestError(f"scene {file}: {error}") from error
     names = ("negative", "width", "height", "steps", "guidance", "scheduler")
     settings = {name: getattr(given, name) for name in names if getattr(given, name) is not None}
-    return Scene(given.prompt, regions, settings, given.seed, given.auto_layout, controls)
+    return Scene(given.prompt, regions, settings, given.seed, given.seeds, given.auto_layout, controls)
+
+
+def _check_seeds(scene: SceneFile) -> None:
+    if scene.seeds is None:
+        return
+    if scene.seed is not None:
+        raise RequestError("seed and seeds exclude each other: give one of them")
+    listed_seeds(scene.seeds, "seeds")
 
 
 def _regions(scene: SceneFile, folder: Path) -> tuple[Region, ...]:

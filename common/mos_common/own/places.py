@@ -142,13 +142,19 @@ def word_places(
     base: Base, prompts: Sequence[str], vocabulary: Vocabulary, phases: Sequence[Phase], steps: int
 ) -> WordPlaces:
     """Return the watch over the named words of each prompt, where they are in the first phase."""
-    words, first = list[list[tuple[int, str]]](), phases[0].conditioning
-    for prompt in prompts:
-        text = weighted_text(base, parse_prompt(prompt).parts(0, steps, steps), vocabulary)
-        chunks = enumerate(chunk.ids.words for chunk in text.chunks)
-        words.append([(n * base.text_length + place, token) for n, of in chunks for place, token, _ in of])
+    words, first = [places_of_words(base, prompt, vocabulary, steps) for prompt in prompts], phases[0].conditioning
     longest = max(len(of) for of in words)
     positions = [[position for position, _ in of] + [0] * (longest - len(of)) for of in words]
     unconditional = [[0] * longest] * first.unconditional_rows
     of_rows = torch.tensor([*unconditional, *positions], device=base.device)
     return WordPlaces(of_rows, [[token for _, token in of] for of in words], first.size)
+
+
+def places_of_words(base: Base, prompt: str, vocabulary: Vocabulary, steps: int) -> list[tuple[int, str]]:
+    """Return where the concepts' words stand in the encoding of a written prompt's first phase.
+
+    A place counts through all chunks; beside it stands its concept.
+    """
+    text = weighted_text(base, parse_prompt(prompt).parts(0, steps, steps), vocabulary)
+    chunks = enumerate(chunk.ids.words for chunk in text.chunks)
+    return [(n * base.text_length + place, token) for n, of in chunks for place, token, _ in of]

@@ -80,8 +80,8 @@ def test_a_whole_scene_comes_back_as_it_was_written(folder, name):
     assert (third.prompt, third.shape.cover(1, 1).tolist()) == ("a tree", [[1]])
 
 
-def test_the_example_here_has_every_key_but_auto_layout():
-    assert set(SceneFile.model_fields) - set(WHOLE) == {"auto_layout"}
+def test_the_example_here_has_every_key_but_those_that_exclude_one_of_it():
+    assert set(SceneFile.model_fields) - set(WHOLE) == {"auto_layout", "seeds"}
     assert set().union(*WHOLE["regions"]) == set(SceneRegion.model_fields)
 
 
@@ -111,6 +111,10 @@ def test_every_field_of_a_region_is_a_key_of_a_scene_with_its_default(folder):
         ({"guidance": float("inf")}, r"guidance is inf: input should be a finite number"),
         ({"seed": -1}, r"seed is -1: input should be greater than or equal to 0"),
         ({"seed": 2**63}, r"seed is 9223372036854775808: input should be less"),
+        ({"seed": 1, "seeds": "0-3"}, r"seed and seeds exclude each other: give one of them"),
+        ({"seeds": "3-1"}, r"seeds 3-1: expected a range upwards, of at most 64"),
+        ({"seeds": "many"}, r"seeds many: expected seeds and ranges of them"),
+        ({"seeds": 7}, r"seeds is 7: expected text; put it in quotes"),
         ({"auto_layout": "left"}, r"auto_layout is 'left': input should be 'side-by-side' or 'attention'"),
         ({"regions": "none"}, r"regions is 'none': input should be a valid list"),
         ({"regions": ["x"]}, r"regions\[1\] is str: expected keys such as prompt"),
