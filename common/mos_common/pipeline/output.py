@@ -27,7 +27,7 @@ class Drawn:
     `images` are PIL images, or a tensor (n, 3, height, width) or array (n, height, width, 3) from 0
     to 1, or latents. `seeds` has the seed of each, None where a generator was given. `recipe` is
     that of the batch, and None if no recipe can say how it was drawn: with several prompts, a
-    generator or a callback, or a scheduler with settings of its own.
+    followed picture, a generator or a callback, or a scheduler with settings of its own.
     """
 
     images: Any
