@@ -75,15 +75,16 @@ def test_a_prompt_is_read_by_the_grammar(tiny, vocabulary):
     assert all(torch.equal(*pair) for pair in zip(*shapes, strict=True))
 
 
-def test_a_weight_has_its_effect(tiny, vocabulary):
+def test_a_weight_has_its_effect_however_it_is_written(tiny, vocabulary):
+    """Two pairs of brackets are 1.1 times 1.1; as text they would be other words."""
 
-    def share(written: str) -> float:
+    def shape(written: str, seed: int) -> torch.Tensor:
         named = named_in(written, vocabulary, CLASSES)
-        found = [where_attended(tiny, named, seed, vocabulary, WIDE)[1] for seed in range(3)]
-        return sum(float(region.shape.cover(16, 32).mean()) for region in found)
+        return where_attended(tiny, named, seed, vocabulary, WIDE)[1].shape.cover(16, 32)
 
-    light, heavy = (share(f"a <tom> and a (<rex>:{weight})") for weight in (0.5, 1.5))
-    assert light != heavy
+    assert torch.equal(shape("a <tom> and a ((<rex>))", 0), shape("a <tom> and a (<rex>:1.21)", 0))
+    light, heavy = ([shape(f"a <tom> and a (<rex>:{weight})", seed) for seed in range(3)] for weight in (0.5, 1.5))
+    assert not torch.equal(torch.stack(light), torch.stack(heavy))
 
 
 def test_a_concept_that_comes_later_has_no_place(tiny, vocabulary):

@@ -134,12 +134,15 @@ def merge(
         solved.changes |= changes
         solved.drift[group.name.lower()] = equations.drift(changes)
         statistics.progress(f"{group}: {len(layers)} layers solved in {time.monotonic() - started:.1f} s")
-        for named in concepts:
-            moments = statistics.of(recordings[named.token])
-            solved.survival[named.token][group.name.lower()] = _survival(layers, named.concept, moments, changes)
+        survivals = _survivals(layers, concepts, recordings, statistics, changes)
+        for token, survival in survivals.items():
+            solved.survival[token][group.name.lower()] = survival
         if len(concepts) > 1:
-            plain = changes if sharpen == 1 else equations.solve()
-            influence = _influence(equations, plain, concepts, group, recordings, statistics)
+            # Sharpening moves targets away from what was asked for, so shares of energy kept would
+            # say less about who takes from whom.
+            if sharpen != 1:
+                survivals = _survivals(layers, concepts, recordings, statistics, equations.solve())
+            influence = _influence(equations, survivals, concepts, group, recordings, statistics)
             solved.influence[group.name.lower()] = influence
             if settings.least_share is not None:
                 check_influence(influence, settings.least_share)
@@ -148,17 +151,13 @@ def merge(
 
 def _influence(
     equations: NormalEquations,
-    plain: Mapping[str, LowRank],
+    survivals: Mapping[str, Survival],
     concepts: Sequence[NamedConcept],
     group: Group,
     recordings: Mapping[str | None, Recording],
     statistics: Statistics,
 ) -> Influence:
-    """Return what the concepts do to each other; `plain` is the solution without sharpening.
-
-    Sharpening moves targets away from what was asked for, so shares of energy kept would say less
-    about who takes from whom.
-    """
+    """Return what concepts do to each other; `survivals` are of the solution without sharpening."""
     tokens = [named.token for named in concepts]
     started = time.monotonic()
     without, energy = kept_without(
@@ -166,9 +165,7 @@ def _influence(
         lambda i, reads: statistics.mean(recordings[None if i is None else tokens[i]], reads),
         len(concepts),
     )
-    layers = equations.layers
-    survivals = [_survival(layers, named.concept, statistics.of(recordings[named.token]), plain) for named in concepts]
-    kept = torch.tensor([survival.energy_kept for survival in survivals])
+    kept = torch.tensor([survivals[token].energy_kept for token in tokens])
     statistics.progress(f"{group}: influence of each concept computed in {time.monotonic() - started:.1f} s")
     loudness = torch.tensor([_loudness(equations.layers, named.concept) for named in concepts]).double()
     return Influence(group, tokens, kept.double(), without, energy, loudness)
@@ -202,6 +199,20 @@ def _recordings(
         )
         recordings[named.token] = Recording(group, named, attached, reads, settings)
     return recordings
+
+
+def _survivals(
+    layers: Sequence[Layer],
+    concepts: Sequence[NamedConcept],
+    recordings: Mapping[str | None, Recording],
+    statistics: Statistics,
+    changes: Mapping[str, LowRank],
+) -> dict[str, Survival]:
+    """Return what is left of each concept in a solution, by token."""
+    return {
+        named.token: _survival(layers, named.concept, statistics.of(recordings[named.token]), changes)
+        for named in concepts
+    }
 
 
 def _survival(layers: Sequence[Layer], concept: Concept, moments: Moments, changes: Mapping[str, LowRank]) -> Survival:

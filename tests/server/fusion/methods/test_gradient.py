@@ -151,7 +151,6 @@ def test_sharpening_is_linear_and_leaves_the_mean_alone(tiny, three, kept_moment
 
 
 def test_a_concept_alone_is_its_own_mean(tiny, three, kept_moments):
-    """Also among copies of itself: what they share is all that they have."""
     plain, sharp = (
         fuse(tiny, three[:1], replace(SETTINGS, sharpen=s), moments_dir=kept_moments).changes for s in (1.0, 5.0)
     )
