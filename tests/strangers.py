@@ -27,8 +27,13 @@ class Running:
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
         self.state: State = create_state(folder, ServerConfig(base="tiny", base_fingerprint="ab" * 32, fleet_port=port))
-        self.admitted, self.seen = admitted, list[str]()
-        self.superlink = SuperLink(self.state, admitted=lambda key: key in self.admitted, saw=self.seen.append)
+        self.admitted, self.seen, self.unstored = admitted, list[str](), list[str]()
+        self.superlink = SuperLink(
+            self.state,
+            admitted=lambda key: key in self.admitted,
+            saw=self.seen.append,
+            unstored=self.unstored.append,
+        )
         self._listening = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()))
         self._thread.start()

@@ -25,7 +25,7 @@ from mos_server.round.process import only_process
 from mos_server.round.runner import RoundRunner
 from mos_server.state.folder import State, locked
 from mos_server.state.journal import Journal
-from mos_server.state.pause import Pause
+from mos_server.state.pause import Pause, Unstored
 from mos_server.state.recovery import tidy
 
 log = logging.getLogger(__name__)
@@ -50,10 +50,12 @@ def serve(state: State, listening: Callable[[], None], *, device: str | None = N
         journal = stack.enter_context(closing(Journal(state.database)))
         log_to_file(state)
         state.pki.complete()  # a rotation that was interrupted
-        pause = Pause(state)
+        pause, unstored = Pause(state), Unstored(state)
         with only_process(state):
             tidy(state, journal)
-        superlink = SuperLink(state, admitted=journal.participants.is_admitted, saw=Seen(journal))
+        superlink = SuperLink(
+            state, admitted=journal.participants.is_admitted, saw=Seen(journal), unstored=unstored.report
+        )
         stack.callback(superlink.close)
         for participant in journal.participants.all():
             if participant.revoked is None:
@@ -65,7 +67,7 @@ def serve(state: State, listening: Callable[[], None], *, device: str | None = N
         superlink.doors.append(door)  # a barred key is out at every door
         service = mos_port(MosService(state, journal, superlink.register), state.pki, listener, door)
         collect_only_new()
-        rounds = RoundRunner(state, journal, superlink, pause, device, dtype)
+        rounds = RoundRunner(state, journal, superlink, pause, unstored, device, dtype)
         asyncio.run(_serve_both(service, superlink, rounds, listening))
 
 

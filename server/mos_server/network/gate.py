@@ -24,7 +24,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from sqlalchemy.exc import OperationalError
+
 from mos_common.errors import StateError, TrustError
+from mos_common.files import could_not_write
 from mos_server.network.door import Door
 from mos_server.network.memory import collect_bodies
 from mos_server.network.pace import GRACE_S, Pace
@@ -100,7 +103,11 @@ class Request:
 
 
 class Gate:
-    """An ASGI application in front of Flower's."""
+    """An ASGI application in front of Flower's.
+
+    `unstored` is told why the server's own disk or database refused something: its sender is
+    answered 503 and comes again. `saw` gets the key of every call that has proved one.
+    """
 
     def __init__(
         self,
@@ -109,6 +116,7 @@ class Gate:
         door: Door,
         *,
         spool: Path,
+        unstored: Callable[[str], None],
         saw: Callable[[str], None] = lambda key: None,
         hourly_bytes: float = HOURLY_BYTES_AT_MOST,
     ) -> None:
@@ -117,6 +125,7 @@ class Gate:
         self._door = door
         self._spool = spool
         self._saw = saw
+        self._unstored = unstored
         self._quota = Quota(hourly_bytes)
         self._large = asyncio.Semaphore(_LARGE_AT_A_TIME)
 
@@ -132,7 +141,7 @@ class Gate:
         except TrustError:
             return await _refuse(send, 401)
         except StateError as error:
-            log.error("%s", error)
+            self._unstored(str(error))
             return await _refuse(send, 503)
         with self._door.call(tuple(scope["client"]), key):
             try:
@@ -141,7 +150,7 @@ class Gate:
                 log.warning("key %s: %s refused: %s", key[:12], request.path, refused)
                 await _refuse(send, refused.status, receive)
             except (OSError, StateError) as error:
-                log.error("%s cannot be answered now: %s", request.path, error)
+                self._unstored(str(could_not_write(self._spool, error) if isinstance(error, OSError) else error))
                 await _refuse(send, 503, receive)
             except _GoneError:
                 return
@@ -223,7 +232,10 @@ class Gate:
             else:
                 answer.write(message.get("body", b""))
 
-        await self._application(self._passed_on(request, scope), receive, send)
+        try:
+            await self._application(self._passed_on(request, scope), receive, send)
+        except OperationalError as error:
+            raise StateError(f"Flower's database cannot be used: {error.args[0]}") from error
         (head,) = heads
         return head
 

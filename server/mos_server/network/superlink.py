@@ -59,7 +59,15 @@ class Task:
 class SuperLink:
     """One embedded SuperLink: registers nodes, starts runs, listens."""
 
-    def __init__(self, state: State, *, admitted: Callable[[str], bool], saw: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        state: State,
+        *,
+        admitted: Callable[[str], bool],
+        saw: Callable[[str], None],
+        unstored: Callable[[str], None],
+    ) -> None:
+        """`saw` and `unstored` are the gate's."""
         self._public_tls = ServerTls(state.pki, _PROTOCOL)
         # The process of a round trusts the authorities that there are when it starts.
         self._private_tls = ServerTls(state.pki, _PROTOCOL)
@@ -73,13 +81,23 @@ class SuperLink:
         self._database = state.flower / "superlink.db"
         self._runtime, self._private_door = RuntimePort(), Door(_PRIVATE)
         self._private_gate = Gate(
-            self._application, self._runtime, self._private_door, spool=state.flower, hourly_bytes=math.inf
+            self._application,
+            self._runtime,
+            self._private_door,
+            spool=state.flower,
+            unstored=unstored,
+            hourly_bytes=math.inf,
         )
         public_door = Door(members=self.members)
         self.doors = [public_door]
         self._public_door = public_door
         self._gate = Gate(
-            self._application, FleetPort(admitted, self.link_state), public_door, spool=state.flower, saw=saw
+            self._application,
+            FleetPort(admitted, self.link_state),
+            public_door,
+            spool=state.flower,
+            unstored=unstored,
+            saw=saw,
         )
 
     @property

@@ -20,7 +20,7 @@ from mos_server.round.attribution import is_attributed
 from mos_server.round.process import WHY
 from mos_server.state.folder import State
 from mos_server.state.journal import Journal
-from mos_server.state.pause import Pause, check_room
+from mos_server.state.pause import Pause, Unstored, check_room
 from mos_server.state.records import FAILED, Round
 
 log = logging.getLogger(__name__)
@@ -44,13 +44,15 @@ class RoundRunner:
     """Keeps the process of the unfinished round alive.
 
     `step` is called repeatedly, by one thread at a time. Whatever goes wrong in it pauses the
-    round and is tried again; it is said once, in the log and as a note of the round.
+    round and is tried again; it is said once, in the log and as a note of the round. A round whose
+    answers the ports cannot store is paused as well: its process goes on waiting for them.
     """
 
     state: State
     journal: Journal
     superlink: SuperLink
     pause: Pause
+    unstored: Unstored
     device: str | None = None
     dtype: str | None = None
     _process: subprocess.Popen[bytes] | None = None
@@ -81,14 +83,17 @@ class RoundRunner:
 
     def _step(self) -> None:
         self._log_notes()
+        unstored = self.unstored.why()
+        if unstored:
+            self._say_paused(unstored)
         if self._process is None:
-            if (round_ := self.journal.rounds.unfinished()) is None:
-                self._get_on()
-            else:
+            if (round_ := self.journal.rounds.unfinished()) is not None:
                 self._begin(round_)
+            elif not unstored:
+                self._get_on()
         elif (code := self._process.poll()) is not None:
             self._ended(self.journal.rounds.get(self._round), code, self._reap())
-        elif time.monotonic() - self._began > _WELL_AFTER_S:
+        elif not unstored and (not self._pause_s or time.monotonic() - self._began > _WELL_AFTER_S):
             self._get_on()
 
     def _begin(self, round_: Round) -> None:
@@ -162,17 +167,19 @@ class RoundRunner:
         shortest, longest = _PAUSES_S
         self._pause_s = min(max(shortest, 2 * self._pause_s), longest)
         self._paused_until = time.monotonic() + self._pause_s
+        self._say_paused(reason, None if known else error)
+
+    def _say_paused(self, reason: str, mistake: Exception | None = None) -> None:
         self.pause.because(reason)
         if self._outage.report(f"rounds are paused and go on by themselves: {reason}"):
-            if not known:
-                log.error("what paused them", exc_info=error)
+            if mistake:
+                log.error("what paused them", exc_info=mistake)
             if self._round:
                 with suppress(MosError):  # the disk that cannot be written is the usual reason
                     self.journal.notes.add(self._round, f"paused: {reason}")
 
     def _get_on(self) -> None:
-        if self._pause_s:
-            self.pause.over()
+        self.pause.over()
         self._outage.over("rounds go on")
         self._pause_s = 0.0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 import threading
 import time
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from flwr.proto.fleet_pb2 import PullMessagesRequest
 from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
 from flwr.proto.node_pb2 import Node as FlowerNode
 from flwr.supercore.date import now
+from sqlalchemy.exc import OperationalError
 
 from mos_server.network.fleet import FleetPort
 from mos_server.network.gate import Quota
@@ -65,6 +67,33 @@ def test_a_connection_serves_one_call_after_another(running: Running, alice: Nod
             assert status_of(connection) == 401  # of Flower: node 0 is not alice's
         connection.sendall(heartbeat(running, alice))
         assert status_of(connection) == 200
+
+
+def test_what_the_disk_does_not_take_is_refused_for_now_and_reported(
+    running: Running, alice: Node, monkeypatch: pytest.MonkeyPatch
+):
+    """A large body waits on disk before Flower gets it."""
+    running.unstored.clear()
+    gone = running.state.flower / "gone"
+    monkeypatch.setattr(running.superlink._gate, "_spool", gone)
+    assert ask(running, request("push-object", alice.headers(), bytes(MIB))) == 503
+    (why,) = running.unstored
+    assert why.startswith(f"{gone}: cannot be written")
+
+
+def test_what_flower_s_database_does_not_take_is_refused_for_now_and_reported(
+    running: Running, alice: Node, monkeypatch: pytest.MonkeyPatch
+):
+    async def full(*_asgi: object) -> None:
+        raise OperationalError("INSERT", {}, sqlite3.OperationalError("database or disk is full"))
+
+    running.unstored.clear()
+    with monkeypatch.context() as fault:
+        fault.setattr(running.superlink._gate, "_application", full)
+        assert ask(running, heartbeat(running, alice)) == 503
+    (why,) = running.unstored
+    assert "database or disk is full" in why
+    assert ask(running, heartbeat(running, alice)) == 200
 
 
 @pytest.mark.parametrize(

@@ -98,7 +98,7 @@ from pathlib import Path
 from mos_server.serve import SuperLink
 from mos_server.state.folder import ServerConfig, create_state
 state = create_state(Path({str(tmp_path / "state")!r}), ServerConfig(base="tiny", base_fingerprint="ab" * 32))
-SuperLink(state, admitted=lambda key: True, saw=lambda key: None).close()
+SuperLink(state, admitted=lambda key: True, saw=lambda key: None, unstored=print).close()
 from flwr.supercore.telemetry import FLWR_TELEMETRY_ENABLED
 print(FLWR_TELEMETRY_ENABLED, (state.flower / "superlink.db").is_file())
 """

@@ -18,9 +18,10 @@ from mos_common.errors import NetworkError, StateError
 from mos_server.network.superlink import Task
 from mos_server.round import runner as running
 from mos_server.round.runner import RoundRunner
+from mos_server.state import pause as pausing
 from mos_server.state.folder import ServerConfig, State, create_state, locked
 from mos_server.state.journal import Journal
-from mos_server.state.pause import Pause, pause_of
+from mos_server.state.pause import Pause, Unstored, pause_of
 from mos_server.state.records import FAILED, RoundSettings
 
 
@@ -96,7 +97,7 @@ FAULTS = [
 def test_whatever_goes_wrong_pauses_the_round_and_is_said_once(state, journal, child, caplog, fault):
     """Six failures in a row, then the process starts."""
     child("input()")
-    runner = RoundRunner(state, journal, Link(*[fault] * 6), Pause(state))
+    runner = RoundRunner(state, journal, Link(*[fault] * 6), Pause(state), Unstored(state))
     runner.step()
     assert pause_of(state)
     with caplog.at_level(logging.ERROR):
@@ -109,7 +110,7 @@ def test_whatever_goes_wrong_pauses_the_round_and_is_said_once(state, journal, c
 
 
 def test_a_mistake_of_ours_is_logged_with_its_trace(state, journal, caplog):
-    runner = RoundRunner(state, journal, Link(*[KeyError("layer")] * 3), Pause(state))
+    runner = RoundRunner(state, journal, Link(*[KeyError("layer")] * 3), Pause(state), Unstored(state))
     for _ in range(3):
         runner.step()
         time.sleep(0.03)
@@ -119,16 +120,50 @@ def test_a_mistake_of_ours_is_logged_with_its_trace(state, journal, caplog):
 
 def test_a_process_that_pauses_is_started_again_and_says_why(state, journal, child):
     child("import os; input(); os.write(int(os.environ['MOS_WHY']), b'the disk is full')")
-    runner = RoundRunner(state, journal, Link(), Pause(state))
+    runner = RoundRunner(state, journal, Link(), Pause(state), Unstored(state))
     steps(runner, lambda: runner.superlink.started == 5)  # more often than a process may die
     assert journal.rounds.get("round-001").unfinished
     steps(runner, lambda: pause_of(state) == "the disk is full")
     runner.stop()
 
 
+def test_a_round_whose_answers_cannot_be_stored_is_paused_until_there_is_room(
+    state, journal, child, caplog, monkeypatch
+):
+    """Said once, however often they are refused and for whatever reason; its process goes on."""
+    child("input(); input()")
+    full, unstored = [True], Unstored(state)
+
+    def check_room(_state: State) -> None:
+        if full:
+            raise StateError("the disk is full")
+
+    monkeypatch.setattr(pausing, "_CALM_S", 0.05)
+    runner = RoundRunner(state, journal, Link(), Pause(state), unstored)
+    runner.step()
+    process = runner._process
+    monkeypatch.setattr(pausing, "check_room", check_room)
+    with caplog.at_level(logging.ERROR):
+        for reason in ("piece-1 cannot be stored", "piece-2 cannot be stored"):
+            unstored.report(reason)
+            for _ in range(5):
+                runner.step()
+                time.sleep(0.02)
+        assert pause_of(state) == "piece-1 cannot be stored"
+        full.clear()
+        steps(runner, lambda: not pause_of(state))
+    assert [record.message.partition(":")[0].partition(" after")[0] for record in caplog.records] == [
+        "rounds are paused and go on by themselves",
+        "rounds go on",
+    ]
+    assert runner._process is process
+    assert process.poll() is None
+    runner.stop()
+
+
 def test_a_process_that_dies_three_times_fails_the_round(state, journal, child):
     child("raise SystemExit(3)")
-    runner = RoundRunner(state, journal, Link(), Pause(state))
+    runner = RoundRunner(state, journal, Link(), Pause(state), Unstored(state))
     steps(runner, lambda: not journal.rounds.get("round-001").unfinished)
     round_ = journal.rounds.get("round-001")
     assert round_.status == FAILED
@@ -146,7 +181,7 @@ def test_a_process_that_dies_on_a_full_disk_has_not_died(state, journal, child, 
 
     child("raise SystemExit(3)")
     monkeypatch.setattr(running, "check_room", check_room)
-    runner = RoundRunner(state, journal, Link(), Pause(state))
+    runner = RoundRunner(state, journal, Link(), Pause(state), Unstored(state))
     steps(runner, lambda: not full)
     assert journal.rounds.get("round-001").unfinished
     runner.stop()
@@ -159,7 +194,7 @@ def test_the_process_ends_when_its_server_does(state, journal, child):
         "sys.stdin.readline(); end_with_server()\n"
         "import time; print('up', flush=True); time.sleep(600)"
     )
-    runner = RoundRunner(state, journal, Link(), Pause(state))
+    runner = RoundRunner(state, journal, Link(), Pause(state), Unstored(state))
     runner.step()
     log = state.log / "round-001.log"
     steps(runner, lambda: "up" in log.read_text())
