@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.functional import linear
 
 from mos_common.base_model import load_base
-from mos_common.edlora import LowRank, attached
+from mos_common.edlora import LowRank, MergedWeights, attached
 from mos_common.errors import ConceptError
 
 
@@ -147,3 +147,54 @@ def test_a_change_of_a_pointwise_convolution_is_added_to_its_kernel(tiny):
     expected = without + (layer.rows(picture) @ pair.change().T).transpose(1, 2).reshape(without.shape)
     torch.testing.assert_close(changed, expected, rtol=1e-4, atol=1e-4)
     assert layer.module.weight is before
+
+
+def test_weights_that_are_kept_are_not_computed_again(sixteen, make_concept):
+    """What was written into them since is still there."""
+    merged, pairs = MergedWeights(), make_concept(sixteen).pairs
+    layer = sixteen.layout.attention[0]
+    with attached(sixteen, pairs, merged):
+        kept = layer.module.weight
+        kept.fill_(7.0)
+    with attached(sixteen, {}, merged):  # a picture without a concept, in between
+        assert layer.module.weight is not kept
+    with attached(sixteen, pairs, merged):
+        assert layer.module.weight is kept
+        assert kept.eq(7.0).all()
+
+
+def test_weights_that_are_kept_follow_the_changes_and_the_base(sixteen, make_concept):
+    """In the same memory, and with the same bits as if nothing had been kept."""
+    merged, layer = MergedWeights(), sixteen.layout.attention[0]
+    first, second = (make_concept(sixteen, seed=seed).pairs for seed in (1, 2))
+
+    def of(changes: dict[str, LowRank], kept: MergedWeights | None) -> torch.Tensor:
+        with attached(sixteen, changes, kept):
+            return layer.module.weight.detach()
+
+    memory = of(first, merged).data_ptr()
+    for changes in (second, first, second):
+        assert torch.equal(of(changes, merged), of(changes, None))
+        assert of(changes, merged).data_ptr() == memory
+    before = layer.module.weight.detach().clone()
+    try:
+        layer.module.weight.data.add_(1.0)
+        assert torch.equal(of(second, merged), of(second, None))
+    finally:
+        layer.module.weight.data.copy_(before)
+    assert torch.equal(of(second, merged), of(second, None))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_weights_of_any_format_are_merged_in_single_precision_or_wider(sixteen, make_concept, dtype):
+    name, pair = next(iter(make_concept(sixteen).pairs.items()))
+    module = sixteen.layout.by_name[name].module
+    original = module.weight
+    try:
+        module.weight = nn.Parameter(original.detach().to(dtype), requires_grad=False)
+        wide = torch.promote_types(dtype, torch.float32)
+        expected = (module.weight.to(wide) + pair.change(wide).view(original.shape)).to(dtype)
+        with attached(sixteen, {name: pair}):
+            torch.testing.assert_close(module.weight.detach(), expected, rtol=torch.finfo(dtype).eps, atol=1e-6)
+    finally:
+        module.weight = original

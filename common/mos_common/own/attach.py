@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
 from mos_common.base_model import Base
-from mos_common.edlora import attached
+from mos_common.edlora import MergedWeights, attached
 from mos_common.layers import Group
 from mos_common.own.cellwise import CellShares, Changes, Columns, cellwise
 from mos_common.own.places import WATCHED_STEPS, Names, WordPlaces, prompt_shares, word_places
@@ -23,6 +23,14 @@ from mos_common.regions import Region, RegionShares
 from mos_common.shapes import feature_maps
 from mos_common.words import Vocabulary
 from mos_common.written_prompts import Phase
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What drawings with one model need not compute again: its weights, and the last own ones."""
+
+    fused: MergedWeights = field(default_factory=MergedWeights)
+    own: MergedWeights = field(default_factory=MergedWeights)
 
 
 @dataclass(frozen=True)
@@ -36,6 +44,7 @@ class OwnChanges:
     fused: Changes
     own: Mapping[str, Changes]
     weights: Mapping[str, Tensor]
+    kept: MergedWeights
 
     @contextmanager
     def placed(
@@ -80,7 +89,7 @@ class OwnChanges:
         try:
             for name, module in layers.items():
                 module.weight = self.weights[name]
-            with attached(self.base, own):
+            with attached(self.base, own, self.kept):
                 yield
         finally:
             for name, module in layers.items():
@@ -133,10 +142,12 @@ class Placed:
 
 
 @contextmanager
-def attached_with_own(base: Base, fused: Changes, own: Mapping[str, Changes]) -> Iterator[OwnChanges]:
+def attached_with_own(
+    base: Base, fused: Changes, own: Mapping[str, Changes], kept: Kept | None = None
+) -> Iterator[OwnChanges]:
     """Attach a fused model's changes, as `attached` does, with own changes to draw with beside.
 
-    Only the spatial changes of `own` are used.
+    Only the spatial changes of `own` are used. `kept` is what earlier drawings have computed.
 
     Raises:
         ConceptError: a change names a layer that the base does not have.
@@ -145,5 +156,6 @@ def attached_with_own(base: Base, fused: Changes, own: Mapping[str, Changes]) ->
     spatial = {layer.name: layer for layer in base.layout.by_group[Group.SPATIAL]}
     weights = {name: layer.module.weight for name, layer in spatial.items()}
     mine = {token: {name: pair for name, pair in of.items() if name in spatial} for token, of in own.items()}
-    with attached(base, fused):
-        yield OwnChanges(base, {name: pair for name, pair in fused.items() if name in spatial}, mine, weights)
+    kept = kept or Kept()
+    with attached(base, fused, kept.fused):
+        yield OwnChanges(base, {name: pair for name, pair in fused.items() if name in spatial}, mine, weights, kept.own)

@@ -19,7 +19,6 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch._dynamo import maybe_mark_dynamic
 from torch.nn.functional import linear
 
 from mos_common.base_model import Base
@@ -80,10 +79,7 @@ def split_cells(shares: Float[Tensor, "batch slots cells"], columns: Columns) ->
     for slot, of_slot in enumerate(columns.of_slot):
         by_column[:, of_slot.start : of_slot.stop] = flat[:, slot, None]
     soft = len(own) + len(fused) > len(flat)
-    split = Split(None if len(own) == len(flat) else own, whole[own], by_column[own], fused, rest[fused], soft)
-    for each in (own, split.whole, split.columns, fused, split.rest):
-        maybe_mark_dynamic(each, 0)  # a compiled model is not compiled again for regions of another size
-    return split
+    return Split(None if len(own) == len(flat) else own, whole[own], by_column[own], fused, rest[fused], soft)
 
 
 class CellShares:
@@ -98,7 +94,6 @@ class CellShares:
         self._shares_of = shares_of
         self._splits: dict[int, Split | None] = {}
 
-    @torch.compiler.disable
     def split(self, cells: int) -> Split | None:
         """Return who computes which cells of a feature map."""
         if cells not in self._splits:
@@ -126,6 +121,9 @@ class CellwiseLayer(nn.Module):
         for name, value in (("weight", weight.flatten(1)), ("A", pair.A), ("B", pair.B)):
             self.register_buffer(name, value, persistent=False)  # it goes where the module goes
 
+    # Which rows there are differs from drawing to drawing, and within one: compiled, it would be
+    # compiled again and again. What is around it is compiled.
+    @torch.compiler.disable
     def forward(self, read: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch ..."]:
         """Return the layer's output, each cell by the weights that hold there."""
         pixels = isinstance(self.fused, nn.Conv2d)

@@ -43,8 +43,9 @@ def attached_model(opened: Opened, base: Base, prompts: Sequence[str]) -> Iterat
 
     """
     named_in = [prompt for prompt in prompts if is_named_in(prompt, opened, base)]
-    with attached_with_own(base, opened.changes if named_in else {}, opened.own if named_in else {}) as changes:
-        yield changes
+    changes, own = (opened.changes, opened.own) if named_in else ({}, {})
+    with attached_with_own(base, changes, own, opened.kept) as attached:
+        yield attached
 
 
 def with_own_named(opened: Opened, model: Path, base: Base, prompts: Sequence[str], kit: Path | None = None) -> Opened:

@@ -17,6 +17,7 @@ from mos_common.errors import FusionError, RequestError
 from mos_common.fused_model import Manifest, check_base, read_fused
 from mos_common.model_files import MANIFEST
 from mos_common.model_folder import check_kit_applies
+from mos_common.own.attach import Kept
 from mos_common.recipes import CreditedConcept, Model
 
 
@@ -25,7 +26,8 @@ class Opened:
     """What a model adds to its base, its class words, and what recipes say of it.
 
     `manifest` is that of a fused model. `called` is the ordinary text that names a single concept
-    without words of its own. `own` are the own changes to draw with.
+    without words of its own. `own` are the own changes to draw with, `kept` what drawings leave for
+    the next.
     """
 
     changes: Mapping[str, LowRank]
@@ -36,6 +38,7 @@ class Opened:
     manifest: Manifest | None = None
     called: str = ""
     own: Mapping[str, Mapping[str, LowRank]] = field(default_factory=dict)
+    kept: Kept = field(default_factory=Kept)
 
 
 def check_model_is_there(model: Path, kit: Path | None) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
-from torch._dynamo.testing import CompileCounter
 
 from mos_common.attention import conditioned
 from mos_common.conditioning import read_prompts
@@ -172,20 +171,3 @@ def test_the_unet_is_given_back_as_it_was(sixteen, make_concept):
         draw(sixteen, ["<cat>"], [0], vocabulary=vocabulary, how=Drawing(steps=1), own=own, on_step=stop)
     assert {name: id(each) for name, each in sixteen.unet.named_modules()} == {n: id(m) for n, m in modules.items()}
     assert {name: id(each) for name, each in sixteen.unet.named_parameters()} == {n: id(w) for n, w in weights.items()}
-
-
-def test_a_compiled_layer_is_not_compiled_again_for_others(pairs):
-    """Once compiled, other concepts, counts of them and sizes of regions change nothing."""
-    module, x, counter = nn.Linear(6, 5), torch.randn(2, 16, 6), CompileCounter()
-    torch._dynamo.reset()
-    run, compiled = torch.compile(lambda layer, read: layer(read), backend=counter), []
-    for count, left in ((1, 4), (2, 5), (3, 9), (4, 12)):
-        mine = [LowRank(torch.randn(4, 6), torch.randn(5, 4), 4.0) for _ in range(count)]
-        shares = torch.zeros(2, count, 16)
-        shares[:, count - 1, :left] = 1
-        layer = standing(module, mine, torch.randn(5, 6), shares)
-        with torch.no_grad():
-            torch.testing.assert_close(run(layer, x), layer(x))
-        compiled.append(counter.frame_count)
-    assert compiled[0] > 0
-    assert compiled == compiled[:1] * 4

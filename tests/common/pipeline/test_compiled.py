@@ -63,6 +63,18 @@ def test_neither_for_others_in_regions(pipe):
     assert counter.frame_count == compiled
 
 
+def test_neither_for_several_who_are_where_their_words_attend(pipe):
+    """The first step is drawn by the fused model and watched; then each has the cells it has."""
+    counter, told = CompileCounter(), {"num_inference_steps": 4, "seed": 1}
+    pipe.compile_repeated_blocks(backend=counter)
+    pipe("a <cat> and a <dog>", **told)
+    compiled = counter.frame_count
+    assert compiled > 0
+    for prompt in ("a <cup> and a <cat>", "a <dog> beside a <cup> in b"):
+        pipe(prompt, **told)
+    assert counter.frame_count == compiled
+
+
 def test_a_compiled_model_draws_the_same_picture(pipe):
     """With a real backend; its sums may have other last bits."""
     told = {"prompt": "a <cat>", **QUICK}
