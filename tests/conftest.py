@@ -29,11 +29,18 @@ hypothesis.settings.load_profile(os.environ.get("MOS_HYPOTHESIS", "house"))
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
 
 
+SLOW_S = 7200
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put whole federations first: their files take longest, and the others fill what is left.
 
-    With `--dist loadfile --no-loadscope-reorder` a worker takes the next file of this order.
+    With `--dist loadfile --no-loadscope-reorder` a worker takes the next file of this order. Slow
+    tests have time, also on a busy machine.
     """
+    for item in items:
+        if item.get_closest_marker("slow") and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(SLOW_S))
     items.sort(key=lambda item: "end_to_end" not in item.path.parts)
 
 

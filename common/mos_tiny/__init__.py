@@ -23,6 +23,11 @@ def adapter_folders() -> dict[str, Path]:
     return {name: _HERE / "adapters" / name for name in ("sketch", "keypoints")}
 
 
+def demo_sketch() -> Path:
+    """Return the sketch of the demonstration: a man on the left and a woman on the right."""
+    return _HERE / "demo-sketch.png"
+
+
 def demo_concepts() -> Path:
     """Return the folder of the demonstration concepts: one folder of captioned pictures each."""
     return _HERE / "concepts"

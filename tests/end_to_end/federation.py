@@ -33,6 +33,8 @@ from mos_server.state.folder import State, open_state
 from mos_server.state.journal import Journal
 from mos_server.state.records import Round, Upload
 
+CONCEPTS = ("coral", "ginger", "tom")
+"""Of the shipped concepts, those of alice, bob and carol."""
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 # Three steps, and no drawing in between: tuning takes two seconds.
 STEPS = 3
@@ -57,7 +59,7 @@ def once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None
 
 def tune_all(out: Path, base: Base) -> None:
     """Tune the concepts of alice, bob and carol, each in its own folder."""
-    for someone in prepare(out):
+    for someone in prepare(out, CONCEPTS):
         request = TuneRequest(
             someone.pictures, someone.concept, someone.class_word, steps=STEPS, settings=SETTINGS, device="cpu"
         )
@@ -70,7 +72,7 @@ def tuned_people(tuned: Path, out: Path, *, scoring: Collection[str] = PARTICIPA
     The pictures of all but those in `scoring` are away: they send their concepts, and no scores.
     Scoring takes longer than all the rest of a client's work in a round.
     """
-    people = prepare(out)
+    people = prepare(out, CONCEPTS)
     for someone in people:
         before = tuned / someone.folder.relative_to(out) / "state" / "concepts"
         shutil.copytree(before, someone.state / "concepts")

@@ -23,7 +23,8 @@ import psutil
 import torch
 
 from end_to_end.crowd import KILLED
-from mos_bench.demo import CONCEPTS, free_ports
+from end_to_end.federation import CONCEPTS
+from mos_bench.demo import free_ports
 from mos_bench.processes import Processes
 from mos_client.federation.remembered import look_at, remember
 from mos_client.federation.session import Session

@@ -128,24 +128,24 @@ def concept_files(folder: Path) -> dict[Path, int]:
 
 
 @pytest.mark.slow
-def test_a_disk_that_is_really_full_when_a_round_is_asked_for_ends_no_server(federation, undisturbed):
-    """A disk of 20 MB with 100 kB free, and Flower's database on it."""
+def test_a_disk_that_is_really_full_while_a_round_runs_ends_no_server(federation, undisturbed):
+    """A disk of 40 MB with 100 kB free, and Flower's database on it."""
     federation.fresh()
     kept = federation.root / "kept"
     shutil.rmtree(kept, ignore_errors=True)
     shutil.move(federation.server, kept)
     federation.server.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=20m", "tmpfs", str(federation.server)]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=40m", "tmpfs", str(federation.server)]
     if subprocess.run(mount, capture_output=True, check=False).returncode:
         pytest.skip("mounting a small disk takes root")
     try:
         shutil.copytree(kept, federation.server, dirs_exist_ok=True)
         with Processes(federation.environment()) as processes:
             federation.start(processes)
-            time.sleep(5)
+            federation.ask(processes)
+            federation.until(processes, federation.notes)
             filler = federation.server / "filler"
             filler.write_bytes(bytes(shutil.disk_usage(federation.server).free - 100_000))
-            federation.ask(processes)
             federation.until(processes, lambda: "paused: " in status(federation), 120)
             filler.unlink()
             federation.finish(processes)

@@ -13,7 +13,7 @@ from pathlib import Path
 import grpc
 import pytest
 
-from end_to_end.federation import Federation, processes
+from end_to_end.federation import CONCEPTS, Federation, processes
 from mos_bench.demo import prepare
 from mos_client.federation.enrolment import enrol
 from mos_common.kit import read_kit
@@ -62,7 +62,7 @@ def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]
     """A server that runs, and three people who have not tuned."""
     out = tmp_path_factory.mktemp("federation")
     with processes() as running:
-        federation = Federation(out, running, prepare(out))
+        federation = Federation(out, running, prepare(out, CONCEPTS))
         federation.create()
         federation.serve()
         yield federation

@@ -13,15 +13,17 @@ from pathlib import Path
 
 import pytest
 
-from end_to_end.federation import QUICK, join_tuned, processes
-from mos_bench.demo import draw_command, free_ports, latest_model, prepare
+from end_to_end.federation import CONCEPTS, QUICK, join_tuned, processes
+from mos_bench.demo import free_ports, latest_model, prepare
 from mos_bench.participant import Participant
 from mos_bench.processes import Processes
+from mos_bench.showcase import draw_command, pictures
 from mos_common.errors import NetworkError, TrustError
 from mos_common.fused_model import read_fused
 from mos_common.kit import read_kit
 from mos_common.signing import verify_model
 from mos_server.cli.federation import init
+from mos_tiny import demo_sketch
 
 BIN = Path(sys.executable).parent
 
@@ -30,7 +32,7 @@ BIN = Path(sys.executable).parent
 def published(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, list[Participant], Processes]]:
     """A federation with one published round; both participants have the model, the server runs."""
     out = tmp_path_factory.mktemp("federation")
-    participants = prepare(out)[:2]
+    participants = prepare(out, CONCEPTS)[:2]
     state = out / "server"
     with processes() as running:
         fleet, mos = free_ports(2)
@@ -91,8 +93,9 @@ def test_a_picture_with_both_concepts_is_drawn(published):
     out, participants, running = published
     if not (out / "fused").exists():
         (out / "fused").symlink_to(latest_model(participants[0].state))
-    running.do("drawing", [*draw_command(out, participants), "--steps", "4"])
-    assert (out / "picture.png").stat().st_size > 1000
+    shutil.copyfile(demo_sketch(), out / "sketch.png")
+    running.do("drawing", draw_command(out, participants[1], participants[0], steps=4))
+    assert [picture.size for picture in pictures(out)] == [(128, 64)] * 4
 
 
 def test_the_gate_lets_strangers_reach_nothing(published):

@@ -15,8 +15,10 @@ from mos_client.pictures.folder import split_pictures
 from mos_common.drawing import Drawing, draw
 from mos_common.names import check_concept_name
 from mos_tiny import LICENCES, base_folder, demo_concepts
+from mos_tiny import demo_sketch as shipped_sketch
 from mos_tiny.recipe.art import SETS, load_art
 from mos_tiny.recipe.compose import World
+from mos_tiny.recipe.demo_sketch import demo_sketch
 from mos_tiny.recipe.demonstration import DEMONSTRATIONS, write_concept
 from mos_tiny.recipe.world import HAIR, HUES, NOUNS, PALETTE, SCENES, STYLES
 
@@ -115,6 +117,12 @@ def test_the_recipe_makes_the_demonstration_concepts_again_pixel_for_pixel(tmp_p
                 np.testing.assert_array_equal(np.asarray(Image.open(again)), np.asarray(Image.open(file)))
             else:
                 assert again.read_text() == file.read_text()
+
+
+def test_the_recipe_makes_the_sketch_of_the_demonstration_again_pixel_for_pixel():
+    with Image.open(shipped_sketch()) as shipped:
+        np.testing.assert_array_equal(np.asarray(demo_sketch(World())), np.asarray(shipped))
+    assert "`demo-sketch.png`" in LICENCES.read_text()
 
 
 def test_every_demonstration_concept_is_credited_as_its_folder_says():

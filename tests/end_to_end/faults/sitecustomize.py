@@ -23,6 +23,7 @@ import signal
 import sqlite3
 import sys
 import time
+import types
 from pathlib import Path
 
 COMMAND = " ".join(sys.orig_argv)
@@ -99,8 +100,13 @@ def _shift_clock(file):
                 seen[0] = time.monotonic()
         return seen[1]
 
+    def unshifted(clock):
+        return types.SimpleNamespace(**{**vars(clock), "time": real})
+
     time.time = lambda: real() + shift()
-    return "flwr.supercore.date", "now", lambda now: lambda: now() + datetime.timedelta(seconds=shift())
+    # gRPC hands its deadlines to C code, whose clock is not shifted.
+    yield from ((f"grpc.{module}", "time", unshifted) for module in ("_channel", "aio._utils"))
+    yield "flwr.supercore.date", "now", lambda now: lambda: now() + datetime.timedelta(seconds=shift())
 
 
 def _spoil_disk(trouble, disk):
@@ -156,7 +162,7 @@ def _spoil_disk(trouble, disk):
 
 exchanged = list(_kills())
 if clock := os.environ.get("MOS_TEST_CLOCK"):
-    exchanged.append(_shift_clock(Path(clock)))
+    exchanged.extend(_shift_clock(Path(clock)))
 if trouble := os.environ.get("MOS_TEST_TROUBLE"):
     exchanged.append(_spoil_disk(trouble, os.environ["MOS_TEST_DISK"]))
 if exchanged:

@@ -11,23 +11,25 @@ import json
 import shutil
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from mos_bench.participant import Participant
 from mos_bench.processes import Processes
+from mos_bench.showcase import draw_command
 from mos_client.federation.session import Session
 from mos_common.errors import RequestError
 from mos_common.files import write_atomically
+from mos_common.own.names import SUFFIX, beside
 from mos_common.shell import say
 from mos_server.state.folder import open_state
 from mos_server.state.journal import Journal
-from mos_tiny import demo_concepts
+from mos_tiny import demo_concepts, demo_sketch
 
 PARTICIPANTS = ("alice", "bob", "carol")
-CONCEPTS = ("coral", "ginger", "tom")
+CONCEPTS = ("sunny", "rex", "tom")
 """Of the shipped concepts, those of the participants."""
 SOLVED = " layers solved in "
 
@@ -68,7 +70,10 @@ def run_demo(out: Path, *, steps: int | None = None) -> None:
             fleet, mos = free_ports(2)
             processes.do(
                 "operator",
-                ["mos-server", "init", state, "--host", "127.0.0.1", "--fleet-port", fleet, "--mos-port", mos],
+                [
+                    *("mos-server", "init", state, "--host", "127.0.0.1", "--publish", "own"),
+                    *("--fleet-port", fleet, "--mos-port", mos),
+                ],
             )
             for participant in participants:
                 processes.do("operator", ["mos-server", "invite", state, participant.name, "--out", participant.kit])
@@ -83,14 +88,22 @@ def run_demo(out: Path, *, steps: int | None = None) -> None:
             processes.wait("operator", beside=["server", *names])
             for name in names:
                 processes.wait(name, timeout_s=120, beside=["server"])
+            first, downloaded = participants[0], out / "downloaded"
+            fetch: list[str | Path] = ["mos-client", "download", first.kit, "--state", first.state, "--own"]
+            processes.do(first.name, [*fetch, "--out", downloaded])
             processes.stop("server")
-        shutil.copytree(latest_model(participants[0].state), out / "fused")
-        with clock.stage("draw two concepts in one picture"):
-            processes.do("drawing", draw_command(out, participants), {"OMP_NUM_THREADS": "2"})
+        model = downloaded / latest_model(first.state).name
+        beside(model).rename(out / f"fused{SUFFIX}")
+        model.rename(out / "fused")
+        downloaded.rmdir()
+        shutil.copyfile(demo_sketch(), out / "sketch.png")
+        left, right = participants[-1], first
+        with clock.stage("draw two people in one picture, at four seeds"):
+            processes.do("drawing", draw_command(out, left, right), {"OMP_NUM_THREADS": "2"})
         with clock.stage("report"):
             from mos_bench.report import report_of, show
 
-            report = report_of(out, state, participants, clock.seconds)
+            report = report_of(out, state, participants, (left, right), clock.seconds)
     report["seconds"] = clock.seconds | round_seconds(state)
     write_atomically(out / "report.json", json.dumps(report, indent=2).encode() + b"\n")
     show(out, report)
@@ -107,10 +120,10 @@ def round_seconds(state: Path) -> dict[str, float]:
     return {f"of it: {name}": round(end - began, 1) for (name, began), end in zip(steps.items(), ends, strict=True)}
 
 
-def prepare(out: Path) -> list[Participant]:
+def prepare(out: Path, concepts: Sequence[str] = CONCEPTS) -> list[Participant]:
     """Give each participant a private folder with the pictures of one of the shipped concepts."""
     participants = []
-    for name, concept in zip(PARTICIPANTS, CONCEPTS, strict=True):
+    for name, concept in zip(PARTICIPANTS, concepts, strict=True):
         source = demo_concepts() / concept
         about = json.loads((source / "concept.json").read_text(encoding="utf-8"))
         participant = Participant(name, about["name"], about["class"], out / "participants" / name)
@@ -126,33 +139,6 @@ def join_command(participant: Participant, steps: int | None, *, rounds: int | N
     command += ["--state", participant.state]
     command += ["--rounds", str(rounds)] if rounds else []
     return command + (["--steps", str(steps)] if steps else [])
-
-
-def draw_command(out: Path, participants: list[Participant]) -> list[str | Path]:
-    """Return `mos-client draw` with a concept on the left and another on the right.
-
-    Each region's prompt describes the whole picture and names its own concept, so the base knows
-    where in the picture the concept stands.
-    """
-    left, right = participants[-1], participants[0]
-
-    def side_by_side(first: str, second: str) -> str:
-        return f"{first} on the left and {second} on the right in a meadow"
-
-    a_left, a_right = f"a {left.class_word}", f"a {right.class_word}"
-    regions = [f"{side_by_side(left.token, a_right)} @ 0,0,0.5,1", f"{side_by_side(a_left, right.token)} @ 0.5,0,1,1"]
-    size: list[str | Path] = ["--width", "128", "--height", "64", "--out", out / "picture.png"]
-    return [
-        "mos-client",
-        "draw",
-        out / "fused",
-        side_by_side(a_left, a_right),
-        "--region",
-        regions[0],
-        "--region",
-        regions[1],
-        *size,
-    ]
 
 
 def latest_model(state: Path) -> Path:

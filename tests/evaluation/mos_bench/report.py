@@ -1,9 +1,10 @@
-"""The demo's report: the sizes of uploads, the scores of each concept, and a sheet of pictures."""
+"""The demo's report: the sizes of uploads, the scores of each concept, and sheets of pictures."""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from mos_bench import showcase
 from mos_bench.participant import Participant
 from mos_client.federation.session import Session
 from mos_client.pictures.examples import load_pictures
@@ -22,7 +24,7 @@ from mos_common.files import write_atomically
 from mos_common.fused_model import FusedConcept, FusedModel, NamedConcept, read_fused
 from mos_common.identity import IdentityProbe, probe_for, score_in
 from mos_common.node_key import key_digest, load_node_key, public_pem
-from mos_common.pictures import as_image
+from mos_common.pictures import as_image, save_image
 from mos_common.scores import ImageScorer
 from mos_common.shell import say
 from mos_server.fusion.fuse import fuse
@@ -34,9 +36,16 @@ CELL, GAP, HEAD = 128, 6, 26
 
 
 def report_of(
-    out: Path, state: Path, participants: Sequence[Participant], seconds: Mapping[str, float]
+    out: Path,
+    state: Path,
+    participants: Sequence[Participant],
+    drawn: tuple[Participant, Participant],
+    seconds: Mapping[str, float],
 ) -> dict[str, Any]:
-    """Return the content of `report.json`, and write `contact-sheet.png`."""
+    """Return the content of `report.json`; write `contact-sheet.png` and `showcase.png`.
+
+    `drawn` are those on the left and on the right of the pictures.
+    """
     torch.set_num_threads(2)
     base, fused = load_base("tiny"), read_fused(out / "fused")
     artefacts = open_state(state).artefacts
@@ -58,14 +67,23 @@ def report_of(
             "identity": _identity(fused_concept, score_in(probe, average, participant.token)),
         }
     write_atomically(out / "contact-sheet.png", _png(contact_sheet(rows)))
+    shown = showcase.pictures(out)
+    subjects = showcase.judge(base, shown, *drawn, participants)
+    save_image(showcase.poster(shown, subjects), out / "showcase.png")
     size = sum(file.stat().st_size for file in (out / "fused").iterdir())
-    return {"seconds": dict(seconds), "download_bytes": size, "concepts": concepts, "base": base.fingerprint}
+    return {
+        "seconds": dict(seconds),
+        "download_bytes": size,
+        "concepts": concepts,
+        "base": base.fingerprint,
+        "showcase": {"verdict": showcase.verdict(subjects), "subjects": [asdict(each) for each in subjects]},
+    }
 
 
 def show(out: Path, report: Mapping[str, Any]) -> None:
     """Print the report for a person."""
     say("")
-    for name in ("contact-sheet.png", "picture.png", "fused", "report.json"):
+    for name in ("showcase.png", "contact-sheet.png", "picture.png", "fused", "report.json"):
         say(f"{out / name}")
     say(f"\n{'concept':>10} {'sent':>10} {'class word':>11} {'single':>8} {'average':>8} {'fused':>8} {'ceiling':>8}")
     for name, concept in report["concepts"].items():
@@ -73,6 +91,7 @@ def show(out: Path, report: Mapping[str, Any]) -> None:
         numbers = " ".join(f"{identity[key]:>8.3f}" for key in ("single", "average", "fused", "ceiling"))
         say(f"{name:>10} {concept['upload_bytes']:>10,} {identity['class_word']:>11.3f} {numbers}")
     say("identity: cosine with pictures held back from tuning, in contexts that fusion did not record")
+    say(f"showcase: {report['showcase']['verdict']}")
     say(f"downloaded by each participant: {report['download_bytes']:,} bytes")
     for stage, seconds in report["seconds"].items():
         say(f"{seconds:>8.1f} s  {stage}")

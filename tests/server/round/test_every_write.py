@@ -95,7 +95,6 @@ def test_a_round_writes_and_a_full_disk_pauses_it(federation, members, network):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EIO])
 def test_every_single_write_may_fail(federation, members, network, number):
     total, undisturbed, _ = one_round(federation, members, network, 0, number)
