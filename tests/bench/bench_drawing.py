@@ -8,13 +8,15 @@ Targets on two CPU cores: a 64x64 picture at 20 steps within 1.5 s, a 64x128 pic
 its first preview within 0.3 s. What regions cost is measured here for `tiny`;
 `slow/bench_regions_sd15.py` has the shapes of Stable Diffusion 1.5. The last rows are what own
 changes cost: two concepts in two regions that cover the picture, beside the same regions drawn by a
-fused change; `slow/bench_drawing_sd15.py` likewise.
+fused change; `slow/bench_drawing_sd15.py` likewise. And what it costs that 2 or 32 concepts are in
+the model, in CPU seconds.
 """
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -28,10 +30,11 @@ from mos_common.base_model import Base, base_path, load_base
 from mos_common.concept import words_of
 from mos_common.drawing import Drawing, draw
 from mos_common.drawing_steps import Step
-from mos_common.own.attach import attached_with_own
+from mos_common.own.attach import Kept, attached_with_own
 from mos_common.regions import Region
 from mos_common.shapes import Box
 
+MANY = (0, 2, 32)
 PROMPT, STEPS, TIMES, CONCEPTS = "a woman with red hair on the beach", 20, 5, 14
 
 
@@ -62,7 +65,23 @@ def main() -> None:
                 bench.add_spread(f"64x64, {count} at once", f"{clock}_seconds_to_first_preview", waited[1:], "s")
     measure_regions(bench, base)
     own_changes(bench, base)
+    many_in_the_model(bench, base)
     bench.write()
+
+
+def many_in_the_model(bench: Bench, base: Base) -> None:
+    """Time one prompt with 2 and with 32 concepts in the model, and with none, in turns."""
+    kept = {count: Kept() for count in MANY}
+    fused = {count: random_concept(base, count, rank=4 * count).concept.pairs for count in MANY[1:]}
+
+    def drawn(count: int) -> None:
+        with attached_with_own(base, fused[count] if count else {}, {}, kept[count]):
+            draw(base, [PROMPT], [0], how=Drawing(steps=STEPS))
+
+    measured = alternating({str(count): partial(drawn, count) for count in MANY}, 2 * TIMES, "cpu")
+    for count in MANY[1:]:
+        ratios = [one / other for one, other in zip(measured[str(count)], measured["0"], strict=True)]
+        bench.add_spread(f"64x64, {count} in the model", "time_ratio_vs_base", ratios, "ratio")
 
 
 def own_changes(bench: Bench, base: Base) -> None:

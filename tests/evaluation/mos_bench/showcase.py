@@ -12,16 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
-from jaxtyping import Float
 from PIL import Image, ImageDraw, ImageFont
-from torch import Tensor
 
 from mos_bench.participant import Participant
-from mos_client.pictures.examples import load_pictures
-from mos_client.pictures.folder import find_pictures
+from mos_bench.recognising import Recogniser
 from mos_common.base_model import Base
-from mos_common.scores import ImageScorer
 from mos_tiny.recipe.pictures import as_tensor
 from mos_tiny.recipe.witnesses.faces import kept_detector
 
@@ -75,19 +70,13 @@ def pictures(out: Path) -> list[Image.Image]:
 def judge(
     base: Base, drawn: Sequence[Image.Image], left: Participant, right: Participant, everybody: Sequence[Participant]
 ) -> list[Subject]:
-    """Look at each half: whose pictures are nearest to it, and are there eyes and a mouth?
-
-    Nearest is the largest mean cosine with a concept's pictures, as the base's VAE renders them.
-    """
-    scorer, faces = ImageScorer(), kept_detector()
-    known = {each.concept: scorer.features(_as_rendered(base, each.pictures)) for each in everybody}
+    """Look at each half: whose pictures are most like it, and are there eyes and a mouth?"""
+    recogniser, faces = Recogniser.of(base, {each.concept: each.pictures for each in everybody}), kept_detector()
     views = as_tensor(np.stack([np.asarray(picture) for picture in drawn]))
     subjects = []
     for side, someone, half in (("left", left, views[..., : WIDTH // 2]), ("right", right, views[..., WIDTH // 2 :])):
-        likeness = torch.stack([(scorer.features(half) @ own.T).mean(dim=1) for own in known.values()], dim=1)
-        nearest = [list(known)[k] for k in likeness.argmax(dim=1).tolist()]
         whole = [answer == "yes" for answer in faces.both(half)]
-        told = zip(SEEDS, nearest, whole, strict=True)
+        told = zip(SEEDS, recogniser.names(half), whole, strict=True)
         subjects += [Subject(seed, side, someone.concept, seen_as, face) for seed, seen_as, face in told]
     return subjects
 
@@ -110,7 +99,3 @@ def poster(drawn: Sequence[Image.Image], subjects: Sequence[Subject]) -> Image.I
     text = f"seeds {SEEDS[0]} to {SEEDS[-1]}: {verdict(subjects)}"
     ImageDraw.Draw(sheet).text((GAP, sheet.height - HEAD), text, fill="black", font=ImageFont.load_default(size=15))
     return sheet
-
-
-def _as_rendered(base: Base, folder: Path) -> Float[Tensor, "n 3 h w"]:
-    return base.decode_latents(base.encode_pictures(load_pictures(find_pictures(folder), base.picture_size)))

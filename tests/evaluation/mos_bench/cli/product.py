@@ -1,4 +1,4 @@
-"""`mos-bench demo`, `teach`, `tuning`, `control`: the product once, and what it can do."""
+"""`mos-bench demo`, `teach`, `tuning`, `control`, `several`: the product, and what it can do."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ def register(app: typer.Typer) -> None:
     app.command(epilog="Example: mos-bench teach --each 4 --out build/teach")(teach)
     app.command(epilog="Example: mos-bench tuning --each 4 --out build/tuning")(tuning)
     app.command(epilog="Example: mos-bench control --n 100 --out build/control")(control)
+    app.command(epilog="Example: mos-bench several --seeds 3 --out build/several")(several)
 
 
 def demo(
@@ -73,3 +74,14 @@ def control(
     from mos_bench.control import run_control
 
     run_control(out, count=count, steps=steps, part=part, parts=parts)
+
+
+def several(
+    out: flags.Out = Path("build/several"),
+    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Pictures of each scene.")] = 3,
+    steps: Annotated[int, typer.Option("--steps", min=1, help="Denoising steps.")] = 20,
+) -> None:
+    """Count who is recognised of several in a picture: by prompt, regions, own changes."""
+    from mos_bench.several import run_several
+
+    run_several(out, seeds=seeds, steps=steps)
