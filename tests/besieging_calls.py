@@ -23,9 +23,18 @@ PER_CONNECTION = 16
 FILE = "adapter.safetensors"
 
 
-def never() -> Iterator[bytes]:
-    threading.Event().wait()
-    yield b""
+class Never:
+    """A request that does not come. Each has a thread of gRPC's, which ends with its call."""
+
+    def __init__(self) -> None:
+        self.over = threading.Event()
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self
+
+    def __next__(self) -> bytes:
+        self.over.wait()
+        raise StopIteration
 
 
 class Besieger:
@@ -39,7 +48,10 @@ class Besieger:
         return grpc.secure_channel(self._address, self._credentials, options=options)
 
     def half_open(self, channel: grpc.Channel) -> grpc.Future:
-        return channel.stream_unary("/mos.v1.Mos/Enrol").future(never())
+        request = Never()
+        call = channel.stream_unary("/mos.v1.Mos/Enrol").future(request)
+        call.add_done_callback(lambda _: request.over.set())
+        return call
 
     def unread(self, channel: grpc.Channel) -> grpc.Future:
         request = mos_pb2.FetchRequest(model="round-001", file=FILE)
