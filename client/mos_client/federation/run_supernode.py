@@ -2,8 +2,9 @@
 
 Flower's own command lives on when it is of no use any more. It gives its connection up when a TLS
 handshake fails, as on a line that is cut: its main thread ends, the thread of its local port does
-not, and nobody asks the server for messages. And a status that its heartbeat does not expect ends
-the thread of the heartbeat alone: the server takes it for offline, and asks it nothing.
+not, and nobody asks the server for messages. A status that its heartbeat does not expect ends the
+thread of the heartbeat alone: the server takes it for offline, and asks it nothing. And where a run
+ends while its message arrives, the task stays: whoever takes it waits for the rest for hours.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 _PR_SET_PDEATHSIG = 1
 
@@ -51,6 +52,22 @@ def run_to_its_end(command: Callable[[], object]) -> None:
     _end(code)
 
 
+def drop_messages_of_ended_runs() -> None:
+    """Let a message whose run ends while it arrives be dropped, and its task end as failed."""
+    from flwr.supercore.run import RunNotRunningException
+    from flwr.supernode import start_client_internal as supernode
+
+    pull_objects = supernode.pull_objects
+
+    def pull_or_fail(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return pull_objects(*args, **kwargs)
+        except RunNotRunningException as error:  # no Exception: nobody would tidy up
+            raise ConnectionError("the run has ended") from error
+
+    supernode.pull_objects = pull_or_fail
+
+
 def _end(code: int) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
@@ -61,4 +78,5 @@ if __name__ == "__main__":
     end_with_parent()
     from flwr.supernode.cli import flower_supernode
 
+    drop_messages_of_ended_runs()
     run_to_its_end(flower_supernode)
