@@ -138,6 +138,8 @@ IMPORTED: dict[str, Call | None] = {
     "flwr.supercore.inflatable.inflatable_utils.inflate_object_from_contents": call(2),
     "flwr.superlink.grid.HttpGrid": None,
     "flwr.supernode.cli.flower_supernode": None,
+    "flwr.supercore.run.RunNotRunningException": None,
+    "flwr.supernode.start_client_internal": None,
     # server/mos_server/round/app.py: the process of a round
     "flwr.superlink.runtime.run_serverapp": call(0, *RUN_SERVERAPP),
 }
@@ -175,6 +177,7 @@ REACHED: dict[str, Call | None] = {
     "flwr.supercore.constant.TaskType.SERVER_APP": None,
     "flwr.supercore.heartbeat.HeartbeatSender.start": call(1),
     "flwr.supercore.heartbeat.HeartbeatSender.stop": call(1),
+    "flwr.supernode.start_client_internal.pull_objects": None,
     "flwr.supercore.runtime.RuntimeHttpClient.AcquireTask": call(2),
     "flwr.supercore.runtime.RuntimeHttpClient.SendTaskHeartbeat": call(2),
     "flwr.supercore.runtime.RuntimeHttpClient.close": call(1),

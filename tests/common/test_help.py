@@ -24,6 +24,7 @@ OTHER_MEANINGS = {
     ("check", "--class"),  # of the masks
     ("control", "--steps"),  # of denoising
     ("draw", "--steps"),  # ditto
+    ("several", "--steps"),  # ditto
     ("export", "--dtype"),  # of the file that is written
     ("export", "--device"),  # to fit and draw on, the CPU by default
     ("teach", "--base"),  # of one world
