@@ -1,7 +1,8 @@
 """What the process of a round is doing with a stranger's data, written down before it is done.
 
 A process that dies leaves its last line behind, so the next one knows whose data was being read,
-and does not read it again. An error is no death: it is handled where it is raised.
+and does not read it again. An error is no death: it is handled where it is raised. Nor is a disk
+that fills while data is being read: the line is taken back without a new block.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mos_common.errors import StateError
 from mos_common.files import write_atomically
 
 if TYPE_CHECKING:
@@ -55,11 +57,11 @@ class Attribution:
     @contextmanager
     def doing(self, kind: str, whose: str) -> Iterator[None]:
         """Say within the block that data of this kind is being read."""
-        self._write(f"{kind} {whose}")
         try:
+            self._write(f"{kind} {whose}")
             yield
         finally:
-            self._write(None)
+            self._take_back()
 
     def recorder(self, base: Base) -> Recorder:
         """Return a recorder of this process that says which concept it is recording."""
@@ -85,8 +87,23 @@ class Attribution:
             self._file.unlink(missing_ok=True)
 
     def _write(self, doing: str | None) -> None:
-        values = {"round": self._round, "doing": doing, "deaths": self._deaths}
-        write_atomically(self._file, json.dumps(values).encode() + b"\n", mode=0o600)
+        write_atomically(self._file, self._line(doing), mode=0o600)
+
+    def _take_back(self) -> None:
+        """Say that nothing is being read: on a full disk, by overwriting what was said."""
+        try:
+            self._write(None)
+        except StateError as full:
+            try:
+                with self._file.open("r+b", buffering=0) as file:
+                    file.write(self._line(None).rstrip().ljust(len(self._file.read_bytes())))
+            except FileNotFoundError:
+                return  # nothing was said
+            except OSError:
+                raise full from None
+
+    def _line(self, doing: str | None) -> bytes:
+        return json.dumps({"round": self._round, "doing": doing, "deaths": self._deaths}).encode() + b"\n"
 
 
 def is_attributed(folder: Path, round_id: str) -> bool:

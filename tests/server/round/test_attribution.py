@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import subprocess
 import sys
+import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from mos_common.concept_file import concept_from_bytes, content_digest
+from mos_common.errors import StateError
 from mos_server.round.attribution import CONCEPT, RECORDING, SCORES, Attribution, is_attributed
 from mos_server.round.follow import describe_round
 from mos_server.state.records import COLLECTING, PUBLISHED, SCORING
@@ -93,6 +98,27 @@ def test_an_error_is_no_death(tmp_path):
     with pytest.raises(KeyboardInterrupt), Attribution(tmp_path, "round-001").doing(CONCEPT, "key"):
         assert is_attributed(tmp_path, "round-001")
         raise KeyboardInterrupt
+    assert not is_attributed(tmp_path, "round-001")
+    assert Attribution(tmp_path, "round-001").fatal(CONCEPT) == []
+
+
+@pytest.mark.parametrize("since", ["before", "meanwhile", "afterwards"])
+def test_a_disk_that_is_full_while_an_answer_is_read_accuses_nobody(tmp_path, monkeypatch, since):
+    """Before it is said that it is read, while it is, and when that is taken back."""
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    attribution = Attribution(tmp_path, "round-001")
+    with attribution.doing(CONCEPT, "bob"):
+        pass
+    with monkeypatch.context() as disk:
+        if since == "before":
+            disk.setattr(os, "fsync", full)
+        with suppress(StateError), attribution.doing(CONCEPT, "alice"):
+            disk.setattr(tempfile, "mkstemp", full)
+            if since == "meanwhile":
+                raise StateError("the disk is full")
     assert not is_attributed(tmp_path, "round-001")
     assert Attribution(tmp_path, "round-001").fatal(CONCEPT) == []
 
