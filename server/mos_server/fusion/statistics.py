@@ -23,7 +23,7 @@ from mos_common.concept_file import content_digest
 from mos_common.digests import digest_of_code, digest_of_json, digest_of_tensors
 from mos_common.edlora import LowRank, attached
 from mos_common.errors import FusionError
-from mos_common.files import canonical_json
+from mos_common.files import canonical_json, could_not_write
 from mos_common.fingerprint import sampler_of
 from mos_common.fused_model import NamedConcept
 from mos_common.layers import Group, Layer
@@ -170,7 +170,10 @@ class Statistics:
     recorder: Recorder | None = None
 
     def __post_init__(self) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise could_not_write(self.folder, error) from error
 
     def of(self, recording: Recording) -> Moments:
         """Return the moments; record them if they are missing, damaged or of fewer inputs.
