@@ -62,8 +62,8 @@ class LowRank:
 class MergedWeights:
     """The weights W + ΔW of a model, kept from one drawing to the next.
 
-    They are computed again where W or the change is another one, into the same memory: a switch to
-    another concept then costs a third of what it does in new memory.
+    They are computed again where W or the change is another one, into the same memory, which is
+    faster than new memory.
     """
 
     def __init__(self) -> None:
@@ -95,7 +95,7 @@ class _Merged(NamedTuple):
 
 
 def _sample(weight: Tensor) -> Tensor:
-    """Return some values of W, which show that somebody has merged something else into it."""
+    """Return evenly spaced values of W, which change when anything is merged into all of it."""
     values = weight.detach().reshape(-1)
     return values[:: max(1, len(values) // _SAMPLED)].clone()
 

@@ -58,7 +58,7 @@ def test_the_poster_has_every_pixel_of_every_picture_enlarged_without_blur(tiny,
             np.testing.assert_array_equal(shown[dy::ENLARGED, dx::ENLARGED], np.asarray(picture))
 
 
-def test_the_command_gives_each_a_half_and_everybody_else_seeds_that_nobody_chose(tmp_path, people):
+def test_the_command_gives_each_a_half_and_draws_seeds_that_nobody_chose(tmp_path, people):
     sunny, _, tom = people
     words = [str(word) for word in draw_command(tmp_path, tom, sunny)]
     regions = [words[i + 1] for i, word in enumerate(words) if word == "--region"]

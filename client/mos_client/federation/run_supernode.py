@@ -4,7 +4,7 @@ Flower's own command lives on when it is of no use any more. It gives its connec
 handshake fails, as on a line that is cut: its main thread ends, the thread of its local port does
 not, and nobody asks the server for messages. A status that its heartbeat does not expect ends the
 thread of the heartbeat alone: the server takes it for offline, and asks it nothing. And where a run
-ends while its message arrives, the task stays: whoever takes it waits for the rest for hours.
+ends while its message arrives, the task stays: the executor takes it and waits hours for the rest.
 """
 
 from __future__ import annotations

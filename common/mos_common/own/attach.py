@@ -27,7 +27,7 @@ from mos_common.written_prompts import Phase
 
 @dataclass(frozen=True)
 class Kept:
-    """What drawings with one model need not compute again: its weights, and the last own ones."""
+    """Weights kept between drawings: the model's, and those of the own change drawn last."""
 
     fused: MergedWeights = field(default_factory=MergedWeights)
     own: MergedWeights = field(default_factory=MergedWeights)

@@ -22,7 +22,7 @@ from mos_tiny.recipe.scenes import HEIGHT, flat
 from mos_tiny.recipe.sprites import paste, resized
 
 SKETCHED = (("spiky", 627), ("bun", 1012))
-"""Who is sketched, by hair and number: people of the training set."""
+"""The people sketched, by hair and number in the training set."""
 SIDE = 60
 
 

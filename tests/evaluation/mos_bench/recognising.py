@@ -1,4 +1,4 @@
-"""Who is in a picture: the concept whose own pictures are most like it."""
+"""Recognise the concept in a picture: the one whose own pictures are most like it."""
 
 from __future__ import annotations
 

@@ -80,7 +80,7 @@ LAYOUTS = (
 
 @dataclass(frozen=True)
 class Row:
-    """How many subjects of how many are recognised, and in how many pictures all of them."""
+    """One layout drawn in one way: subjects, those recognised, pictures, those with all of them."""
 
     layout: str
     way: str
