@@ -26,7 +26,9 @@ from torch import Tensor
 from mos_server.fusion.normal_equation import NormalEquations, Term
 from mos_server.fusion.solve import damped_inverse, stacked_left
 
-AT_ONCE = 8  # solutions that are held at a time, so that memory does not grow with the concepts
+# Solutions and moments that are held at a time, so that memory does not grow with the concepts.
+# Every moment is read again for each such part, so small ones are held in large parts.
+AT_ONCE, BYTES_AT_ONCE = 8, 8 << 20
 MeanOf = Callable[[int | None, str], Float[Tensor, "d_in d_in"]]
 
 
@@ -45,9 +47,10 @@ def kept_without(
             own = _energy(term)
             energy[term.concept] += own
             left_over[:, term.concept] += own
-    for reads in equations.S:
-        for first in range(0, count, AT_ONCE):
-            block = range(first, min(first + AT_ONCE, count))
+    for reads, S in equations.S.items():
+        part = max(AT_ONCE, BYTES_AT_ONCE // (S.numel() * S.element_size()))
+        for first in range(0, count, part):
+            block = range(first, min(first + part, count))
             left_over[first : block.stop] += _of_input(equations, reads, block, mean_of, count)
     return torch.where(energy > 0, 1 - left_over / energy, 1.0).fill_diagonal_(1.0), energy
 

@@ -12,6 +12,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property
 from pathlib import Path
 
 from jaxtyping import Float
@@ -109,7 +110,7 @@ class Recording:
             "group": self.group.name,
             "prompts": settings.contexts if concept else settings.ordinary,
             "subject": concept.trigger or concept.class_word if concept and not concept.words else None,
-            "attached": _digest(self.attached),
+            "attached": self._attached_digest,
             "zeros": base.force_zeros_for_empty_prompt,
         }
         values = {each.name: getattr(settings, each.name) for each in fields(RecordingSettings)}
@@ -118,8 +119,7 @@ class Recording:
         made_by |= {name: value for name, value in values.items() if name not in NOT_READ[self.group]}
         if self.group is Group.SPATIAL:
             made_by |= {"sampler": sampler_of(base.scheduler), "size": base.picture_size}
-        whose = content_digest(concept) if concept else "ordinary"
-        return f"{whose}-{digest_of_json(made_by)}.safetensors"
+        return f"{self._whose}-{digest_of_json(made_by)}.safetensors"
 
     def prompts(self, base: Base) -> tuple[list[str], Vocabulary]:
         """Return the prompts, with the concept in place of V, and its words."""
@@ -138,13 +138,22 @@ class Recording:
         """
         layers = [layer for layer in base.layout.by_group[self.group] if layer.reads in self.reads]
         prompts, vocabulary = self.prompts(base)
-        first = int(content_digest(self.named.concept)[:12], 16) if self.named else 0
+        first = int(self._whose[:12], 16) if self.named else 0
         seeds = [first + i for i in range(len(prompts))]
         try:
             with attached(base, self.attached):
                 return record_group(self.group, base, layers, prompts, seeds, vocabulary, self.settings, sink)
         except FusionError as error:
             raise UnusableConceptError(self.token, str(error)) from error
+
+    # Asked for at every read of the moments, and dearer than many of them.
+    @cached_property
+    def _whose(self) -> str:
+        return content_digest(self.named.concept) if self.named else "ordinary"
+
+    @cached_property
+    def _attached_digest(self) -> str:
+        return _digest(self.attached)
 
 
 def recorder_here(base: Base) -> Recorder:

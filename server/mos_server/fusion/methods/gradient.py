@@ -131,18 +131,22 @@ def merge(
             equations.add(named.concept, statistics.of(recordings[named.token]), weights[named.token])
         sharpen = of_group(settings.sharpen, group)
         changes = equations.solve(sharpen)
+        plain = changes if sharpen == 1 else equations.solve()
         solved.changes |= changes
         solved.drift[group.name.lower()] = equations.drift(changes)
         statistics.progress(f"{group}: {len(layers)} layers solved in {time.monotonic() - started:.1f} s")
-        survivals = _survivals(layers, concepts, recordings, statistics, changes)
-        for token, survival in survivals.items():
-            solved.survival[token][group.name.lower()] = survival
-        if len(concepts) > 1:
+        unsharpened = list[float]()
+        for named in concepts:
+            moments = statistics.of(recordings[named.token])
+            survival = _survival(layers, named.concept, moments, changes)
+            solved.survival[named.token][group.name.lower()] = survival
             # Sharpening moves targets away from what was asked for, so shares of energy kept would
             # say less about who takes from whom.
-            if sharpen != 1:
-                survivals = _survivals(layers, concepts, recordings, statistics, equations.solve())
-            influence = _influence(equations, survivals, concepts, group, recordings, statistics)
+            if plain is not changes:
+                survival = _survival(layers, named.concept, moments, plain)
+            unsharpened.append(survival.energy_kept)
+        if len(concepts) > 1:
+            influence = _influence(equations, unsharpened, concepts, group, recordings, statistics)
             solved.influence[group.name.lower()] = influence
             if settings.least_share is not None:
                 check_influence(influence, settings.least_share)
@@ -151,13 +155,13 @@ def merge(
 
 def _influence(
     equations: NormalEquations,
-    survivals: Mapping[str, Survival],
+    kept: Sequence[float],
     concepts: Sequence[NamedConcept],
     group: Group,
     recordings: Mapping[str | None, Recording],
     statistics: Statistics,
 ) -> Influence:
-    """Return what concepts do to each other; `survivals` are of the solution without sharpening."""
+    """Return what concepts do to each other; `kept` is of the solution without sharpening."""
     tokens = [named.token for named in concepts]
     started = time.monotonic()
     without, energy = kept_without(
@@ -165,10 +169,9 @@ def _influence(
         lambda i, reads: statistics.mean(recordings[None if i is None else tokens[i]], reads),
         len(concepts),
     )
-    kept = torch.tensor([survivals[token].energy_kept for token in tokens])
     statistics.progress(f"{group}: influence of each concept computed in {time.monotonic() - started:.1f} s")
     loudness = torch.tensor([_loudness(equations.layers, named.concept) for named in concepts]).double()
-    return Influence(group, tokens, kept.double(), without, energy, loudness)
+    return Influence(group, tokens, torch.tensor(kept).double(), without, energy, loudness)
 
 
 def _loudness(layers: Sequence[Layer], concept: Concept) -> float:
@@ -199,20 +202,6 @@ def _recordings(
         )
         recordings[named.token] = Recording(group, named, attached, reads, settings)
     return recordings
-
-
-def _survivals(
-    layers: Sequence[Layer],
-    concepts: Sequence[NamedConcept],
-    recordings: Mapping[str | None, Recording],
-    statistics: Statistics,
-    changes: Mapping[str, LowRank],
-) -> dict[str, Survival]:
-    """Return what is left of each concept in a solution, by token."""
-    return {
-        named.token: _survival(layers, named.concept, statistics.of(recordings[named.token]), changes)
-        for named in concepts
-    }
 
 
 def _survival(layers: Sequence[Layer], concept: Concept, moments: Moments, changes: Mapping[str, LowRank]) -> Survival:
