@@ -2,7 +2,9 @@
 
 A process that dies leaves its last line behind, so the next one knows whose data was being read,
 and does not read it again. An error is no death: it is handled where it is raised. Nor is a disk
-that fills while data is being read: the line is taken back without a new block.
+that fails while data is being read. If it is full, the line is taken back without a new block; if
+it takes nothing at all, the process says why it ends, and its server takes the line back before the
+next one starts.
 """
 
 from __future__ import annotations
@@ -104,6 +106,19 @@ class Attribution:
 
     def _line(self, doing: str | None) -> bytes:
         return json.dumps({"round": self._round, "doing": doing, "deaths": self._deaths}).encode() + b"\n"
+
+
+def take_back(folder: Path, round_id: str) -> None:
+    """Say that nothing was being read: the round's process ended by itself and said why.
+
+    Raises:
+        StateError: the file still cannot be written.
+
+    """
+    file = _file(folder)
+    kept = _kept(file, round_id)
+    if kept.get("doing"):
+        write_atomically(file, json.dumps({**kept, "doing": None}).encode() + b"\n", mode=0o600)
 
 
 def is_attributed(folder: Path, round_id: str) -> bool:

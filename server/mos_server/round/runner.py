@@ -16,7 +16,7 @@ from mos_common.flower_app import FLOWER_ENVIRONMENT
 from mos_common.outage import Outage
 from mos_common.processes import end_process
 from mos_server.network.superlink import SuperLink
-from mos_server.round.attribution import is_attributed
+from mos_server.round.attribution import is_attributed, take_back
 from mos_server.round.process import WHY
 from mos_server.state.folder import State
 from mos_server.state.journal import Journal
@@ -58,6 +58,7 @@ class RoundRunner:
     _process: subprocess.Popen[bytes] | None = None
     _why: int = -1
     _began: float = 0.0
+    _ended_by_itself: bool = False
     _round: str = ""
     _deaths: dict[str, int] = field(default_factory=dict)
     _last_note: int = 0
@@ -100,6 +101,9 @@ class RoundRunner:
         if self._round != round_.id:
             self._round, self._last_note = round_.id, 0
         check_room(self.state)
+        if self._ended_by_itself:  # the disk that ended it may have kept whose data it was reading
+            take_back(self.state.path, round_.id)
+            self._ended_by_itself = False
         task = self.superlink.start_run()
         self.journal.notes.add(round_.id, f"starting on {self.state.config.base}")
         settings = {
@@ -144,6 +148,7 @@ class RoundRunner:
             self._get_on()
             return
         if why:
+            self._ended_by_itself = True
             raise StateError(why)
         check_room(self.state)  # a process that died on a full disk is started again when there is room
         where = self.state.log / f"{round_.id}.log"

@@ -17,6 +17,7 @@ from sqlalchemy.exc import OperationalError
 from mos_common.errors import NetworkError, StateError
 from mos_server.network.superlink import Task
 from mos_server.round import runner as running
+from mos_server.round.attribution import CONCEPT, Attribution, is_attributed
 from mos_server.round.runner import RoundRunner
 from mos_server.state import pause as pausing
 from mos_server.state.folder import ServerConfig, State, create_state, locked
@@ -125,6 +126,20 @@ def test_a_process_that_pauses_is_started_again_and_says_why(state, journal, chi
     assert journal.rounds.get("round-001").unfinished
     steps(runner, lambda: pause_of(state) == "the disk is full")
     runner.stop()
+
+
+@pytest.mark.parametrize("said", [True, False], ids=["it said why", "it died"])
+def test_who_was_being_read_counts_only_if_the_process_died(state, journal, child, said):
+    """A disk that took nothing any more left the line behind, and the process said so."""
+    says = "import os; os.write(int(os.environ['MOS_WHY']), b'the disk is read-only')" if said else "raise SystemExit(3)"
+    child(f"input(); {says}")
+    attribution = Attribution(state.path, "round-001")
+    attribution._write(f"{CONCEPT} alice")
+    runner = RoundRunner(state, journal, Link(), Pause(state), Unstored(state))
+    steps(runner, lambda: runner.superlink.started == 2)
+    runner.stop()
+    assert is_attributed(state.path, "round-001") != said
+    assert Attribution(state.path, "round-001").fatal(CONCEPT) == ([] if said else ["alice"])
 
 
 def test_a_round_whose_answers_cannot_be_stored_is_paused_until_there_is_room(
