@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import os
+import tempfile
 
+if "PYTEST_XDIST_WORKER" not in os.environ:  # workers share that of the process that started them
+    _CACHE = tempfile.TemporaryDirectory(prefix="mos-cache-")
+    os.environ["MOS_CACHE"] = _CACHE.name
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -43,6 +43,16 @@ def write_atomically(path: Path, data: bytes, *, mode: int = 0o644) -> None:
             beside.unlink(missing_ok=True)
 
 
+def is_file(path: Path) -> bool:
+    """Return whether a file is there. For a name too long for any disk `Path.is_file` raises."""
+    return os.path.isfile(path)  # noqa: PTH113  # it answers no
+
+
+def is_folder(path: Path) -> bool:
+    """Return whether a folder is there, as `is_file` does."""
+    return os.path.isdir(path)  # noqa: PTH112
+
+
 def check_writable(path: Path) -> None:
     """Check that `path` can be written, before hours of work go into its content.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import logging
 import os
@@ -17,12 +18,13 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from typer.core import TyperCommand
 
-from mos_common.errors import MosError
+from mos_common.errors import MosError, RequestError
 from mos_common.release import RELEASE
 from mos_common.settings import describe_settings
 
 INTERRUPTED = 130
 PLAIN_EVERY_S = 5.0
+_SHOWN = 80
 OnCount = Callable[[int, int, str], None]
 
 
@@ -53,6 +55,10 @@ def run(app: typer.Typer) -> None:
         if isinstance(error, ClickException):
             error.show()
             sys.exit(error.exit_code)
+        if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+            shown = str(error.filename)[:_SHOWN]
+            say(f"error: {shown}... is longer than any name on this disk can be: give a shorter one", error=True)
+            sys.exit(RequestError.exit_code)
         raise
     if code == INTERRUPTED:
         say("interrupted", error=True)

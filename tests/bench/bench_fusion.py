@@ -1,6 +1,7 @@
 """Fusion against the paper's L-BFGS and a dense pseudo-inverse, and whole fusions on `tiny`.
 
     python tests/bench/bench_fusion.py [--quick] [--only memory|layers|accumulation|whole|influence]
+    python tests/bench/bench_fusion.py --only whole --against 4da1127
 
 Layers have the shapes of SD 1.5 and SDXL, four concepts of rank 4, synthetic rows. Our time
 includes the Grams. L-BFGS is run as published: history 25, strong Wolfe, float32, starting at W0,
@@ -11,11 +12,15 @@ influence of one concept beside one solve of the same layers.
 from __future__ import annotations
 
 import argparse
+import os
+import shutil
 import statistics
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import torch
+from as_of import ROOT, checked_out, whole_fusion
 from harness import Bench, alternating, peak_rss, seconds
 from synthetic import LayerProblem, LayerShape, layer_problem, random_concept
 from torch import Tensor
@@ -23,13 +28,16 @@ from torch import Tensor
 from mos_common.base_model import load_base
 from mos_common.edlora import LowRank
 from mos_common.layers import Group
+from mos_common.prompts import RECORDED
 from mos_server.fusion.fuse import fuse
 from mos_server.fusion.gram import gram, sliced_gram, wide_gram
 from mos_server.fusion.influence import kept_without
 from mos_server.fusion.methods.gradient import GradientSettings
-from mos_server.fusion.methods.lbfgs import lbfgs_layer
+from mos_server.fusion.methods.lbfgs import LbfgsSettings, lbfgs_layer
+from mos_server.fusion.methods.method import MethodSettings
 from mos_server.fusion.moments import Moments, read_mean, write_moments
 from mos_server.fusion.normal_equation import NormalEquations
+from mos_server.fusion.ordinary_folder import CACHE
 from mos_server.fusion.solve import solve_change, stacked_left
 
 SHAPES = [
@@ -46,7 +54,7 @@ SHAPES = [
     LayerShape("SDXL attention 1280", 1280, 1280, 12_000, 50),
 ]
 CONCEPTS, RIDGE, EPSILON = 4, 1e-9, 1e-8
-COUNTS = (1, 2, 4, 8, 16, 32)
+COUNTS = (16, 32)
 PARTS = ("memory", "layers", "accumulation", "whole", "influence")
 INFLUENCES = (8, 16)
 
@@ -168,26 +176,56 @@ def bench_memory(bench: Bench, steps: int, times: int) -> None:
     bench.add("tiny", "peak_rss_growth_2_to_32", statistics.median(many) / statistics.median(few) - 1, "fraction")
 
 
-def bench_whole(bench: Bench, counts: tuple[int, ...]) -> None:
-    """Time a fusion from nothing for every n, then one join and one leave with kept moments."""
+def bench_whole(bench: Bench, counts: tuple[int, ...], times: int, against: str | None) -> None:
+    """Time whole fusions with a loaded base, in turns: what each saving gives, and the paper's way.
+
+    `against` is an earlier commit, measured in turns with this one.
+    """
     base = load_base("tiny", device="cpu")
-    concepts = [random_concept(base, seed) for seed in range(max(counts) + 1)]
-
-    def fused(chosen: list, kept: Path | None = None) -> float:
-        return seconds(lambda: fuse(base, chosen, moments_dir=kept, progress=lambda line: None))
-
-    fused(concepts[:1])
-    single = statistics.median([fused(concepts[:1]) for _ in range(3)])
+    dear = GradientSettings(contexts=RECORDED, steps=20, guidance=None)
+    ways: dict[str, MethodSettings] = {
+        "16 contexts, 20 steps, guided": dear,
+        "4 contexts": replace(dear, contexts=GradientSettings().contexts),
+        "6 steps": replace(dear, steps=GradientSettings().steps),
+        "no guidance": replace(dear, guidance=1.0),
+        "all three": GradientSettings(),
+        "paper": LbfgsSettings(),
+    }
     for count in counts:
-        case = f"n={count}"
-        with tempfile.TemporaryDirectory() as folder:
-            kept = Path(folder)
-            bench.add(case, "fuse_seconds", fused(concepts[:count], kept), "s")
-            join, leave = fused(concepts[: count + 1], kept), fused(concepts[1 : count + 1], kept)
-        bench.add(case, "join_seconds", join, "s")
-        bench.add(case, "leave_seconds", leave, "s")
-        bench.add(case, "join_over_single", join / single, "x")
-        bench.add(case, "leave_over_single", leave / single, "x")
+        concepts, case = [random_concept(base, seed) for seed in range(count)], f"n={count}"
+        with tempfile.TemporaryDirectory() as cache:
+            os.environ[CACHE] = cache
+
+            def fused(settings: MethodSettings, *, known: bool, chosen: list = concepts, cache: str = cache) -> float:
+                if not known:
+                    shutil.rmtree(cache)
+                return seconds(lambda: fuse(base, chosen, settings, progress=lambda line: None))
+
+            fused(GradientSettings(), known=False, chosen=concepts[:1])
+            taken: dict[str, list[float]] = {}
+            for _ in range(times):
+                for name, settings in ways.items():
+                    taken.setdefault(name, []).append(fused(settings, known=False))
+                    if name == "all three":
+                        taken.setdefault("ordinary prompts known", []).append(fused(settings, known=True))
+        for name, values in taken.items():
+            bench.add_spread(case, f"seconds, {name}", values, "s")
+        ratios = zip(taken["paper"], taken["ordinary prompts known"], strict=True)
+        bench.add_spread(case, "paper over ours", [paper / ours for paper, ours in ratios], "x")
+        if against:
+            bench_against(bench, against, count, times)
+
+
+def bench_against(bench: Bench, commit: str, count: int, times: int) -> None:
+    """Time fusing, a join, a leave and the whole command by an earlier commit and by this one."""
+    with checked_out(commit) as tree:
+        pairs = [(whole_fusion(tree, count), whole_fusion(ROOT, count)) for _ in range(times)]
+    for figure in pairs[0][0]:
+        before, after = ([pair[i][figure] for pair in pairs] for i in (0, 1))
+        bench.add_spread(f"n={count}", f"{figure} seconds of {commit}", before, "s")
+        bench.add_spread(f"n={count}", f"{figure} seconds", after, "s")
+        ratios = [old / new for old, new in zip(before, after, strict=True)]
+        bench.add_spread(f"n={count}", f"{figure} faster than {commit}", ratios, "x")
 
 
 def bench_influence(bench: Bench, count: int, times: int) -> None:
@@ -233,7 +271,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="two shapes and up to 4 concepts, to see whether it runs")
     parser.add_argument("--only", choices=PARTS, help="run one part and write it to its own file")
-    parser.add_argument("--times", type=int, default=1, help="L-BFGS runs of each layer")
+    parser.add_argument("--times", type=int, default=1, help="runs of each layer by L-BFGS, and of whole fusions")
+    parser.add_argument("--against", help="a commit whose whole fusions are timed beside ours")
     quick = (arguments := parser.parse_args()).quick
     parts = [arguments.only] if arguments.only else PARTS
     torch.set_num_threads(2)
@@ -249,7 +288,7 @@ def main() -> None:
     if "accumulation" in parts:
         bench_accumulation(bench)
     if "whole" in parts:
-        bench_whole(bench, COUNTS[:3] if quick else COUNTS)
+        bench_whole(bench, (2,) if quick else COUNTS, arguments.times, arguments.against)
     if "influence" in parts:
         torch.set_num_threads(1)  # processor time: threads that wait for each other would count
         for count in INFLUENCES[:1] if quick else INFLUENCES:

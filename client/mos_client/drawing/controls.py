@@ -26,6 +26,7 @@ from mos_common.control.drawn import DrawnControl
 from mos_common.control.sketches import edges_of
 from mos_common.digests import digest_of_file
 from mos_common.errors import RequestError
+from mos_common.files import is_file, is_folder
 from mos_common.regions import Region
 from mos_tiny import adapter_folders
 
@@ -62,10 +63,10 @@ class AskedControl:
             RequestError: one is not.
 
         """
-        if not self.folder.is_dir():
+        if not is_folder(self.folder):
             known = ", ".join(adapter_folders())
             raise RequestError(f"no adapter at {self.adapter}: give a folder in diffusers' layout, or for tiny {known}")
-        if not self.picture.is_file():
+        if not is_file(self.picture):
             raise RequestError(f"no picture of a condition at {self.picture}")
 
 

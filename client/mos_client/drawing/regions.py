@@ -15,6 +15,7 @@ from PIL import Image, ImageColor
 
 from mos_client.pictures.reading import SUFFIXES, read_any_mask, read_picture
 from mos_common.errors import PicturesError, RequestError
+from mos_common.files import is_file
 from mos_common.region_texts import bounded, box_of, mask_of, split_region
 from mos_common.regions import Region
 from mos_common.shapes import Mask, Shape
@@ -65,7 +66,7 @@ def read_layout(file: Path) -> Layout:
         PicturesError: it cannot be read.
 
     """
-    if not file.exists():
+    if not is_file(file):
         raise RequestError(f"no painted picture at {file}")
     return Layout(file, np.asarray(bounded(read_picture(file).picture, Image.Resampling.NEAREST)))
 
@@ -78,11 +79,7 @@ def read_shape(file: Path) -> Mask:
         PicturesError: it cannot be read.
 
     """
-    try:
-        there = file.exists()
-    except OSError as error:  # a name that is too long
-        raise RequestError(f"no mask at {str(file)[:80]}: {error.strerror}") from error
-    if not there:
+    if not is_file(file):
         raise RequestError(f"no mask at {file}")
     return mask_of(read_any_mask(file), str(file))
 

@@ -21,6 +21,7 @@ from mos_client.drawing.controls import MOST_CONTROLS, AskedControl
 from mos_client.drawing.regions import read_layout, read_shape
 from mos_client.drawing.seeds import listed_seeds
 from mos_common.errors import RequestError
+from mos_common.files import is_file
 from mos_common.flags import MOST_SEED
 from mos_common.regions import Region
 from mos_common.shapes import Box, Mask, Shape
@@ -184,7 +185,7 @@ def _parsed(file: Path) -> object:
         RequestError: it cannot be read, or is neither.
 
     """
-    if not file.is_file():
+    if not is_file(file):
         raise RequestError(f"no scene at {file}")
     try:
         text = read_text_file(file, most=MOST_BYTES)

@@ -19,6 +19,7 @@ import torch
 from mos_common.base_model import Base
 from mos_common.digests import digest_of_file
 from mos_common.errors import RequestError
+from mos_common.files import is_file
 from mos_common.libraries import quiet_libraries
 
 if TYPE_CHECKING:
@@ -108,7 +109,7 @@ def read_adapter(folder: Path, base: Base, name: str = "") -> Adapter:
 def _class_of(folder: Path) -> str:
     """Return the class that a folder's configuration names."""
     file = folder / CONFIG
-    if not file.is_file():
+    if not is_file(file):
         raise RequestError(f"no adapter at {folder}: expected a folder with {CONFIG}, as diffusers writes it")
     try:
         with file.open("rb") as opened:

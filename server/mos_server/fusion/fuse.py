@@ -24,6 +24,7 @@ from mos_common.settings import settings_to_json
 from mos_server.fusion.methods import check_honoured, method_named
 from mos_server.fusion.methods.gradient import GradientSettings
 from mos_server.fusion.methods.method import MethodSettings, Option, Solved
+from mos_server.fusion.ordinary_folder import ordinary_folder
 from mos_server.fusion.statistics import Recorder, Statistics, UnusableConceptError
 
 log = logging.getLogger(__name__)
@@ -45,7 +46,8 @@ def fuse(
     with its defaults. `weights` by token say how much a concept counts (wi, default 1). Second
     moments are kept in `moments_dir` by content digest, base and settings, where later fusions find
     them: only a concept that joins is recorded, and an interrupted fusion resumes. Without
-    `moments_dir` they last as long as the call. `recorder` runs the models elsewhere
+    `moments_dir` they last as long as the call, those of ordinary prompts apart
+    (`ordinary_folder.py`). `recorder` runs the models elsewhere
     (`cluster.py`). A concept whose forward pass is not finite, or that ruins others
     (`leaving_out.py`), is left out, and the manifest says why.
 
@@ -65,9 +67,11 @@ def fuse(
     if any(weight != 1 for weight in weights.values()):
         check_honoured(settings.method, [Option.WEIGHTS])
     with ExitStack() as stack:
+        ordinary = None
         if moments_dir is None:
             moments_dir = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mos-moments-")))
-        statistics = Statistics(base, moments_dir, progress, recorder)
+            ordinary = ordinary_folder()
+        statistics = Statistics(base, moments_dir, progress, recorder, ordinary)
         while True:
             try:
                 solved = method.merge(base, remaining, weights, settings, statistics)

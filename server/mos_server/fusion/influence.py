@@ -17,14 +17,15 @@ stays as it is with j: keys and values read the text encoder that was fused with
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from mos_server.fusion.normal_equation import NormalEquations, Term
-from mos_server.fusion.solve import damped_inverse, stacked_left
+from mos_server.fusion.normal_equation import NormalEquations, Term, weighted_changes
+from mos_server.fusion.solve import damped_inverse, damping, stacked_left
 
 # Solutions and moments that are held at a time, so that memory does not grow with the concepts.
 # Every moment is read again for each such part, so small ones are held in large parts.
@@ -63,32 +64,68 @@ def _of_input(
     Rows are the concepts of the block, which are left out one by one; columns are i.
     """
     S = equations.S[reads]
-    layers = {layer.name: equations.terms[layer.name] for layer in equations.layers if layer.reads == reads}
-    members = {name: {term.concept for term in terms} for name, terms in layers.items()}
-    squares = {name: S.new_zeros(len(block), *S.shape) for name in layers}
+    layers = [
+        _Terms.of(layer.name, terms)
+        for layer in equations.layers
+        if layer.reads == reads and (terms := equations.terms[layer.name])
+    ]
+    squares = {layer.name: S.new_zeros(len(block), *S.shape) for layer in layers}
     left_over, G0 = S.new_zeros(len(block), count), mean_of(None, reads)
     means = {j: mean_of(j, reads) for j in block}  # read once, they are files
     for row, j in enumerate(block):
         S_without = S - equations.weights[reads][j] * (means[j] + equations.preserve * G0)
+        others = [layer.without(j) for layer in layers]
+        cR = equations.towards * damping(S_without, equations.ridge, equations.ridge_kind)
+        right = torch.cat([layer.moments + cR * layer.changes for layer in others])
         inverse = damped_inverse(S_without, equations.ridge, equations.ridge_kind)
-        for name, all_terms in layers.items():
-            terms = [term for term in all_terms if term.concept != j]
-            if not terms:
-                continue
-            M, B = inverse(equations.right(terms, S_without)), stacked_left([term.pair for term in terms])
-            BtD = (B.T @ B) @ M
-            squares[name][row] = M.T @ BtD
-            for term, mine in zip(terms, torch.split(BtD, [term.pair.rank for term in terms]), strict=True):
-                left_over[row, term.concept] -= 2 * (mine * term.right).sum() / term.weight
-    changed = [tuple(name for name in layers if i in members[name]) for i in range(count)]
+        solutions = torch.split(inverse(right), [len(layer.changes) for layer in others])
+        for layer, M in zip(others, solutions, strict=True):
+            BtD = layer.BtB @ M
+            squares[layer.name][row] = M.T @ BtD
+            left_over[row].index_add_(0, layer.concepts, -2 * (BtD * layer.moments).sum(dim=1) / layer.weights)
+    members = {layer.name: set(layer.concepts.tolist()) for layer in layers}
+    changed = [tuple(name for name, of in members.items() if i in of) for i in range(count)]
     for names in dict.fromkeys(filter(None, changed)):  # most concepts change the same layers
-        whole = S.new_zeros(len(block), S.numel())
-        for name in names:
-            whole += squares[name].flatten(1)
+        whole = torch.stack([squares[name].flatten(1) for name in names]).sum(dim=0)
         for i in (i for i in range(count) if changed[i] == names):
             G = means[i] if i in means else mean_of(i, reads)
             left_over[:, i] += whole @ G.flatten()
     return left_over
+
+
+@dataclass(frozen=True)
+class _Terms:
+    """The terms of one layer, stacked by the ranks of all concepts."""
+
+    name: str
+    concepts: Int[Tensor, " ranks"]
+    weights: Float[Tensor, " ranks"]
+    moments: Float[Tensor, "ranks d_in"]  # wi si Ai Gi
+    changes: Float[Tensor, "ranks d_in"]  # wi si Ai
+    BtB: Float[Tensor, "ranks ranks"]
+
+    @classmethod
+    def of(cls, name: str, terms: Sequence[Term]) -> _Terms:
+        """Stack them."""
+        B = stacked_left([term.pair for term in terms])
+        ranks = torch.tensor([term.pair.rank for term in terms])
+        concepts, weights = (torch.tensor(each) for each in zip(*((t.concept, t.weight) for t in terms), strict=True))
+        return cls(
+            name,
+            concepts.repeat_interleave(ranks),
+            weights.double().repeat_interleave(ranks),
+            torch.cat([term.right for term in terms]),
+            weighted_changes(terms),
+            B.T @ B,
+        )
+
+    def without(self, j: int) -> _Terms:
+        """Return them without one concept."""
+        kept = self.concepts != j
+        if bool(kept.all()):
+            return self
+        rows = (self.concepts[kept], self.weights[kept], self.moments[kept], self.changes[kept])
+        return _Terms(self.name, *rows, self.BtB[kept][:, kept])
 
 
 def _energy(term: Term) -> float:

@@ -96,12 +96,12 @@ class NormalEquations:
         if not self.towards:
             return stacked
         R = damping(S, self.ridge, self.ridge_kind)
-        return stacked + self.towards * _weighted(terms) * R
+        return stacked + self.towards * weighted_changes(terms) * R
 
     def _standing_out(self, terms: Sequence[Term], reads: str) -> Float[Tensor, "ranks d_in"]:
         """Return [w1 s1 A1 (G1 - Ḡ); …], with Ḡ = S/Σ wi - μ G0 of all concepts."""
         mean = self.S[reads] / sum(self.weights[reads]) - self.preserve * self._ordinary.mean(reads)
-        return torch.cat([term.right for term in terms]) - _weighted(terms) @ mean
+        return torch.cat([term.right for term in terms]) - weighted_changes(terms) @ mean
 
     def drift(self, changes: Mapping[str, LowRank]) -> float:
         """Return Σ ‖X0 Δᵀ‖² / Σ ‖X0 W0ᵀ‖² over the changed layers.
@@ -132,7 +132,7 @@ class NormalEquations:
         return energies
 
 
-def _weighted(terms: Sequence[Term]) -> Float[Tensor, "ranks d_in"]:
+def weighted_changes(terms: Sequence[Term]) -> Float[Tensor, "ranks d_in"]:
     """Return [w1 s1 A1; …]."""
     return torch.cat([term.weight * term.pair.scale * term.pair.A.double() for term in terms])
 

@@ -23,7 +23,9 @@ ROWS: Mapping[str, tuple[float, float, float]] = {
 class RecordingSettings:
     """How the activations of concepts and of the base are regenerated."""
 
-    contexts: tuple[str, ...] = setting(RECORDED, "prompts that concepts are recorded under; V stands for the concept")
+    contexts: tuple[str, ...] = setting(
+        RECORDED[:4], "prompts that concepts are recorded under; V stands for the concept"
+    )
     ordinary: tuple[str, ...] = setting(ORDINARY, "prompts that the untouched base is recorded under")
     rows: str = setting(
         "graded",
@@ -31,8 +33,10 @@ class RecordingSettings:
         "it), all (padding too), graded (1, 0.2 and 0.05), or three weights such as 1,1,0.2",
     )
     unconditional: bool = setting(False, "record the empty prompt on each concept's model too")
-    steps: int = setting(20, "denoising steps of the sampling that is recorded")
-    guidance: float | None = setting(None, "guidance of the sampling that is recorded; none: the base's own")
+    steps: int = setting(6, "denoising steps of the sampling that is recorded")
+    guidance: float | None = setting(
+        1.0, "guidance of the sampling that is recorded (1: no guidance); none: the base's own"
+    )
     batch: int = setting(16, "prompts that are sampled together; more is faster and needs more memory")
 
     def __post_init__(self) -> None:

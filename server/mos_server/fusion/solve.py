@@ -28,6 +28,11 @@ Since Σi wi Ti = Σi wi ΔWi, and Σi wi Ti Gi = Σi wi ΔWi (Gi + (s - 1)(Gi -
 
     M = [w1 s1 A1 (G1 + (s - 1)(G1 - Ḡ) + c R); …] (S + R)⁻¹
 
+So Δ*(s) is also the Δ of least objective (that of s = 1) among all that keep as much of what
+differs as it does, Σi wi ⟨Xi Δᵀ, Xi (ΔWi - D̄)ᵀ⟩/mi, with s - 1 half the multiplier of that
+constraint: the objective's gradient, Δ (S + R) - Σi wi ΔWi (Gi + c R), is then
+(s - 1) Σi wi (ΔWi - D̄) Gi.
+
 The rank is the same. Δ*(s) = Δ*(0) + s (Δ*(1) - Δ*(0)) is linear in s, with Δ*(0) the solution if
 everybody's target were D̄. A concept alone is its own mean, and s changes nothing.
 """

@@ -171,12 +171,16 @@ def recorder_here(base: Base) -> Recorder:
 
 @dataclass
 class Statistics:
-    """Moments by recording: read if kept, otherwise recorded (by `recorder`, or here) and kept."""
+    """Moments by recording: read if kept, otherwise recorded (by `recorder`, or here) and kept.
+
+    Those of ordinary prompts are kept in `ordinary`, if it is given.
+    """
 
     base: Base
     folder: Path
     progress: TextProgress = log.info
     recorder: Recorder | None = None
+    ordinary: Path | None = None
 
     def __post_init__(self) -> None:
         try:
@@ -226,7 +230,8 @@ class Statistics:
             self.progress(f"{recording.group}: {i}/{len(missing)} {recording.token} recorded, {each:.1f} s each{left}")
 
     def _path(self, recording: Recording) -> Path:
-        return self.folder / recording.file_name(self.base)
+        folder = self.folder if recording.named else self.ordinary or self.folder
+        return folder / recording.file_name(self.base)
 
     def _keep(self, recording: Recording, moments: Moments) -> Moments:
         write_moments(moments, self._path(recording))

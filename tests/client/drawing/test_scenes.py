@@ -125,6 +125,10 @@ def test_every_field_of_a_region_is_a_key_of_a_scene_with_its_default(folder):
         ({"regions": [{"prompt": "x", "box": [0.5, 0, 0, 1]}]}, r"box 0.5,0,0,1: expected x0,y0,x1,y1 with x0 < x1"),
         ({"regions": [{"prompt": "x", "box": [0, 0, 1, 1], "edge": 2}]}, r"region 'x': edge 2: expected a share"),
         ({"regions": [{"prompt": "x", "mask": "no.png"}]}, r"no mask at .*no\.png"),
+        ({"regions": [{"prompt": "x", "mask": "no" * 200}]}, "no mask at"),  # longer than a name can be
+        ({"regions": [{"prompt": "x", "colour": "#ff0000"}], "layout": "no" * 200}, "no painted picture at"),
+        ({"controls": [{"adapter": "no" * 200, "picture": "no.png"}]}, "no adapter at"),
+        ({"controls": [{"adapter": "sketch", "picture": "no" * 200}]}, "no picture of a condition at"),
         ({"regions": [{"prompt": "x", "colour": "red"}]}, r"a region has the colour red: name the painted picture"),
         (
             {"auto_layout": "attention", "regions": [{"prompt": "x", "box": [0, 0, 1, 1]}]},

@@ -22,7 +22,7 @@ def test_what_a_command_line_says_is_put_over_what_was_kept():
 
 def test_what_is_set_back_is_no_longer_kept():
     kept = FusionSettings(GradientSettings(preserve=3.0, guidance=2.0), {"<alice/cat>": 2.0}, "2")
-    back = kept.changed(texts=["preserve=1", "guidance=none"], weights=["<alice/cat>=1"], workers="here")
+    back = kept.changed(texts=["preserve=1", "guidance=1"], weights=["<alice/cat>=1"], workers="here")
     assert back == FusionSettings()
     assert back.to_json() == {}
 

@@ -302,6 +302,29 @@ def test_no_other_change_has_a_smaller_objective(seed, size):
     )
 
 
+@some
+@given(seed=numbers, s=st.floats(1, 5), size=st.floats(1e-3, 1))
+def test_sharpened_no_other_change_that_keeps_as_much_of_what_differs_has_a_smaller_objective(seed, s, size):
+    """The objective is that of s = 1; s - 1 is half the multiplier of ⟨Δ, Σ wi (ΔWi - D̄) Gi⟩."""
+    it = problem(seed=seed, preserve=0.3, weights=(1.0, 0.5, 2.0))
+    G = [X.T @ X / len(X) for X in it.rows]
+    whole, ridge = sum(it.weights), 1e-2 * float(it.S().diagonal().mean())
+    common = sum(w * change for w, change in zip(it.weights, it.changes, strict=True)) / whole
+    mean = sum(w * g for w, g in zip(it.weights, G, strict=True)) / whole
+    N = sum(w * (change - common) @ g for w, change, g in zip(it.weights, it.changes, G, strict=True))
+    right = [
+        w * pair.scale * pair.A @ (g + (s - 1) * (g - mean)) for w, pair, g in zip(it.weights, it.pairs, G, strict=True)
+    ]
+    sharp = solve_change(it.S(), stacked_left(it.pairs), torch.cat(right), ridge=1e-2).change(torch.float64)
+    step = torch.randn(D_OUT, D_IN, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    other = sharp + size * (step - (step * N).sum() / N.square().sum() * N)  # ⟨other, N⟩ = ⟨sharp, N⟩
+    assert it.objective(sharp) + ridge * float(sharp.square().sum()) < it.objective(other) + ridge * float(
+        other.square().sum()
+    )
+    if s > 1.01:
+        assert float((sharp * N).sum()) > float((solved(it).change(torch.float64) * N).sum())
+
+
 def test_a_large_ridge_leaves_the_scaled_sum_it_pulls_towards():
     """As λ → ∞ the rows no longer matter and Δ* is c Σ wi ΔWi; with c = 0 nothing is changed."""
     it = problem(weights=(0.5, 2.0, 1.0))

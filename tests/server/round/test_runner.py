@@ -131,7 +131,9 @@ def test_a_process_that_pauses_is_started_again_and_says_why(state, journal, chi
 @pytest.mark.parametrize("said", [True, False], ids=["it said why", "it died"])
 def test_who_was_being_read_counts_only_if_the_process_died(state, journal, child, said):
     """A disk that took nothing any more left the line behind, and the process said so."""
-    says = "import os; os.write(int(os.environ['MOS_WHY']), b'the disk is read-only')" if said else "raise SystemExit(3)"
+    says = (
+        "import os; os.write(int(os.environ['MOS_WHY']), b'the disk is read-only')" if said else "raise SystemExit(3)"
+    )
     child(f"input(); {says}")
     attribution = Attribution(state.path, "round-001")
     attribution._write(f"{CONCEPT} alice")

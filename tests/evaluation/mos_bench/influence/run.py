@@ -20,7 +20,6 @@ from mos_common.base_model import load_base
 from mos_common.concept import Concept
 from mos_common.errors import RequestError
 from mos_common.files import write_atomically
-from mos_common.prompts import RECORDED
 from mos_common.settings import changed, parse_settings
 from mos_common.shell import say
 from mos_server.fusion.methods.gradient import GradientSettings
@@ -28,8 +27,6 @@ from mos_server.fusion.methods.gradient import GradientSettings
 COUNTS = (3, 8, 14, 32, 64)
 STRENGTHS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.99)
 ATTACKED = (8, 14)
-# Fewer contexts and steps than a round records: influence is all that is looked at.
-BRIEFLY = GradientSettings(contexts=RECORDED[:4], steps=6)
 
 
 @dataclass(frozen=True)
@@ -70,7 +67,7 @@ class Options:
     @property
     def settings(self) -> GradientSettings:
         """The settings of fusion."""
-        return changed(BRIEFLY, parse_settings(GradientSettings, self.sets))
+        return changed(GradientSettings(), parse_settings(GradientSettings, self.sets))
 
 
 def run_influence(options: Options, *, helper: bool = False) -> tuple[list[Honest], list[Attack]]:
