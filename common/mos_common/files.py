@@ -22,8 +22,11 @@ def canonical_json(value: object) -> bytes:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
 
 
-def write_atomically(path: Path, data: bytes, *, mode: int = 0o644) -> None:
-    """Write `data` to `path`; a crash leaves the old file or the new one, never half of either."""
+def write_atomically(path: Path, data: bytes, *, mode: int = 0o644, durably: bool = True) -> None:
+    """Write `data` to `path`; a crash leaves the old file or the new one, never half of either.
+
+    Not `durably`, an outage of power may leave half: for data with a digest that can be made again.
+    """
     beside: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -33,9 +36,11 @@ def write_atomically(path: Path, data: bytes, *, mode: int = 0o644) -> None:
             beside.chmod(mode)
             file.write(data)
             file.flush()
-            os.fsync(file.fileno())
+            if durably:
+                os.fsync(file.fileno())
         beside.replace(path)
-        _sync_folder(path.parent)
+        if durably:
+            _sync_folder(path.parent)
     except OSError as error:
         raise could_not_write(path, error) from error
     finally:

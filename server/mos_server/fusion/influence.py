@@ -45,9 +45,8 @@ def kept_without(
     energy = torch.zeros(count, dtype=torch.float64)
     for terms in equations.terms.values():
         for term in terms:
-            own = _energy(term)
-            energy[term.concept] += own
-            left_over[:, term.concept] += own
+            energy[term.concept] += term.energy
+            left_over[:, term.concept] += term.energy
     for reads, S in equations.S.items():
         part = max(AT_ONCE, BYTES_AT_ONCE // (S.numel() * S.element_size()))
         for first in range(0, count, part):
@@ -74,12 +73,12 @@ def _of_input(
     means = {j: mean_of(j, reads) for j in block}  # read once, they are files
     for row, j in enumerate(block):
         S_without = S - equations.weights[reads][j] * (means[j] + equations.preserve * G0)
-        others = [layer.without(j) for layer in layers]
         cR = equations.towards * damping(S_without, equations.ridge, equations.ridge_kind)
-        right = torch.cat([layer.moments + cR * layer.changes for layer in others])
+        right = torch.cat([layer.moments + cR * layer.changes for layer in layers])
+        right[torch.cat([layer.concepts for layer in layers]) == j] = 0
         inverse = damped_inverse(S_without, equations.ridge, equations.ridge_kind)
-        solutions = torch.split(inverse(right), [len(layer.changes) for layer in others])
-        for layer, M in zip(others, solutions, strict=True):
+        solutions = torch.split(inverse(right), [len(layer.changes) for layer in layers])
+        for layer, M in zip(layers, solutions, strict=True):
             BtD = layer.BtB @ M
             squares[layer.name][row] = M.T @ BtD
             left_over[row].index_add_(0, layer.concepts, -2 * (BtD * layer.moments).sum(dim=1) / layer.weights)
@@ -118,18 +117,3 @@ class _Terms:
             weighted_changes(terms),
             B.T @ B,
         )
-
-    def without(self, j: int) -> _Terms:
-        """Return them without one concept."""
-        kept = self.concepts != j
-        if bool(kept.all()):
-            return self
-        rows = (self.concepts[kept], self.weights[kept], self.moments[kept], self.changes[kept])
-        return _Terms(self.name, *rows, self.BtB[kept][:, kept])
-
-
-def _energy(term: Term) -> float:
-    """Return ‖Xi ΔWiᵀ‖²/mi of one layer, as ⟨BᵀB, A G Aᵀ⟩."""
-    B = term.pair.B.double()
-    AG = term.right / term.weight
-    return float(((B.T @ B) * (term.pair.scale * AG @ term.pair.A.double().T)).sum().clamp(min=0))

@@ -107,10 +107,13 @@ def recording(
 
 
 def write_moments(moments: Moments, path: Path) -> None:
-    """Write finished moments: the upper half of each symmetric sum in float64, and a digest."""
+    """Write finished moments: the upper half of each symmetric sum in float64, and a digest.
+
+    What a crash damages is recorded again, so nothing waits for the disk.
+    """
     tensors = {reads: total[_upper(total.shape[0])].contiguous() for reads, total in moments.sums.items()}
     tensors |= {f"{reads}{_ROWS}": torch.tensor([count], dtype=torch.float64) for reads, count in moments.rows.items()}
-    write_atomically(path, save(tensors, {_DIGEST: digest_of_tensors(tensors)}))
+    write_atomically(path, save(tensors, {_DIGEST: digest_of_tensors(tensors)}), durably=False)
 
 
 def read_moments(path: Path) -> Moments | None:

@@ -28,6 +28,7 @@ class Term:
     pair: LowRank
     weight: float
     right: Float[Tensor, "rank d_in"]  # wi si Ai Gi
+    energy: float  # ‖Xi ΔWiᵀ‖²/mi
 
 
 class NormalEquations:
@@ -66,11 +67,13 @@ class NormalEquations:
                 for layer in self.layers
                 if layer.reads == reads and layer.name in concept.pairs
             }
-            w = weight * self._bounded(reads, G, pairs)
+            moments_of = {layer: pair.scale * pair.A.double() @ G for layer, pair in pairs.items()}
+            energies = {layer: _energy(pair, moments_of[layer]) for layer, pair in pairs.items()}
+            w = weight * self._bounded(reads, G, energies)
             G0 = self._ordinary.mean(reads)
             self.S[reads].add_(G, alpha=w).add_(G0, alpha=w * self.preserve)
             for layer, pair in pairs.items():
-                term = Term(len(self.weights[reads]), pair, w, w * pair.scale * pair.A.double() @ G)
+                term = Term(len(self.weights[reads]), pair, w, w * moments_of[layer], energies[layer])
                 self.terms[layer.name].append(term)
             self.weights[reads].append(w)
 
@@ -113,13 +116,13 @@ class NormalEquations:
         whole = sum(self._written[layer.name] for layer in changed)
         return moved / whole if whole else 0.0
 
-    def _bounded(self, reads: str, G: Tensor, pairs: Mapping[Layer, LowRank]) -> float:
+    def _bounded(self, reads: str, G: Tensor, energies: Mapping[Layer, float]) -> float:
         """Return the factor that brings a concept within `cap` times the base's energies.
 
         It bounds the concept's inputs, and its effect on every layer that reads them.
         """
         ratios = [_ratio(float(G.trace()), float(self._ordinary.mean(reads).trace()))]
-        ratios += [_ratio(energy_of(pair, G), self._written[layer.name]) for layer, pair in pairs.items()]
+        ratios += [_ratio(energy, self._written[layer.name]) for layer, energy in energies.items()]
         return min(1.0, *(self.cap / ratio for ratio in ratios if ratio > 0))
 
     @cached_property
@@ -135,6 +138,12 @@ class NormalEquations:
 def weighted_changes(terms: Sequence[Term]) -> Float[Tensor, "ranks d_in"]:
     """Return [w1 s1 A1; …]."""
     return torch.cat([term.weight * term.pair.scale * term.pair.A.double() for term in terms])
+
+
+def _energy(pair: LowRank, AG: Float[Tensor, "rank d_in"]) -> float:
+    """Return ‖X ΔWᵀ‖²/m = ⟨BᵀB, s² A G Aᵀ⟩, given s A G."""
+    B, A = pair.B.double(), pair.scale * pair.A.double()
+    return max(float(((B.T @ B) * (AG @ A.T)).sum()), 0.0)
 
 
 def _ratio(energy: float, of_base: float) -> float:

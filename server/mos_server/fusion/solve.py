@@ -112,16 +112,26 @@ def refactored(left: Float[Tensor, "d_out ranks"], right: Float[Tensor, "ranks d
     return LowRank(A.float(), B.float(), float(kept))
 
 
-def residual(G: Float[Tensor, "d_in d_in"], fused: LowRank, own: LowRank) -> tuple[float, float]:
+def residual(
+    G: Float[Tensor, "d_in d_in"], fused: LowRank, own: LowRank, square: Float[Tensor, "d_in d_in"] | None = None
+) -> tuple[float, float]:
     """Return (‖X (Δ - ΔW)ᵀ‖²/m, ‖X ΔWᵀ‖²/m) from the second moment G = Xᵀ X / m alone.
 
-    The first is tr(D G Dᵀ) with D = Δ - ΔW. D stays factored, D = [BΔ  -s·BW]·[AΔ; AW], so that
-    tr(D G Dᵀ) = ⟨LᵀL, R G Rᵀ⟩ costs no product of layer size.
+    The first is ⟨ΔᵀΔ, G⟩ - 2 ⟨BᵀΔ, s A G⟩ + ‖X ΔWᵀ‖²/m, with ΔW = s·B·A. `square` is ΔᵀΔ, which
+    serves every concept.
     """
-    L = torch.cat([fused.scale * fused.B.double(), -own.scale * own.B.double()], dim=1)
-    R = torch.cat([fused.A.double(), own.A.double()])
-    left_over = ((L.T @ L) * (R @ G @ R.T)).sum()
-    return max(float(left_over), 0.0), energy_of(own, G)
+    B, AG = own.B.double(), own.scale * own.A.double() @ G
+    energy = max(float(((B.T @ B) * (own.scale * AG @ own.A.double().T)).sum()), 0.0)
+    BtD = (fused.scale * B.T @ fused.B.double()) @ fused.A.double()
+    square = square_of(fused) if square is None else square
+    return max(float((square * G).sum()) - 2 * float((BtD * AG).sum()) + energy, 0.0), energy
+
+
+def square_of(pair: LowRank) -> Float[Tensor, "d_in d_in"]:
+    """Return ΔᵀΔ."""
+    B, A = pair.scale * pair.B.double(), pair.A.double()
+    square: Tensor = A.T @ (B.T @ B) @ A
+    return square
 
 
 def energy_of(pair: LowRank, G: Float[Tensor, "d_in d_in"]) -> float:

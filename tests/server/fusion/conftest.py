@@ -8,6 +8,13 @@ import pytest
 
 from mos_common.fused_model import NamedConcept
 from mos_server.fusion import statistics
+from mos_server.fusion.ordinary_folder import CACHE
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path, monkeypatch) -> None:
+    """Every test records ordinary prompts itself."""
+    monkeypatch.setenv(CACHE, str(tmp_path / "cache"))
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
+from torch import Tensor
 
 from mos_common.base_model import Base
 from mos_common.bounds import relative_change
@@ -27,7 +28,7 @@ from mos_server.fusion.moments import Moments
 from mos_server.fusion.normal_equation import NormalEquations
 from mos_server.fusion.per_group import PerGroup, of_group, values_of
 from mos_server.fusion.recording_settings import RecordingSettings
-from mos_server.fusion.solve import residual
+from mos_server.fusion.solve import residual, square_of
 from mos_server.fusion.statistics import Recording, Statistics, wanted_inputs
 
 _PER_GROUP = "; or three, for text encoder, keys and values, rest of the UNet"
@@ -136,14 +137,16 @@ def merge(
         solved.drift[group.name.lower()] = equations.drift(changes)
         statistics.progress(f"{group}: {len(layers)} layers solved in {time.monotonic() - started:.1f} s")
         unsharpened = list[float]()
+        squares = {name: square_of(change) for name, change in changes.items()}
+        plain_squares = {name: square_of(change) for name, change in plain.items()} if plain is not changes else {}
         for named in concepts:
             moments = statistics.of(recordings[named.token])
-            survival = _survival(layers, named.concept, moments, changes)
+            survival = _survival(layers, named.concept, moments, changes, squares)
             solved.survival[named.token][group.name.lower()] = survival
             # Sharpening moves targets away from what was asked for, so shares of energy kept would
             # say less about who takes from whom.
             if plain is not changes:
-                survival = _survival(layers, named.concept, moments, plain)
+                survival = _survival(layers, named.concept, moments, plain, plain_squares)
             unsharpened.append(survival.energy_kept)
         if len(concepts) > 1:
             influence = _influence(equations, unsharpened, concepts, group, recordings, statistics)
@@ -204,12 +207,20 @@ def _recordings(
     return recordings
 
 
-def _survival(layers: Sequence[Layer], concept: Concept, moments: Moments, changes: Mapping[str, LowRank]) -> Survival:
+def _survival(
+    layers: Sequence[Layer],
+    concept: Concept,
+    moments: Moments,
+    changes: Mapping[str, LowRank],
+    squares: Mapping[str, Tensor],
+) -> Survival:
+    """Return what is left of one concept in a solution; `squares` are ΔᵀΔ of every layer."""
     left_over = energy = 0.0
     residuals = {}
     for layer in layers:
         if layer.name in concept.pairs:
-            rest, own = residual(moments.mean(layer.reads), changes[layer.name], concept.pairs[layer.name])
+            G, pair = moments.mean(layer.reads), concept.pairs[layer.name]
+            rest, own = residual(G, changes[layer.name], pair, squares[layer.name])
             residuals[layer.name] = rest
             left_over, energy = left_over + rest, energy + own
     return Survival(energy_kept=1 - left_over / energy if energy else 1.0, residual=residuals)
