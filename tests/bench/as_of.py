@@ -78,11 +78,16 @@ def whole_fusion(tree: Path, count: int) -> dict[str, float]:
         environment = os.environ | {"PYTHONPATH": paths, "MOS_CACHE": str(files / "cache")}
         run = [sys.executable, "-c"]
         measured = subprocess.run(
-            [*run, _MEASURE, str(count), folder], env=environment, check=True, capture_output=True, text=True
+            [*run, _MEASURE, str(count), folder],
+            env=environment,
+            cwd=folder,
+            check=True,
+            capture_output=True,
+            text=True,
         )
         took: dict[str, float] = json.loads(measured.stdout)
         concepts = [str(file) for file in sorted(files.glob("*.safetensors"))]
         started = time.perf_counter()
         command = ["fuse", *concepts, "--out", str(files / "fused")]
-        subprocess.run([*run, _COMMAND, *command], env=environment, check=True, capture_output=True)
+        subprocess.run([*run, _COMMAND, *command], env=environment, cwd=folder, check=True, capture_output=True)
         return took | {"command": time.perf_counter() - started}
