@@ -53,6 +53,8 @@ def test_a_journal_of_0_1_0_holds_what_it_held(stored: Path):
         assert (first.id, first.status, first.settings) == ("round-001", PUBLISHED, RoundSettings(2, 480.0))
         assert (second.id, second.status, second.settings.wait) == ("round-002", COLLECTING, 2)
         assert journal.rounds.unfinished() == second
+        kept = second.settings.fusion["settings"]  # it is recorded as that release would have recorded it
+        assert (len(kept["contexts"]), kept["steps"], kept["guidance"]) == (16, 20, None)
         assert [each.name for each in journal.participants.all()] == ["bob", "alice"]
         assert all(journal.participants.is_admitted(each.key) for each in journal.participants.all())
         assert [used is not None for _, _, used in journal.participants.invitations()] == [True, True]

@@ -19,7 +19,7 @@ from sqlalchemy import (
     and_,
 )
 
-REVISION = "0008"
+REVISION = "0009"
 """The newest file in `migrations/versions`, whose tables this code reads and writes."""
 
 metadata = MetaData()
