@@ -25,7 +25,8 @@ def canonical_json(value: object) -> bytes:
 def write_atomically(path: Path, data: bytes, *, mode: int = 0o644, durably: bool = True) -> None:
     """Write `data` to `path`; a crash leaves the old file or the new one, never half of either.
 
-    Not `durably`, an outage of power may leave half: for data with a digest that can be made again.
+    Unless `durably`, a power cut may leave half of it: for data that has a digest and can be made
+    again.
     """
     beside: Path | None = None
     try:
@@ -49,8 +50,8 @@ def write_atomically(path: Path, data: bytes, *, mode: int = 0o644, durably: boo
 
 
 def is_file(path: Path) -> bool:
-    """Return whether a file is there. For a name too long for any disk `Path.is_file` raises."""
-    return os.path.isfile(path)  # noqa: PTH113  # it answers no
+    """Return whether a file is there; no if its name is too long, where `Path.is_file` raises."""
+    return os.path.isfile(path)  # noqa: PTH113
 
 
 def is_folder(path: Path) -> bool:

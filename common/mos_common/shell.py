@@ -57,7 +57,7 @@ def run(app: typer.Typer) -> None:
             sys.exit(error.exit_code)
         if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
             shown = str(error.filename)[:_SHOWN]
-            say(f"error: {shown}... is longer than any name on this disk can be: give a shorter one", error=True)
+            say(f"error: {shown}... is too long for the name of a file: give a shorter one", error=True)
             sys.exit(RequestError.exit_code)
         raise
     if code == INTERRUPTED:

@@ -1,4 +1,4 @@
-"""A name that no disk takes is said so in one line, whatever the command does with it."""
+"""A file name that is too long ends a command in one line, whatever it would do with it."""
 
 from __future__ import annotations
 
@@ -47,4 +47,4 @@ def test_its_exit_code_is_that_of_a_request(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit) as ended:
         client()
     assert ended.value.code == RequestError.exit_code
-    assert "longer than any name" in capsys.readouterr().err
+    assert "too long for the name of a file" in capsys.readouterr().err

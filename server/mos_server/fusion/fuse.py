@@ -46,10 +46,10 @@ def fuse(
     with its defaults. `weights` by token say how much a concept counts (wi, default 1). Second
     moments are kept in `moments_dir` by content digest, base and settings, where later fusions find
     them: only a concept that joins is recorded, and an interrupted fusion resumes. Without
-    `moments_dir` they last as long as the call, those of ordinary prompts apart
-    (`ordinary_folder.py`). `recorder` runs the models elsewhere
-    (`cluster.py`). A concept whose forward pass is not finite, or that ruins others
-    (`leaving_out.py`), is left out, and the manifest says why.
+    `moments_dir` they last as long as the call, except those of ordinary prompts
+    (`ordinary_folder.py`). `recorder` runs the models elsewhere (`cluster.py`). A concept whose
+    forward pass is not finite, or that ruins others (`leaving_out.py`), is left out, and the
+    manifest says why.
 
     Raises:
         FusionError: there is nothing to fuse, two concepts would share a token, or a weight is for

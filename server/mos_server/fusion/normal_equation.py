@@ -17,7 +17,7 @@ from mos_common.concept import Concept
 from mos_common.edlora import LowRank
 from mos_common.layers import Layer
 from mos_server.fusion.moments import Moments
-from mos_server.fusion.solve import Inverse, damped_inverse, damping, energy_of, refactored, stacked_left
+from mos_server.fusion.solve import Inverse, damped_inverse, damping, energy_given, energy_of, refactored, stacked_left
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class NormalEquations:
                 if layer.reads == reads and layer.name in concept.pairs
             }
             moments_of = {layer: pair.scale * pair.A.double() @ G for layer, pair in pairs.items()}
-            energies = {layer: _energy(pair, moments_of[layer]) for layer, pair in pairs.items()}
+            energies = {layer: energy_given(pair, moments_of[layer]) for layer, pair in pairs.items()}
             w = weight * self._bounded(reads, G, energies)
             G0 = self._ordinary.mean(reads)
             self.S[reads].add_(G, alpha=w).add_(G0, alpha=w * self.preserve)
@@ -138,12 +138,6 @@ class NormalEquations:
 def weighted_changes(terms: Sequence[Term]) -> Float[Tensor, "ranks d_in"]:
     """Return [w1 s1 A1; …]."""
     return torch.cat([term.weight * term.pair.scale * term.pair.A.double() for term in terms])
-
-
-def _energy(pair: LowRank, AG: Float[Tensor, "rank d_in"]) -> float:
-    """Return ‖X ΔWᵀ‖²/m = ⟨BᵀB, s² A G Aᵀ⟩, given s A G."""
-    B, A = pair.B.double(), pair.scale * pair.A.double()
-    return max(float(((B.T @ B) * (AG @ A.T)).sum()), 0.0)
 
 
 def _ratio(energy: float, of_base: float) -> float:

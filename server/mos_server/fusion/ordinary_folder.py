@@ -1,8 +1,8 @@
 """Where ordinary prompts on untouched bases are kept, for every later fusion of this user.
 
-They are the same whoever is fused, and hold nothing of anybody's, so no fusion needs to record them
-again. The folder is in the user's cache, or in the one that MOS_CACHE names; it may be removed at
-any time.
+Their moments do not depend on the concepts and hold nothing of anybody's, so no fusion needs to
+record them again. The folder is in the user's cache, or in the one that MOS_CACHE names; it may be
+removed at any time.
 """
 
 from __future__ import annotations

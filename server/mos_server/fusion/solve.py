@@ -120,9 +120,9 @@ def residual(
     The first is ⟨ΔᵀΔ, G⟩ - 2 ⟨BᵀΔ, s A G⟩ + ‖X ΔWᵀ‖²/m, with ΔW = s·B·A. `square` is ΔᵀΔ, which
     serves every concept.
     """
-    B, AG = own.B.double(), own.scale * own.A.double() @ G
-    energy = max(float(((B.T @ B) * (own.scale * AG @ own.A.double().T)).sum()), 0.0)
-    BtD = (fused.scale * B.T @ fused.B.double()) @ fused.A.double()
+    AG = own.scale * own.A.double() @ G
+    energy = energy_given(own, AG)
+    BtD = (fused.scale * own.B.double().T @ fused.B.double()) @ fused.A.double()
     square = square_of(fused) if square is None else square
     return max(float((square * G).sum()) - 2 * float((BtD * AG).sum()) + energy, 0.0), energy
 
@@ -135,9 +135,14 @@ def square_of(pair: LowRank) -> Float[Tensor, "d_in d_in"]:
 
 
 def energy_of(pair: LowRank, G: Float[Tensor, "d_in d_in"]) -> float:
-    """Return ‖X ΔWᵀ‖²/m = tr(ΔW G ΔWᵀ) = ⟨BᵀB, A G Aᵀ⟩."""
-    B, A = pair.scale * pair.B.double(), pair.A.double()
-    return max(float(((B.T @ B) * (A @ G @ A.T)).sum()), 0.0)
+    """Return ‖X ΔWᵀ‖²/m = tr(ΔW G ΔWᵀ)."""
+    return energy_given(pair, pair.scale * pair.A.double() @ G)
+
+
+def energy_given(pair: LowRank, AG: Float[Tensor, "rank d_in"]) -> float:
+    """Return ‖X ΔWᵀ‖²/m = ⟨BᵀB, s² A G Aᵀ⟩, given s A G."""
+    B, A = pair.B.double(), pair.scale * pair.A.double()
+    return max(float(((B.T @ B) * (AG @ A.T)).sum()), 0.0)
 
 
 def stacked_left(pairs: Sequence[LowRank]) -> Float[Tensor, "d_out ranks"]:

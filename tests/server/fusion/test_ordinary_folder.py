@@ -42,7 +42,7 @@ def test_where_nothing_can_be_kept_it_is_recorded_each_time(tiny, two, tmp_path,
     assert set(recordings.values()) == {6}
 
 
-def test_what_nobody_used_for_three_months_is_forgotten(tmp_path, monkeypatch):
+def test_what_is_older_than_three_months_is_forgotten(tmp_path, monkeypatch):
     monkeypatch.setenv(CACHE, str(tmp_path))
     kept, old = (tmp_path / "ordinary" / name for name in ("kept.safetensors", "old.safetensors"))
     kept.parent.mkdir()

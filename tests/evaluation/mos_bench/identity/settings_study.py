@@ -69,6 +69,7 @@ AXES: Mapping[str, Mapping[str, GradientSettings]] = {
         "sixteen": replace(BASE, contexts=RECORDED),
     },
     "steps": {"20": replace(BASE, steps=20)},
+    "recording": {"sixteen contexts, 20 steps, guided": replace(BASE, contexts=RECORDED, steps=20, guidance=None)},
     "text_inputs": {"own": replace(BASE, text_inputs="own")},
     "unet_inputs": {"fused": replace(BASE, unet_inputs="fused")},
     "guidance": {"the base's": replace(BASE, guidance=None)},

@@ -1,4 +1,4 @@
-"""A round that an earlier release began is recorded for fusion as that release would have."""
+"""A round that an earlier release began, or held back, is recorded as that release would have."""
 
 from __future__ import annotations
 
@@ -33,14 +33,16 @@ BEFORE = {
     "steps": 20,
     "guidance": None,
 }
-UNFINISHED = ("asked", "collecting", "fusing", "scoring")
+TO_BE_PUBLISHED = ("asked", "collecting", "fusing", "scoring", "held back")
 
 
 def upgrade() -> None:
-    """Write the defaults of that time into the settings of unfinished rounds of gradient fusion."""
+    """Write the defaults of that time into the settings of such rounds, for gradient fusion."""
     connection = op.get_bind()
     rounds = sa.table("rounds", sa.column("id"), sa.column("status"), sa.column("settings"))
-    kept = connection.execute(sa.select(rounds.c.id, rounds.c.settings).where(rounds.c.status.in_(UNFINISHED))).all()
+    kept = connection.execute(
+        sa.select(rounds.c.id, rounds.c.settings).where(rounds.c.status.in_(TO_BE_PUBLISHED))
+    ).all()
     for name, text in kept:
         settings = json.loads(text)
         fusion = settings.get("fusion") or {}
