@@ -15,8 +15,11 @@ from typing import Any
 
 from mos_common.errors import BaseModelError
 from mos_common.fingerprint_keys import KEYS, PIPELINE
+from mos_common.texts import visible
 
 SIZES_OF_XL = 6  # original height and width, crop from the top and the left, target height and width
+NO_PART = [None, None]  # what model_index.json has in place of a library and a class
+LARGEST_SCALE = 1000
 SHORTEST = 3  # a start token, a word, an end token
 CLASSES = {
     "text_encoder": ("CLIPTextModel",),
@@ -30,6 +33,22 @@ PLAIN, XL = "StableDiffusion", "StableDiffusionXL"
 # An image-to-image pipeline has the same parts and draws from a prompt alone as well.
 KINDS = {f"{family}{task}Pipeline": family for family in (PLAIN, XL) for task in ("", "Img2Img")}
 
+_OF_TEXT: Mapping[str, int] = {
+    "hidden_size": 8192,
+    "intermediate_size": 32768,
+    "max_position_embeddings": 4096,
+    "num_hidden_layers": 128,
+    "vocab_size": 1 << 18,
+}
+# Sizes, and the most that is believed: several times those of XL. They are computed with, and a
+# model of any size is built before its weights are found not to fit.
+COUNTS: Mapping[str, Mapping[str, int]] = {
+    "unet": {"in_channels": 256, "out_channels": 256, "sample_size": 1024},
+    "vae": {"latent_channels": 256, "layers_per_block": 16},
+    "text_encoder": _OF_TEXT,
+    "text_encoder_2": {**_OF_TEXT, "projection_dim": 8192},
+    "scheduler": {"num_train_timesteps": 10_000},
+}
 _TEXT_ENCODER: Mapping[str, Sequence[object]] = {
     "model_type": ("clip_text_model",),
     "quantization_config": (None,),
@@ -98,6 +117,7 @@ def read_configuration(name: str, file: Path) -> dict[str, Any]:
     """
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
+        json.dumps(found, ensure_ascii=False).encode()  # half of a character can be written, and not digested
     except (OSError, ValueError, RecursionError) as error:
         raise BaseModelError(
             f"{name}: {file.parent.name}/{file.name} cannot be read: download the base again"
@@ -155,7 +175,15 @@ def judge_pipeline(name: str, index: Mapping[str, Any]) -> str:
             another kind.
 
     """
-    has = {part for part, kind in index.items() if isinstance(kind, list) and any(kind)}
+    for part, kind in index.items():
+        if isinstance(kind, list) and not (
+            len(kind) == len(NO_PART) and (kind == NO_PART or all(isinstance(each, str) and each for each in kind))
+        ):
+            raise BaseModelError(
+                f"{name} cannot be used: {visible(part)[:60]} in its model_index.json is {_shown(kind)}, expected a "
+                "library and a class, or null twice: download the base again"
+            )
+    has = {part for part, kind in index.items() if isinstance(kind, list) and kind != NO_PART}
     family = KINDS.get(str(index.get("_class_name")))
     needed = {"unet", "vae", "text_encoder", "tokenizer", "scheduler"}
     needed |= {"text_encoder_2", "tokenizer_2"} if family == XL else set()
@@ -177,6 +205,21 @@ def judge_pipeline(name: str, index: Mapping[str, Any]) -> str:
     return family
 
 
+def judge_counts(name: str, part: str, configuration: Mapping[str, Any]) -> None:
+    """Check the sizes that one part's configuration, with its defaults, says.
+
+    Raises:
+        BaseModelError: one is no whole number, or is larger than any model's.
+
+    """
+    for key, most in COUNTS[part].items():
+        if not _is_count(value := configuration.get(key), most):
+            raise BaseModelError(
+                f"{name} cannot be used: {key} of its {part} is {_shown(value)}, expected a whole number from 1 to "
+                f"{most}: download the base again"
+            )
+
+
 def judge_fit(name: str, configurations: Mapping[str, Mapping[str, Any]]) -> None:
     """Check that the parts of a base fit each other, given their configurations with defaults.
 
@@ -184,6 +227,8 @@ def judge_fit(name: str, configurations: Mapping[str, Mapping[str, Any]]) -> Non
         BaseModelError: the UNet reads or writes what no other part gives or takes.
 
     """
+    for part, configuration in configurations.items():
+        judge_counts(name, part, configuration)
     unet, vae, text = (configurations[part] for part in ("unet", "vae", "text_encoder"))
     channels = unet["in_channels"], unet["out_channels"], vae["latent_channels"]
     if len(set(channels)) > 1:
@@ -192,23 +237,20 @@ def judge_fit(name: str, configurations: Mapping[str, Mapping[str, Any]]) -> Non
             f"{channels[2]}. A model for inpainting (9), instructions (8) or upscaling (7) needs a picture beside the "
             "prompt: use the plain text-to-image model"
         )
-    if not isinstance(unet["sample_size"], int) or not isinstance(vae["scaling_factor"], int | float):
-        raise BaseModelError(
-            f"{name} cannot be used: sample_size of its unet is {_shown(unet['sample_size'])} and scaling_factor of "
-            f"its vae {_shown(vae['scaling_factor'])}, expected one whole number, the side of square latents, and a "
-            "number"
-        )
+    scale = vae["scaling_factor"]
+    if type(scale) not in (int, float) or not 0 < scale < LARGEST_SCALE:
+        raise BaseModelError(f"{name} cannot be used: scaling_factor of its vae is {_shown(scale)}, expected a number")
     blocks = [*unet["down_block_types"], unet["mid_block_type"], *unet["up_block_types"]]
     if not any("CrossAttn" in str(block) for block in blocks):
         raise BaseModelError(f"{name} cannot be used: its unet has no cross-attention, so it reads no prompt")
     second = configurations.get("text_encoder_2")
-    width = int(text["hidden_size"]) + (int(second["hidden_size"]) if second else 0)
+    width = text["hidden_size"] + (second["hidden_size"] if second else 0)
     reads = unet["cross_attention_dim"]
-    widths = set(reads) if isinstance(reads, list | tuple) else {reads}
-    if widths != {width}:
+    widths = list(reads) if isinstance(reads, list | tuple) else [reads]
+    if any(each != width for each in widths):
         raise BaseModelError(
-            f"{name} cannot be used: its unet reads text of width {', '.join(map(str, sorted(widths)))}, and its text "
-            f"encoders give {width}: they belong to different models"
+            f"{name} cannot be used: its unet reads text of width {_shown(reads)}, and its text encoders give {width}: "
+            "they belong to different models"
         )
     if (unet["addition_embed_type"] == "text_time") != bool(second):
         raise BaseModelError(
@@ -226,7 +268,8 @@ def _judge_xl(name: str, configurations: Mapping[str, Mapping[str, Any]]) -> Non
             f"{name} cannot be used: latents_mean and latents_std of its vae shift latents in a way that this version "
             "does not follow, which XL's pipeline does"
         )
-    expected = SIZES_OF_XL * int(unet["addition_time_embed_dim"] or 0) + int(second["projection_dim"])
+    sizes = unet["addition_time_embed_dim"]
+    expected = SIZES_OF_XL * (sizes if isinstance(sizes, int) else 0) + second["projection_dim"]
     if unet["projection_class_embeddings_input_dim"] != expected:
         raise BaseModelError(
             f"{name} cannot be used: projection_class_embeddings_input_dim of its unet is "
@@ -240,6 +283,10 @@ def _judge_xl(name: str, configurations: Mapping[str, Mapping[str, Any]]) -> Non
         )
 
 
+def _is_count(value: object, most: int) -> bool:
+    return type(value) is int and 1 <= value <= most
+
+
 def _is_allowed(value: object, allowed: Sequence[object]) -> bool:
     each = value if isinstance(value, list | tuple) and value else [value]
     return all(
@@ -248,5 +295,5 @@ def _is_allowed(value: object, allowed: Sequence[object]) -> bool:
 
 
 def _shown(value: object) -> str:
-    shown = json.dumps(value, default=str, ensure_ascii=False)
+    shown = visible(json.dumps(value, default=str, ensure_ascii=False))
     return shown if len(shown) <= 60 else f"{shown[:57]}..."

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from mos_common.base_configuration import (
     PLAIN,
     XL,
     judge_configuration,
+    judge_counts,
     judge_fit,
     judge_longest,
     judge_pipeline,
@@ -57,17 +59,32 @@ def load_parts(name: str, files: BaseFiles) -> dict[str, Any]:
     kind = scheduler_class(name, str(index["scheduler"][-1]))
     judge_configurations(name, family, files.folder, kind)
     with quiet_libraries():
-        try:
+        with foreign_files(name):
             parts = {part: _load_part(name, part, files) for part in _kinds() if part in index and all(index[part])}
             parts["scheduler"] = _load_scheduler(family, kind, files)
             judge_tokenizers(name, parts)
-        except MosError:
-            raise
-        except Exception as error:  # the libraries raise anything at all for files that are not theirs
-            raise BaseModelError(f"{name} cannot be loaded as a diffusion model: {first_line(error)}") from error
         judge_own_sampler(name, parts["scheduler"])
     zeros = family == XL and index.get("force_zeros_for_empty_prompt", True)
     return parts | {"force_zeros_for_empty_prompt": bool(zeros)}
+
+
+@contextmanager
+def foreign_files(name: str) -> Iterator[None]:
+    """Turn whatever the files of a base lead to into one of our errors, which names the base.
+
+    The libraries raise anything at all for files that are not theirs, and what they let through may
+    be of any type.
+
+    Raises:
+        BaseModelError: something was raised that is none of our errors.
+
+    """
+    try:
+        yield
+    except MosError:
+        raise
+    except Exception as error:
+        raise BaseModelError(f"{name} cannot be loaded as a diffusion model: {first_line(error)}") from error
 
 
 def settle_old_size(parts: Mapping[str, Any]) -> None:
@@ -77,7 +94,7 @@ def settle_old_size(parts: Mapping[str, Any]) -> None:
     after the fingerprint is taken, which stays what it was.
     """
     unet = parts["unet"]
-    written = re.match(r"(\d+)\.(\d+)", str(unet.config.get("_diffusers_version", "")))
+    written = re.match(r"([0-9]{1,4})\.([0-9]{1,4})", str(unet.config.get("_diffusers_version", "")))
     old = written is not None and (int(written[1]), int(written[2])) < (0, 9)
     if old and "text_encoder_2" not in parts and unet.config.sample_size < SIZE_OF_ALL:
         unet.register_to_config(sample_size=SIZE_OF_ALL)
@@ -107,6 +124,7 @@ def judge_configurations(name: str, family: str, folder: Path, scheduler: Any) -
     judge_fit(name, found)
     written = read_configuration(name, folder / "scheduler" / "scheduler_config.json")
     judge_configuration(name, "scheduler", written, defaults_of(scheduler))
+    judge_counts(name, "scheduler", defaults_of(scheduler) | written)
 
 
 def defaults_of(kind: Any) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mos_common.base_files import find_base
-from mos_common.base_loading import load_parts, settle_old_size
+from mos_common.base_loading import foreign_files, load_parts, settle_old_size
 from mos_common.base_names import TINY
 from mos_common.errors import RequestError
 from mos_common.fingerprint import fingerprint_in_bfloat16, fingerprints_of
@@ -174,8 +174,9 @@ def load_base(name: str = TINY, *, device: str | None = None, dtype: str | None 
     """
     target_device, target_dtype = choose_device(device), choose_dtype(dtype, choose_device(device))
     parts = load_parts(name, find_base(name))
-    named = fingerprints_of(parts)
-    settle_old_size(parts)
+    with foreign_files(name):
+        named = fingerprints_of(parts)
+        settle_old_size(parts)
     for part in ("text_encoder", "text_encoder_2", "unet", "vae"):
         if part not in parts:
             continue

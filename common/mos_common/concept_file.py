@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
@@ -25,6 +25,7 @@ from mos_common.digests import digest_of_tensors
 from mos_common.edlora import LowRank
 from mos_common.errors import ConceptError
 from mos_common.files import canonical_json, write_atomically
+from mos_common.json_models import JsonModelError, StrictModel, first_problem, from_json
 from mos_common.names import CONCEPT_NAME
 from mos_common.texts import PRINTABLE, Text
 
@@ -41,15 +42,15 @@ EMBEDDINGS = re.compile(r"embeddings\.(?P<encoder>[01])")
 LayerName = Annotated[str, Field(max_length=220, pattern=r"^[a-z0-9_.]+$")]
 
 
-class Header(BaseModel):
+class Header(StrictModel):
     """The metadata of a concept file."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(strict=True)
     format: Literal[1]
     name: Annotated[str, Field(max_length=64, pattern=f"^{CONCEPT_NAME.pattern}$")]
     class_word: Annotated[str, Field(max_length=64), PRINTABLE]
     base: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-    layers: dict[LayerName, tuple[int, float]]
+    layers: dict[LayerName, Annotated[tuple[int, float], Field(strict=False)]]  # JSON has no tuples
     tool: Text
     licence: Text
     author: Text
@@ -84,7 +85,9 @@ def concept_to_bytes(concept: Concept, dtype: torch.dtype = torch.float16) -> by
             trigger=concept.trigger,
         )
     except ValidationError as error:
-        raise ConceptError(f"concept {concept.name} cannot be written: {_first_problem(error)}") from error
+        raise ConceptError(
+            f"concept {concept.name} cannot be written: metadata field {first_problem(error)}"
+        ) from error
     contiguous = {name: tensors[name].cpu().contiguous() for name in sorted(tensors)}
     return save(contiguous, {METADATA_KEY: canonical_json(header.model_dump(exclude_defaults=True)).decode()})
 
@@ -207,10 +210,10 @@ def _parse(data: bytes) -> tuple[Header, dict[str, Tensor]]:
                 f"expected at most {MAX_TENSORS} tensors and the one metadata key {METADATA_KEY!r}, got "
                 f"{sorted(metadata)[:5]}"
             )
-        header = Header.model_validate_json(metadata[METADATA_KEY])
+        header = from_json(Header, metadata[METADATA_KEY])
         tensors = load(data)
-    except ValidationError as error:
-        raise ConceptError(_first_problem(error)) from error
+    except JsonModelError as error:
+        raise ConceptError(f"metadata field {error}") from error
     except (SafetensorError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise ConceptError(f"not a safetensors file ({type(error).__name__})") from error
     for name, tensor in tensors.items():
@@ -255,8 +258,3 @@ def _check_finite(name: str, tensors: dict[str, Tensor]) -> None:
     for tensor_name, tensor in tensors.items():
         if not torch.isfinite(tensor).all():
             raise ConceptError(f"tensor {tensor_name!r} of concept {name} holds NaN or infinity")
-
-
-def _first_problem(error: ValidationError) -> str:
-    first = error.errors()[0]
-    return f"metadata field {'.'.join(map(str, first['loc']))!r}: {first['msg'].removeprefix('Value error, ')}"

@@ -6,19 +6,20 @@ import base64
 import zlib
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
 from mos_common.errors import RequestError
+from mos_common.json_models import StrictModel
 from mos_common.prompt_grammar import MOST_CHARACTERS
 from mos_common.regions import Region
 from mos_common.shapes import Box, Mask, Shape
 
 MOST_SIDE = 4096
-_STRICT = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+_STRICT = ConfigDict(frozen=True, allow_inf_nan=False)
 Prompt = Annotated[str, Field(max_length=MOST_CHARACTERS)]
 
 
-class DrawnMask(BaseModel):
+class DrawnMask(StrictModel):
     """A mask: its grey values row by row, compressed by zlib, in base 64."""
 
     model_config = _STRICT
@@ -43,7 +44,7 @@ class DrawnMask(BaseModel):
         return Mask(self.width, self.height, grey, "of the recipe")
 
 
-class DrawnRegion(BaseModel):
+class DrawnRegion(StrictModel):
     """A region, with one of `box` and `mask`; the other names mean what they do in `Region`."""
 
     model_config = _STRICT

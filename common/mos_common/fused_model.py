@@ -17,14 +17,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import torch
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    SerializerFunctionWrapHandler,
-    ValidationError,
-    model_serializer,
-)
+from pydantic import FailFast, Field, SerializerFunctionWrapHandler, model_serializer
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -35,6 +28,7 @@ from mos_common.edlora import LowRank
 from mos_common.errors import BaseModelError, FusionError, TrustError
 from mos_common.fingerprint import is_base, why_not
 from mos_common.identity_scores import Identity
+from mos_common.json_models import JsonModelError, StrictModel, from_json
 from mos_common.model_files import MANIFEST, read_manifest
 from mos_common.model_folder import check_model, trust_for, unsigned_remark
 from mos_common.names import TOKEN
@@ -44,6 +38,7 @@ log = logging.getLogger(__name__)
 ADAPTER, EMBEDDINGS = "adapter.safetensors", "embeddings.safetensors"
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Token = Annotated[str, Field(pattern=f"^{TOKEN.pattern}$")]
+_Row = Annotated[list[float], FailFast()]
 
 
 @dataclass(frozen=True)
@@ -59,26 +54,24 @@ class NamedConcept:
         return f"<{self.participant}/{self.concept.name[1:]}" if self.participant else self.concept.name
 
 
-class Survival(BaseModel):
+class Survival(StrictModel):
     """How well one concept survived fusion in one group of layers.
 
     `energy_kept` is 1 - ‖Xi (Δ* - ΔWi)ᵀ‖² / ‖Xi ΔWiᵀ‖² over the group: 1 is perfect. `residual`
     maps layers to the mean square of Xi (Δ* - ΔWi)ᵀ per row.
     """
 
-    model_config = ConfigDict(extra="forbid")
     energy_kept: float
     residual: dict[str, float]
 
 
-class FusedConcept(BaseModel):
+class FusedConcept(StrictModel):
     """One concept in the manifest.
 
     `flagged`: it lost more of its identity than the operator's threshold. `own` is the digest of
     the manifest of its own changes (`own.folder`), which is written only where they are published.
     """
 
-    model_config = ConfigDict(extra="forbid")
     token: Token
     participant: ShownText
     name: ShownText
@@ -99,23 +92,21 @@ class FusedConcept(BaseModel):
         return dumped if self.own else {name: value for name, value in dumped.items() if name != "own"}
 
 
-class Excluded(BaseModel):
+class Excluded(StrictModel):
     """A concept that could not be fused, or was left out because it ruins others."""
 
-    model_config = ConfigDict(extra="forbid")
     token: ShownText
     reason: ShownText
 
 
-class File(BaseModel):
+class File(StrictModel):
     """The size and digest of a file of the model when the manifest was written."""
 
-    model_config = ConfigDict(extra="forbid")
     size: int
     sha256: Sha256
 
 
-class Manifest(BaseModel):
+class Manifest(StrictModel):
     """The contents of `manifest.json`.
 
     `drift` is by group of layers: the energy of the fused change on ordinary prompts, divided by
@@ -123,7 +114,6 @@ class Manifest(BaseModel):
     `concepts`, is the energy that each keeps without concept j; on the diagonal, with all of them.
     """
 
-    model_config = ConfigDict(extra="forbid")
     format: Literal[1] = 1
     base: Sha256
     base_name: ShownText
@@ -133,7 +123,7 @@ class Manifest(BaseModel):
     concepts: list[FusedConcept]
     excluded: list[Excluded] = Field(default_factory=list)
     drift: dict[ShownText, float] = Field(default_factory=dict)
-    influence: dict[ShownText, list[list[float]]] = Field(default_factory=dict)
+    influence: dict[ShownText, Annotated[list[_Row], FailFast()]] = Field(default_factory=dict)
     round: ShownText | None = None
     files: dict[str, File] = Field(default_factory=dict)
 
@@ -186,9 +176,9 @@ def read_fused_manifest(folder: Path, *, kit: Path | None = None, candidate: boo
             raise FusionError(f"{folder} is not a fused model: {name} is missing")
     try:
         data = read_manifest(folder)
-        manifest = Manifest.model_validate_json(data)
-    except ValidationError as error:
-        raise _damaged(folder, str(error).splitlines()[0]) from error
+        manifest = from_json(Manifest, data)
+    except JsonModelError as error:
+        raise _damaged(folder, str(error)) from error
     for name in (ADAPTER, EMBEDDINGS):
         if name not in manifest.files:
             raise TrustError(

@@ -9,10 +9,11 @@ import datetime as dt
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AwareDatetime, ConfigDict, Field
 
 from mos_common.errors import TrustError
 from mos_common.files import canonical_json, write_atomically
+from mos_common.json_models import JsonModelError, StrictModel, from_json
 from mos_common.own.names import Publishes
 from mos_common.rotation import STATEMENTS_AT_MOST, Address, Anchors, Certificates, PublicKey, ServerId, Statement
 from mos_common.text_files import NotTextError, read_text_file
@@ -22,7 +23,7 @@ AGAIN = "ask the operator for a new one (mos-server invite)"
 MOST_BYTES = 256 << 10  # a kit has some three thousand bytes
 
 
-class Kit(BaseModel):
+class Kit(StrictModel):
     """The contents of a kit file.
 
     fleet, mos: the two addresses of the server. ca: the certificate of the federation's authority,
@@ -32,7 +33,7 @@ class Kit(BaseModel):
     `own` if own changes of those who agree are handed out beside the fused model.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(frozen=True)
     format: Literal[1] = 1
     server_id: ServerId
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,31}$")]
@@ -40,7 +41,7 @@ class Kit(BaseModel):
     mos: Address
     ca: Certificates
     token: Annotated[str, Field(min_length=16, max_length=200)]
-    expires: dt.datetime
+    expires: AwareDatetime
     base: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     base_name: Annotated[ShownText, Field(max_length=200)]
     signing_key: PublicKey
@@ -76,19 +77,15 @@ def read_kit(path: Path) -> Kit:
 
     """
     try:
-        kit = Kit.model_validate_json(read_text_file(path, most=MOST_BYTES))
+        kit = from_json(Kit, read_text_file(path, most=MOST_BYTES))
     except OSError as error:
         raise TrustError(
             f"kit {path} cannot be read ({error.strerror}): give the file that the operator sent"
         ) from error
     except NotTextError as error:
         raise TrustError(f"{path} is not a kit (it {error}): {AGAIN}") from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the file"
-        raise TrustError(f"{path} is not a kit ({where}: {first['msg']}): {AGAIN}") from error
-    if kit.expires.tzinfo is None:
-        raise TrustError(f"{path} is not a kit (expires has no time zone): {AGAIN}")
+    except JsonModelError as error:
+        raise TrustError(f"{path} is not a kit ({error}): {AGAIN}") from error
     try:
         kit.anchors.checked()
     except TrustError as error:

@@ -14,13 +14,14 @@ from typing import Annotated, Any, Literal
 
 import torch
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ConfigDict, Field
 
 from mos_common.base_model import Base
 from mos_common.control.drawn import DrawnControl, Sha256
 from mos_common.drawing import Drawing
 from mos_common.drawn_regions import DrawnRegion
 from mos_common.errors import PicturesError, RequestError
+from mos_common.json_models import JsonModelError, StrictModel, from_json
 from mos_common.prompt_grammar import MOST_CHARACTERS
 from mos_common.release import RELEASE
 from mos_common.settings import settings_from_json, settings_to_json
@@ -47,8 +48,8 @@ SAMPLERS = {
 Short = Annotated[ShownText, Field(max_length=500)]
 
 
-class _Value(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class _Value(StrictModel):
+    model_config = ConfigDict(frozen=True)
 
 
 class CreditedConcept(_Value):
@@ -150,16 +151,13 @@ def recipe_from_json(text: str, where: str) -> Recipe:
     if len(text) > MOST_BYTES:
         raise PicturesError(f"the recipe in {where} is larger than {MOST_BYTES >> 20} MB: it is none of ours")
     try:
-        recipe = Recipe.model_validate_json(text)
+        recipe = from_json(Recipe, text)
         recipe.drawing()
         for region in recipe.regions:
             region.region()
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        place = ".".join(map(str, first["loc"])) or "it"
+    except JsonModelError as error:
         raise PicturesError(
-            f"the recipe in {where} cannot be read ({place[:80]}: {first['msg'][:200]}): it is damaged, or of a later "
-            f"release than {RELEASE}"
+            f"the recipe in {where} cannot be read ({error}): it is damaged, or of a later release than {RELEASE}"
         ) from error
     except RequestError as error:
         raise PicturesError(f"the recipe in {where} cannot be drawn: {str(error)[:300]}") from error

@@ -26,10 +26,11 @@ from typing import Annotated, Literal
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AwareDatetime, ConfigDict, Field
 
 from mos_common.errors import TrustError
 from mos_common.files import canonical_json
+from mos_common.json_models import JsonModelError, StrictModel, from_json
 from mos_common.texts import PRINTABLE
 
 PREFIX = b"mos-rotation-v1\0"
@@ -44,10 +45,10 @@ STATEMENTS_AT_MOST = 200
 STATEMENT_BYTES_AT_MOST = 64 << 10
 
 
-class Statement(BaseModel):
+class Statement(StrictModel):
     """One rotation: the anchors and addresses that hold from it on."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(frozen=True)
     format: Literal[1] = 1
     server_id: ServerId
     sequence: Annotated[int, Field(ge=1, le=STATEMENTS_AT_MOST)]
@@ -231,9 +232,9 @@ def read_statements(texts: Sequence[bytes]) -> tuple[Statement, ...]:
     if (largest := max(map(len, texts), default=0)) > STATEMENT_BYTES_AT_MOST:
         raise TrustError(f"a rotation statement of {largest} bytes: at most {STATEMENT_BYTES_AT_MOST} are read")
     try:
-        return tuple(Statement.model_validate_json(text) for text in texts)
-    except ValidationError as error:
-        raise TrustError(f"a rotation statement cannot be read ({error.errors()[0]['msg']})") from error
+        return tuple(from_json(Statement, text) for text in texts)
+    except JsonModelError as error:
+        raise TrustError(f"a rotation statement cannot be read ({error})") from error
 
 
 def read_history(data: bytes) -> tuple[Statement, ...]:

@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from filelock import FileLock, Timeout
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
 from mos_common.errors import StateError, TrustError
 from mos_common.files import canonical_json, could_not_write, write_atomically
+from mos_common.json_models import JsonModelError, StrictModel, from_json
 from mos_common.kit import Kit, read_kit
 from mos_common.rotation import Anchors, Certificates, PublicKey, ServerId, Statement, read_history
 
@@ -35,10 +36,9 @@ class Pins:
     anchors: Anchors
 
 
-class _File(BaseModel):
+class _File(StrictModel):
     """The contents of `trust.json`."""
 
-    model_config = ConfigDict(extra="forbid")
     format: Literal[1] = 1
     participant: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,31}$")]
     server_id: ServerId
@@ -58,9 +58,9 @@ def read_pins(state: Path) -> Pins | None:
     if not os.path.lexists(path):  # a link to nowhere is damage, too
         return None
     try:
-        file = _File.model_validate_json(path.read_bytes())
+        file = from_json(_File, path.read_bytes())
         anchors = Anchors(file.server_id, file.authority, file.signing_key, file.statements).checked()
-    except (OSError, ValidationError, TrustError) as error:
+    except (OSError, JsonModelError, TrustError) as error:
         reason = str(error).splitlines()[0]
         raise TrustError(
             f"{path}, which says whom this folder trusts, cannot be used ({reason}): restore it from a copy"

@@ -86,12 +86,21 @@ def test_the_defaults_of_the_libraries_are_allowed():
         ("unet/config.json", "_class_name", "UNet2DModel"),
         ("unet/config.json", "sample_size", [8, 8]),
         ("unet/config.json", "sample_size", None),
+        ("unet/config.json", "sample_size", 1 << 20),
+        ("unet/config.json", "in_channels", [[4]]),
+        ("unet/config.json", "cross_attention_dim", [[32], {}]),
         ("unet/config.json", "cross_attention_dim", 48),
         ("vae/config.json", "_class_name", "AutoencoderTiny"),
         ("vae/config.json", "latent_channels", 16),
         ("vae/config.json", "in_channels", 4),
         ("vae/config.json", "scaling_factor", None),
+        ("vae/config.json", "scaling_factor", 10**400),
+        ("vae/config.json", "scaling_factor", True),
+        ("vae/config.json", "layers_per_block", 300),
         ("text_encoder/config.json", "model_type", "t5"),
+        ("text_encoder/config.json", "hidden_size", "32"),
+        ("text_encoder/config.json", "num_hidden_layers", 3000),
+        ("text_encoder/config.json", "vocab_size", 1 << 24),
         ("text_encoder/config.json", "quantization_config", {"quant_method": "gptq"}),
         ("scheduler/scheduler_config.json", "prediction_type", "sample"),
         ("scheduler/scheduler_config.json", "prediction_type", "flow_prediction"),
@@ -99,6 +108,7 @@ def test_the_defaults_of_the_libraries_are_allowed():
         ("scheduler/scheduler_config.json", "timestep_spacing", "nonsense"),
         ("scheduler/scheduler_config.json", "beta_schedule", "cosine"),
         ("scheduler/scheduler_config.json", "use_flow_sigmas", True),
+        ("scheduler/scheduler_config.json", "num_train_timesteps", 10**8),
         ("scheduler/scheduler_config.json", "timestep_type", "continuous"),
         ("scheduler/scheduler_config.json", "variance_type", "learned_range"),
         ("tokenizer/tokenizer_config.json", "padding_side", "left"),
@@ -116,6 +126,9 @@ def test_the_defaults_of_the_libraries_are_allowed():
         ("model_index.json", "text_encoder", ["transformers", "CLIPTextModelWithProjection"]),
         ("model_index.json", "tokenizer", ["transformers", "T5Tokenizer"]),
         ("model_index.json", "unet", [None, None]),
+        ("model_index.json", "vae", ["diffusers", None]),
+        ("model_index.json", "vae", ["diffusers"]),
+        ("model_index.json", "tokenizer", [{}, "CLIPTokenizer"]),
         *((f"{part}/config.json", "unheard_of", 3) for part in ("unet", "vae", "text_encoder")),
         ("scheduler/scheduler_config.json", "unheard_of", 3),
         ("tokenizer/tokenizer_config.json", "unheard_of", 3),
@@ -204,3 +217,19 @@ def test_settings_of_a_scheduler_that_exclude_each_other_are_refused(tmp_path):
 def test_every_limited_key_is_a_known_key_or_one_that_only_refuses():
     for part, limited in ALLOWED.items():
         assert limited.keys() - KEYS[part].keys() <= {"quantization_config"}, part
+
+
+@pytest.mark.parametrize(
+    "file",
+    ["model_index.json", "unet/config.json", "text_encoder/config.json", "tokenizer/tokenizer_config.json"],
+)
+def test_half_of_a_character_is_refused(base, file):
+    """JSON can write it, `\\ud800`; UTF-8, and so a fingerprint, cannot."""
+    edit(base / file, _name_or_path="\ud800")
+    assert "cannot be read" in refusal(base)
+
+
+def test_what_the_libraries_let_through_ends_in_our_error(base):
+    """diffusers reads no `beta_start` for this schedule, and the fingerprint does."""
+    edit(base / "scheduler" / "scheduler_config.json", beta_schedule="squaredcos_cap_v2", beta_start="x")
+    assert "cannot be loaded" in refusal(base)

@@ -77,7 +77,7 @@ def test_a_field_that_is_wrong_is_named(tmp_path, field, value):
     path = tmp_path / "alice.kit"
     write_kit(Kit(**FIELDS), path)
     path.write_text(json.dumps(json.loads(path.read_bytes()) | {field: value}))
-    with pytest.raises(TrustError, match=rf"alice\.kit is not a kit \({field}.*ask the operator"):
+    with pytest.raises(TrustError, match=rf"alice\.kit is not a kit \('{field}'.*ask the operator"):
         read_kit(path)
 
 

@@ -6,10 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from mos_common.errors import FusionError, TrustError
 from mos_common.fused_model import ADAPTER, EMBEDDINGS, FusedConcept, Manifest, read_fused
+from mos_common.json_models import JsonModelError, from_json
 from mos_common.model_files import MANIFEST, not_listed, read_manifest
 from mos_common.model_folder import Trust, examine, signer_named, trust_for, unsigned_remark
 from mos_common.own.folder import examine_own
@@ -87,7 +86,7 @@ def verify_folder(folder: Path, kit: Path | None = None) -> Verdict:
     if trust is None:
         lines.insert(0, f"        {unsigned_remark(folder)}")
     try:
-        manifest = Manifest.model_validate_json(data)
+        manifest = from_json(Manifest, data)
         unlisted = [name for name in (ADAPTER, EMBEDDINGS) if name not in manifest.files]
         more = [f"the manifest does not list {name}, so nobody vouches for it" for name in unlisted]
         more += [
@@ -98,7 +97,7 @@ def verify_folder(folder: Path, kit: Path | None = None) -> Verdict:
         of_own = list(examine_own(folder, manifest, trust))
         more += [str(finding.error) for finding in of_own if finding.error]
         lines += [f"holds   {finding.text}" for finding in of_own if not finding.error]
-    except (ValidationError, TrustError) as error:
+    except (JsonModelError, TrustError) as error:
         more, told = [f"the manifest is not that of a fused model ({str(error).splitlines()[0]})"], []
     lines += [f"WRONG   {line}" for line in more]
     return Verdict((*lines, *told), len(wrong) + len(more))

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
+from mos_common.json_models import StrictModel
 from mos_common.texts import ShownText
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
-class DrawnControl(BaseModel):
+class DrawnControl(StrictModel):
     """A condition; `picture` is the digest of its file, and `edges`: of it the edges were read.
 
     `region` is the number of one of the recipe's, from 1.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
     name: Annotated[ShownText, Field(max_length=500)]
     adapter: Sha256
     picture: Sha256

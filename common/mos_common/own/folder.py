@@ -16,11 +16,10 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
-
 from mos_common.digests import digest_of_bytes
 from mos_common.errors import ConceptError, TrustError
 from mos_common.fused_model import ADAPTER, File, FusedConcept, Manifest, Sha256, Token
+from mos_common.json_models import JsonModelError, StrictModel, from_json
 from mos_common.model_files import not_listed, read_manifest
 from mos_common.model_folder import Finding, Trust, check_model, examine, trust_for
 from mos_common.own.names import beside, own_folder
@@ -32,10 +31,9 @@ if TYPE_CHECKING:
     from mos_common.edlora import LowRank
 
 
-class OwnManifest(BaseModel):
+class OwnManifest(StrictModel):
     """The contents of `manifest.json` of one concept's own changes."""
 
-    model_config = ConfigDict(extra="forbid")
     format: Literal[1] = 1
     kind: Literal["own spatial changes"] = "own spatial changes"
     base: Sha256
@@ -79,7 +77,7 @@ def read_own_manifest(folder: Path, concept: FusedConcept, trust: Trust | None) 
     if (error := _wrong_manifest(folder, concept, data)) is not None:
         raise error
     check_model(folder, data, trust)
-    return OwnManifest.model_validate_json(data)
+    return from_json(OwnManifest, data)
 
 
 def examine_own(model: Path, manifest: Manifest, trust: Trust | None) -> Iterator[Finding]:
@@ -143,9 +141,9 @@ def _wrong_manifest(folder: Path, concept: FusedConcept, data: bytes) -> TrustEr
     if digest_of_bytes(data) != concept.own:
         return TrustError(f"{folder} is not what the model names for {concept.token}: download it again, or remove it")
     try:
-        manifest = OwnManifest.model_validate_json(data)
-    except ValidationError as error:
-        return TrustError(f"{folder} has no manifest of own changes ({str(error).splitlines()[0]})")
+        manifest = from_json(OwnManifest, data)
+    except JsonModelError as error:
+        return TrustError(f"{folder} has no manifest of own changes ({error})")
     if (manifest.token, manifest.digest) != (concept.token, concept.digest):
         return TrustError(
             f"{folder} has the changes of {manifest.token} {manifest.digest[:12]}, not of {concept.token}"

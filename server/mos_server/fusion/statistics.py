@@ -23,7 +23,7 @@ from mos_common.concept import words_of
 from mos_common.concept_file import content_digest
 from mos_common.digests import digest_of_code, digest_of_json, digest_of_tensors
 from mos_common.edlora import LowRank, attached
-from mos_common.errors import FusionError
+from mos_common.errors import FusionError, StateError
 from mos_common.files import canonical_json, could_not_write
 from mos_common.fingerprint import sampler_of
 from mos_common.fused_model import NamedConcept
@@ -173,7 +173,7 @@ def recorder_here(base: Base) -> Recorder:
 class Statistics:
     """Moments by recording: read if kept, otherwise recorded (by `recorder`, or here) and kept.
 
-    Those of ordinary prompts are kept in `ordinary`, if it is given.
+    Those of ordinary prompts are kept in `ordinary`, if it is given and has room.
     """
 
     base: Base
@@ -230,11 +230,18 @@ class Statistics:
             self.progress(f"{recording.group}: {i}/{len(missing)} {recording.token} recorded, {each:.1f} s each{left}")
 
     def _path(self, recording: Recording) -> Path:
-        folder = self.folder if recording.named else self.ordinary or self.folder
-        return folder / recording.file_name(self.base)
+        here = self.folder / recording.file_name(self.base)
+        return here if recording.named or self.ordinary is None or here.is_file() else self.ordinary / here.name
 
     def _keep(self, recording: Recording, moments: Moments) -> Moments:
-        write_moments(moments, self._path(recording))
+        here, path = self.folder / recording.file_name(self.base), self._path(recording)
+        try:
+            write_moments(moments, path)
+        except StateError as error:
+            if path == here:
+                raise
+            self.progress(f"{recording.token} are not kept for later fusions: {error}")
+            write_moments(moments, here)
         return moments
 
 

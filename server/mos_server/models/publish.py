@@ -19,6 +19,7 @@ from mos_common.fused_model import (
     Manifest,
     fused_tensors,
 )
+from mos_common.json_models import from_json
 from mos_common.model_files import MANIFEST
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ def publish_candidate(
         check_files(candidate, scored_manifest)
     except TrustError as error:
         raise StateError(f"{candidate} is no longer what was scored, so it is not signed: run a new round") from error
-    manifest = Manifest.model_validate_json(scored_manifest)
+    manifest = from_json(Manifest, scored_manifest)
     concepts = [
         concept.model_copy(
             update={

@@ -127,14 +127,13 @@ def _is_made_of(manifest: Manifest, uploads: list[Upload], fusion: Mapping[str, 
 
 
 def _manifest(folder: Path) -> Manifest | None:
-    from pydantic import ValidationError
-
     from mos_common.fused_model import Manifest
+    from mos_common.json_models import JsonModelError, from_json
     from mos_common.model_files import MANIFEST
 
     try:
-        return Manifest.model_validate_json((folder / MANIFEST).read_bytes())
-    except (OSError, ValidationError):
+        return from_json(Manifest, (folder / MANIFEST).read_bytes())
+    except (OSError, JsonModelError):
         return None
 
 

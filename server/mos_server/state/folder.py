@@ -23,11 +23,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from filelock import FileLock, Timeout
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ConfigDict, Field
 
 from mos_common.commands import command_line
 from mos_common.errors import RequestError, StateError
 from mos_common.files import canonical_json, could_not_write, write_atomically
+from mos_common.json_models import JsonModelError, StrictModel, from_json
 from mos_common.own.names import Publishes
 from mos_server.state.artefacts import FOLDERS, Artefacts
 from mos_server.state.pki import Pki, create_pki
@@ -41,7 +42,7 @@ _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.:-]{0,251}[A-Za-z0-9])?")
 Port = Annotated[int, Field(ge=1, le=65535)]
 
 
-class ServerConfig(BaseModel):
+class ServerConfig(StrictModel):
     """The options of `mos-server init`, and the server's own identity.
 
     host: the name or address under which participants reach the two ports.
@@ -52,7 +53,7 @@ class ServerConfig(BaseModel):
         differ from the defaults.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True)
     base: str
     base_fingerprint: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     host: str = "127.0.0.1"
@@ -102,8 +103,8 @@ class State:
 
         """
         try:
-            return ServerConfig.model_validate_json((self.path / CONFIG).read_bytes())
-        except (OSError, ValidationError) as error:
+            return from_json(ServerConfig, (self.path / CONFIG).read_bytes())
+        except (OSError, JsonModelError) as error:
             reason = str(error).splitlines()[0]
             raise StateError(f"{self.path / CONFIG} cannot be used ({reason}): restore it from a backup") from error
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 
 import torch
 
+from mos_common.files import could_not_write
 from mos_server.fusion.fuse import fuse
+from mos_server.fusion.moments import write_moments
 from mos_server.fusion.ordinary_folder import CACHE, ordinary_folder
 from reference.small_fusion import SETTINGS
 
@@ -40,6 +43,26 @@ def test_where_nothing_can_be_kept_it_is_recorded_each_time(tiny, two, tmp_path,
     for _ in range(2):
         fuse(tiny, two, SETTINGS)
     assert set(recordings.values()) == {6}
+
+
+def test_a_cache_that_is_full_costs_only_the_keeping(tiny, two, tmp_path, monkeypatch, recordings):
+    """Real writes, but for those to the cache: its disk takes one file and then no more."""
+    monkeypatch.setenv(CACHE, str(tmp_path))
+    written, told = [], list[str]()
+
+    def write(moments, path):
+        if path.parent.parent == tmp_path:
+            written.append(path.name)
+            if len(written) > 1:
+                raise could_not_write(path, OSError(errno.ENOSPC, "No space left on device"))
+        write_moments(moments, path)
+
+    monkeypatch.setattr("mos_server.fusion.statistics.write_moments", write)
+    fused = fuse(tiny, two, SETTINGS, progress=told.append)
+    monkeypatch.undo()
+    assert len(written) > 1
+    assert sum("the disk is full" in line for line in told) == len(written) - 1
+    assert alike(fused, fuse(tiny, two, SETTINGS))
 
 
 def test_what_is_older_than_three_months_is_forgotten(tmp_path, monkeypatch):

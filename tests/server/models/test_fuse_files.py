@@ -19,6 +19,7 @@ from mos_common.fused_model import read_fused
 from mos_common.shell import run
 from mos_server.cli.main import app
 from mos_server.fusion.methods import METHODS
+from mos_server.fusion.ordinary_folder import CACHE
 from mos_server.models import fuse_files as fuse_command
 from mos_server.models.fuse_files import fuse_files
 
@@ -30,8 +31,9 @@ QUICK_BY_METHOD = {
 
 
 @pytest.fixture(autouse=True)
-def quick(monkeypatch, tiny):
-    """The base that is loaded already."""
+def quick(monkeypatch, tiny, tmp_path):
+    """The base that is loaded already, and nothing that another test recorded of it."""
+    monkeypatch.setenv(CACHE, str(tmp_path / "cache"))
     monkeypatch.setattr(fuse_command, "load_base", lambda *_, **__: tiny)
     monkeypatch.setattr("mos_common.base_model.load_base", lambda *_, **__: tiny)
 
