@@ -20,10 +20,9 @@ from mos_common.concept_file import content_digest
 from mos_common.errors import FusionError
 from mos_common.fused_model import Excluded, FusedConcept, FusedModel, Manifest, NamedConcept
 from mos_common.progress import TextProgress
-from mos_common.settings import settings_to_json
 from mos_server.fusion.methods import check_honoured, method_named
 from mos_server.fusion.methods.gradient import GradientSettings
-from mos_server.fusion.methods.method import MethodSettings, Option, Solved
+from mos_server.fusion.methods.method import MethodSettings, Option, Solved, settings_in_manifest
 from mos_server.fusion.ordinary_folder import ordinary_folder
 from mos_server.fusion.statistics import Recorder, Statistics, UnusableConceptError
 
@@ -151,7 +150,7 @@ def _manifest(
         base=base.fingerprint,
         base_name=short_name(base.name),
         method=settings.method,
-        settings=settings_to_json(settings),
+        settings=settings_in_manifest(settings),
         versions={name: version(name) for name in ("federated-mix-of-show", "torch", "diffusers", "transformers")},
         concepts=[
             FusedConcept(

@@ -26,3 +26,8 @@ def of_group(value: PerGroup, group: Group) -> float:
 def values_of(value: PerGroup) -> tuple[float, ...]:
     """Return the value of every group, in the order of `Group`."""
     return tuple(of_group(value, group) for group in Group)
+
+
+def text_of(value: PerGroup) -> str:
+    """Return the value as `--set` reads it: "3,3,1" or "2"."""
+    return ",".join(f"{each:g}" for each in value) if isinstance(value, tuple) else f"{value:g}"

@@ -115,11 +115,11 @@ def is_current(candidate: Path, uploads: list[Upload], fusion: Mapping[str, Any]
 
 
 def _is_made_of(manifest: Manifest, uploads: list[Upload], fusion: Mapping[str, Any], round_id: str) -> bool:
-    from mos_common.settings import settings_to_json
+    from mos_server.fusion.methods.method import settings_in_manifest
     from mos_server.fusion.settings import FusionSettings
 
     settings = FusionSettings.from_json(fusion)
-    wanted = (round_id, settings.of_method.method, settings_to_json(settings.of_method))
+    wanted = (round_id, settings.of_method.method, settings_in_manifest(settings.of_method))
     fused = {(concept.token, concept.digest, concept.weight) for concept in manifest.concepts}
     return (manifest.round, manifest.method, manifest.settings) == wanted and fused == {
         (upload.token, upload.digest, settings.weights.get(upload.token, 1.0)) for upload in uploads

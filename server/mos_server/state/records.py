@@ -82,12 +82,14 @@ _SETTINGS = TypeAdapter(RoundSettings)
 
 
 def describe_fusion(fusion: Mapping[str, Any]) -> str:
-    """Describe fusion settings kept as JSON in one line: the method, and what is not default."""
-    parts = [f"{name}={_as_text(value)}" for name, value in fusion.get("settings", {}).items()]
+    """Describe fusion settings kept as JSON in one line: method, preset, what is not default."""
+    method, settings = fusion.get("method", "gradient"), dict(fusion.get("settings", {}))
+    parts = [f"preset {settings.pop('preset', 'identity')}"] if method == "gradient" else []
+    parts += [f"{name}={_as_text(value)}" for name, value in settings.items()]
     parts += [f"weight {token}={weight:g}" for token, weight in fusion.get("weights", {}).items()]
     parts += [f"workers {fusion['workers']}"] if fusion.get("workers") else []
     parts += ["every concept kept"] if fusion.get("keep_all") else []
-    return ", ".join([fusion.get("method", "gradient"), *(parts or ["all defaults"])])
+    return ", ".join([method, *(parts or ["all defaults"])])
 
 
 def _as_text(value: object) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from mos_bench.identity.front import PRESERVE, RIDGE, SHARPEN, SINGLE, Front, on_the_front, points
 from mos_bench.identity.measuring.methods import AVERAGE, GRADIENT
 from mos_bench.identity.options import Options
 from mos_bench.identity.settings_study import Study
@@ -36,3 +37,21 @@ def test_the_settings_study_starts_from_the_given_settings():
 def test_a_split_that_does_not_exist_is_refused(kind):
     with pytest.raises(RequestError, match="--split train: choose dev or test"):
         kind(Path("out"), half="train")
+
+
+def test_the_front_has_the_presets_the_rivals_and_every_choice_once():
+    named = points()
+    assert {"average", "sum-tuned", "preset identity", "preset faithful"} <= named.keys()
+    ours = [m.settings.terms for m in named.values() if isinstance(m.settings, GradientSettings)]
+    assert len(ours) == len(set(ours)) >= len(SHARPEN) * len(RIDGE) * len(PRESERVE)
+
+
+def test_a_point_is_on_the_front_if_none_is_better_in_both():
+    """By hand: b has less accuracy than c at more drift; a and c each are best in one."""
+    plotted = {SINGLE: (0.0, 0.9), "a": (0.1, 0.5), "b": (0.2, 0.55), "c": (0.15, 0.6), "d": (0.15, 0.6)}
+    assert on_the_front(plotted) == {"a", "c", "d"}
+
+
+def test_a_point_that_does_not_exist_is_refused():
+    with pytest.raises(RequestError, match="--only s 7: choose from average"):
+        Front(Options(Path("out")), (3,), only=("s 7",))

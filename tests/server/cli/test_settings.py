@@ -61,7 +61,8 @@ def test_settings_lists_them_with_what_they_mean(state, capsys):
         "method=gradient",
         "preserve=3.0: μ",
         "contexts=V|photo of a V: prompts",
-        "ridge=0.03: λ",
+        "preset=identity: ",
+        "ridge=none: λ",
         "workers=here",
     ):
         assert line in shown
@@ -69,8 +70,8 @@ def test_settings_lists_them_with_what_they_mean(state, capsys):
 
 def test_settings_changes_them_for_rounds_to_come(state, ask_round, capsys):
     before = open_state(state).config
-    run("settings", state, "--set", "ridge=0.1", "--set", "preserve=1", "--weight", "<alice/cat>=2", "--workers", "2")
-    assert "gradient, contexts=V|photo of a V, ridge=0.1, weight <alice/cat>=2, workers 2" in capsys.readouterr().out
+    run("settings", state, "--set", "ridge=0.1", "--set", "preserve=none", "--weight", "<alice/cat>=2", "--workers", "2")
+    assert "gradient, preset identity, contexts=V|photo of a V, ridge=0.1, weight <alice/cat>=2, workers 2" in capsys.readouterr().out
     kept = {
         "settings": {"contexts": ["V", "photo of a V"], "ridge": 0.1},
         "weights": {"<alice/cat>": 2.0},
@@ -111,8 +112,8 @@ def test_status_says_with_what_rounds_are_and_were_fused(state, ask_round, capsy
     capsys.readouterr()
     run("status", state)
     shown = capsys.readouterr().out
-    assert "fusion of rounds to come: gradient, contexts=V|photo of a V, preserve=3 " in shown
-    assert "  fusion: gradient, contexts=V|photo of a V, preserve=0.5\n" in shown
+    assert "fusion of rounds to come: gradient, preset identity, contexts=V|photo of a V, preserve=3 " in shown
+    assert "  fusion: gradient, preset identity, contexts=V|photo of a V, preserve=0.5\n" in shown
 
 
 def test_a_federation_and_a_round_of_before_there_were_settings_have_the_defaults(state, capsys):
@@ -123,7 +124,7 @@ def test_a_federation_and_a_round_of_before_there_were_settings_have_the_default
     assert open_state(state).config.fusion == {}
     assert RoundSettings(**json.loads('{"wait": 2, "deadline_s": 60.0}')).fusion == {}
     run("status", state)
-    assert "fusion of rounds to come: gradient, all defaults" in capsys.readouterr().out
+    assert "fusion of rounds to come: gradient, preset identity" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("command", ["init", "settings", "round", "fuse"])
@@ -132,4 +133,4 @@ def test_help_lists_the_settings(command, capsys, monkeypatch):
     run(command, "--help")
     shown = capsys.readouterr().out
     assert "--set" in shown and "NAME=VALUE" in shown
-    assert "preserve=1.0: μ" in shown
+    assert "preserve=none: μ" in shown and "faithful: sharpen 1" in shown

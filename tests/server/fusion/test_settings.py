@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from mos_common.errors import RequestError
+from mos_common.settings import settings_from_json
 from mos_server.fusion.methods.gradient import GradientSettings
+from mos_server.fusion.methods.method import settings_in_manifest
 from mos_server.fusion.methods.sum import SumSettings
+from mos_server.fusion.presets import PRESETS
 from mos_server.fusion.settings import FusionSettings
+from mos_server.state.records import describe_fusion
 
 
 def test_what_a_command_line_says_is_put_over_what_was_kept():
@@ -22,7 +27,7 @@ def test_what_a_command_line_says_is_put_over_what_was_kept():
 
 def test_what_is_set_back_is_no_longer_kept():
     kept = FusionSettings(GradientSettings(preserve=3.0, guidance=2.0), {"<alice/cat>": 2.0}, "2")
-    back = kept.changed(texts=["preserve=1", "guidance=1"], weights=["<alice/cat>=1"], workers="here")
+    back = kept.changed(texts=["preserve=none", "guidance=1"], weights=["<alice/cat>=1"], workers="here")
     assert back == FusionSettings()
     assert back.to_json() == {}
 
@@ -86,3 +91,35 @@ def test_what_cannot_be_set_is_an_error_that_says_what_can(change, words):
 def test_json_of_another_version_is_an_error(values):
     with pytest.raises(RequestError, match=r"colour|magic|ridge"):
         FusionSettings.from_json(values)
+
+
+def test_a_preset_gives_what_is_not_set():
+    faithful = FusionSettings().changed(texts=["preset=faithful", "ridge=0.1"])
+    assert faithful.to_json() == {"settings": {"preset": "faithful", "ridge": 0.1}}
+    assert faithful.of_method.terms == replace(PRESETS["faithful"], ridge=0.1)
+    back = faithful.changed(texts=["preset=identity", "ridge=none"])
+    assert back == FusionSettings() and back.of_method.terms == PRESETS["identity"]
+
+
+def test_a_manifest_says_the_preset_and_its_numbers():
+    written = settings_in_manifest(GradientSettings(preserve=3.0))
+    assert written["preset"] == "identity" and written["preserve"] == 3.0
+    assert written["ridge"] == PRESETS["identity"].ridge
+    assert settings_from_json(GradientSettings, written).terms == GradientSettings(preserve=3.0).terms
+
+
+def test_an_unknown_preset_is_refused():
+    with pytest.raises(RequestError, match="'identity' or 'faithful'"):
+        FusionSettings().changed(texts=["preset=sharp"])
+
+
+@pytest.mark.parametrize(
+    ("fusion", "described"),
+    [
+        ({}, "gradient, preset identity"),
+        ({"settings": {"preset": "faithful", "steps": 3}}, "gradient, preset faithful, steps=3"),
+        ({"method": "average"}, "average, all defaults"),
+    ],
+)
+def test_status_says_which_preset(fusion, described):
+    assert describe_fusion(fusion) == described

@@ -27,11 +27,12 @@ from mos_server.fusion.methods.method import Method, Option, Solved
 from mos_server.fusion.moments import Moments
 from mos_server.fusion.normal_equation import NormalEquations
 from mos_server.fusion.per_group import PerGroup, of_group, values_of
+from mos_server.fusion.presets import PRESETS, Preset, Terms, describe_presets
 from mos_server.fusion.recording_settings import RecordingSettings
 from mos_server.fusion.solve import residual, square_of
 from mos_server.fusion.statistics import Recording, Statistics, wanted_inputs
 
-_PER_GROUP = "; or three, for text encoder, keys and values, rest of the UNet"
+_PER_GROUP = "; or three, for text encoder, keys and values, rest of the UNet; none: the preset's"
 
 
 @dataclass(frozen=True)
@@ -42,20 +43,25 @@ class GradientSettings(RecordingSettings):
     """
 
     method: ClassVar[str] = "gradient"
-    sharpen: PerGroup = setting(
-        1.0, "s, how far the concepts' targets stand out from their mean; 1: the paper" + _PER_GROUP
+    preset: Preset = setting(
+        "identity",
+        "what sharpen, ridge and preserve are where they are none, for most of each concept (identity) or for ordinary "
+        f"prompts that move less than by the average (faithful). {describe_presets()}",
     )
-    ridge: PerGroup = setting(0.03, "λ, the ridge" + _PER_GROUP, unit="mean second moments of the input")
+    sharpen: PerGroup | None = setting(
+        None, f"s, how far the concepts' targets stand out from their mean; 1: the paper{_PER_GROUP}"
+    )
+    ridge: PerGroup | None = setting(None, f"λ, the ridge{_PER_GROUP}", unit="mean second moments of the input")
     ridge_kind: Literal["trace", "diagonal"] = setting(
         "trace", "unit of the ridge: the mean second moment (trace), or each input's own (diagonal)"
     )
     towards: float = setting(
         0.5, "c, the change that the ridge shrinks to, as a share of the summed changes; 0, the paper: no change"
     )
-    preserve: PerGroup = setting(
-        1.0,
+    preserve: PerGroup | None = setting(
+        None,
         "μ, the weight of ordinary prompts on the untouched base; 1: as much as all concepts; 0: the paper"
-        + _PER_GROUP,
+        f"{_PER_GROUP}",
     )
     text_inputs: Inputs = setting(
         "fused", "text encoder whose features keys and values are recorded on: fused (the paper), or each concept's own"
@@ -78,20 +84,31 @@ class GradientSettings(RecordingSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        ridge, preserve, sharpen = (values_of(each) for each in (self.ridge, self.preserve, self.sharpen))
+        terms = self.terms
+        ridge, preserve, sharpen = (values_of(each) for each in (terms.ridge, terms.preserve, terms.sharpen))
         if not all(0 < each <= 1e3 for each in ridge) or not all(0 <= each <= 1e3 for each in preserve):
             raise RequestError(
-                f"ridge {self.ridge}, preserve {self.preserve}: expected ridge above 0 and preserve at least 0, "
+                f"ridge {terms.ridge}, preserve {terms.preserve}: expected ridge above 0 and preserve at least 0, "
                 "both at most 1000"
             )
         if not all(0 <= each <= 100 for each in sharpen):
-            raise RequestError(f"sharpen {self.sharpen}: expected factors from 0 to 100")
+            raise RequestError(f"sharpen {terms.sharpen}: expected factors from 0 to 100")
         if not 0 <= self.towards <= 1:
             raise RequestError(f"towards {self.towards}: expected a share from 0 to 1")
         if not self.cap > 0:
             raise RequestError(f"cap {self.cap}: expected a factor above 0")
         if self.least_share is not None and not 0 <= self.least_share <= 1:
             raise RequestError(f"least_share {self.least_share}: expected a share from 0 to 1, or none")
+
+    @property
+    def terms(self) -> Terms:
+        """s, λ and μ: those that are set, and the preset's."""
+        preset = PRESETS[self.preset]
+        return Terms(
+            preset.sharpen if self.sharpen is None else self.sharpen,
+            preset.ridge if self.ridge is None else self.ridge,
+            preset.preserve if self.preserve is None else self.preserve,
+        )
 
 
 def merge(
@@ -111,7 +128,7 @@ def merge(
         UndecidedError: concepts only ruin each other.
 
     """
-    solved = Solved(survival={named.token: {} for named in concepts})
+    solved, terms = Solved(survival={named.token: {} for named in concepts}), settings.terms
     for group in Group:
         layers = changed_layers(base, concepts, group)
         if not layers:
@@ -122,15 +139,15 @@ def merge(
         equations = NormalEquations(
             layers,
             statistics.of(recordings[None]),
-            preserve=of_group(settings.preserve, group),
-            ridge=of_group(settings.ridge, group),
+            preserve=of_group(terms.preserve, group),
+            ridge=of_group(terms.ridge, group),
             ridge_kind=settings.ridge_kind,
             towards=settings.towards,
             cap=settings.cap,
         )
         for named in concepts:
             equations.add(named.concept, statistics.of(recordings[named.token]), weights[named.token])
-        sharpen = of_group(settings.sharpen, group)
+        sharpen = of_group(terms.sharpen, group)
         changes = equations.solve(sharpen)
         plain = changes if sharpen == 1 else equations.solve()
         solved.changes |= changes

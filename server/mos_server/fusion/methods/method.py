@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Generic, Protocol, TypeVar
 from mos_common.base_model import Base
 from mos_common.edlora import LowRank
 from mos_common.fused_model import NamedConcept, Survival
+from mos_common.settings import settings_to_json
 from mos_server.fusion.leaving_out import Influence
 from mos_server.fusion.statistics import Statistics
 
@@ -20,6 +21,12 @@ class MethodSettings(Protocol):
 
     method: ClassVar[str]
     __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
+
+
+def settings_in_manifest(settings: MethodSettings) -> dict[str, Any]:
+    """Return the settings as a model's manifest has them: a preset's numbers are written out."""
+    terms = getattr(settings, "terms", None)
+    return settings_to_json(settings) | (settings_to_json(terms) if terms is not None else {})
 
 
 @dataclass

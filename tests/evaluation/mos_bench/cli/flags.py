@@ -103,6 +103,12 @@ Axes = Annotated[
 Rank = Annotated[int, typer.Option("--rank", help="Rank of the tuned concepts: 4 or 1.")]
 StudySplit = Annotated[str, typer.Option("--split", help="Settings are chosen on dev.")]
 
+# Of `mos-bench front`
+Points = Annotated[
+    list[str] | None,
+    typer.Option("--only", help="A point by its name in the table; repeat it.", show_default="all of them"),
+]
+
 # Of `mos-bench teach` and `mos-bench tuning`
 SameWorld = Annotated[
     str, typer.Option("--base", help="The base model: `tiny`, or a diffusers folder of the same world.")

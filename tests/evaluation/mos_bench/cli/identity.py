@@ -1,4 +1,4 @@
-"""`mos-bench identity` and `mos-bench settings`: identity and what each fusion setting changes."""
+"""`mos-bench identity`, `settings` and `front`: identity, and what settings of fusion change."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ def register(app: typer.Typer) -> None:
     """Add the commands to `mos-bench`."""
     app.command(epilog="Example: mos-bench identity --quick --out build/identity")(identity)
     app.command(epilog="Example: mos-bench settings --out build/identity")(settings)
+    app.command(epilog="Example: mos-bench front --n 14,32 --probed 0 --out build/identity")(front)
 
 
 def identity(
@@ -119,3 +120,44 @@ def settings(
     )
     with flags.helpers(0 if helper else jobs - 1):
         run_study(study, helper=helper)
+
+
+def front(
+    out: flags.Out = Path("build/identity"),
+    counts: flags.Counts = None,
+    prompts: flags.Prompts = None,
+    seeds: flags.Seeds = None,
+    probed: flags.Probed = None,
+    only: flags.Points = None,
+    rank: flags.Rank = 4,
+    split: flags.StudySplit = "dev",
+    base: Base = "tiny",
+    tuned: flags.Tuned = None,
+    steps: TuningSteps = None,
+    draw_steps: flags.DrawSteps = None,
+    docs: flags.Docs = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    jobs: flags.Jobs = 2,
+    helper: flags.Helper = False,
+) -> None:
+    """Measure accuracy against drift for choices of s, λ and μ, the average and the tuned sum."""
+    from mos_bench.identity.drawing.protocol import Protocol
+    from mos_bench.identity.front import Front, run_front
+    from mos_bench.identity.options import Options
+    from mos_bench.identity.settings_study import COUNTS
+
+    options = Options(
+        out=out,
+        half=split,
+        protocol=Protocol().changed(prompts=prompts, seeds=seeds, probed=probed, steps=draw_steps),
+        base=base,
+        tuned=tuned,
+        steps=steps,
+        docs=docs,
+        device=device,
+        dtype=dtype,
+    )
+    chosen = Front(options, flags.numbers(counts, "--n") or COUNTS, rank, tuple(only or ()))
+    with flags.helpers(0 if helper else jobs - 1):
+        run_front(chosen, helper=helper)

@@ -1,4 +1,4 @@
-"""A round that an earlier release began, or held back, is recorded as that release would have."""
+"""A round that an earlier release began, or held back, is fused as that release would have."""
 
 from __future__ import annotations
 
@@ -32,6 +32,9 @@ BEFORE = {
     ],
     "steps": 20,
     "guidance": None,
+    "sharpen": 1.0,
+    "ridge": 0.03,
+    "preserve": 1.0,
 }
 TO_BE_PUBLISHED = ("asked", "collecting", "fusing", "scoring", "held back")
 

@@ -108,6 +108,26 @@ def plot_settings(points: Mapping[str, Mapping[str, Mapping[int, float]]], path:
     _save(figure, path)
 
 
+def plot_front(points: Mapping[int, Mapping[str, tuple[float, float]]], path: Path) -> None:
+    """Plot accuracy against drift, one panel for each n; the first point is each concept alone."""
+    figure, axes = _figure(1, len(points), (5.5 * len(points), 4.6))
+    for axis, (n, of_n) in zip(axes, points.items(), strict=True):
+        (alone, (_, accuracy)), *others = of_n.items()
+        axis.axhline(accuracy, color="black", linewidth=0.8, linestyle=":", label=alone)
+        for name, (drift, reached) in others:
+            named = name in COLOURS or name.startswith("preset")
+            colour = COLOURS.get(name, COLOURS[GRADIENT.name])
+            marker = "*" if name.startswith("preset") else "o"
+            axis.plot(
+                [drift], [reached], marker, color=colour, markersize=11 if named else 4, alpha=1 if named else 0.6
+            )
+            if named:
+                axis.annotate(name, (drift, reached), textcoords="offset points", xytext=(6, -3), fontsize=7)
+        axis.set(title=f"n = {n}", xlabel=TITLES["drift"], ylabel=TITLES["identity_accuracy"])
+        axis.legend(fontsize=7)
+    _save(figure, path)
+
+
 def require_matplotlib() -> None:
     """Check that matplotlib is installed, before hours of work.
 
