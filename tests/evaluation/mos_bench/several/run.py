@@ -17,14 +17,13 @@ from mos_bench.identity.concepts.bench_concepts import BenchConcept, in_fusion_o
 from mos_bench.identity.concepts.tuning import ED_LORA, SHIPPED, TunedConcepts
 from mos_bench.identity.drawing.models import FusedModels, FusionSpec
 from mos_bench.identity.pages.publishing import publish_file
-from mos_bench.identity.pages.results import Results
 from mos_bench.identity.storage.cache import Cache, picture_bytes
 from mos_bench.identity.storage.sharing import Sharing
 from mos_bench.recognising import Recogniser
 from mos_bench.several.judging import Gate, Row, gates, judged
 from mos_bench.several.models import Models
 from mos_bench.several.scenes import ALONE, LAYOUTS, Asked, Layout, scenes
-from mos_bench.several.tables import csv_rows, gates_table, page, rows_table
+from mos_bench.several.tables import csv_of, gates_table, page, rows_table
 from mos_bench.several.ways import FUSED, FUSED_IN_REGIONS, OWN_IN_REGIONS, SINGLE, WAYS, WAYS_ALONE, Way
 from mos_client.drawing.sheet import contact_sheet
 from mos_common.base_model import Base, load_base
@@ -63,7 +62,7 @@ class Options:
 
 
 def run_several(options: Options, *, helper: bool = False) -> dict[int, list[Row]]:
-    """Measure every n; write OUT/results: several.md, several.csv and sheets. A helper only draws.
+    """Measure every n; write OUT/results/several.md, several.csv and sheets. A helper only draws.
 
     Raises:
         RequestError: the concepts are too few for an n or a layout.
@@ -199,10 +198,7 @@ def _gates(rows: Sequence[Row]) -> list[Gate]:
 
 
 def _write(base: Base, options: Options, to: Path, measured: dict[int, tuple[list[Row], list[Gate]]]) -> None:
-    results = Results()
-    for n, (rows, found) in measured.items():
-        results.rows += csv_rows(n, rows, found).rows
-    write_atomically(to / "several.csv", results.csv())
+    write_atomically(to / "several.csv", csv_of(measured))
     write_atomically(to / "several.md", page(base.fingerprint, options.steps, measured).encode())
     if options.docs is not None:
         for name in ("several.md", "several.csv"):

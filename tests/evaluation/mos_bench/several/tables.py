@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import csv
+import io
 from collections.abc import Mapping, Sequence
 
-from mos_bench.identity.measuring.statistics import Interval
-from mos_bench.identity.pages.results import Results, table
+from mos_bench.identity.pages.results import table
 from mos_bench.rows import command_line, device_name
 from mos_bench.several.judging import Gate, Row
 from mos_bench.several.scenes import ALONE
 
+# The rows and the goals of each n.
+Measured = Mapping[int, tuple[Sequence[Row], Sequence[Gate]]]
 HEADS = ("in one picture", "drawn by", "each recognised", "all", "collapse", "confusion", "pictures")
 GATE_HEADS = ("in one picture", "goal", "needed", "own, regions", "the best of fused", "")
 
@@ -31,24 +34,22 @@ def gates_table(gates: Sequence[Gate]) -> str:
     return table(GATE_HEADS, lines)
 
 
-def csv_rows(n: int, rows: Sequence[Row], gates: Sequence[Gate]) -> Results:
-    """Return every number with its interval."""
-    results = Results()
-    for row in rows:
-        case = f"n = {n}, {row.layout}, {row.way}"
-        figures: dict[str, Interval] = {"recognised": row.recognised}
-        if row.layout != ALONE.title:
-            figures |= {"all": row.all_in, "collapse": row.collapsed, "confusion": row.confused}
-        for figure, found in figures.items():
-            results.add_interval(case, figure, found, "share")
-        results.add(case, "pictures", len(row.pictures), "pictures")
-    for gate in gates:
-        results.add(f"n = {n}, {gate.layout}, goal: {gate.goal}", "needed", gate.needed, "share")
-        results.add(f"n = {n}, {gate.layout}, goal: {gate.goal}", "reached", gate.reached.mean, "share")
-    return results
+def csv_of(measured: Measured) -> bytes:
+    """Return a row for each layout and way, every share with the ends of its interval."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    figures = [f"{figure}{end}" for figure in HEADS[2:6] for end in ("", " low", " high")]
+    writer.writerow(["n", *HEADS[:2], "pictures", *figures])
+    for n, (rows, _) in measured.items():
+        for row in rows:
+            alone = row.layout == ALONE.title
+            shares = [row.recognised] if alone else [row.recognised, row.all_in, row.collapsed, row.confused]
+            ends = [f"{value:.5f}" for share in shares for value in (share.mean, share.low, share.high)]
+            writer.writerow([n, row.layout, row.way, len(row.pictures), *ends, *[""] * (len(figures) - len(ends))])
+    return text.getvalue().encode()
 
 
-def page(base: str, steps: int, measured: Mapping[int, tuple[Sequence[Row], Sequence[Gate]]]) -> str:
+def page(base: str, steps: int, measured: Measured) -> str:
     """Return the page of a run."""
     parts = [
         "# Several in one picture, measured",

@@ -3,8 +3,8 @@
 Every layer answers each cell, and each text, by one model: region i and its prompt by W + ΔWi, all
 around by the base's W. The text encoder reads region i's prompt with concept i's changes, keys and
 values of that prompt are made with them, and spatial layers apply them in the region's cells. Cells
-still attend to each other, so a region sees its neighbours. FreeFuse (2026) and the masks of
-ComfyUI's LoRA hooks are of this kind; here the regions are given, not guessed.
+still attend to each other, so a region sees its neighbours. FreeFuse (2026) is of this kind; here
+the regions are given, not found from attention.
 """
 
 from __future__ import annotations

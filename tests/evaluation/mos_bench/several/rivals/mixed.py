@@ -12,8 +12,8 @@ whole picture; a step follows a weighted mean of them:
 The first two are of Zhong et al., Multi-LoRA Composition for Image Generation (2024). Theirs takes
 the next LoRA after 5 of 200 steps; the same share of our steps is less than one, so here it is
 every step. A LoRA counts in full, as in every other row of our tables (theirs: 0.8). The prompt
-names all concepts, with the words of each. The third is how masks of LoRAs act where each is a pass
-of its own.
+names all concepts, with the words of each. The third is how masks act in a tool that runs each LoRA
+as a pass of its own, as ComfyUI's hooks do.
 """
 
 from __future__ import annotations
