@@ -15,6 +15,7 @@ from mos_bench.identity.drawing.requests import DRAWN_BY, Request
 from mos_bench.identity.scoring.claims import WITNESSED_BY
 from mos_bench.identity.scoring.scorers import SCORED_BY, EfficientNet, scored_by
 from mos_bench.identity.storage.cache import drawn_on
+from mos_bench.several.ways import SEVERAL_BY
 from mos_bench.teach import TAUGHT_BY, taught_on
 from mos_common.digests import digest_of_code, modules_of
 from mos_common.drawing import Drawing
@@ -57,6 +58,12 @@ ALSO = {
         *("mos_server.fusion.methods.method", "mos_server.fusion.statistics"),
     },
     "mos_bench.identity.scoring.scorers": set[str](),
+    # Prompts, regions, changes and words are in the key, by themselves or by their digests.
+    "mos_bench.several.ways": {
+        *("mos_bench.identity.storage.sharing", "mos_bench.identity.concepts.bench_concepts", "mos_bench.pictures"),
+        *("mos_common.concept", "mos_server.fusion.fuse", "mos_server.fusion.methods.method"),
+        *("mos_server.fusion.statistics", "mos_tiny.recipe.world"),
+    },
     "mos_bench.teach": {"mos_common.regions", "mos_common.shapes"},  # a probe draws without regions
 }
 
@@ -76,14 +83,14 @@ def test_another_sampler_changes_the_keys_of_drawings_fused_models_and_tuned_ide
     assert taught_on(sixteen) != taught_on(euler)
 
 
-@pytest.mark.parametrize("modules", [DRAWN_BY, FUSED_BY, SCORED_BY, WITNESSED_BY, TAUGHT_BY])
+@pytest.mark.parametrize("modules", [DRAWN_BY, FUSED_BY, SCORED_BY, SEVERAL_BY, WITNESSED_BY, TAUGHT_BY])
 def test_listed_modules_exist_and_are_listed_once(modules):
     assert len(digest_of_code(modules)) == 64
     assert len(set(modules)) == len(modules)
 
 
 @pytest.mark.parametrize(
-    ("root", "modules"), [*zip(sorted(ALSO), (DRAWN_BY, WITNESSED_BY, SCORED_BY, TAUGHT_BY), strict=True)]
+    ("root", "modules"), [*zip(sorted(ALSO), (DRAWN_BY, WITNESSED_BY, SCORED_BY, SEVERAL_BY, TAUGHT_BY), strict=True)]
 )
 def test_every_module_that_is_imported_decides_or_is_listed_as_one_that_does_not(root, modules):
     reached, waiting = set[str](), [root]

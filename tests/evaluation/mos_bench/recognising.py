@@ -32,9 +32,12 @@ class Recogniser:
             known[name] = scorer.features(base.decode_latents(base.encode_pictures(pictures)))
         return cls(scorer, known)
 
+    def likeness(self, pictures: Float[Tensor, "n 3 side side"]) -> Float[Tensor, "n known"]:
+        """Return the mean cosine of each picture with those of each concept, in their order."""
+        features = self.scorer.features(pictures)
+        return torch.stack([(features @ own.T).mean(dim=1) for own in self.known.values()], dim=1)
+
     def names(self, pictures: Float[Tensor, "n 3 side side"]) -> list[str]:
         """Return the name for each picture."""
-        features = self.scorer.features(pictures)
-        likeness = torch.stack([(features @ own.T).mean(dim=1) for own in self.known.values()], dim=1)
         names = list(self.known)
-        return [names[k] for k in likeness.argmax(dim=1).tolist()]
+        return [names[k] for k in self.likeness(pictures).argmax(dim=1).tolist()]

@@ -17,7 +17,7 @@ def register(app: typer.Typer) -> None:
     app.command(epilog="Example: mos-bench teach --each 4 --out build/teach")(teach)
     app.command(epilog="Example: mos-bench tuning --each 4 --out build/tuning")(tuning)
     app.command(epilog="Example: mos-bench control --n 100 --out build/control")(control)
-    app.command(epilog="Example: mos-bench several --seeds 3 --out build/several")(several)
+    app.command(epilog="Example: mos-bench several --n 14,32 --out build/several")(several)
 
 
 def demo(
@@ -78,10 +78,33 @@ def control(
 
 def several(
     out: flags.Out = Path("build/several"),
-    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Pictures of each scene.")] = 3,
+    counts: flags.Counts = None,
+    only: Annotated[
+        str | None,
+        typer.Option(
+            "--only", help="two, three, one-class, overlap: what is in a picture.", show_default="all of them"
+        ),
+    ] = None,
+    pictures: Annotated[
+        int, typer.Option("--pictures", min=1, help="Pictures of each composition, in each way to draw.")
+    ] = 100,
     steps: Annotated[int, typer.Option("--steps", min=1, help="Denoising steps.")] = 20,
+    tuned: flags.Tuned = None,
+    docs: flags.Docs = None,
+    jobs: flags.Jobs = 2,
+    helper: flags.Helper = False,
 ) -> None:
-    """Count who is recognised of several in a picture: by prompt, regions, own changes."""
-    from mos_bench.several import run_several
+    """Count who is recognised of several in a picture: fused, own changes, and by switching."""
+    from mos_bench.several.run import Options, run_several
 
-    run_several(out, seeds=seeds, steps=steps)
+    options = Options(
+        out,
+        counts=flags.numbers(counts, "--n") or (14,),
+        only=flags.names(only),
+        pictures=pictures,
+        steps=steps,
+        tuned=tuned,
+        docs=docs,
+    )
+    with flags.helpers(0 if helper else jobs - 1):
+        run_several(options, helper=helper)

@@ -1,0 +1,1 @@
+"""Several concepts in one picture: fused, with own changes, and by switching without fusing."""

@@ -1,0 +1,1 @@
+"""Ways to draw several LoRAs in one picture without fusing them, written from their papers."""
