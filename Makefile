@@ -4,7 +4,7 @@ BIN := .venv/bin
 # On Linux, pip's usual build of torch brings CUDA. TORCH=cpu takes the one without, from torch's own index.
 TORCH_INDEX := $(if $(filter cpu,$(TORCH)),--extra-index-url https://download.pytorch.org/whl/cpu)
 
-.PHONY: help demo test lint types imports unit oldest newest slow fuzz bench bench-slow format proto requirements sbom clean
+.PHONY: help demo test lint types imports unit oldest newest slow fuzz bench bench-slow gpu format proto requirements sbom clean
 
 help:
 	@echo "make demo    three private concepts, one round, one picture (build/demo/)"
@@ -15,6 +15,7 @@ help:
 	@echo "make fuzz    an hour of damaged files for every reader (build/fuzz/); FUZZ_SECONDS=600 is shorter"
 	@echo "make bench   speed and memory, side by side with the rivals (build/bench/, half an hour)"
 	@echo "make bench-slow  the same at the real size of Stable Diffusion 1.5; on a GPU where there is one"
+	@echo "make gpu     everything that needs a GPU, and training tiny on (build/gpu/); again: it continues"
 	@echo "make requirements  pin and hash what a deployment installs (deploy/requirements.txt)"
 	@echo "make sbom    a bill of materials of the environment, in CycloneDX (build/sbom.json)"
 	@echo "make format  rewrite the code in its one format"
@@ -59,6 +60,9 @@ bench: .venv
 
 bench-slow: .venv
 	for file in tests/bench/slow/bench_*.py; do $(BIN)/python $$file || exit 1; done
+
+gpu: .venv
+	$(BIN)/python tests/bench/gpu.py
 
 format: .venv
 	$(BIN)/ruff check --fix .

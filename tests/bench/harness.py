@@ -7,6 +7,7 @@ within one run, warm, alternating, several times; the spread is written beside t
 
 from __future__ import annotations
 
+import gc
 import json
 import multiprocessing
 import resource
@@ -99,6 +100,20 @@ def _measured(send: Any, work: Callable[..., None], arguments: tuple[Any, ...]) 
     work(*arguments)
     send.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
     send.close()
+
+
+def forget_peak() -> None:
+    """Free what the GPU holds for nobody, and measure its peak from here on."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+
+
+def add_peak(bench: Bench, case: str) -> None:
+    """Add the most memory that the GPU had allocated since `forget_peak`; nothing on a CPU."""
+    if torch.cuda.is_available():
+        bench.add(case, "peak_allocated", torch.cuda.max_memory_allocated() / 2**30, "GiB")
 
 
 def _wait() -> None:

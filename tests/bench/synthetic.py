@@ -46,9 +46,9 @@ def random_concept(base: Base, seed: int, rank: int = 4, strength: float = 0.05)
         )
         for layer in base.layout.attention
     }
-    spread = float(base.token_table.float().std())
-    words = spread * normal(len(base.layout.cross_attentions), 2, base.token_table.shape[1])
-    return NamedConcept(f"p{seed}", Concept("<cat>", "cat", base.fingerprint, pairs, (words,)))
+    layers = base.layout.word_layers
+    words = [float(table.float().std()) * normal(layers, 2, table.shape[1]) for table in base.token_tables]
+    return NamedConcept(f"p{seed}", Concept("<cat>", "cat", base.fingerprint, pairs, tuple(words)))
 
 
 def layer_problem(shape: LayerShape, concepts: int, seed: int = 0) -> LayerProblem:

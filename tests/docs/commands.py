@@ -52,6 +52,12 @@ def commands(program: str) -> dict[str, Any]:
     return dict(click_command(programs()[program]).commands)
 
 
+def with_inner(command: Any) -> list[Any]:
+    """Return a command and the commands within it, such as those of `mos-bench study`."""
+    inner = getattr(command, "commands", {}).values()
+    return [command, *(each for outer in inner for each in with_inner(outer))]
+
+
 @cache
 def make_targets() -> frozenset[str]:
     makefile = (TOP / "Makefile").read_text(encoding="utf-8")
@@ -69,11 +75,7 @@ def make_variables() -> frozenset[str]:
 def all_flags() -> frozenset[str]:
     """Return every flag of every command, including the recipe of `tiny`."""
     found = {"--help"}
-    every = [
-        command
-        for program in programs()
-        for command in (click_command(programs()[program]), *commands(program).values())
-    ]
+    every = [command for module in programs().values() for command in with_inner(click_command(module))]
     recipe = [file for file in RECIPE.glob("*.py") if "typer.Typer(" in file.read_text(encoding="utf-8")]
     for command in [*every, *(click_command(f"mos_tiny.recipe.{file.stem}") for file in recipe)]:
         for parameter in command.params:
@@ -139,7 +141,12 @@ def check_command(words: list[str]) -> None:
         assert name in commands(program), f"{shlex.join(words)}: known: {', '.join(commands(program))}"
         if arguments == ["--help"]:
             return
-        context = commands(program)[name].make_context(name, arguments)
+        command = commands(program)[name]
+        while inner := getattr(command, "commands", None):
+            name, *arguments = arguments
+            assert name in inner, f"{shlex.join(words)}: known: {', '.join(inner)}"
+            command = inner[name]
+        context = command.make_context(name, arguments)
         where = SETTABLE.get(f"{program} {name}", SETTABLE.get(program, ""))
         check_settings(set_texts(context), [where])
 

@@ -81,9 +81,9 @@ def save_sheet(rows: list[np.ndarray], file: Path) -> None:
     whole.resize((whole.width * ENLARGED, whole.height * ENLARGED), Image.Resampling.NEAREST).save(file, lossless=True)
 
 
-def draw_sheet(base_folder: Path, file: Path) -> None:
+def draw_sheet(base_folder: Path, file: Path, *, steps: int = 20) -> None:
     """Draw all prompts with the base in a folder, and write the sheet."""
     base = load_base(str(base_folder), device="cpu")
-    square = as_bytes(draw_prompts(base, list(SQUARE)))
-    wide = as_bytes(draw_prompts(base, list(WIDE), wide=True))
+    square = as_bytes(draw_prompts(base, list(SQUARE), steps=steps))
+    wide = as_bytes(draw_prompts(base, list(WIDE), wide=True, steps=steps))
     save_sheet([tiled(square, 8), tiled(wide, 4)], file)

@@ -46,6 +46,7 @@ class Training:
     minutes: float = math.inf
     save_every_minutes: float = 15.0
     fine: float = 0.0
+    sheet_steps: int = 20
 
 
 def learning_rate(training: Training, step: int, seen: int) -> float:
@@ -70,7 +71,7 @@ def train(trainer: Trainer, training: Training, out: Path, vae: Any) -> None:
             curve.add(seen=trainer.seen, seconds=time.monotonic() - begun, held_out_loss=trainer.held_out_loss())
             parts = {"unet": trainer.unet, "text_encoder": trainer.text_encoder, "tokenizer": trainer.tokenizer}
             pack(out / "base", vae=vae, **parts)
-        draw_sheet(out / "base", out / f"sheet_{trainer.seen // 1000:05}k.png")
+        draw_sheet(out / "base", out / f"sheet_{trainer.seen // 1000:05}k.png", steps=training.sheet_steps)
 
     try:
         while trainer.seen < training.samples and time.monotonic() - begun < training.minutes * 60:
@@ -114,6 +115,12 @@ def train_command(
             "--fine", min=0, max=1, help="Share of each batch with little noise, to learn details at the end."
         ),
     ] = 0.0,
+    sheet_steps: Annotated[
+        int, typer.Option("--sheet-steps", min=1, help="Denoising steps of the sheets.")
+    ] = Training.sheet_steps,
+    bfloat16: Annotated[
+        bool, typer.Option("--bfloat16", help="Compute in bfloat16; weights, loss and optimisers stay in float32.")
+    ] = False,
     threads: Annotated[int, typer.Option("--threads", help="CPU threads.")] = 2,
     device: Annotated[str, typer.Option("--device", help="cpu, cuda, …; default: a GPU if there is one.")] = "",
 ) -> None:
@@ -130,9 +137,10 @@ def train_command(
         unet = UNet2DConditionModel.from_pretrained(init / "unet", low_cpu_mem_usage=False).float()
         text_encoder = CLIPTextModel.from_pretrained(init / "text_encoder").float()
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    trainer = Trainer(unet, text_encoder, words, TrainingSet.read(data, words), device)
+    dtype = torch.bfloat16 if bfloat16 else torch.float32
+    trainer = Trainer(unet, text_encoder, words, TrainingSet.read(data, words), device, dtype)
     vae = AutoencoderKL.from_pretrained(vae_folder, low_cpu_mem_usage=False).float()
-    train(trainer, Training(samples, batch, rate, minutes, every, fine), out, vae)
+    train(trainer, Training(samples, batch, rate, minutes, every, fine, sheet_steps), out, vae)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -110,11 +110,24 @@ def build_text_encoder(tokenizer: Any) -> Any:
 
 
 class Trainer:
-    """UNet and text encoder in training, after `step` steps and `seen` pictures."""
+    """UNet and text encoder in training, after `step` steps and `seen` pictures.
 
-    def __init__(self, unet: Any, text_encoder: Any, tokenizer: Any, data: TrainingSet, device: str) -> None:
+    `dtype` is what both compute in; weights, their average, the loss and the optimisers stay in
+    float32.
+    """
+
+    def __init__(
+        self,
+        unet: Any,
+        text_encoder: Any,
+        tokenizer: Any,
+        data: TrainingSet,
+        device: str,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
         from diffusers import DDPMScheduler
 
+        self.dtype = dtype
         self.unet = unet.to(device, memory_format=torch.channels_last)
         self.text_encoder, self.tokenizer, self.data, self.device = text_encoder.to(device), tokenizer, data, device
         self.seen = self.step = 0
@@ -226,6 +239,9 @@ class Trainer:
         kept = self._kept[t][:, None, None, None].to(self.device)
         noisy = kept.sqrt() * latents + (1 - kept).sqrt() * noise
         wanted = kept.sqrt() * noise - (1 - kept).sqrt() * latents
-        texts = self.text_encoder(captions.to(self.device))[0]
         noisy = noisy.contiguous(memory_format=torch.channels_last)
-        return (self.unet(noisy, t.to(self.device), texts).sample - wanted) ** 2, kept
+        plain = self.dtype == torch.float32
+        with nullcontext() if plain else torch.autocast(noisy.device.type, self.dtype):
+            texts = self.text_encoder(captions.to(self.device))[0]
+            predicted = self.unet(noisy, t.to(self.device), texts).sample
+        return (predicted.float() - wanted) ** 2, kept

@@ -18,7 +18,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
-from harness import Bench, peak_rss, seconds
+from harness import Bench, add_peak, forget_peak, peak_rss, seconds
 from random_models import write_random_sd15
 from synthetic import random_concept
 
@@ -29,7 +29,6 @@ from mos_server.fusion.methods.gradient import GradientSettings
 
 def fuse_on(folder: str, device: str, dtype: str, count: int, settings: GradientSettings) -> float:
     """Return the seconds of one fusion of `count` concepts, without loading the base."""
-    torch.set_num_threads(2 if device == "cpu" else 8)
     base = load_base(folder, device=device, dtype=dtype)
     concepts = [random_concept(base, seed, strength=0.01) for seed in range(count)]
     return seconds(lambda: fuse(base, concepts, settings, progress=lambda line: print(line, flush=True)))
@@ -37,7 +36,18 @@ def fuse_on(folder: str, device: str, dtype: str, count: int, settings: Gradient
 
 def fuse_once(folder: str, device: str, dtype: str, count: int, settings: GradientSettings, out: str) -> None:
     """Run `fuse_on` and write its seconds to `out`, in a process whose memory is measured."""
+    torch.set_num_threads(2)
     Path(out).write_text(str(fuse_on(folder, device, dtype, count, settings)))
+
+
+def bench_on_gpu(
+    bench: Bench, case: str, folder: str, device: str, dtype: str, count: int, settings: GradientSettings
+) -> None:
+    """Fuse one concept in two steps, to warm up, then measure seconds and memory of all."""
+    fuse_on(folder, device, dtype, 1, replace(settings, steps=2))
+    forget_peak()
+    bench.add(case, "fuse_seconds", fuse_on(folder, device, dtype, count, settings), "s")
+    add_peak(bench, case)
 
 
 def main() -> None:
@@ -52,6 +62,7 @@ def main() -> None:
         settings = replace(
             settings, steps=1, guidance=1.0, contexts=("V", "photo of a V"), ordinary=("", "a tree"), batch=2
         )
+    torch.set_num_threads(8 if on_gpu else 2)
     bench = Bench("fusion_sd15")
     with tempfile.TemporaryDirectory() as scratch:
         folder, out = f"{scratch}/sd15", f"{scratch}/seconds"
@@ -59,10 +70,7 @@ def main() -> None:
         for count in arguments.counts or ((14,) if on_gpu else (1, 2)):
             case = f"n={count}, {len(settings.contexts)} contexts, {settings.steps} steps"
             if on_gpu:
-                fuse_on(folder, arguments.device, "float16", 1, replace(settings, steps=2))
-                torch.cuda.reset_peak_memory_stats()
-                bench.add(case, "fuse_seconds", fuse_on(folder, arguments.device, "float16", count, settings), "s")
-                bench.add(case, "peak_allocated", torch.cuda.max_memory_allocated() / 2**30, "GiB")
+                bench_on_gpu(bench, case, folder, arguments.device, "float16", count, settings)
                 continue
             peak = peak_rss(fuse_once, folder, "cpu", "float32", count, settings, out)
             bench.add(case, "fuse_seconds", float(Path(out).read_text()), "s")

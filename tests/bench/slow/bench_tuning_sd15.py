@@ -15,7 +15,6 @@ embedding's time, and memory within the plans.
 from __future__ import annotations
 
 import argparse
-import gc
 import sys
 import tempfile
 from contextlib import nullcontext
@@ -27,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import torch
 from bench_tuning import report_speed, take
 from contestants import ALL, MANY_STEPS, OURS, STRAIGHTFORWARD, contestant, shown
-from harness import CLOCKS, Bench, alternating, seconds
+from harness import CLOCKS, Bench, add_peak, alternating, forget_peak, seconds
 from random_models import write_random_sd15, write_random_sdxl
 
 from mos_client.tuning.memory_plan import Plan, plan_for
@@ -52,27 +51,23 @@ def bench_memory(bench: Bench, case: str, base: Base, name: str, config: TuningS
     what = shown(base, config.batch, own_captions=True)
     with offloaded(base, config) as loaded, loaded() if name == STRAIGHTFORWARD else nullcontext():
         step = contestant(name, base, what, config, plan)
-        gc.collect()
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
+        forget_peak()
         step()
         bench.add(case, "seconds_per_step", seconds(lambda: take(2, step)) / 2, "s")
-        bench.add(case, "peak_allocated", torch.cuda.max_memory_allocated() / 2**30, "GiB")
+        add_peak(bench, case)
 
 
-def on_gpu(bench: Bench, scratch: Path, device: str) -> None:
-    """Measure speed and memory of Stable Diffusion 1.5, and memory of XL."""
-    write_random_sd15(scratch / "sd15")
-    base = load_base(str(scratch / "sd15"), device=device, dtype="bfloat16")
+def on_gpu(bench: Bench, sd15: Path, sdxl: Path, device: str, *, times: int = 7, steps: int = 5) -> None:
+    """Measure speed and memory of Stable Diffusion 1.5, and memory of XL, in bfloat16."""
+    base = load_base(str(sd15), device=device, dtype="bfloat16")
     config = TuningSettings.of(base.preset, steps=MANY_STEPS, changes={"batch": "4"})
     for name in ALL:
         bench_memory(bench, f"sd 1.5, batch 4, {name}", base, name, config, Plan(4))
     plan = plan_for(base, 4, config.rank, 8.0)
     bench_memory(bench, f"sd 1.5, batch 4, within 8 GB ({plan})", base, OURS, config, plan)
-    bench_speed(bench, base, config, times=7, steps=5)
+    bench_speed(bench, base, config, times=times, steps=steps)
     del base
-    write_random_sdxl(scratch / "sdxl")
-    base = load_base(str(scratch / "sdxl"), device=device, dtype="bfloat16")
+    base = load_base(str(sdxl), device=device, dtype="bfloat16")
     config = TuningSettings.of(base.preset, steps=MANY_STEPS, changes={"batch": "1"})
     plan = plan_for(base, 1, config.rank, 12.0)
     bench_memory(bench, f"sdxl, batch 1, within 12 GB ({plan})", base, OURS, config, plan)
@@ -88,7 +83,9 @@ def main() -> None:
     bench = Bench("tuning_sd15")
     with tempfile.TemporaryDirectory() as scratch:
         if arguments.device != "cpu":
-            on_gpu(bench, Path(scratch), arguments.device)
+            write_random_sd15(Path(scratch) / "sd15")
+            write_random_sdxl(Path(scratch) / "sdxl")
+            on_gpu(bench, Path(scratch) / "sd15", Path(scratch) / "sdxl", arguments.device)
         else:
             torch.set_num_threads(2)
             write_random_sd15(Path(scratch) / "sd15")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from mos_bench.cli import identity, influence, product
+from mos_bench.cli import identity, influence, product, study
 from mos_common.shell import add_version, run
 
 app = typer.Typer(
@@ -18,6 +18,7 @@ add_version(app)
 product.register(app)
 identity.register(app)
 influence.register(app)
+study.register(app)
 
 
 def main() -> None:
