@@ -37,7 +37,7 @@ def people_alike() -> list[list[Subject]]:
     """Return the views of each person of the set `alike`.
 
     They are of the base's own styles, and no picture for training shows their looks. Four share the
-    letter of their "id", differ in as few options as possible, and wear the same.
+    letter of their "id" and their clothes, and differ in as few pixels as possible.
     """
     alike = load_art("alike")
     return list(_people(alike, range(len(alike.labels))).values())

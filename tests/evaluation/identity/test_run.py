@@ -43,7 +43,7 @@ GRADIENT = Method("gradient", GradientSettings(steps=1, contexts=("V in the snow
 
 
 @pytest.mark.parametrize(
-    "flags", [("--prompts", "0"), ("--prompts", "6"), ("--seeds", "0"), ("--probed", "-1"), ("--fused", "0")]
+    "flags", [("--prompts", "0"), ("--prompts", "9"), ("--seeds", "0"), ("--probed", "-1"), ("--fused", "0")]
 )
 def test_numbers_out_of_range_are_refused_before_anything_runs(flags):
     app = typer.Typer()
@@ -104,6 +104,7 @@ def test_every_table_plot_and_sheet_is_written(open_bench, monkeypatch, tmp_path
         *("image_alignment", "image_alignment_change", "identity_accuracy", "text_alignment", "drift"),
         *("gain_over_sum_tuned", "gain_over_sum_tuned_low"),
     }
+    assert figures >= {"identity_accuracy_over_drawings_low", "identity_accuracy_over_drawings_high", "drawings"}
     assert {"n=2 average", "n=2 sum-tuned"} <= {row["case"] for row in document["rows"]}
     page = (tmp_path / "docs" / "results.md").read_text()
     headings = ("Table 1", "Table 2", "Identity against", "Several concepts", "Drift of", "Figure 3")
