@@ -19,6 +19,8 @@ from mos_bench.identity.pages.results import table
 SHOWN = ("image_alignment", "identity_accuracy", "text_alignment")
 HEADS = ("image alignment", "identity accuracy", "text alignment")
 OVER_DRAWINGS = "accuracy over drawings"
+CELLS = (*HEADS[:2], OVER_DRAWINGS, HEADS[2])
+"""The headings of `_cells`."""
 
 
 def curve_table(curve: Curve, rank: int, bounds: Sequence[Case]) -> str:
@@ -42,8 +44,7 @@ def curve_table(curve: Curve, rank: int, bounds: Sequence[Case]) -> str:
         "n (n·r/d)",
         "method",
         "λ",
-        *HEADS,
-        OVER_DRAWINGS,
+        *CELLS,
         "image change",
         "drift",
         *(["diversity"] if several else []),
@@ -77,9 +78,9 @@ def single_and_fused_table(rows: Sequence[TableRow], concepts: Sequence[BenchCon
     for row in rows:
         for category, names in groups.items():
             cells = [_arrow(row.single, row.fused, figure, names) for figure in SHOWN]
-            cells.append(f"{over_drawings(row.single, names)} → {over_drawings(row.fused, names)}")
+            cells.insert(2, f"{over_drawings(row.single, names)} → {over_drawings(row.fused, names)}")
             lines.append([row.title if category == "all" else "", category, *cells])
-    return table(["method", "category", *HEADS, OVER_DRAWINGS], lines)
+    return table(["method", "category", *CELLS], lines)
 
 
 def rivals_table(rows: Sequence[TableRow]) -> str:
@@ -91,7 +92,7 @@ def rivals_table(rows: Sequence[TableRow]) -> str:
 
 def case_table(cases: Sequence[Case], bounds: Sequence[Case]) -> str:
     """Return the table of cases."""
-    return table(["case", *HEADS, OVER_DRAWINGS], [[case.name, *_cells(case)] for case in [*bounds, *cases]])
+    return table(["case", *CELLS], [[case.name, *_cells(case)] for case in [*bounds, *cases]])
 
 
 def multi_table(cases: Sequence[Case], ceiling: Case) -> str:
@@ -136,7 +137,8 @@ def _gain(gain: Paired) -> str:
 
 
 def _cells(case: Case, only: Sequence[str] | None = None) -> list[str]:
-    return [*(_short(case.figure(figure, only)) for figure in SHOWN), over_drawings(case, only)]
+    image, accuracy, text = (_short(case.figure(figure, only)) for figure in SHOWN)
+    return [image, accuracy, over_drawings(case, only), text]
 
 
 def _short(interval: Interval) -> str:
