@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from mos_tiny.recipe.art import trained_characters, trained_objects
-from mos_tiny.recipe.kept import KINDS, UNSEEN_ICONS, kept_subjects
+from mos_tiny.recipe.art import look, trained_characters, trained_objects
+from mos_tiny.recipe.kept import KINDS, UNSEEN_ICONS, kept_subjects, people_alike
 from mos_tiny.recipe.wider import ICON_STYLES, PERSON_STYLES
 from mos_tiny.recipe.world import NOUNS, STYLES
 
@@ -62,18 +62,54 @@ def test_no_kept_style_noun_or_icon_is_in_the_wider_art(widened):
     assert pictures.isdisjoint(sprite.tobytes() for sprite in wider.pictures)
 
 
-@pytest.mark.parametrize(("style", "clothes_begin"), [("toonHead", 55), ("micah", 46), ("personas", 54)])
-def test_no_kept_face_is_in_the_training_list_with_any_clothes_or_expression(style, clothes_begin, world, widened):
+CLOTHES_BEGIN = {"toonHead": 55, "micah": 46, "personas": 54}
+
+
+@pytest.mark.parametrize("style", CLOTHES_BEGIN)
+def test_no_kept_face_is_in_the_training_list_with_any_clothes_or_expression(style, world, widened):
     """Pixels above the clothes that all views of a kept person share are in no training picture."""
-    concepts, people = world.concepts, world.characters
-    own = people.pictures[[i for i in world.people if people.labels[i]["style"] == style]]
-    learnt = np.concatenate([own, widened.wider.pictures[widened.wider.where(style=style)]])
+    concepts, learnt = world.concepts, learnt_people(style, world, widened)
     identities = {concepts.labels[i]["id"] for i in concepts.where(style=style)}
     assert len(identities) == 4
     for identity in identities:
         views = concepts.pictures[concepts.where(style=style, id=identity)]
         assert len(views) == 12
-        fixed = (views == views[0]).all(axis=(0, 3))
-        fixed[clothes_begin:] = False
-        differing = (learnt[:, fixed] != views[0][fixed]).any(axis=2).mean(axis=1)
-        assert differing.min() > 0.005, f"{style} {identity}"
+        assert least_difference(views, learnt, CLOTHES_BEGIN[style]) > 0.005, f"{style} {identity}"
+
+
+@pytest.mark.parametrize(("style", "count"), [("micah", 56), ("personas", 8), ("toonHead", 0)])
+def test_no_face_of_people_who_look_alike_is_in_the_training_list_either(style, count, world, widened):
+    """The same for the set `alike`, where a style has as many people as say the pages."""
+    learnt = learnt_people(style, world, widened)
+    people = [np.stack([view.sprite for view in views]) for views in people_alike() if of_style(views[0], style)]
+    assert len(people) == count
+    for views in people:
+        assert len(views) == 12
+        assert least_difference(views, learnt, CLOTHES_BEGIN[style]) > 0.005
+    faces = [views[0, : CLOTHES_BEGIN[style]].tobytes() for views in people]
+    assert len(set(faces)) == count
+
+
+def test_people_who_look_alike_are_none_of_the_other_kept_people(world):
+    kept = {look(label) for label in world.concepts.labels if not label["unseenStyle"]}
+    assert kept.isdisjoint(look(views[0].label) for views in people_alike())
+
+
+def learnt_people(style, world, widened):
+    people = world.characters
+    own = people.pictures[[i for i in world.people if people.labels[i]["style"] == style]]
+    return np.concatenate([own, widened.wider.pictures[widened.wider.where(style=style)]])
+
+
+def of_style(subject, style):
+    return subject.label["style"] == style
+
+
+def least_difference(views, learnt, clothes_begin):
+    """Return the share of differing pixels in the most similar picture for training.
+
+    They are compared where all views are equal, above the clothes.
+    """
+    fixed = (views == views[0]).all(axis=(0, 3))
+    fixed[clothes_begin:] = False
+    return (learnt[:, fixed] != views[0][fixed]).any(axis=2).mean(axis=1).min()

@@ -1,18 +1,20 @@
 """The labelled art that `tiny` is trained on, and the art that it never sees.
 
-`artwork/` holds four sets. Each is an array of 64 x 64 RGBA pictures (`NAME.npy.xz`) with a JSON
+`artwork/` holds five sets. Each is an array of 64 x 64 RGBA pictures (`NAME.npy.xz`) with a JSON
 list of labels, one for each picture (`NAME.json`):
 
 - `objects`: icons. `trained_objects` selects those for training.
 - `characters`: people with labelled looks. `trained_characters` selects those for training.
 - `concepts`: identities that are kept from the base, in twelve views each.
 - `wider`: icons and people in more styles, all for training (captions: `mos_tiny.recipe.wider`).
+- `alike`: people of the base's own styles in groups that look alike, kept from it, in twelve views.
 
     python -m mos_tiny.recipe.art                       list the sets and their licences
     python -m mos_tiny.recipe.art --pack RAW --out DIR  pack what `artwork/render.mjs` wrote to RAW
 
 The art was rendered once from npm packages (versions in `LICENSES.md`): `node render.mjs RAW
-nouns.json`, and `node widen.mjs RAW nouns.json wider_nouns.json` for `wider`.
+nouns.json`, `node widen.mjs RAW nouns.json wider_nouns.json` for `wider`, and `node alike.mjs RAW`
+for `alike`.
 """
 
 from __future__ import annotations
@@ -40,7 +42,7 @@ from mos_tiny.recipe.world import NOUNS, STYLES
 Label = dict[str, Any]
 Sprite = UInt8[np.ndarray, "height width 4"]
 SIDE = 64
-SETS = ("objects", "characters", "concepts", "wider")
+SETS = ("objects", "characters", "concepts", "wider", "alike")
 TRAINED_ICONS = "noto"
 HELD_BACK = "held"  # the kind of icons whose noun was reserved for tests when the art was rendered
 
@@ -59,7 +61,7 @@ class Art:
 
 @cache
 def load_art(name: str, folder: Path | None = None) -> Art:
-    """Load the set `objects`, `characters`, `concepts` or `wider`, by default the packaged one.
+    """Load one of `SETS`, by default the packaged one.
 
     Raises:
         StateError: The folder has no such set, or its pictures and labels differ in number.

@@ -29,7 +29,7 @@ from mos_common.errors import StateError
 from mos_common.files import write_atomically
 from mos_common.flags import SeedType
 from mos_common.shell import OnCount, counting, run
-from mos_tiny.recipe.art import SETS, SIDE, TRAINED_ICONS, Art, Label, load_art, trained_characters, trained_objects
+from mos_tiny.recipe.art import SIDE, TRAINED_ICONS, Art, Label, load_art, trained_characters, trained_objects
 from mos_tiny.recipe.restyle import MANNERS, caption_in_manner
 from mos_tiny.recipe.scenes import HEIGHT, Icons, background, scene
 from mos_tiny.recipe.sprites import Sprite, dominant_hue, mirrored, paste, recoloured, resized
@@ -251,8 +251,8 @@ def composed(
     ] = False,
 ) -> None:
     """Compose captioned pictures to train on."""
-    sets = {name: load_art(name, art) for name in SETS}
-    world = World(sets["objects"], sets["characters"], sets["concepts"], None if narrow else sets["wider"])
+    objects, characters, concepts = (load_art(name, art) for name in ("objects", "characters", "concepts"))
+    world = World(objects, characters, concepts, None if narrow else load_art("wider", art))
     for width, count in zip(WIDTHS, (square, wide), strict=True):
         with counting(f"64 x {width}") as on_count:
             pictures, captions = compose(world, count, width, seed + width, on_count)

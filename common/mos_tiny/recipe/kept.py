@@ -6,12 +6,13 @@ teachability are measured on them.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from random import Random
 
 import numpy as np
 from jaxtyping import UInt8
 
-from mos_tiny.recipe.art import load_art
+from mos_tiny.recipe.art import Art, load_art
 from mos_tiny.recipe.compose import Subject, World, place
 from mos_tiny.recipe.scenes import background
 
@@ -28,14 +29,28 @@ def kept_subjects(kind: str) -> list[list[Subject]]:
         icons = [i for i, label in enumerate(objects.labels) if label["style"] in UNSEEN_ICONS]
         return [[Subject(objects.pictures[i], "V", person=False, label=objects.labels[i])] for i in icons]
     concepts = load_art("concepts")
-    views: dict[tuple[str, int], list[Subject]] = {}
-    for i in concepts.where(unseenStyle=kind == "unseen styles"):
-        label = concepts.labels[i]
-        if (label["style"], label["id"]) == SEEN:
-            continue
-        view = Subject(concepts.pictures[i], "V", person=True, label=label)
+    of_kind = concepts.where(unseenStyle=kind == "unseen styles")
+    return [views for person, views in _people(concepts, of_kind).items() if person != SEEN]
+
+
+def people_alike() -> list[list[Subject]]:
+    """Return the views of each person of the set `alike`.
+
+    They are of the base's own styles, and no picture for training shows their looks. Four share the
+    letter of their "id" and their clothes, and differ in as few pixels as possible.
+    """
+    alike = load_art("alike")
+    return list(_people(alike, range(len(alike.labels))).values())
+
+
+def _people(art: Art, which: Iterable[int]) -> dict[tuple[str, object], list[Subject]]:
+    """Return the views of each person of a set, by style and number."""
+    views: dict[tuple[str, object], list[Subject]] = {}
+    for i in which:
+        label = art.labels[i]
+        view = Subject(art.pictures[i], "V", person=True, label=label)
         views.setdefault((label["style"], label["id"]), []).append(view)
-    return list(views.values())
+    return views
 
 
 def kept_pictures(

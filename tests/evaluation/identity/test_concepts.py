@@ -1,13 +1,18 @@
-"""The 64 concepts, their split, and the tuned ones that are shipped."""
+"""The 128 concepts, their split, and the tuned ones that are shipped."""
 
 from __future__ import annotations
 
 from collections import Counter
+from itertools import product
+from random import Random
 
+import numpy as np
 import pytest
+import torch
 
 from mos_bench.identity.concepts.bench_concepts import (
     concepts_in,
+    described,
     in_fusion_order,
     spare_icons,
     spare_people,
@@ -16,9 +21,14 @@ from mos_bench.identity.concepts.bench_concepts import (
 )
 from mos_bench.identity.concepts.tuning import ED_LORA, SHIPPED, TunedConcepts
 from mos_bench.identity.options import QUICK
+from mos_bench.identity.scoring.scorers import EfficientNet
 from mos_common.concept import check_fits
 from mos_common.errors import RequestError
 from mos_common.names import CONCEPT_NAME
+from mos_tiny.recipe.demonstration import picture_of
+from mos_tiny.recipe.pictures import as_tensor
+
+GROUPS = sorted({concept.group for concept in tiny_concepts("alike")})
 
 
 @pytest.fixture(scope="module")
@@ -45,11 +55,52 @@ def test_the_split_does_not_depend_on_the_order_within_a_style(concepts):
     assert [c.name for c in split(reversed_within)["dev"]] == [c.name for c in split(concepts)["dev"]]
 
 
-@pytest.mark.parametrize("n", [5, 8, 14, 20, 32])
-def test_the_first_n_concepts_have_every_category_in_its_share(concepts, n):
-    for half in split(concepts).values():
+@pytest.mark.parametrize(("which", "n"), [*product(["first"], [5, 8, 14, 20, 32]), *product(["all"], [5, 14, 32, 64])])
+def test_the_first_n_concepts_have_every_category_in_its_share(which, n):
+    for half in split(tiny_concepts(which)).values():
         whole, part = (Counter(c.category for c in some) for some in (half, in_fusion_order(half)[:n]))
-        assert all(abs(part[category] - n * whole[category] / 32) <= 1 for category in whole)
+        assert all(abs(part[category] - n * whole[category] / len(half)) <= 1 for category in whole)
+
+
+def test_people_who_look_alike_are_of_the_bases_own_styles_four_to_a_group():
+    alike = tiny_concepts("alike")
+    assert len({concept.name for concept in (*alike, *tiny_concepts())}) == 128
+    assert all(CONCEPT_NAME.fullmatch(concept.name) and concept.person for concept in alike)
+    assert set(Counter(concept.group for concept in alike).values()) == {4}
+    assert described(alike) == "64 people, alike (56 micah, 8 personas)"
+    assert all(len({c.class_word for c in alike if c.group == group}) == 1 for group in GROUPS)
+
+
+def test_all_concepts_are_split_as_the_first_and_those_alike_are_each():
+    together, first, alike = (split(tiny_concepts(which)) for which in ("all", "first", "alike"))
+    for half in ("dev", "test"):
+        assert len(together[half]) == 64
+        assert {*first[half], *alike[half]} == {*together[half]}
+    assert Counter(c.style for c in alike["dev"]) == Counter(c.style for c in alike["test"])
+
+
+@pytest.mark.parametrize("which", ["alike", "all"])
+def test_people_who_look_alike_are_fused_together(which):
+    """A group is in one half, and complete before the next one begins."""
+    for half in split(tiny_concepts(which)).values():
+        groups = [concept.group for concept in in_fusion_order(half) if concept.group]
+        assert len(groups) == 32
+        assert all(len(set(groups[start : start + 4])) == 1 for start in range(0, 32, 4))
+
+
+def test_members_of_a_group_look_more_alike_than_other_people_of_their_style(world):
+    """By the features that judge drawings, of one view of each person on white."""
+    alike = tiny_concepts("alike")
+    shown = [picture_of(concept.views[0].sprite, "white", True, Random(0), world)[0] for concept in alike]
+    features = torch.nn.functional.normalize(EfficientNet().features(as_tensor(np.stack(shown))), dim=1)
+    cosines = (features @ features.T).numpy()
+    groups, styles = (np.array([getattr(c, name) for c in alike]) for name in ("group", "style"))
+    within = (groups[:, None] == groups) & ~np.eye(len(alike), dtype=bool)
+    between = (groups[:, None] != groups) & (styles[:, None] == styles)
+    for group in GROUPS:
+        of_group = groups == group
+        assert cosines[of_group][within[of_group]].mean() > cosines[of_group][between[of_group]].mean(), group
+    assert cosines[within].mean() > cosines[between].mean() + 0.1
 
 
 def test_witnesses_learn_from_no_measured_concept(concepts):

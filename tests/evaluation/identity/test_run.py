@@ -24,7 +24,7 @@ from mos_bench.identity.measuring.cases import Case
 from mos_bench.identity.measuring.curve import Curve
 from mos_bench.identity.measuring.methods import AVERAGE, SUM_TUNED, Method
 from mos_bench.identity.options import PARTS, Options, size_of
-from mos_bench.identity.pages.markdown import curve_table
+from mos_bench.identity.pages.markdown import curve_table, over_drawings
 from mos_bench.identity.run import run_identity
 from mos_bench.identity.scoring.scores import Scores
 from mos_bench.identity.settings_study import Study, measure_settings, study_rows
@@ -43,7 +43,7 @@ GRADIENT = Method("gradient", GradientSettings(steps=1, contexts=("V in the snow
 
 
 @pytest.mark.parametrize(
-    "flags", [("--prompts", "0"), ("--prompts", "6"), ("--seeds", "0"), ("--probed", "-1"), ("--fused", "0")]
+    "flags", [("--prompts", "0"), ("--prompts", "9"), ("--seeds", "0"), ("--probed", "-1"), ("--fused", "0")]
 )
 def test_numbers_out_of_range_are_refused_before_anything_runs(flags):
     app = typer.Typer()
@@ -104,6 +104,7 @@ def test_every_table_plot_and_sheet_is_written(open_bench, monkeypatch, tmp_path
         *("image_alignment", "image_alignment_change", "identity_accuracy", "text_alignment", "drift"),
         *("gain_over_sum_tuned", "gain_over_sum_tuned_low"),
     }
+    assert figures >= {"identity_accuracy_over_drawings_low", "identity_accuracy_over_drawings_high", "drawings"}
     assert {"n=2 average", "n=2 sum-tuned"} <= {row["case"] for row in document["rows"]}
     page = (tmp_path / "docs" / "results.md").read_text()
     headings = ("Table 1", "Table 2", "Identity against", "Several concepts", "Drift of", "Figure 3")
@@ -140,6 +141,15 @@ def test_the_settings_study_compares_each_setting_with_the_defaults(open_bench, 
     for wrong in ({"only": ("colour",)}, {"rank": 3}):
         with pytest.raises(RequestError, match="choose from"):
             replace(asked, **wrong)
+
+
+def test_accuracy_over_drawings_counts_every_drawing_of_every_concept():
+    """Wilson's interval of 4 of 8, by statsmodels; pictures that were not drawn have none."""
+    often, seldom = np.array([[1.0, 1.0], [1.0, 0.0]]), np.array([[0.0, 1.0], [0.0, 0.0]])
+    drawn = {name: Scores(right, right, right, 0.0, tuple("abcd")) for name, right in (("<a>", often), ("<b>", seldom))}
+    assert over_drawings(Case("fused", drawn)) == "[0.215, 0.785] of 8"
+    assert over_drawings(Case("fused", drawn), ["<a>"]).endswith("of 4")
+    assert over_drawings(Case("real", {"<a>": Scores(often, often, often, 0.0)})) == ""
 
 
 @pytest.mark.parametrize(("diversity", "shown"), [(float("nan"), False), (0.125, True)])

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
+from mos_bench.identity.concepts.bench_concepts import tiny_concepts
 from mos_bench.identity.front import PRESERVE, RIDGE, SHARPEN, SINGLE, Front, on_the_front, points
 from mos_bench.identity.measuring.methods import AVERAGE, GRADIENT
-from mos_bench.identity.options import Options
+from mos_bench.identity.options import Options, open_bench
 from mos_bench.identity.settings_study import Study
 from mos_common.errors import RequestError
 from mos_server.fusion.methods.gradient import GradientSettings
@@ -31,6 +33,22 @@ def test_the_settings_study_starts_from_the_given_settings():
     settings = Study(Path("out"), only=("ridge",), sets=("preserve=2",)).settings()
     assert settings["defaults"] == GradientSettings(preserve=2.0)
     assert settings["ridge 0.3"] == GradientSettings(preserve=2.0, ridge=0.3)
+
+
+def test_concepts_that_do_not_exist_are_refused():
+    with pytest.raises(RequestError, match="--concepts none: choose from first, alike, all"):
+        Study(Path("out"), concepts="none")
+    with pytest.raises(RequestError, match="--concepts FOLDER need each other"):
+        Options(Path("out"), concepts="none")
+
+
+@pytest.mark.parametrize("which", ["first", "alike", "all"])
+def test_a_bench_opens_on_the_concepts_that_are_asked_for(which, tiny, tmp_path):
+    bench = open_bench(Options(tmp_path, concepts=which), tiny)
+    with closing(bench.cache):
+        assert bench.concepts == tiny_concepts(which)
+        most = 64 if which == "all" else 32
+        assert bench.counts_in("test", (14, 32, 64)) == [n for n in (14, 32, 64) if n <= most]
 
 
 @pytest.mark.parametrize("kind", [Options, Study])

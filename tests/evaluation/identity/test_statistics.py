@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from math import sqrt
+from pathlib import Path
 from statistics import NormalDist
 
 import numpy as np
 import pytest
 
-from mos_bench.identity.measuring.statistics import interval, paired, share, sign_flip, widened_tail
+from mos_bench.identity.concepts.prompts import KINDS
+from mos_bench.identity.measuring.statistics import interval, paired, share, sign_flip, widened_tail, widest_half
 
 RNG = np.random.default_rng(0)
 
@@ -53,6 +56,27 @@ def test_a_proportion_has_wilsons_interval(hits, of, low, high):
     """By statsmodels' proportion_confint(hits, of, method="wilson")."""
     found = share(np.array([[1.0]] * hits + [[0.0]] * (of - hits)))
     assert (found.low, found.high) == (pytest.approx(low, abs=1e-4), pytest.approx(high, abs=1e-4))
+
+
+def test_no_share_of_drawings_has_a_wider_interval_than_one_half():
+    """Over every number of hits of 100, the widest interval is that of 50."""
+    halves = [(found.high - found.low) / 2 for hits in range(101) for found in [share(np.arange(100)[:, None] < hits)]]
+    assert max(halves) == pytest.approx(halves[50]) == pytest.approx(widest_half(100))
+
+
+def test_an_interval_over_drawings_holds_the_accuracy_of_concepts_that_differ():
+    """Half of the concepts are always right, the others in 40 %: at least 95 % hold .7."""
+    chances = np.repeat([[1.0], [0.4]], 7, axis=0)
+    held = [(i := share(RNG.random((14, 24)) < chances)).low <= 0.7 <= i.high for _ in range(400)]
+    assert np.mean(held) >= 0.95
+
+
+def test_the_documented_commands_reach_a_half_width_of_two_hundredths():
+    """Every command of the page that names --n, --prompts and --seeds scores all that are fused."""
+    page = (Path(__file__).parents[3] / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    asked = re.findall(r"mos-bench identity .*--n (14|32) --prompts (\d+) --seeds (\d+) --probed 0", page)
+    assert {int(n) for n, _, _ in asked} == {14, 32}
+    assert all(widest_half(int(n) * len(KINDS) * int(each) * int(seeds)) <= 0.02 for n, each, seeds in asked)
 
 
 def test_equal_seeds_leave_the_interval_as_it_is_and_different_seeds_widen_it():

@@ -70,8 +70,13 @@ def test_settings_lists_them_with_what_they_mean(state, capsys):
 
 def test_settings_changes_them_for_rounds_to_come(state, ask_round, capsys):
     before = open_state(state).config
-    run("settings", state, "--set", "ridge=0.1", "--set", "preserve=none", "--weight", "<alice/cat>=2", "--workers", "2")
-    assert "gradient, preset identity, contexts=V|photo of a V, ridge=0.1, weight <alice/cat>=2, workers 2" in capsys.readouterr().out
+    run(
+        "settings", state, "--set", "ridge=0.1", "--set", "preserve=none", "--weight", "<alice/cat>=2", "--workers", "2"
+    )
+    assert (
+        "gradient, preset identity, contexts=V|photo of a V, ridge=0.1, weight <alice/cat>=2, workers 2"
+        in capsys.readouterr().out
+    )
     kept = {
         "settings": {"contexts": ["V", "photo of a V"], "ridge": 0.1},
         "weights": {"<alice/cat>": 2.0},

@@ -40,7 +40,7 @@ Sets = Annotated[
 Prompts = Annotated[
     int | None,
     typer.Option(
-        "--prompts", min=1, max=5, help="Prompts of each of the four kinds, 1 to 5.", show_default="the protocol's"
+        "--prompts", min=1, max=8, help="Prompts of each of the four kinds, 1 to 8.", show_default="the protocol's"
     ),
 ]
 Seeds = Annotated[
@@ -83,8 +83,11 @@ Fused = Annotated[
     ),
 ]
 Concepts = Annotated[
-    Path | None,
-    typer.Option("--concepts", help="For another base: folders of pictures.", show_default="the sixty-four of tiny"),
+    str,
+    typer.Option(
+        "--concepts",
+        help="The `first` 64 concepts of tiny, 64 people who look `alike`, or `all`. For another base: FOLDER of pictures.",
+    ),
 ]
 ScorerName = Annotated[str, typer.Option("--scorer", help="efficientnet, or clip: exactly as in the paper.")]
 ClipFolder = Annotated[Path | None, typer.Option("--clip", help="The folder of CLIP ViT-B/32.", show_default="none")]
@@ -101,6 +104,9 @@ Axes = Annotated[
     ),
 ]
 Rank = Annotated[int, typer.Option("--rank", help="Rank of the tuned concepts: 4 or 1.")]
+StudyConcepts = Annotated[
+    str, typer.Option("--concepts", help="The `first` 64 concepts of tiny, 64 people who look `alike`, or `all`.")
+]
 StudySplit = Annotated[str, typer.Option("--split", help="Settings are chosen on dev.")]
 
 # Of `mos-bench front`

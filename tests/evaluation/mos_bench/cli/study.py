@@ -43,7 +43,7 @@ def make(
     seeds: flags.Seeds = None,
     probed: flags.Probed = None,
     base: Base = "tiny",
-    concepts: flags.Concepts = None,
+    concepts: flags.Concepts = "first",
     tuned: flags.Tuned = None,
     draw_steps: flags.DrawSteps = None,
     device: Device = None,

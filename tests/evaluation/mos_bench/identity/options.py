@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mos_bench.identity.concepts.bench_concepts import concepts_in, tiny_concepts
+from mos_bench.identity.concepts.bench_concepts import SETS, concepts_in, tiny_concepts
 from mos_bench.identity.drawing.protocol import Protocol
 from mos_bench.identity.measuring.bench import Bench
 from mos_bench.identity.measuring.curve import COUNTS, RANKS
@@ -72,7 +72,7 @@ class Options:
     sets: tuple[str, ...] = ()
     methods: tuple[str, ...] = METHODS
     base: str = "tiny"
-    concepts: Path | None = None
+    concepts: str = "first"
     tuned: Path | None = None
     steps: int | None = None
     scorer: str = "efficientnet"
@@ -96,11 +96,22 @@ class Options:
             raise RequestError(f"--scorer {self.scorer}: choose from {', '.join(SCORERS)}")
         if (self.scorer == "clip") != (self.clip is not None):
             raise RequestError("--scorer clip and --clip FOLDER need each other: give both or neither")
-        if (self.scorer == "clip") != (self.concepts is not None):
+        if (self.scorer == "clip") != (self.concepts not in SETS):
             raise RequestError(
                 "--scorer clip and --concepts FOLDER need each other: CLIP scores photographs and the like, the "
-                "packaged concepts and witnesses are drawn like tiny's pictures"
+                f"packaged concepts ({', '.join(SETS)}) and witnesses are drawn like tiny's pictures"
             )
+
+
+def check_set(which: str) -> None:
+    """Check the value of `--concepts` where only concepts of `tiny` will do.
+
+    Raises:
+        RequestError: there is no such set.
+
+    """
+    if which not in SETS:
+        raise RequestError(f"--concepts {which}: choose from {', '.join(SETS)}")
 
 
 def check_split(half: str) -> None:
@@ -116,6 +127,7 @@ def check_split(half: str) -> None:
 
 def open_bench(options: Options, base: Base, *, helper: bool = False) -> Bench:
     """Return the bench for these options."""
+    tiny = options.concepts in SETS
     clip = Clip(options.clip) if options.clip else None
     scorer: Scorer = VisionModel(options.vision) if options.vision else clip or EfficientNet()
     return Bench.on(
@@ -123,8 +135,8 @@ def open_bench(options: Options, base: Base, *, helper: bool = False) -> Bench:
         options.out,
         options.protocol,
         scorer=scorer,
-        concepts=concepts_in(options.concepts) if options.concepts else tiny_concepts(),
-        tiny=options.concepts is None,
+        concepts=tiny_concepts(options.concepts) if tiny else concepts_in(Path(options.concepts)),
+        tiny=tiny,
         tuned=options.tuned,
         steps=options.steps,
         clip=clip,

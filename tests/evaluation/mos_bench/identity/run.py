@@ -8,13 +8,15 @@ from contextlib import closing
 
 import torch
 
+from mos_bench.identity.concepts.bench_concepts import described
+from mos_bench.identity.measuring.bench import Bench
 from mos_bench.identity.options import Options, open_bench
 from mos_bench.identity.pages.plots import require_matplotlib
 from mos_bench.identity.pages.publishing import publish
 from mos_bench.identity.pages.results import Results, plain
 from mos_bench.identity.sections import SECTIONS
 from mos_bench.rows import command_line, device_name, versions
-from mos_common.base_model import Base, load_base
+from mos_common.base_model import load_base
 from mos_common.errors import RequestError
 from mos_common.files import write_atomically
 from mos_common.shell import say
@@ -40,7 +42,7 @@ def run_identity(options: Options, *, helper: bool = False) -> Results | None:
             sections.append(section)
     if helper:
         return None
-    about = _about(options, base, time.monotonic() - started)
+    about = _about(options, bench, time.monotonic() - started)
     results.add("run", "seconds", time.monotonic() - started, "s")
     write_atomically(to / "identity.json", results.json())
     write_atomically(to / "identity.csv", results.csv())
@@ -52,13 +54,14 @@ def run_identity(options: Options, *, helper: bool = False) -> Results | None:
     return results
 
 
-def _about(options: Options, base: Base, seconds: float) -> str:
-    protocol = options.protocol
+def _about(options: Options, bench: Bench, seconds: float) -> str:
+    protocol, base = options.protocol, bench.base
     return "\n".join(
         [
             f"    {command_line()}",
             "",
-            f"Split `{options.half}`; prompts of each of four kinds: {protocol.prompts}; seeds: "
+            f"Concepts `{options.concepts}`, split `{options.half}`: {described(bench.half(options.half))}. "
+            f"Prompts of each of four kinds: {protocol.prompts}; seeds: "
             f"{protocol.seeds}; concepts scored "
             f"of those fused: {f'the first {protocol.probed}' if protocol.probed else 'all'}"
             f"{'; as many disjoint sets of n as there are, pooled' if options.disjoint else ''}. Base "
@@ -73,5 +76,6 @@ def _about(options: Options, base: Base, seconds: float) -> str:
             "diversity 1 - cosine "
             "between the seeds of one prompt. Brackets are 95 % intervals over concepts"
             + (" and seeds." if protocol.seeds > 1 else "; at one seed, what other noise would change is not in them."),
+            "Beside accuracy stands its interval over drawings, the concepts and prompts as they are (Wilson's).",
         ]
     )

@@ -27,7 +27,8 @@ from mos_bench.identity.measuring.curve import RANKS, measure_methods, singles_o
 from mos_bench.identity.measuring.layer_groups import measure_groups
 from mos_bench.identity.measuring.methods import Method
 from mos_bench.identity.measuring.statistics import paired
-from mos_bench.identity.options import Options, check_split, open_bench
+from mos_bench.identity.options import Options, check_set, check_split, open_bench
+from mos_bench.identity.pages.markdown import OVER_DRAWINGS, over_drawings
 from mos_bench.identity.pages.plots import plot_settings, require_matplotlib
 from mos_bench.identity.pages.publishing import publish_file
 from mos_bench.identity.pages.results import Results, plain, table, write_table
@@ -99,6 +100,7 @@ class Study:
     only: tuple[str, ...] = ()
     sets: tuple[str, ...] = ()
     rank: int = 4
+    concepts: str = "first"
     protocol: Protocol = field(default_factory=Protocol)
     base: str = "tiny"
     tuned: Path | None = None
@@ -112,6 +114,7 @@ class Study:
         if unknown := set(self.only) - set(known):
             raise RequestError(f"--only {min(unknown)}: choose from {', '.join(known)}")
         check_split(self.half)
+        check_set(self.concepts)
         if self.rank not in RANKS:
             raise RequestError(f"--rank {self.rank}: choose from {', '.join(map(str, RANKS))}")
 
@@ -150,7 +153,14 @@ def run_study(study: Study, *, helper: bool = False) -> Results | None:
     torch.set_num_threads(1)
     require_matplotlib()
     started, base = time.monotonic(), load_base(study.base, device=study.device, dtype=study.dtype)
-    options = Options(study.out, half=study.half, protocol=study.protocol, tuned=study.tuned, steps=study.steps)
+    options = Options(
+        study.out,
+        half=study.half,
+        protocol=study.protocol,
+        concepts=study.concepts,
+        tuned=study.tuned,
+        steps=study.steps,
+    )
     bench = open_bench(options, base, helper=helper)
     with closing(bench.cache):
         cases = measure_settings(bench, study)
@@ -161,7 +171,7 @@ def run_study(study: Study, *, helper: bool = False) -> Results | None:
     to = study.out / "settings"
     name = "settings" if study.rank == 4 else f"settings-rank{study.rank}"
     about = (
-        f"    {command_line()}\n\nSplit `{study.half}`; rank {study.rank}; {study.protocol}. Base "
+        f"    {command_line()}\n\nSplit `{study.half}` of `{study.concepts}` concepts; rank {study.rank}; {study.protocol}. Base "
         f"{study.base}, {base.fingerprint}. "
         f"{device_name()}; {time.monotonic() - started:.0f} s, with earlier results from the cache. "
         f"{plain(dict(versions()))}. Defaults: {study.point}."
@@ -232,8 +242,9 @@ def study_rows(cases: Mapping[int, Mapping[str, Case]]) -> tuple[Results, Points
                     points[figure.replace("_", " ")].setdefault(name, {})[n] = change
                     results.add(named.name, f"{figure}_against_defaults", change)
                 cells.append(f"{mean:.3f}{note if name != 'defaults' else ''}" if isfinite(mean) else "")
-            lines.append([name, *cells])
-        tables += [f"## n = {n}", table(["setting", *(figure.replace("_", " ") for figure in FIGURES)], lines)]
+            lines.append([name, *cells, over_drawings(case)])
+        heads = ["setting", *(figure.replace("_", " ") for figure in FIGURES), OVER_DRAWINGS]
+        tables += [f"## n = {n}", table(heads, lines)]
     return results, points, "\n\n".join(tables)
 
 

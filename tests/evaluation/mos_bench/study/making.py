@@ -16,7 +16,7 @@ from random import Random
 
 import torch
 
-from mos_bench.identity.concepts.bench_concepts import BenchConcept, concepts_in, tiny_concepts
+from mos_bench.identity.concepts.bench_concepts import SETS, BenchConcept, concepts_in, tiny_concepts
 from mos_bench.identity.drawing.models import Model, single
 from mos_bench.identity.drawing.protocol import Protocol
 from mos_bench.identity.drawing.requests import Request
@@ -54,7 +54,7 @@ class StudyOptions:
     catches: int = 8
     protocol: Protocol = field(default_factory=Protocol)
     base: str = "tiny"
-    concepts: Path | None = None
+    concepts: str = "first"
     tuned: Path | None = None
     device: str | None = None
     dtype: str | None = None
@@ -74,14 +74,14 @@ def run_make(options: StudyOptions, *, helper: bool = False) -> Key | None:
     torch.set_num_threads(1)
     if not helper:
         check_new(options.out)
-    base = load_base(options.base, device=options.device, dtype=options.dtype)
+    tiny, base = options.concepts in SETS, load_base(options.base, device=options.device, dtype=options.dtype)
     bench = Bench.on(
         base,
         options.kept,
         options.protocol,
         scorer=EfficientNet(),
-        concepts=concepts_in(options.concepts) if options.concepts else tiny_concepts(),
-        tiny=options.concepts is None,
+        concepts=tiny_concepts(options.concepts) if tiny else concepts_in(Path(options.concepts)),
+        tiny=tiny,
         tuned=options.tuned,
         helper=helper,
     )

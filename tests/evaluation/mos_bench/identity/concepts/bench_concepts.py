@@ -1,25 +1,30 @@
-"""The 64 concepts that identity is measured on, and their split into `dev` and `test`.
+"""The 128 concepts that identity is measured on, and their split into `dev` and `test`.
 
-The base has seen none of them.
+The base has seen none of them. The `first` 64 are of many kinds, the other 64 are people who look
+`alike`, the paper's hardest case.
 
-    11 people of the base's own styles    all that were kept from it
+    11 people of the base's own styles    all of the set `concepts` that were kept from it
     32 people of eight unseen styles      four of each; witnesses learn from the others
     21 objects of two unseen icon styles  nouns of the base, evenly spaced, alternating styles
+    64 people of the base's own styles    in groups of four who look alike, the set `alike`
 
 Each has twelve composed pictures in the contexts of the demonstration; the last two are held back
 from tuning, as for every participant. The pictures depend on the concept's name alone.
 
 The split looks at names only. Within each style the concepts are ordered by the sha256 of their
-names. Style after style they go to `dev` and `test` alternately, continuing across styles: 32 and
-32, each style halved.
+names. Style after style they go to `dev` and `test` alternately, continuing across styles: each
+style is halved, and `first` and `alike` are split 32 and 32 with and without each other. A group
+stays together, as one concept: people who look alike must meet in a fused model.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Literal
 
@@ -27,17 +32,23 @@ from mos_bench.pictures import compose_pictures
 from mos_common.errors import RequestError
 from mos_tiny.recipe.compose import Subject, World
 from mos_tiny.recipe.demonstration import CONTEXTS
-from mos_tiny.recipe.kept import KINDS, UNSEEN_ICONS, kept_subjects
+from mos_tiny.recipe.kept import KINDS, UNSEEN_ICONS, kept_subjects, people_alike
 from mos_tiny.recipe.world import NOUNS
 
 Split = Literal["dev", "test"]
 PEOPLE_A_STYLE, OBJECTS = 4, 21
-CATEGORIES = {"own styles": "people, own style", "unseen styles": "people, unseen style", "unseen objects": "objects"}
+CATEGORIES = {
+    "own styles": "people, own style",
+    "unseen styles": "people, unseen style",
+    "unseen objects": "objects",
+    "alike": "people, alike",
+}
+SETS = ("first", "alike", "all")
 
 
 @dataclass(frozen=True)
 class BenchConcept:
-    """A concept: its token, class word, category, style and pictures."""
+    """A concept: its token, class word, category, style, pictures, and group of who look alike."""
 
     name: str
     class_word: str
@@ -45,6 +56,7 @@ class BenchConcept:
     style: str
     views: tuple[Subject, ...] = field(default=(), compare=False, repr=False)
     folder: Path | None = None
+    group: str = ""
 
     @property
     def person(self) -> bool:
@@ -57,12 +69,10 @@ class BenchConcept:
         return self.name.strip("<>")
 
 
-def tiny_concepts() -> list[BenchConcept]:
-    """Return the 64 concepts, by kind and style."""
-    return [
-        *(concept for kind in KINDS[:2] for concept in _people(kind)),
-        *_objects(),
-    ]
+def tiny_concepts(which: str = "first") -> list[BenchConcept]:
+    """Return the concepts of one of `SETS`, by kind and style."""
+    first = [] if which == "alike" else [*(concept for kind in KINDS[:2] for concept in _people(kind)), *_objects()]
+    return first if which == "first" else [*first, *_alike()]
 
 
 def spare_people() -> list[list[Subject]]:
@@ -105,28 +115,46 @@ def concepts_in(folder: Path) -> list[BenchConcept]:
 
 def split(concepts: Sequence[BenchConcept]) -> dict[Split, list[BenchConcept]]:
     """Return `dev` and `test` by the rule above."""
-    styles = list(dict.fromkeys(concept.style for concept in concepts))
-    in_turns = [concept for style in styles for concept in sorted((c for c in concepts if c.style == style), key=_hash)]
-    return {"dev": in_turns[::2], "test": in_turns[1::2]}
+    styles = dict.fromkeys((concept.category, concept.style) for concept in concepts)
+    in_turns = [group for style in styles for group in _groups(c for c in concepts if (c.category, c.style) == style)]
+    return {"dev": list(chain(*in_turns[::2])), "test": list(chain(*in_turns[1::2]))}
 
 
 def in_fusion_order(concepts: Sequence[BenchConcept]) -> list[BenchConcept]:
     """Return an order in which every prefix has each category in its share.
 
     The first n are fused. Concept i of a category's m stands at (i + ½)/m; within a category a
-    style returns only after all others.
+    style returns only after all others, and a group is complete before the next begins.
     """
     places = {}
     for category in dict.fromkeys(concept.category for concept in concepts):
         members = [concept for concept in concepts if concept.category == category]
         turns: dict[str, int] = {}
         ranked = []
-        for concept in sorted(members, key=_hash):
-            turns[concept.style] = turns.get(concept.style, -1) + 1
-            ranked.append((turns[concept.style], _hash(concept), concept))
-        for i, (_, _, concept) in enumerate(sorted(ranked, key=lambda entry: entry[:2])):
+        for i, group in enumerate(_groups(members)):
+            turns[group[0].style] = turns.get(group[0].style, -1) + 1
+            ranked.append((turns[group[0].style], i, group))
+        for i, concept in enumerate(chain.from_iterable(group for _, _, group in sorted(ranked))):
             places[concept.name] = (i + 0.5) / len(members)
-    return sorted(concepts, key=lambda concept: (places[concept.name], _hash(concept)))
+    return sorted(concepts, key=lambda concept: (places[concept.name], _hash(concept.name)))
+
+
+def _groups(concepts: Iterable[BenchConcept]) -> list[list[BenchConcept]]:
+    """Return groups by the hash of their names, with members by hash; one alone is a group."""
+    groups: dict[str, list[BenchConcept]] = {}
+    for concept in sorted(concepts, key=lambda concept: _hash(concept.name)):
+        groups.setdefault(concept.group or concept.name, []).append(concept)
+    return [groups[name] for name in sorted(groups, key=_hash)]
+
+
+def described(concepts: Sequence[BenchConcept]) -> str:
+    """Return how many concepts there are of each category and style."""
+    categories = Counter(concept.category for concept in concepts)
+    styles = {name: Counter(c.style for c in concepts if c.category == name) for name in categories}
+    return "; ".join(
+        f"{count} {name} ({', '.join(f'{of_style} {style}' for style, of_style in styles[name].items())})"
+        for name, count in categories.items()
+    )
 
 
 def write_pictures(concept: BenchConcept, folder: Path, world: World) -> Path:
@@ -150,6 +178,15 @@ def _people(kind: str) -> list[BenchConcept]:
             concept = BenchConcept(_name(views[0]), _class_word(views[0]), CATEGORIES[kind], style, tuple(views))
             of_style.append(concept)
     return [concept for of_style in chosen.values() for concept in of_style]
+
+
+def _alike() -> list[BenchConcept]:
+    concepts = []
+    for views in people_alike():
+        name, style, number = _name(views[0]), str(views[0].label["style"]), str(views[0].label["id"])
+        category, group = CATEGORIES["alike"], f"{style} {number[0]}"  # person a1 is of group a
+        concepts.append(BenchConcept(name, _class_word(views[0]), category, style, tuple(views), group=group))
+    return concepts
 
 
 def _objects() -> list[BenchConcept]:
@@ -179,5 +216,5 @@ def _name(view: Subject) -> str:
     return f"<{view.label['style']}-{view.label.get('id', view.label.get('icon'))}>".lower()
 
 
-def _hash(concept: BenchConcept) -> str:
-    return hashlib.sha256(concept.name.encode()).hexdigest()
+def _hash(name: str) -> str:
+    return hashlib.sha256(name.encode()).hexdigest()

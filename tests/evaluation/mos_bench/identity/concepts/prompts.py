@@ -1,4 +1,6 @@
-"""The prompts: 5 context, 5 style, 5 interaction and 5 attribute prompts, as in the paper.
+"""The prompts: 8 context, 8 style, 8 interaction and 8 attribute prompts.
+
+The first five of each kind are as many as in the paper.
 
 They use the words that `tiny` knows (`mos_tiny.recipe.world`); other bases have a second list in
 ordinary English. No background is one that fusion records of a concept
@@ -23,7 +25,7 @@ from mos_tiny.recipe.world import with_article
 Kind = Literal["context", "style", "interaction", "attribute"]
 Side = Literal["", "left", "right"]
 KINDS: tuple[Kind, ...] = ("context", "style", "interaction", "attribute")
-EACH = 5
+EACH = 8
 
 
 @dataclass(frozen=True)
@@ -69,13 +71,19 @@ def _look(text: str, what: str, value: str, where: str) -> Prompt:
     return Prompt("attribute", f"{text} {where}", where, (what, value))
 
 
-_CONTEXTS = tuple(map(_context, ("in the city", "in the forest", "on a blue background", "in the desert", "in a room")))
+_CONTEXTS = (
+    *map(_context, ("in the city", "in the forest", "on a blue background", "in the desert", "in a room")),
+    *(_context(f"on {colour} background") for colour in ("a pink", "an orange", "a purple")),
+)
 _STYLES = (
     _style("toon style", "on a pink background"),
     _style("outline style", "in the desert"),
     _style("flat style", "on an orange background"),
     _style("toon style", "in a room"),
     _style("outline style", "on a purple background"),
+    _style("flat style", "in the city"),
+    _style("toon style", "on a blue background"),
+    _style("outline style", "in the forest"),
 )
 _INTERACTIONS = (
     _with("left", "V on the left and PARTNER on the right", "in the desert", "dog", "book"),
@@ -83,6 +91,9 @@ _INTERACTIONS = (
     _with("left", "V next to PARTNER", "in the city", "balloon", "house"),
     _with("right", "PARTNER next to V", "on a pink background", "tree", "star"),
     _with("left", "V and PARTNER", "in the forest", "chair", "umbrella"),
+    _with("right", "PARTNER on the left and V on the right", "on a purple background", "guitar", "bear"),
+    _with("left", "V next to PARTNER", "on an orange background", "cactus", "bus"),
+    _with("right", "PARTNER and V", "in a room", "penguin", "pizza"),
 )
 _OF_PEOPLE = (
     _look("V with a red shirt", "shirt", "red", "on a purple background"),
@@ -90,6 +101,9 @@ _OF_PEOPLE = (
     _look("V with short white hair", "hair", "white", "on an orange background"),
     _look("V with a yellow shirt", "shirt", "yellow", "in a room"),
     _look("V with short pink hair", "hair", "pink", "in the forest"),
+    _look("V with a green shirt", "shirt", "green", "in the desert"),
+    _look("V with a blue shirt", "shirt", "blue", "on a pink background"),
+    _look("V with a pink shirt", "shirt", "pink", "on a blue background"),
 )
 _OF_OBJECTS = (
     _look("a red V", "colour", "red", "on a purple background"),
@@ -97,6 +111,9 @@ _OF_OBJECTS = (
     _look("a green V", "colour", "green", "on an orange background"),
     _look("a yellow V", "colour", "yellow", "in a room"),
     _look("a purple V", "colour", "purple", "in the forest"),
+    _look("an orange V", "colour", "orange", "in the desert"),
+    _look("a pink V", "colour", "pink", "on a blue background"),
+    _look("a red V", "colour", "red", "on a pink background"),
 )
 
 _REAL_CONTEXTS = (
@@ -105,6 +122,9 @@ _REAL_CONTEXTS = (
     "in front of the Eiffel Tower",
     "on a wooden floor",
     "in a garden",
+    "in a kitchen",
+    "on a mountain",
+    "at a train station",
 )
 _REAL_STYLES = (
     "an oil painting of V",
@@ -112,6 +132,9 @@ _REAL_STYLES = (
     "a pencil sketch of V",
     "V in pixel art style",
     "a marble statue of V",
+    "a woodcut of V",
+    "V as a paper collage",
+    "a comic panel of V",
 )
 _REAL_INTERACTIONS = (
     "V next to a dog",
@@ -119,9 +142,18 @@ _REAL_INTERACTIONS = (
     "V next to a red car",
     "V holding a flower",
     "V beside a campfire",
+    "V next to a guitar",
+    "V and a pile of books",
+    "V under an umbrella",
 )
-_REAL_OF_PEOPLE = ("V wearing a red hat", "V wearing sunglasses", "a smiling V", "V in a suit", "V with a beard")
-_REAL_OF_OBJECTS = ("a red V", "a blue V", "a wet V", "a shiny V", "a small V")
+_REAL_OF_PEOPLE = (
+    *("V wearing a red hat", "V wearing sunglasses", "a smiling V", "V in a suit", "V with a beard"),
+    *("V wearing a green scarf", "V in a raincoat", "V with long hair"),
+)
+_REAL_OF_OBJECTS = (
+    *("a red V", "a blue V", "a wet V", "a shiny V", "a small V"),
+    *("a green V", "a golden V", "a striped V"),
+)
 
 
 def prompts_for(concept: BenchConcept, *, each: int, tiny: bool) -> list[Prompt]:

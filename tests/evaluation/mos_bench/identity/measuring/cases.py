@@ -61,6 +61,15 @@ class Case:
         mean = interval(self.matrix(figure, only))
         return mean.within(0, 1) if figure in ("identity_accuracy", "text_alignment") else mean
 
+    def over_drawings(self, only: Sequence[str] | None = None) -> Interval:
+        """Return accuracy with its interval over drawings, the concepts and prompts as they are.
+
+        Real pictures have none.
+        """
+        drawn = [s.right.reshape(-1, 1) for name, s in self.scores.items() if only is None or name in only]
+        any_drawn = any(scores.drawings for scores in self.scores.values())
+        return share(np.concatenate(drawn) if drawn and any_drawn else np.empty((0, 1)))
+
     def change(self, figure: str, before: Case, only: Sequence[str] | None = None) -> Interval:
         """Return the difference to `before` on the same concepts and seeds."""
         return paired(self.matrix(figure, only), before.restricted(self).matrix(figure, only)).difference

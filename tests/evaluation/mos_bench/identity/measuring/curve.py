@@ -23,7 +23,7 @@ from mos_bench.identity.measuring.cases import Case, ceiling_case, floor_case, s
 from mos_bench.identity.measuring.methods import Method
 from mos_common.files import write_atomically
 
-COUNTS = (2, 3, 5, 8, 14, 20, 32)
+COUNTS = (2, 3, 5, 8, 14, 20, 32, 64)
 RANKS = {4: ED_LORA, 1: ED_LORA_1}
 
 

@@ -9,8 +9,15 @@ every concept, so the bootstrap resamples rows and columns independently, each w
 The plain percentile interval is too narrow for few concepts. Hesterberg (The American Statistician
 2015, section 4.1.2) widens it to a' = Phi(-sqrt(n / (n - 1)) t(1 - a/2, n - 1)), which for normal
 data is Student's interval. For fewer than eight concepts resampling cannot reach far enough, since
-it never leaves the observed range; there the interval is Student's, over the concepts' means. A
-proportion of pictures has Wilson's interval.
+it never leaves the observed range; there the interval is Student's, over the concepts' means.
+
+A share of drawings, the concepts and prompts as they are, has Wilson's interval. If N independent
+drawings have the chances p_i, with mean p, then the variance of the share is
+
+    sum of p_i (1 - p_i) / N^2  <=  p (1 - p) / N
+
+so the interval is wide enough however much concepts and prompts differ. What a seed does to many
+drawings alike is in the interval over concepts and seeds only.
 """
 
 from __future__ import annotations
@@ -121,6 +128,15 @@ def share(hits: ConceptScores) -> Interval:
         return Interval(float("nan"), float("nan"), float("nan"), 0)
     ends = stats.binomtest(round(float(hits.sum())), hits.size).proportion_ci(LEVEL, method="wilson")
     return Interval(float(hits.mean()), float(ends.low), float(ends.high), hits.size)
+
+
+def widest_half(drawings: int) -> float:
+    """Return the largest half-width that `share` of that many drawings can have, for a share of ½.
+
+    Wilson's half-width there is z / (2 √(N + z²)).
+    """
+    z = float(stats.norm.ppf((1 + LEVEL) / 2))
+    return z / (2 * sqrt(drawings + z**2))
 
 
 def paired(first: ConceptScores, second: ConceptScores, *, seed: int = 0) -> Paired:

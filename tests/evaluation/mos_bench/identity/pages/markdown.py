@@ -1,4 +1,7 @@
-"""The tables in Markdown. Numbers are means with 95 % intervals over concepts and seeds."""
+"""The tables in Markdown. Numbers are means with 95 % intervals over concepts and seeds.
+
+Beside accuracy stands its interval over drawings, the concepts and prompts as they are.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,9 @@ from mos_bench.identity.pages.results import table
 
 SHOWN = ("image_alignment", "identity_accuracy", "text_alignment")
 HEADS = ("image alignment", "identity accuracy", "text alignment")
+OVER_DRAWINGS = "accuracy over drawings"
+CELLS = (*HEADS[:2], OVER_DRAWINGS, HEADS[2])
+"""The headings of `_cells`."""
 
 
 def curve_table(curve: Curve, rank: int, bounds: Sequence[Case]) -> str:
@@ -34,7 +40,15 @@ def curve_table(curve: Curve, rank: int, bounds: Sequence[Case]) -> str:
             scale = f"{case.about['scale']:g}" if case.about["scale"] != 1.0 else ""
             where = [f"{case.about['n']} ({case.about['n·r/d']:.2f})", f"{case.about['method']}"]
             rows.append([*where, scale, *cells(case, f"{change.mean:+.3f}", _short(case.figure("drift")))])
-    heads = ["n (n·r/d)", "method", "λ", *HEADS, "image change", "drift", *(["diversity"] if several else [])]
+    heads = [
+        "n (n·r/d)",
+        "method",
+        "λ",
+        *CELLS,
+        "image change",
+        "drift",
+        *(["diversity"] if several else []),
+    ]
     return table(heads, rows)
 
 
@@ -57,15 +71,16 @@ def single_and_fused_table(rows: Sequence[TableRow], concepts: Sequence[BenchCon
     categories = {c.category: [x.name for x in concepts if x.category == c.category] for c in concepts}
     groups = {"all": [concept.name for concept in concepts], **categories}
     lines = [
-        [case.name if category == "all" else "", category, *(_short(case.figure(figure, names)) for figure in SHOWN)]
+        [case.name if category == "all" else "", category, *_cells(case, names)]
         for case in bounds
         for category, names in groups.items()
     ]
     for row in rows:
         for category, names in groups.items():
             cells = [_arrow(row.single, row.fused, figure, names) for figure in SHOWN]
+            cells.insert(2, f"{over_drawings(row.single, names)} → {over_drawings(row.fused, names)}")
             lines.append([row.title if category == "all" else "", category, *cells])
-    return table(["method", "category", *HEADS], lines)
+    return table(["method", "category", *CELLS], lines)
 
 
 def rivals_table(rows: Sequence[TableRow]) -> str:
@@ -77,14 +92,16 @@ def rivals_table(rows: Sequence[TableRow]) -> str:
 
 def case_table(cases: Sequence[Case], bounds: Sequence[Case]) -> str:
     """Return the table of cases."""
-    return table(["case", *HEADS], [[case.name, *_cells(case)] for case in [*bounds, *cases]])
+    return table(["case", *CELLS], [[case.name, *_cells(case)] for case in [*bounds, *cases]])
 
 
 def multi_table(cases: Sequence[Case], ceiling: Case) -> str:
     """Return scores of each subject in its own part, and of whole pictures."""
-    figures = ("image_alignment", "identity_accuracy", "all_recognised")
-    lines = [[case.name, *(_short(case.figure(figure)) for figure in figures)] for case in [ceiling, *cases]]
-    return table(["case", *HEADS[:2], "all recognised in one picture"], lines)
+    lines = []
+    for case in [ceiling, *cases]:
+        scores = [_short(case.figure(figure)) for figure in SHOWN[:2]]
+        lines.append([case.name, *scores, over_drawings(case), _short(case.figure("all_recognised"))])
+    return table(["case", *HEADS[:2], OVER_DRAWINGS, "all recognised in one picture"], lines)
 
 
 def drift_table(curve: Curve, rank: int) -> str:
@@ -109,12 +126,19 @@ def chosen_table(curve: Curve) -> str:
     return table(["tuning", "method", "n", "λ", "image alignment on dev by λ"], rows)
 
 
+def over_drawings(case: Case, only: Sequence[str] | None = None) -> str:
+    """Return the interval of accuracy over drawings and their number: `[0.62, 0.66] of 2688`."""
+    drawn = case.over_drawings(only)
+    return f"[{drawn.low:.3f}, {drawn.high:.3f}] of {drawn.concepts}" if drawn.concepts else ""
+
+
 def _gain(gain: Paired) -> str:
     return f"{gain.difference.signed}, p {gain.p:.3f}"
 
 
-def _cells(case: Case) -> list[str]:
-    return [_short(case.figure(figure)) for figure in SHOWN]
+def _cells(case: Case, only: Sequence[str] | None = None) -> list[str]:
+    image, accuracy, text = (_short(case.figure(figure, only)) for figure in SHOWN)
+    return [image, accuracy, over_drawings(case, only), text]
 
 
 def _short(interval: Interval) -> str:

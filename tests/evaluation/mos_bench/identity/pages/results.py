@@ -39,6 +39,9 @@ class Results:
         """Add all figures of a case, and their changes from `before`."""
         for figure in FIGURES:
             self.add_interval(case.name, figure, case.figure(figure))
+        if (drawn := case.over_drawings()).concepts:
+            self.add_interval(case.name, "identity_accuracy_over_drawings", drawn, "share")
+            self.add(case.name, "drawings", drawn.concepts, "drawings")
         if case.drift is not None:
             self.add_interval(case.name, "drift", case.figure("drift"))
         if case.whole is not None:
