@@ -111,6 +111,14 @@ def test_words_of_different_lengths_are_compared_by_the_rows_that_both_have(case
     assert both[0] == pytest.approx(both[1] + extra, rel=1e-9)
 
 
+def test_the_published_margin_is_below_all_distances_of_recorded_outputs(tiny, two):
+    """Distances are over all rows of a concept: without a margin, the model is the same."""
+    brief = LoraclrSettings(iterations=3, steps=1)
+    with_margin, without = (fuse(tiny, two, each).changes for each in (brief, replace(brief, margin=0.0)))
+    for name, pair in with_margin.items():
+        assert torch.equal(pair.A, without[name].A) and torch.equal(pair.B, without[name].B)
+
+
 def test_a_fusion_changes_every_layer_that_concepts_change(tiny, two):
     lines = list[str]()
     changes = fuse(tiny, two, LoraclrSettings(iterations=2, steps=1), progress=lines.append).changes

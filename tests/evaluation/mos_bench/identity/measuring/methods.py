@@ -2,8 +2,8 @@
 
 `average` is FedAvg with 1/n. Methods that are linear in a factor λ (the scaled sum, TIES, DARE,
 Iso-C, TSV-M) get the λ with the highest image alignment on dev concepts at the same n, with the
-same prompts and seeds. SSR-Merge and LoRACLR have none, and run with their published settings. `gradient-paper` is L-BFGS with the paper's stops and inputs; `gradient` is ours with its
-defaults.
+same prompts and seeds. SSR-Merge and LoRACLR have none, and run with their published settings.
+`gradient-paper` is L-BFGS with the paper's stops and inputs; `gradient` is ours with its defaults.
 """
 
 from __future__ import annotations
