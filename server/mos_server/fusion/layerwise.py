@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from mos_common.base_model import Base
@@ -22,13 +23,18 @@ def changed_layers(base: Base, concepts: Sequence[NamedConcept], group: Group) -
 
 def weighted_sum(base: Base, concepts: Sequence[NamedConcept], weights: Mapping[str, float]) -> dict[str, LowRank]:
     """Return Σi wi ΔWi for every layer: FedAvg with wi = 1/n, the scaled sum with anything else."""
-    changes = {}
+    return {name: refactored(left, right) for name, left, right in weighted_halves(base, concepts, weights)}
+
+
+def weighted_halves(
+    base: Base, concepts: Sequence[NamedConcept], weights: Mapping[str, float]
+) -> Iterator[tuple[str, Float[Tensor, "d_out ranks"], Float[Tensor, "ranks d_in"]]]:
+    """Give the two halves of every layer's sum: [B1 … Bn] and [w1 s1 A1; …; wn sn An]."""
     for layer in base.layout.layers:
         weighted = [(weights[named.token], pair) for named in concepts if (pair := named.concept.pairs.get(layer.name))]
         if weighted:
             right = torch.cat([weight * pair.scale * pair.A.double() for weight, pair in weighted])
-            changes[layer.name] = refactored(stacked_left([pair for _, pair in weighted]), right)
-    return changes
+            yield layer.name, stacked_left([pair for _, pair in weighted]), right
 
 
 def dense_merge(

@@ -98,18 +98,33 @@ def damping(S: Float[Tensor, "d_in d_in"], ridge: float, ridge_kind: str = "trac
 def refactored(left: Float[Tensor, "d_out ranks"], right: Float[Tensor, "ranks d_in"]) -> LowRank:
     """Return left·right as a balanced pair, cut at its numerical rank.
 
-    It takes QR of both sides, then an SVD of the small core, in float64. [B1 … Bn] itself would
-    cancel badly in low precision, could be wider than the layer, and would hand every participant's
-    B to all others.
+    [B1 … Bn] itself would cancel badly in low precision, could be wider than the layer, and would
+    hand every participant's B to all others.
+    """
+    return balanced_pair(*singular_triple(left, right))
+
+
+def singular_triple(
+    left: Float[Tensor, "d_out ranks"], right: Float[Tensor, "ranks d_in"]
+) -> tuple[Float[Tensor, "d_out rank"], Float[Tensor, " rank"], Float[Tensor, "rank d_in"]]:
+    """Return U, σ and Vᵀ of left·right, cut at its numerical rank, which is at least 1.
+
+    It takes QR of both sides, then an SVD of the small core, in float64.
     """
     Ql, Rl = torch.linalg.qr(left.double())
     Qr, Rr = torch.linalg.qr(right.double().T)
     U, sigma, Vt = torch.linalg.svd(Rl @ Rr.T)
     size = max(left.shape[0], right.shape[1])
     kept = max(int((sigma > sigma[:1] * size * torch.finfo(torch.float64).eps).sum()), 1)
-    root = sigma[:kept].sqrt()
-    A, B = root[:, None] * (Vt[:kept] @ Qr.T), (Ql @ U[:, :kept]) * root
-    return LowRank(A.float(), B.float(), float(kept))
+    return Ql @ U[:, :kept], sigma[:kept], Vt[:kept] @ Qr.T
+
+
+def balanced_pair(
+    U: Float[Tensor, "d_out rank"], sigma: Float[Tensor, " rank"], Vt: Float[Tensor, "rank d_in"]
+) -> LowRank:
+    """Return U·diag(σ)·Vᵀ as a pair in float32, with the root of σ in each half."""
+    root = sigma.sqrt()
+    return LowRank((root[:, None] * Vt).float(), (U * root).float(), float(len(sigma)))
 
 
 def residual(

@@ -27,6 +27,7 @@ QUICK = ("--set", "contexts=V", "--set", 'ordinary=[""]', "--set", "steps=1", "-
 QUICK_BY_METHOD = {
     "gradient": QUICK,
     "lbfgs": ("--set", "text_iterations=1", "--set", "unet_iterations=1", "--set", "steps=1"),
+    "loraclr": ("--set", "iterations=1", "--set", "steps=1"),
 }
 
 

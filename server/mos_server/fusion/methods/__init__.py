@@ -21,6 +21,10 @@ METHODS = (
     "dare",
     "custom-diffusion",
     "lbfgs",
+    "iso-c",
+    "tsv-m",
+    "ssr-merge",
+    "loraclr",
 )
 
 

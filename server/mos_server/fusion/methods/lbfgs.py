@@ -13,31 +13,25 @@ once, and reports the amount before it starts.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import psutil
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mos_common.attention import conditioned
 from mos_common.base_model import Base
-from mos_common.conditioning import read_prompts
-from mos_common.drawing import Drawing, scheduler_for
 from mos_common.edlora import LowRank
-from mos_common.errors import FusionError, RequestError
+from mos_common.errors import RequestError
 from mos_common.fused_model import NamedConcept
 from mos_common.layers import Group
 from mos_common.settings import setting
-from mos_server.fusion.attachments import attached_changes
 from mos_server.fusion.layerwise import changed_layers, dense_changes
 from mos_server.fusion.methods.method import Method, Option, Solved
-from mos_server.fusion.moments import recording
+from mos_server.fusion.paper_rows import check_memory, rows_of_concepts
 from mos_server.fusion.recording_settings import PAPER_PROMPTS, RecordingSettings
 from mos_server.fusion.solve import refactored
-from mos_server.fusion.statistics import Recording, Statistics
-from mos_server.fusion.stored_rows import StoredRows
+from mos_server.fusion.statistics import Statistics
 
 
 @dataclass(frozen=True)
@@ -79,21 +73,13 @@ def merge(
         UnusableConceptError: a concept's forward pass is not finite.
 
     """
-    needed, free = memory_needed(base, concepts, settings.steps), psutil.virtual_memory().available
-    statistics.progress(
-        f"L-BFGS stores the rows of all concepts: {needed / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free"
-    )
-    if needed > free:
-        raise FusionError(
-            f"L-BFGS as published needs {needed / 2**30:.1f} GiB for the rows of {len(concepts)} concepts, "
-            f"{free / 2**30:.1f} GiB are free: --method gradient needs none of it"
-        )
+    check_memory(base, concepts, settings.steps, "L-BFGS", statistics.progress)
     solved: dict[str, LowRank] = {}
     for group in Group:
         layers = changed_layers(base, concepts, group)
         if not layers:
             continue
-        rows = _stored_rows(base, concepts, group, frozenset(layer.reads for layer in layers), settings, solved)
+        rows = rows_of_concepts(base, concepts, group, layers, settings.recording, solved)
         for i, layer in enumerate(layers, 1):
             pairs = [named.concept.pairs.get(layer.name) for named in concepts]
             W0 = layer.module.weight.detach().flatten(1).float()
@@ -103,25 +89,6 @@ def merge(
             solved[layer.name] = refactored(change.double().cpu(), torch.eye(layer.d_in, dtype=torch.float64))
             statistics.progress(f"{group}: {i}/{len(layers)} layers optimised")
     return Solved(solved)
-
-
-def _stored_rows(
-    base: Base,
-    concepts: Sequence[NamedConcept],
-    group: Group,
-    reads: frozenset[str],
-    settings: LbfgsSettings,
-    solved: Mapping[str, LowRank],
-) -> list[StoredRows]:
-    """Return every concept's rows of a group; the UNet is sampled from one prompt alone."""
-    paper = settings.recording
-    if group is Group.SPATIAL:
-        paper = replace(paper, contexts=PAPER_PROMPTS[:1])
-    rows = []
-    for named in concepts:
-        attached = attached_changes(base, group, named.concept, solved, text_inputs="fused", unet_inputs="fused")
-        rows.append(Recording(group, named, attached, reads, paper).record(base, StoredRows()))
-    return rows
 
 
 def lbfgs_layer(
@@ -165,22 +132,6 @@ def lbfgs_layer(
     with torch.no_grad():
         optimizer.step(closure)
     return best - W0
-
-
-def memory_needed(base: Base, concepts: Sequence[NamedConcept], steps: int) -> int:
-    """Return the bytes of the UNet's rows for all concepts, counted in one denoising step.
-
-    Text needs far less and is released by then.
-    """
-    layers = changed_layers(base, concepts, Group.SPATIAL)
-    counted, how = StoredRows(), Drawing(steps=steps)
-    scheduler = scheduler_for(base, how)
-    height, width = (side // base.pixels_per_latent for side in how.sized_for(base))
-    latents = torch.zeros(1, base.latent_channels, height, width, device=base.device, dtype=base.dtype)
-    with torch.no_grad(), conditioned(base, read_prompts(base, [""], {})) as unet, recording(layers, counted):
-        unet.predict(latents, torch.tensor(0, device=base.device))
-    scheduler.set_timesteps(steps)  # some add a step of their own
-    return counted.bytes * len(scheduler.timesteps) * len(concepts)
 
 
 METHOD = Method(LbfgsSettings, merge, honours=frozenset({Option.WEIGHTS}))

@@ -71,7 +71,11 @@ Split = Annotated[str, typer.Option("--split", help="test, or dev to choose sett
 Ranks = Annotated[str | None, typer.Option("--ranks", help="Ranks of the curve: 4,1.", show_default="the protocol's")]
 Methods = Annotated[
     str | None,
-    typer.Option("--methods", help="Methods of the curve, such as sum-tuned,gradient.", show_default="all of them"),
+    typer.Option(
+        "--methods",
+        help="Methods of the curve, such as sum-tuned,gradient.",
+        show_default="all of them; with --quick, without iso-c, tsv-m, ssr-merge, loraclr",
+    ),
 ]
 Disjoint = Annotated[
     bool, typer.Option("--disjoint", help="Curve: fuse all disjoint sets of n, and pool their scores.")

@@ -48,7 +48,7 @@ def identity(
 ) -> None:
     """Measure identity, text alignment and drift, with the paper's tables, on unseen concepts."""
     from mos_bench.identity.measuring.paper_tables import FUSED
-    from mos_bench.identity.options import METHODS, PAPER, Options, size_of
+    from mos_bench.identity.options import PAPER, Options, size_of
     from mos_bench.identity.run import run_identity
 
     size = size_of(quick=quick, full=full)
@@ -63,7 +63,7 @@ def identity(
         fused=fused or FUSED,
         disjoint=disjoint,
         sets=tuple(sets or ()),
-        methods=flags.names(methods) or METHODS,
+        methods=flags.names(methods) or size.methods,
         base=base,
         concepts=concepts,
         tuned=tuned,

@@ -9,7 +9,7 @@ from mos_bench.identity.concepts.bench_concepts import SETS, concepts_in, tiny_c
 from mos_bench.identity.drawing.protocol import Protocol
 from mos_bench.identity.measuring.bench import Bench
 from mos_bench.identity.measuring.curve import COUNTS, RANKS
-from mos_bench.identity.measuring.methods import CURVE
+from mos_bench.identity.measuring.methods import CURVE, RIVALS
 from mos_bench.identity.measuring.paper_tables import FUSED
 from mos_bench.identity.scoring.scorers import Clip, EfficientNet, Scorer, VisionModel
 from mos_common.base_model import Base
@@ -32,16 +32,22 @@ PAPER = Drawing(
 
 @dataclass(frozen=True)
 class Size:
-    """How much a run measures: numbers of fused concepts, ranks, parts of the page, protocol."""
+    """How much a run measures: numbers of fused concepts, ranks, parts, protocol, methods."""
 
     counts: tuple[int, ...] = COUNTS
     ranks: tuple[int, ...] = (4, 1)
     parts: tuple[str, ...] = ("curve",)
     protocol: Protocol = field(default_factory=Protocol)
+    methods: tuple[str, ...] = METHODS
 
 
 DEFAULT = Size()
-QUICK = Size((3, 8), (4,), protocol=Protocol(prompts=1, seeds=1, probed=4))
+QUICK = Size(
+    (3, 8),
+    (4,),
+    protocol=Protocol(prompts=1, seeds=1, probed=4),
+    methods=tuple(method.name for method in CURVE if method not in RIVALS),
+)
 FULL = Size(parts=PARTS, protocol=Protocol(prompts=5, seeds=50, probed=0))
 
 

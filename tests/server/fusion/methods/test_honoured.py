@@ -19,7 +19,14 @@ from mos_server.fusion.methods.method import Option
 from mos_server.fusion.settings import FusionSettings
 from reference import dense
 
-QUICK = {"contexts": ["V"], "ordinary": ["a tree"], "steps": 2, "text_iterations": 2, "unet_iterations": 2}
+QUICK = {
+    "contexts": ["V"],
+    "ordinary": ["a tree"],
+    "steps": 2,
+    "text_iterations": 2,
+    "unet_iterations": 2,
+    "iterations": 2,
+}
 # Another value of every setting of every method.
 OTHER = {
     "batch": 1,
@@ -27,7 +34,11 @@ OTHER = {
     "contexts": ["V in a forest"],
     "density": 0.9,
     "guidance": 1.5,
+    "iterations": 5,
+    "learning_rate": 1e-3,
     "least_share": 1.0,
+    "margin": 1e4,
+    "norm_weight": 1e4,
     "ordinary": ["a red car"],
     "preserve": 0.1,
     "ridge": 0.3,

@@ -14,6 +14,7 @@ from mos_common.errors import FusionError, RequestError
 from mos_common.fused_model import NamedConcept
 from mos_common.layers import Group
 from mos_common.words import encode_prompts
+from mos_server.fusion import paper_rows
 from mos_server.fusion.fuse import fuse
 from mos_server.fusion.methods import lbfgs as published
 from mos_server.fusion.methods.lbfgs import LbfgsSettings
@@ -36,13 +37,13 @@ def two(base, make_concept) -> list[NamedConcept]:
 def stored(monkeypatch) -> list[tuple[Group, StoredRows]]:
     """What every recording of a fusion stores, in its order."""
     recorded: list[tuple[Group, StoredRows]] = []
-    real = published.Recording.record
+    real = paper_rows.Recording.record
 
     def keeping(self, base, sink):
         recorded.append((self.group, real(self, base, sink)))
         return recorded[-1][1]
 
-    monkeypatch.setattr(published.Recording, "record", keeping)
+    monkeypatch.setattr(paper_rows.Recording, "record", keeping)
     return recorded
 
 
@@ -154,7 +155,7 @@ def test_memory_is_counted_before_anything_is_stored(base, two, stored):
 
     It is as much as storing them takes, also where a scheduler adds a step.
     """
-    needed = published.memory_needed(base, two, 2)
+    needed = paper_rows.memory_needed(base, two, 2)
     fuse(base, two, ONCE)
     assert needed == stored_bytes(stored, Group.SPATIAL)
     assert needed > max(stored_bytes(stored, group) for group in (Group.TEXT, Group.CROSS))
@@ -165,10 +166,10 @@ def test_layers_that_only_an_import_changes_are_counted_too(tiny, make_concept, 
     forwards = [layer for layer in tiny.layout.layers if layer.group is Group.SPATIAL and ".ff." in layer.name]
     wide = {layer.name: LowRank(torch.ones(1, layer.d_in), torch.ones(layer.d_out, 1), 1e-3) for layer in forwards}
     imported = [NamedConcept("", replace(concept, pairs=concept.pairs | wide))]
-    needed = published.memory_needed(tiny, imported, 2)
+    needed = paper_rows.memory_needed(tiny, imported, 2)
     fuse(tiny, imported, ONCE)
     assert needed == stored_bytes(stored, Group.SPATIAL)
-    assert needed > published.memory_needed(tiny, [NamedConcept("", concept)], 2)
+    assert needed > paper_rows.memory_needed(tiny, [NamedConcept("", concept)], 2)
 
 
 def test_nothing_is_stored_for_layers_that_nobody_changes(tiny, make_concept, stored):
@@ -181,7 +182,7 @@ def test_nothing_is_stored_for_layers_that_nobody_changes(tiny, make_concept, st
 
 
 def test_too_little_memory_is_reported_before_it_starts(tiny, make_concept, stored, monkeypatch):
-    monkeypatch.setattr(published.psutil, "virtual_memory", lambda: SimpleNamespace(available=1000))
+    monkeypatch.setattr(paper_rows.psutil, "virtual_memory", lambda: SimpleNamespace(available=1000))
     two = [
         NamedConcept(participant, make_concept(tiny, "<cat>", seed=seed))
         for seed, participant in enumerate(("alice", "bob"))

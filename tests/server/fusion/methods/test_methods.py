@@ -14,7 +14,14 @@ from mos_server.fusion import methods
 from mos_server.fusion.fuse import fuse
 from mos_server.fusion.methods import METHODS, gradient, method_named
 
-QUICK = {"contexts": ["V"], "ordinary": ["", "a tree"], "steps": 1, "text_iterations": 1, "unet_iterations": 1}
+QUICK = {
+    "contexts": ["V"],
+    "ordinary": ["", "a tree"],
+    "steps": 1,
+    "text_iterations": 1,
+    "unet_iterations": 1,
+    "iterations": 2,
+}
 
 
 def test_every_file_is_in_the_list():

@@ -1,9 +1,9 @@
 """The fusion methods that are compared, each with its best λ.
 
-`average` is FedAvg with 1/n. Methods that are linear in a factor λ (the scaled sum, TIES, DARE) get
-the λ with the highest image alignment on dev concepts at the same n, with the same prompts and
-seeds. `gradient-paper` is L-BFGS with the paper's stops and inputs; `gradient` is ours with its
-defaults.
+`average` is FedAvg with 1/n. Methods that are linear in a factor λ (the scaled sum, TIES, DARE,
+Iso-C, TSV-M) get the λ with the highest image alignment on dev concepts at the same n, with the
+same prompts and seeds. SSR-Merge and LoRACLR have none, and run with their published settings.
+`gradient-paper` is L-BFGS with the paper's stops and inputs; `gradient` is ours with its defaults.
 """
 
 from __future__ import annotations
@@ -16,10 +16,14 @@ from mos_server.fusion.methods.average import AverageSettings
 from mos_server.fusion.methods.custom_diffusion import CustomDiffusionSettings
 from mos_server.fusion.methods.dare import DareSettings
 from mos_server.fusion.methods.gradient import GradientSettings
+from mos_server.fusion.methods.iso_c import IsoCSettings
 from mos_server.fusion.methods.lbfgs import LbfgsSettings
+from mos_server.fusion.methods.loraclr import LoraclrSettings
 from mos_server.fusion.methods.method import MethodSettings
+from mos_server.fusion.methods.ssr_merge import SsrMergeSettings
 from mos_server.fusion.methods.sum import SumSettings
 from mos_server.fusion.methods.ties import TiesSettings
+from mos_server.fusion.methods.tsv_m import TsvMSettings
 
 
 @dataclass(frozen=True)
@@ -55,4 +59,10 @@ DARE = Method("dare", DareSettings(sum_weight=1.0), (0.04, 0.08, 0.18, 0.35, 0.6
 CUSTOM_DIFFUSION = Method("custom-diffusion", CustomDiffusionSettings())
 GRADIENT_PAPER = Method("gradient-paper", LbfgsSettings())
 GRADIENT = Method("gradient", GradientSettings())
-CURVE = (AVERAGE, SUM_TUNED, TIES, DARE, GRADIENT_PAPER, GRADIENT)
+RIVALS = (
+    Method("iso-c", IsoCSettings(), (0.05, 0.1, 0.2, 0.35, 0.6, 1.0, 1.5)),
+    Method("tsv-m", TsvMSettings(), (0.1, 0.2, 0.35, 0.6, 1.0, 1.5)),
+    Method("ssr-merge", SsrMergeSettings()),
+    Method("loraclr", LoraclrSettings()),
+)
+CURVE = (AVERAGE, SUM_TUNED, TIES, DARE, *RIVALS, GRADIENT_PAPER, GRADIENT)

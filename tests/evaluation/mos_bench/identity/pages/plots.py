@@ -26,6 +26,10 @@ COLOURS = {
     "sum-tuned": "#d1762b",
     "ties": "#9467bd",
     "dare": "#c49c94",
+    "iso-c": "#e377c2",
+    "tsv-m": "#bcbd22",
+    "ssr-merge": "#17becf",
+    "loraclr": "#8c564b",
     "gradient-paper": "#2a8a57",
     "gradient": "#1f5fbf",
 }
