@@ -41,6 +41,7 @@ OTHER = {
     "norm_weight": 1e4,
     "ordinary": ["a red car"],
     "preserve": 0.1,
+    "preset": "faithful",
     "ridge": 0.3,
     "ridge_kind": "diagonal",
     "rows": "words",

@@ -46,7 +46,9 @@ def test_every_method_makes_a_model_that_says_by_what_it_was_made(tiny, two, nam
     settings = settings_from_json(kind, {k: v for k, v in QUICK.items() if k in {each.name for each in fields(kind)}})
     fused = fuse(tiny, two, settings)
     assert fused.manifest.method == name
-    assert fused.manifest.settings == settings_to_json(settings)
+    given, said = settings_to_json(settings), fused.manifest.settings
+    assert said == given | {key: said[key] for key, value in given.items() if value is None}
+    assert None not in [said.get(key, 0) for key in ("sharpen", "ridge", "preserve")], "a preset's numbers"
     assert sorted(fused.vocabulary) == ["<alice/cat>", "<bob/dog>"]
     assert fused.changes
 
