@@ -48,31 +48,32 @@ def kept_without(
             energy[term.concept] += term.energy
             left_over[:, term.concept] += term.energy
     for reads, S in equations.S.items():
-        part = max(AT_ONCE, BYTES_AT_ONCE // (S.numel() * S.element_size()))
-        for first in range(0, count, part):
-            block = range(first, min(first + part, count))
-            left_over[first : block.stop] += _of_input(equations, reads, block, mean_of, count)
+        size = max(AT_ONCE, BYTES_AT_ONCE // (S.numel() * S.element_size()))
+        parts = [range(first, min(first + size, count)) for first in range(0, count, size)]
+        for part in parts:
+            left_over[part.start : part.stop] += _of_input(equations, reads, part, parts, mean_of)
     return torch.where(energy > 0, 1 - left_over / energy, 1.0).fill_diagonal_(1.0), energy
 
 
 def _of_input(
-    equations: NormalEquations, reads: str, block: range, mean_of: MeanOf, count: int
-) -> Float[Tensor, "block count"]:
+    equations: NormalEquations, reads: str, part: range, parts: Sequence[range], mean_of: MeanOf
+) -> Float[Tensor, "part count"]:
     """Return ⟨ΔᵀΔ, Gi⟩ - 2 ⟨BiᵀΔ, si Ai Gi⟩, summed over the layers of one input.
 
-    Rows are the concepts of the block, which are left out one by one; columns are i.
+    Rows are the concepts of the part, which are left out one by one; columns are i.
     """
-    S = equations.S[reads]
+    S, G0, count = equations.S[reads], mean_of(None, reads), parts[-1].stop
     layers = [
         _Terms.of(layer.name, terms)
         for layer in equations.layers
         if layer.reads == reads and (terms := equations.terms[layer.name])
     ]
-    squares = {layer.name: S.new_zeros(len(block), *S.shape) for layer in layers}
-    left_over, G0 = S.new_zeros(len(block), count), mean_of(None, reads)
-    means = {j: mean_of(j, reads) for j in block}  # read once, they are files
-    for row, j in enumerate(block):
-        S_without = S - equations.weights[reads][j] * (means[j] + equations.preserve * G0)
+    changed = [tuple(layer.name for layer in layers if i in layer.members) for i in range(count)]
+    # ΔᵀΔ, summed over the layers that a concept changes: most concepts change the same ones.
+    squares = {names: S.new_zeros(len(part), S.numel()) for names in dict.fromkeys(filter(None, changed))}
+    left_over, means = S.new_zeros(len(part), count), _means(mean_of, reads, part)
+    for row, j in enumerate(part):
+        S_without = S - equations.weights[reads][j] * (means[row] + equations.preserve * G0)
         cR = equations.towards * damping(S_without, equations.ridge, equations.ridge_kind)
         right = torch.cat([layer.moments + cR * layer.changes for layer in layers])
         right[torch.cat([layer.concepts for layer in layers]) == j] = 0
@@ -80,16 +81,20 @@ def _of_input(
         solutions = torch.split(inverse(right), [len(layer.changes) for layer in layers])
         for layer, M in zip(layers, solutions, strict=True):
             BtD = layer.BtB @ M
-            squares[layer.name][row] = M.T @ BtD
+            for names, square in squares.items():
+                if layer.name in names:
+                    square[row].view(S.shape).addmm_(M.T, BtD)
             left_over[row].index_add_(0, layer.concepts, -2 * (BtD * layer.moments).sum(dim=1) / layer.weights)
-    members = {layer.name: set(layer.concepts.tolist()) for layer in layers}
-    changed = [tuple(name for name, of in members.items() if i in of) for i in range(count)]
-    for names in dict.fromkeys(filter(None, changed)):  # most concepts change the same layers
-        whole = torch.stack([squares[name].flatten(1) for name in names]).sum(dim=0)
-        for i in (i for i in range(count) if changed[i] == names):
-            G = means[i] if i in means else mean_of(i, reads)
-            left_over[:, i] += whole @ G.flatten()
+    for others in parts:
+        G = means if others == part else _means(mean_of, reads, others)
+        for names, square in squares.items():
+            alike = [i for i in others if changed[i] == names]
+            left_over[:, alike] += square @ G[[i - others.start for i in alike]].flatten(1).T
     return left_over
+
+
+def _means(mean_of: MeanOf, reads: str, part: range) -> Float[Tensor, "part d_in d_in"]:
+    return torch.stack([mean_of(i, reads) for i in part])
 
 
 @dataclass(frozen=True)
@@ -102,6 +107,7 @@ class _Terms:
     moments: Float[Tensor, "ranks d_in"]  # wi si Ai Gi
     changes: Float[Tensor, "ranks d_in"]  # wi si Ai
     BtB: Float[Tensor, "ranks ranks"]
+    members: frozenset[int]
 
     @classmethod
     def of(cls, name: str, terms: Sequence[Term]) -> _Terms:
@@ -116,4 +122,5 @@ class _Terms:
             torch.cat([term.right for term in terms]),
             weighted_changes(terms),
             B.T @ B,
+            frozenset(term.concept for term in terms),
         )

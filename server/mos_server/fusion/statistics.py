@@ -12,7 +12,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 from jaxtyping import Float
@@ -200,14 +200,12 @@ class Statistics:
             return kept
         return self._keep(recording, recording.record(self.base, Moments()))
 
-    def mean(self, recording: Recording, reads: str) -> Float[Tensor, "d_in d_in"]:
-        """Return G of one input, of a recording whose moments were read before.
+    def means(self, recording: Recording) -> Callable[[str], Float[Tensor, "d_in d_in"]]:
+        """Return a function that reads G of one input; the recording's moments were read before.
 
-        Raises:
-            FusionError: its file has gone or was damaged meanwhile.
-
+        It raises FusionError if the file has gone or was damaged meanwhile.
         """
-        return read_mean(self._path(recording), reads)
+        return partial(read_mean, self._path(recording))
 
     def gather(self, recordings: Sequence[Recording]) -> None:
         """Record all missing moments, and report how long the rest will take.

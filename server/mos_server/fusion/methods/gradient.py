@@ -184,10 +184,9 @@ def _influence(
     """Return what concepts do to each other; `kept` is of the solution without sharpening."""
     tokens = [named.token for named in concepts]
     started = time.monotonic()
+    ordinary, *means = (statistics.means(recordings[token]) for token in [None, *tokens])
     without, energy = kept_without(
-        equations,
-        lambda i, reads: statistics.mean(recordings[None if i is None else tokens[i]], reads),
-        len(concepts),
+        equations, lambda i, reads: (ordinary if i is None else means[i])(reads), len(concepts)
     )
     statistics.progress(f"{group}: influence of each concept computed in {time.monotonic() - started:.1f} s")
     loudness = torch.tensor([_loudness(equations.layers, named.concept) for named in concepts]).double()
