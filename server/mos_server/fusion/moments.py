@@ -156,8 +156,8 @@ def _whole(half: Float[Tensor, " entries"]) -> Float[Tensor, "d_in d_in"]:
     return half[_place_in_half(round(((8 * half.numel() + 1) ** 0.5 - 1) / 2))]
 
 
-# A model has few widths, and the places take longer to find than the entries to copy. (At 5120, XL's
-# widest, they are 210 MB.)
+# A model has few widths, and the places take longer to find than the entries to copy. (At XL's
+# widest, 5120, they are 210 MB.)
 @lru_cache(maxsize=4)
 def _upper(size: int) -> Int[Tensor, " entries"]:
     """Return where the entries of the upper half are in a flat matrix."""
