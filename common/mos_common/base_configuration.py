@@ -7,6 +7,7 @@ text-to-image pipelines compute it. A key that is not listed must be at its defa
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -151,6 +152,14 @@ def judge_configuration(
             )
 
 
+def defaults_of(kind: Any) -> dict[str, Any]:
+    """Return the default configuration of a class of diffusers or transformers."""
+    if hasattr(kind, "config_class"):
+        return dict(kind.config_class().to_dict())
+    known = inspect.signature(kind.__init__).parameters
+    return {key: each.default for key, each in known.items() if each.default is not inspect.Parameter.empty}
+
+
 def judge_longest(name: str, part: str, configuration: Mapping[str, Any]) -> None:
     """Check the length at which a tokenizer cuts texts; None, or none at all, cuts nothing.
 
@@ -213,7 +222,7 @@ def judge_counts(name: str, part: str, configuration: Mapping[str, Any]) -> None
 
     """
     for key, most in COUNTS[part].items():
-        if not _is_count(value := configuration.get(key), most):
+        if key in configuration and not _is_count(value := configuration[key], most):
             raise BaseModelError(
                 f"{name} cannot be used: {key} of its {part} is {_shown(value)}, expected a whole number from 1 to "
                 f"{most}: download the base again"

@@ -7,7 +7,6 @@ missing, with a warning at most.
 
 from __future__ import annotations
 
-import inspect
 import re
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from torch import nn
 from mos_common.base_configuration import (
     PLAIN,
     XL,
+    defaults_of,
     judge_configuration,
     judge_counts,
     judge_fit,
@@ -125,14 +125,6 @@ def judge_configurations(name: str, family: str, folder: Path, scheduler: Any) -
     written = read_configuration(name, folder / "scheduler" / "scheduler_config.json")
     judge_configuration(name, "scheduler", written, defaults_of(scheduler))
     judge_counts(name, "scheduler", defaults_of(scheduler) | written)
-
-
-def defaults_of(kind: Any) -> dict[str, Any]:
-    """Return the default configuration of a class of diffusers or transformers."""
-    if hasattr(kind, "config_class"):
-        return dict(kind.config_class().to_dict())
-    known = inspect.signature(kind.__init__).parameters
-    return {key: each.default for key, each in known.items() if each.default is not inspect.Parameter.empty}
 
 
 def judge_weights(name: str, part: str, module: nn.Module, info: Mapping[str, Collection[Any]]) -> None:

@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from mos_common.base_configuration import defaults_of, judge_counts
 from mos_common.checkpoint_kinds import Kind
 from mos_common.errors import BaseModelError
 from mos_common.libraries import first_line, quiet_libraries
@@ -168,7 +169,9 @@ def _alphas(folder: Path) -> torch.Tensor | None:
 
     """
     file = folder / "scheduler" / "scheduler_config.json"
-    scheduler = scheduler_class(str(folder), str(_json(file).get("_class_name")))
+    written = _json(file)
+    scheduler = scheduler_class(str(folder), str(written.get("_class_name")))
+    judge_counts(str(folder), "scheduler", defaults_of(scheduler) | written)
     with quiet_libraries():
         try:
             alphas = getattr(scheduler.from_pretrained(folder / "scheduler"), "alphas_cumprod", None)

@@ -11,8 +11,7 @@ import diffusers
 import pytest
 from transformers import CLIPTextConfig
 
-from mos_common.base_configuration import ALLOWED, judge_configuration
-from mos_common.base_loading import defaults_of
+from mos_common.base_configuration import ALLOWED, defaults_of, judge_configuration
 from mos_common.base_model import load_base
 from mos_common.errors import BaseModelError
 from mos_common.fingerprint_keys import KEYS

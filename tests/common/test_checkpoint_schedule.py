@@ -122,6 +122,15 @@ def test_the_file_s_own_noise_schedule_must_be_that_of_its_kind(tmp_path):
             has_zero_terminal_snr(file, weights(alphas_cumprod=other), folder)
 
 
+def test_a_schedule_of_more_steps_than_any_model_has_is_refused_before_it_is_computed(tmp_path):
+    """A hundred million steps take nine gigabytes."""
+    folder = configured(tmp_path, "epsilon")
+    written = {"_class_name": "DDIMScheduler", "num_train_timesteps": 10**8}
+    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(written))
+    with pytest.raises(BaseModelError, match="num_train_timesteps of its scheduler is 100000000, expected a whole"):
+        has_zero_terminal_snr(tmp_path / "a", weights(alphas_cumprod=torch.ones(3)), folder)
+
+
 def test_zero_terminal_snr_is_seen_by_its_mark_and_by_the_schedule(tmp_path):
     file, folder = tmp_path / "sd.safetensors", ARCHITECTURES / "stable-diffusion-xl"
     shifted = alphas()

@@ -102,6 +102,7 @@ def json_files(good: bytes) -> dict[str, bytes]:
         [],
         {},
         -1,
+        10**9,
         2**70,
         1e308,
         "",
@@ -123,7 +124,7 @@ def configurations(good: bytes) -> dict[str, bytes]:
     """One value of another kind for each key, or one for all keys: reading a base takes long."""
     made = {name: data for name, data in json_files(good).items() if " is " not in name}
     fields = json.loads(good)
-    values = (None, [], {}, -1, 0, 2**70, 1e308, "", "../../x", "a" * 100_000, [[[]]], True, [2**40] * 4)
+    values = (None, [], {}, -1, 0, 10**9, 2**70, 1e308, "", "../../x", "a" * 100_000, [[[]]], True, [2**40] * 4)
     for number, name in enumerate(fields):
         made[f"another {name}"] = json.dumps(fields | {name: values[number % len(values)]}).encode()
     for value in values:
