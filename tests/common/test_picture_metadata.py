@@ -214,7 +214,7 @@ def test_a_picture_without_a_recipe_says_so(kind, tmp_path):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"format": 2}, r"format: .*later release"),
+        ({"format": 2}, r"'format': .*later release"),
         ({"unknown": 1}, "unknown"),
         ({"seeds": []}, "seeds"),
         ({"seeds": [0] * 65}, "seeds"),

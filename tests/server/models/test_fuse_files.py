@@ -125,7 +125,13 @@ def test_help_lists_every_setting_of_every_method_with_default_and_meaning(comma
     monkeypatch.setenv("COLUMNS", "300")
     code, said, _ = command("fuse", "--help")
     assert code == 0
-    for line in ("preserve=1.0: μ", "cap=4.0: energy", "density=0.2: share", "guidance=1.0: guidance"):
+    for line in (
+        "preset=identity: ",
+        "preserve=none: μ",
+        "cap=4.0: energy",
+        "density=0.2: share",
+        "guidance=1.0: guidance",
+    ):
         assert line in said
     assert all(f"--method {method}: " in said for method in METHODS)
 

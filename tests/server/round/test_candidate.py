@@ -13,6 +13,7 @@ from mos_common.fused_model import read_fused
 from mos_common.node_key import create_node_key, key_digest, public_pem
 from mos_server.fusion.fuse import fuse
 from mos_server.fusion.methods.gradient import GradientSettings
+from mos_server.fusion.presets import PRESETS
 from mos_server.round.candidate import fuse_candidate, is_current
 from mos_server.round.intake import take_upload
 from mos_server.state.concepts import named_concepts
@@ -59,9 +60,12 @@ def test_it_is_fused_with_the_round_s_settings_and_weights(state, journal, tiny)
     for name, pair in by_hand.changes.items():
         assert (pair.change() - made.changes[name].change()).abs().max() < 1e-6
     assert made.manifest.settings == by_hand.manifest.settings
-    assert made.manifest.settings["preserve"] == 3.0 and made.manifest.settings["ridge"] == GradientSettings.ridge
+    assert made.manifest.settings["preserve"] == 3.0
+    assert made.manifest.settings["ridge"] == PRESETS["identity"].ridge
     assert {it.token: it.weight for it in made.manifest.concepts} == {"<alice/cat>": 2.0, "<bob/cat>": 1.0}
-    described = "settings of fusion: gradient, contexts=V, ordinary=, steps=1, guidance=1, preserve=3, "
+    described = (
+        "settings of fusion: gradient, preset identity, contexts=V, ordinary=, steps=1, guidance=1, preserve=3, "
+    )
     assert any(line.startswith(described) for line in lines)
     assert "<carol/cat> is not in this round: its weight is not used" in lines
 
