@@ -41,15 +41,32 @@ _OF_TEXT: Mapping[str, int] = {
     "num_hidden_layers": 128,
     "vocab_size": 1 << 18,
 }
+# One number, or a list with one for every block.
+_OF_BLOCKS: Mapping[str, int] = {
+    "block_out_channels": 4096,
+    "layers_per_block": 16,
+    "transformer_layers_per_block": 32,
+    "reverse_transformer_layers_per_block": 32,
+}
+_LISTS = (*_OF_BLOCKS, "cross_attention_dim")
 # Sizes, and the most that is believed: several times those of XL. They are computed with, and a
 # model of any size is built before its weights are found not to fit.
 COUNTS: Mapping[str, Mapping[str, int]] = {
-    "unet": {"in_channels": 256, "out_channels": 256, "sample_size": 1024},
-    "vae": {"latent_channels": 256, "layers_per_block": 16},
+    "unet": {
+        **dict.fromkeys(("in_channels", "out_channels"), 256),
+        "sample_size": 1024,
+        **dict.fromkeys(("conv_in_kernel", "conv_out_kernel"), 15),
+        **dict.fromkeys(("cross_attention_dim", "time_embedding_dim"), 16384),
+        **_OF_BLOCKS,
+    },
+    "vae": {"latent_channels": 256, **_OF_BLOCKS},
     "text_encoder": _OF_TEXT,
     "text_encoder_2": {**_OF_TEXT, "projection_dim": 8192},
     "scheduler": {"num_train_timesteps": 10_000},
 }
+MOST_BLOCKS = 16
+MISSING = object()
+MAY_BE_NONE = ("reverse_transformer_layers_per_block", "time_embedding_dim")  # the libraries' own default
 _TEXT_ENCODER: Mapping[str, Sequence[object]] = {
     "model_type": ("clip_text_model",),
     "quantization_config": (None,),
@@ -222,10 +239,13 @@ def judge_counts(name: str, part: str, configuration: Mapping[str, Any]) -> None
 
     """
     for key, most in COUNTS[part].items():
-        if key in configuration and not _is_count(value := configuration[key], most):
+        value = configuration.get(key, MISSING)
+        if value is MISSING or (value is None and key in MAY_BE_NONE):
+            continue
+        if not (_is_count(value, most) or (key in _LISTS and _are_counts(value, most))):
             raise BaseModelError(
                 f"{name} cannot be used: {key} of its {part} is {_shown(value)}, expected a whole number from 1 to "
-                f"{most}: download the base again"
+                f"{most}{', or one for every block' if key in _LISTS else ''}: download the base again"
             )
 
 
@@ -294,6 +314,15 @@ def _judge_xl(name: str, configurations: Mapping[str, Mapping[str, Any]]) -> Non
 
 def _is_count(value: object, most: int) -> bool:
     return type(value) is int and 1 <= value <= most
+
+
+def _are_counts(value: object, most: int) -> bool:
+    """Return whether it has a count for every block, or for every layer of every block."""
+    return (
+        isinstance(value, list | tuple)
+        and 1 <= len(value) <= MOST_BLOCKS
+        and all(_is_count(each, most) or _are_counts(each, most) for each in value)
+    )
 
 
 def _is_allowed(value: object, allowed: Sequence[object]) -> bool:

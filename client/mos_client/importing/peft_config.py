@@ -17,6 +17,7 @@ from pydantic import BaseModel, Field, FiniteFloat, ValidationError
 from mos_client.importing.adapters.scaling import Scaling
 from mos_client.importing.patterns import Patterns
 from mos_common.errors import ConceptError
+from mos_common.json_models import MOST_ENTRIES
 
 PEFT_CONFIG = "adapter_config.json"
 DIFFUSERS_METADATA = "lora_adapter_metadata"
@@ -103,6 +104,12 @@ class PeftConfig:
                 continue
             if not any(value is allowed or value == allowed for allowed in LEAVES_THE_RESULT_ALONE.get(name, ())):
                 raise ConceptError(_refusal(name, value))
+        for name in sorted(HONOURED & fields.keys()):
+            if isinstance(fields[name], list | dict) and len(fields[name]) > MOST_ENTRIES:
+                raise ConceptError(
+                    f"the file's configuration has {len(fields[name]):,} entries of {name}: expected at most "
+                    f"{MOST_ENTRIES:,}, and no model has as many layers"
+                )
         try:
             honoured = Honoured.model_validate({name: fields[name] for name in HONOURED & fields.keys()})
         except ValidationError as error:

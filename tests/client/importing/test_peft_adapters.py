@@ -158,6 +158,8 @@ def test_what_changes_the_result_refuses_the_file_by_name(sixteen, field, value,
         ),
         ({"r": 2, "alpha_pattern": {"mid_block.*": [1]}}, r"alpha_pattern\.mid_block\.\*=\[1\]"),
         ({"r": 2, "alpha_pattern": ["mid_block.*"]}, "alpha_pattern="),
+        ({"r": 2, "rank_pattern": {str(n): "x" for n in range(20_001)}}, "20,001 entries of rank_pattern"),
+        ({"r": 2, "target_modules": [1] * 300_000}, "300,000 entries of target_modules"),  # 334 MB of errors
         ({"r": 2.5}, r"has r=2\.5"),
         ({"r": 2, "target_modules": 7}, "target_modules"),
         ({"r": 2, "layers_to_transform": {"3": 1}}, "layers_to_transform"),

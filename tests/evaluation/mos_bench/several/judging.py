@@ -37,17 +37,17 @@ class Judged:
 
     @property
     def right(self) -> list[bool]:
-        """Whether each part is recognised."""
+        """Return whether each part is recognised."""
         return [seen == asked for seen, asked in zip(self.seen, self.asked, strict=True)]
 
     @property
     def collapsed(self) -> bool:
-        """Whether two parts are recognised as the same concept."""
+        """Return whether two parts are recognised as the same concept."""
         return len(set(self.seen)) < len(self.seen)
 
     @property
     def confused(self) -> bool:
-        """Whether the best assignment is not the asked one."""
+        """Return whether the best assignment is another than the one asked for."""
         return self.assigned != tuple(range(len(self.asked)))
 
 
@@ -109,7 +109,7 @@ class Gate:
 
     @property
     def verdict(self) -> str:
-        """Whether the share itself reaches what is needed, whatever its interval."""
+        """Return whether the share itself reaches what is needed, whatever its interval."""
         return "reached" if self.reached.mean >= self.needed else "missed"
 
 
