@@ -11,19 +11,20 @@ import torch
 import mos_bench.identity.drawing.requests as drawings
 import mos_bench.identity.measuring.multi as multi
 from mos_bench.identity.concepts.tuning import ED_LORA
-from mos_bench.identity.drawing.models import single, untouched, words_only
+from mos_bench.identity.drawing.models import single, untouched, with_own, words_only
 from mos_bench.identity.drawing.protocol import Protocol
 from mos_bench.identity.measuring.bench import Bench
 from mos_bench.identity.measuring.curve import measure_curve, sets_of
-from mos_bench.identity.measuring.layer_groups import alone, with_own
+from mos_bench.identity.measuring.layer_groups import alone
 from mos_bench.identity.measuring.methods import AVERAGE, SUM_TUNED, Method
 from mos_bench.identity.options import Options
 from mos_client.pictures.examples import load_pictures
 from mos_client.pictures.folder import find_pictures
 from mos_common.base_model import load_base
-from mos_common.drawing import Drawing
+from mos_common.drawing import Drawing, draw
 from mos_common.errors import RequestError
 from mos_common.layers import Group
+from mos_common.own.attach import attached_with_own
 
 PROTOCOL = Protocol(prompts=1, seeds=1, probed=2, how=Drawing(steps=1))
 
@@ -149,6 +150,29 @@ def test_a_fused_model_with_all_groups_of_one_concept_draws_that_concept(open_be
     assert not torch.equal(pictures["fused"], pictures["single"])
     apart = [set(alone(tiny, fused, group).changes()) for group in Group]
     assert set().union(*apart) == set(fused.changes()) and sum(map(len, apart)) == len(fused.changes())
+
+
+def test_own_is_drawn_as_the_product_draws_a_concept_with_its_own_changes_beside(open_bench, tiny):
+    """By the product's own changes, and by one set of changes made for this concept."""
+    bench = open_bench()
+    concepts = bench.half("test")
+    ordinary, models = bench.models_of(concepts, ED_LORA, Method("own", AVERAGE.settings, own=True))
+    fused = bench.fused.model(bench.spec(concepts, ED_LORA, AVERAGE))
+    tuned = {concept.name: bench.tuned.concept(concept, ED_LORA) for concept in concepts}
+    for concept in concepts:
+        requests = bench.drawings.requests(models[concept.name], concept)[:1]
+        bench.drawings.draw(requests, "own")
+        with attached_with_own(tiny, fused.changes(), {name: one.pairs for name, one in tuned.items()}) as own:
+            (expected,) = draw(
+                tiny,
+                [requests[0].prompt],
+                [requests[0].seed],
+                vocabulary=fused.vocabulary,
+                how=requests[0].how,
+                own=own,
+            )
+        torch.testing.assert_close(bench.cache.picture(requests[0].key), expected, atol=2 / 255, rtol=0)
+    assert [r.key for r in bench.drawings.unrelated(ordinary)] == [r.key for r in bench.drawings.unrelated(untouched())]
 
 
 def test_drawings_of_different_models_prompts_or_scales_have_different_keys(open_bench, tiny):

@@ -126,9 +126,7 @@ def requests_by(
     else:
         method: Method = next(method for method in CURVE if method.name == name)
         scale = choose_scale(bench, method, len(concepts), variant, []) if method.grid else 1.0
-        spec = bench.spec(concepts, variant, method, scale)
-        bench.fuse_all([spec], f"{name} of {len(concepts)}")
-        models = dict.fromkeys((c.name for c in probed), bench.fused.model(spec))
+        _, models = bench.models_of(concepts, variant, method, scale)
     return {c.name: bench.drawings.requests(models[c.name], c) for c in probed}
 
 

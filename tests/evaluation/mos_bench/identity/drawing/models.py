@@ -25,6 +25,7 @@ from mos_common.digests import digest_of_code, digest_of_tensors, modules_of
 from mos_common.edlora import LowRank
 from mos_common.files import write_atomically
 from mos_common.fused_model import NamedConcept
+from mos_common.layers import Group
 from mos_server.fusion.fuse import fuse
 from mos_server.fusion.methods.method import MethodSettings
 from mos_server.fusion.statistics import RECORDED_BY
@@ -81,6 +82,21 @@ def single(base: Base, concept: Concept) -> Model:
 def words_only(base: Base, concept: Concept) -> Model:
     """Return the untouched base with the concept's words (figure 3 of the paper)."""
     return Model("", dict, _words(base, [concept]))
+
+
+def with_own(base: Base, fused: Model, concept: Concept, group: Group = Group.SPATIAL) -> Model:
+    """Return a fused model with one group's changes from a concept.
+
+    Spatial ones are what own changes beside a model bring.
+    """
+    in_group = {layer.name for layer in base.layout.by_group[group]}
+
+    def load() -> Changes:
+        others = {name: pair for name, pair in fused.changes().items() if name not in in_group}
+        return others | {name: pair for name, pair in concept.pairs.items() if name in in_group}
+
+    attached = key_of(fused.attached, fused.scale, "own", group.name, content_digest(concept))
+    return replace(fused, attached=attached, load=load, scale=1.0)
 
 
 @dataclass(frozen=True)

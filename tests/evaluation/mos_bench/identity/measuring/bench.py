@@ -14,7 +14,7 @@ import torch
 
 from mos_bench.identity.concepts.bench_concepts import BenchConcept, in_fusion_order, split
 from mos_bench.identity.concepts.tuning import TunedConcepts, Variant
-from mos_bench.identity.drawing.models import FusedModels, FusionSpec
+from mos_bench.identity.drawing.models import FusedModels, FusionSpec, Model, untouched, with_own
 from mos_bench.identity.drawing.protocol import ConceptDrawings, Protocol
 from mos_bench.identity.measuring.methods import Method
 from mos_bench.identity.scoring.claims import ClaimChecker
@@ -102,6 +102,20 @@ class Bench:
         """Return the specification of the model that fuses `concepts`."""
         tuned = tuple(self.tuned.concept(concept, variant) for concept in concepts)
         return FusionSpec(tuned, method.settings, scale)
+
+    def models_of(
+        self, concepts: Sequence[BenchConcept], variant: Variant, method: Method, scale: float = 1.0
+    ) -> tuple[Model, dict[str, Model]]:
+        """Fuse; return what draws ordinary prompts, and by name what draws each probed concept.
+
+        Beside own changes the base draws what names no concept.
+        """
+        self.fuse_all([spec := self.spec(concepts, variant, method, scale)], f"{method.name} of {len(concepts)}")
+        fused, probed = self.fused.model(spec), self.probed(concepts)
+        if not method.own:
+            return fused, {concept.name: fused for concept in probed}
+        tuned = {concept.name: self.tuned.concept(concept, variant) for concept in probed}
+        return untouched(), {name: with_own(self.base, fused, concept) for name, concept in tuned.items()}
 
     def fuse_all(self, specs: Sequence[FusionSpec], what: str) -> None:
         """Return when all models are fused.

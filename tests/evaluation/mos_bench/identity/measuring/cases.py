@@ -88,15 +88,22 @@ def single_case(bench: Bench, models: Mapping[str, Model], concepts: Sequence[Be
     return Case(name, {c.name: bench.scoring.scores(models[c.name], c) for c in concepts})
 
 
-def shared_case(bench: Bench, model: Model, concepts: Sequence[BenchConcept], name: str, **about: object) -> Case:
-    """Score several concepts under one model, and its drift; their drawings must exist.
+def shared_case(
+    bench: Bench,
+    models: Mapping[str, Model],
+    ordinary: Model,
+    concepts: Sequence[BenchConcept],
+    name: str,
+    **about: object,
+) -> Case:
+    """Score several concepts, each under its model, and the drift of `ordinary`.
 
-    Helpers do not score.
+    Their drawings must exist. Helpers do not score.
     """
     if bench.sharing.helper:
         return Case(name, {}, about)
-    scores = {concept.name: bench.scoring.scores(model, concept) for concept in concepts}
-    return Case(name, scores, about, bench.scoring.drift(model))
+    scores = {concept.name: bench.scoring.scores(models[concept.name], concept) for concept in concepts}
+    return Case(name, scores, about, bench.scoring.drift(ordinary))
 
 
 def floor_case(bench: Bench, model: Model, concepts: Sequence[BenchConcept]) -> Case:

@@ -109,17 +109,15 @@ def measure_methods(
     scales: Mapping[str, float],
 ) -> list[Case]:
     """Fuse by each method; return the probed concepts' scores and drift."""
-    probed, models = bench.probed(concepts), {}
-    for method in methods:
-        spec = bench.spec(concepts, variant, method, scales.get(method.name, 1.0))
-        bench.fuse_all([spec], f"{method.name} of {len(concepts)}")
-        models[method.name] = bench.fused.model(spec)
-    requests = [r for model in models.values() for c in probed for r in bench.drawings.requests(model, c)]
-    requests += [r for model in [untouched(), *models.values()] for r in bench.drawings.unrelated(model)]
+    probed = bench.probed(concepts)
+    models = {m.name: bench.models_of(concepts, variant, m, scales.get(m.name, 1.0)) for m in methods}
+    requests = [r for _, of in models.values() for c in probed for r in bench.drawings.requests(of[c.name], c)]
+    ordinary = [untouched(), *(plain for plain, _ in models.values())]
+    requests += [request for model in ordinary for request in bench.drawings.unrelated(model)]
     bench.drawings.draw(requests, f"drawing {len(concepts)} {variant.title} fused")
     return [
-        shared_case(bench, model, probed, name, n=len(concepts), method=name, scale=scales.get(name, 1.0))
-        for name, model in models.items()
+        shared_case(bench, of, plain, probed, name, n=len(concepts), method=name, scale=scales.get(name, 1.0))
+        for name, (plain, of) in models.items()
     ]
 
 

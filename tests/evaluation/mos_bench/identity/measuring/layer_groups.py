@@ -12,14 +12,12 @@ from dataclasses import replace
 
 from mos_bench.identity.concepts.bench_concepts import BenchConcept
 from mos_bench.identity.concepts.tuning import Variant
-from mos_bench.identity.drawing.models import Model
+from mos_bench.identity.drawing.models import Model, with_own
 from mos_bench.identity.measuring.bench import Bench
 from mos_bench.identity.measuring.cases import Case, shared_case, single_case
 from mos_bench.identity.measuring.methods import Method
 from mos_bench.identity.storage.cache import key_of
 from mos_common.base_model import Base
-from mos_common.concept import Concept
-from mos_common.concept_file import content_digest
 from mos_common.edlora import LowRank
 from mos_common.layers import Group
 
@@ -38,20 +36,8 @@ def measure_groups(bench: Bench, concepts: Sequence[BenchConcept], variant: Vari
         name, model = f"fused {group} alone", alone(base, fused, group)
         requests = [request for concept in probed for request in bench.drawings.requests(model, concept)]
         bench.drawings.draw([*requests, *bench.drawings.unrelated(model)], name)
-        cases[name] = shared_case(bench, model, probed, name)
+        cases[name] = shared_case(bench, {c.name: model for c in probed}, model, probed, name)
     return cases
-
-
-def with_own(base: Base, fused: Model, concept: Concept, group: Group) -> Model:
-    """Return a fused model with one group's changes from a concept."""
-    in_group = _names(base, group)
-
-    def load() -> dict[str, LowRank]:
-        others = {name: pair for name, pair in fused.changes().items() if name not in in_group}
-        return others | {name: pair for name, pair in concept.pairs.items() if name in in_group}
-
-    attached = key_of(fused.attached, fused.scale, "own", group.name, content_digest(concept))
-    return replace(fused, attached=attached, load=load, scale=1.0)
 
 
 def alone(base: Base, fused: Model, group: Group) -> Model:

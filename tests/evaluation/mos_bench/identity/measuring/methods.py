@@ -3,7 +3,9 @@
 `average` is FedAvg with 1/n. Methods that are linear in a factor λ (the scaled sum, TIES, DARE,
 Iso-C, TSV-M) get the λ with the highest image alignment on dev concepts at the same n, with the
 same prompts and seeds. SSR-Merge and LoRACLR have none, and run with their published settings.
-`gradient-paper` is L-BFGS with the paper's stops and inputs; `gradient` is ours with its defaults.
+`gradient-paper` is L-BFGS with the paper's stops and inputs; `gradient` is ours with its defaults,
+`faithful` with the other preset, and `own` is the model of `gradient` with each concept's own
+spatial changes beside it.
 """
 
 from __future__ import annotations
@@ -28,11 +30,16 @@ from mos_server.fusion.methods.tsv_m import TsvMSettings
 
 @dataclass(frozen=True)
 class Method:
-    """A fusion method; `grid` holds the candidates for λ, if it has one."""
+    """A fusion method; `grid` holds the candidates for λ, if it has one.
+
+    With `own`, each concept is drawn by its own spatial changes, and by the fused text encoder,
+    keys and values.
+    """
 
     name: str
     settings: MethodSettings
     grid: tuple[float, ...] = ()
+    own: bool = False
 
     def scales(self, n: int) -> tuple[float, ...]:
         """Return the λ to try with n concepts; the scaled sum always includes the average, 1/n."""
@@ -59,10 +66,12 @@ DARE = Method("dare", DareSettings(sum_weight=1.0), (0.04, 0.08, 0.18, 0.35, 0.6
 CUSTOM_DIFFUSION = Method("custom-diffusion", CustomDiffusionSettings())
 GRADIENT_PAPER = Method("gradient-paper", LbfgsSettings())
 GRADIENT = Method("gradient", GradientSettings())
+FAITHFUL = Method("faithful", GradientSettings(preset="faithful"))
+OWN = Method("own", GradientSettings(), own=True)
 RIVALS = (
     Method("iso-c", IsoCSettings(), (0.05, 0.1, 0.2, 0.35, 0.6, 1.0, 1.5)),
     Method("tsv-m", TsvMSettings(), (0.1, 0.2, 0.35, 0.6, 1.0, 1.5)),
     Method("ssr-merge", SsrMergeSettings()),
     Method("loraclr", LoraclrSettings()),
 )
-CURVE = (AVERAGE, SUM_TUNED, TIES, DARE, *RIVALS, GRADIENT_PAPER, GRADIENT)
+CURVE = (AVERAGE, SUM_TUNED, TIES, DARE, *RIVALS, GRADIENT_PAPER, FAITHFUL, OWN, GRADIENT)

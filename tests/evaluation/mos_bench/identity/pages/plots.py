@@ -31,6 +31,8 @@ COLOURS = {
     "ssr-merge": "#17becf",
     "loraclr": "#8c564b",
     "gradient-paper": "#2a8a57",
+    "faithful": "#7fa7e0",
+    "own": "#111111",
     "gradient": "#1f5fbf",
 }
 
