@@ -1,4 +1,9 @@
-"""Three ways to tune on the same model, pictures, batches and precision, as step functions."""
+"""Three ways to tune on the same model, pictures, batches and precision, as step functions.
+
+`FLOOR` is beside them, and tunes nothing: the frozen networks run forwards, and backwards to the
+words, as every ED-LoRA must that encodes a batch once for each cross-attention layer. No pairs, no
+optimiser, no average. What it takes bounds how much faster a step can become.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from diffusers import DDPMScheduler
 from straightforward import SingleEmbedding, Straightforward
 from torch import Tensor
 
@@ -19,6 +25,7 @@ from mos_common.base_model import Base
 
 OURS, STRAIGHTFORWARD, SINGLE = "ours", "straightforward", "single embedding"
 ALL = (OURS, STRAIGHTFORWARD, SINGLE)
+FLOOR = "floor"
 MANY_STEPS = 10_000
 PLACES = ("beach", "street", "grass", "snow", "table", "roof", "boat", "sofa")
 OWN_CAPTIONS = tuple(f"photo of a V on the {place}" for place in PLACES)
@@ -56,6 +63,17 @@ def contestant(
 
     rates = (config.learning_rate_words, config.learning_rate_text, config.learning_rate_unet)
     generator, total = tuning.generator, int(base.scheduler.config.num_train_timesteps)
+    if name == FLOOR:
+        scheduler = DDPMScheduler.from_config(base.scheduler.config, clip_sample=False)
+
+        def step_of_floor() -> float:
+            assert tuning.words is not None
+            tuning.words.grad = None
+            batch = next_batch(what.examples, config, total, generator, tuning.reach)
+            return tuning._add_gradients(scheduler, batch, 1.0)
+
+        return step_of_floor
+
     if name == SINGLE:
         single = SingleEmbedding(base, "cat", rates)
 
