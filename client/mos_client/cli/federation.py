@@ -57,6 +57,13 @@ def join(
             help="Refuse that your concept's own spatial changes are published, where the federation does that.",
         ),
     ] = False,
+    tune_only: Annotated[
+        bool, typer.Option("--tune-only", help="Tune, show what would leave, and end: the server is not called.")
+    ] = False,
+    ask: Annotated[
+        bool,
+        typer.Option("--ask", help="Send no concept file before you have agreed to its bytes, in mos-client open."),
+    ] = False,
     steps: TuningSteps = None,
     seed: Seed = 0,
     author: Author = "",
@@ -107,6 +114,8 @@ def join(
             say=say,
             on_step=lambda step: count(step.number, step.total, f"loss {step.loss:.4f}"),
             anew=anew,
+            tune_only=tune_only,
+            ask=ask,
         )
 
 
