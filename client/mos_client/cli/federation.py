@@ -21,6 +21,7 @@ def register(app: typer.Typer) -> None:
     example = 'Example: mos-client join alice.kit pictures/ --concept "<cat>" --class cat'
     app.command(cls=lists_settings(lambda: TuningSettings), epilog=example)(join)
     app.command(epilog="Example: mos-client download alice.kit --state mos-state/cat --out model")(download)
+    app.command(epilog="Example: mos-client withdraw --state mos-state/cat")(withdraw)
 
 
 def join(
@@ -150,6 +151,27 @@ def download(
         say(f"own changes of {token}: {outcome}")
     if own and not fetched:
         say("no own changes are published beside it")
+
+
+def withdraw(
+    state: Annotated[
+        Path | None,
+        typer.Option("--state", help="The state folder of mos-client join.", show_default="the only one in mos-state"),
+    ] = None,
+) -> None:
+    """Have the server erase your concept, and leave it out from now on.
+
+    Models that were published with it stay as they are. It is tuned again to take part again.
+    """
+    from mos_client.federation.enrolment import read_enrolment
+    from mos_client.federation.following import followed
+    from mos_client.federation.leaving import withdraw_concept
+    from mos_client.federation.session import Session
+
+    session = Session.load(state or _only_state())
+    enrolment = followed(read_enrolment(session.state), session.state, say)
+    for line in withdraw_concept(session, enrolment):
+        say(line)
 
 
 def _only_state() -> Path:
