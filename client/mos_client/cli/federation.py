@@ -22,6 +22,7 @@ def register(app: typer.Typer) -> None:
     app.command(cls=lists_settings(lambda: TuningSettings), epilog=example)(join)
     app.command(epilog="Example: mos-client download alice.kit --state mos-state/cat --out model")(download)
     app.command(epilog="Example: mos-client withdraw --state mos-state/cat")(withdraw)
+    app.command("open", epilog="Example: mos-client open alice.kit")(open_)
 
 
 def join(
@@ -172,6 +173,31 @@ def withdraw(
     enrolment = followed(read_enrolment(session.state), session.state, say)
     for line in withdraw_concept(session, enrolment):
         say(line)
+
+
+def open_(
+    kit: Annotated[
+        Path | None,
+        typer.Argument(metavar="[KIT]", help="The file that the operator sent.", show_default="chosen on the page"),
+    ] = None,
+    state: Annotated[
+        Path | None,
+        typer.Option("--state", help="The state folder of mos-client join.", show_default="those in mos-state here"),
+    ] = None,
+    port: Annotated[
+        int, typer.Option("--port", min=0, max=65535, help="Port on this machine.", show_default="a free one")
+    ] = 0,
+    browser: Annotated[
+        bool, typer.Option("--browser/--no-browser", help="Open the browser, or only print the address.")
+    ] = True,
+) -> None:
+    """Open the page in the browser: from the kit to pictures, without typing commands.
+
+    It listens on this machine alone. The address holds a secret: whoever has it can act for you.
+    """
+    from mos_client.page.application import serve_page
+
+    serve_page(Path("mos-state"), state, kit, port=port, browser=browser, say=say)
 
 
 def _only_state() -> Path:

@@ -95,13 +95,13 @@ def new_token() -> str:
 class Guard:
     """Lets through what `Access` allows, as `scope["visitor"]`; adds headers to every answer."""
 
-    def __init__(self, app: ASGIApp, access: Access) -> None:
-        self._app, self._access = app, access
+    def __init__(self, app: Any, access: Access) -> None:
+        self.app, self._access = app, access
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request, or refuse it."""
         if scope["type"] == "lifespan":
-            await self._app(scope, receive, send)
+            await self.app(scope, receive, send)
             return
         if scope["type"] != "http":  # no page of ours opens a WebSocket
             return
@@ -114,7 +114,7 @@ class Guard:
             await send(message)
 
         answer = self._refusal(scope) or self._opening(scope)
-        await (answer or self._app)(scope, receive, send_with_headers)
+        await (answer or self.app)(scope, receive, send_with_headers)
 
     def _refusal(self, scope: Scope) -> ASGIApp | None:
         headers = Headers(scope=scope)
