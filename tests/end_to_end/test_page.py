@@ -20,7 +20,7 @@ from mos_common.picture_metadata import read_recipe
 pytestmark = [needs_chromium, pytest.mark.timeout(1500)]
 BIN = Path(sys.executable).parent
 MOST_CLICKS = 15
-WAIT_MS = 300_000
+WAIT_MS = 120_000
 
 
 class Clicks:
@@ -111,7 +111,6 @@ def test_from_a_kit_to_a_picture_of_two_people_in_at_most_15_clicks(tmp_path):
             browser.get_by_role("link", name="See what would leave").wait_for()
             clicks.look("tuning")
             clicks.click("See what would leave", "link")
-            browser.get_by_text("guessing").first.wait_for() if False else None
             assert not (state / "enrolled.json").exists(), "nothing has left before the button"
             clicks.look("leaving")
             clicks.click(re.compile("Agree and send"))

@@ -2,7 +2,9 @@
 "use strict";
 
 for (const form of document.querySelectorAll("[data-send-when-chosen]")) {
-  form.querySelector("input[type=file]").addEventListener("change", () => form.requestSubmit());
+  const input = form.querySelector("input[type=file]");
+  input.addEventListener("change", () => form.requestSubmit());
+  if (input.files.length) form.requestSubmit(); // chosen before this script was there
 }
 for (const drop of document.querySelectorAll(".drop")) {
   const input = drop.querySelector("input[type=file]");
