@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14mos_common/mos.proto\x12\x06mos.v1\"@\n\x0c\x45nrolRequest\x12\r\n\x05token\x18\x01 \x01(\t\x12\x12\n\npublic_key\x18\x02 \x01(\x0c\x12\r\n\x05proof\x18\x03 \x01(\x0c\"!\n\nEnrolReply\x12\x13\n\x0bparticipant\x18\x01 \x01(\t\" \n\x0f\x44\x65scribeRequest\x12\r\n\x05model\x18\x01 \x01(\t\"3\n\x05Model\x12\r\n\x05model\x18\x01 \x01(\t\x12\x1b\n\x05\x66iles\x18\x02 \x03(\x0b\x32\x0c.mos.v1.File\"2\n\x04\x46ile\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04size\x18\x02 \x01(\x04\x12\x0e\n\x06sha256\x18\x03 \x01(\x0c\";\n\x0c\x46\x65tchRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0c\n\x04\x66ile\x18\x02 \x01(\t\x12\x0e\n\x06offset\x18\x03 \x01(\x04\"\x15\n\x05\x43hunk\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"\x0e\n\x0cTrustRequest\" \n\nTrustReply\x12\x12\n\nstatements\x18\x01 \x03(\x0c\x32\xcf\x01\n\x03Mos\x12\x31\n\x05\x45nrol\x12\x14.mos.v1.EnrolRequest\x1a\x12.mos.v1.EnrolReply\x12\x32\n\x08\x44\x65scribe\x12\x17.mos.v1.DescribeRequest\x1a\r.mos.v1.Model\x12.\n\x05\x46\x65tch\x12\x14.mos.v1.FetchRequest\x1a\r.mos.v1.Chunk0\x01\x12\x31\n\x05Trust\x12\x14.mos.v1.TrustRequest\x1a\x12.mos.v1.TrustReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14mos_common/mos.proto\x12\x06mos.v1\"@\n\x0c\x45nrolRequest\x12\r\n\x05token\x18\x01 \x01(\t\x12\x12\n\npublic_key\x18\x02 \x01(\x0c\x12\r\n\x05proof\x18\x03 \x01(\x0c\"!\n\nEnrolReply\x12\x13\n\x0bparticipant\x18\x01 \x01(\t\" \n\x0f\x44\x65scribeRequest\x12\r\n\x05model\x18\x01 \x01(\t\"3\n\x05Model\x12\r\n\x05model\x18\x01 \x01(\t\x12\x1b\n\x05\x66iles\x18\x02 \x03(\x0b\x32\x0c.mos.v1.File\"2\n\x04\x46ile\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04size\x18\x02 \x01(\x04\x12\x0e\n\x06sha256\x18\x03 \x01(\x0c\";\n\x0c\x46\x65tchRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0c\n\x04\x66ile\x18\x02 \x01(\t\x12\x0e\n\x06offset\x18\x03 \x01(\x04\"\x15\n\x05\x43hunk\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"\x0e\n\x0cTrustRequest\" \n\nTrustReply\x12\x12\n\nstatements\x18\x01 \x03(\x0c\"\x0f\n\rRoundsRequest\"~\n\x0bRoundsReply\x12\r\n\x05round\x18\x01 \x01(\t\x12\x0e\n\x06status\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0e\n\x06wanted\x18\x04 \x01(\r\x12\x0f\n\x07waits_s\x18\x05 \x01(\x01\x12\x1f\n\x07members\x18\x06 \x03(\x0b\x32\x0e.mos.v1.Member\"C\n\x06Member\x12\x13\n\x0bparticipant\x18\x01 \x01(\t\x12\x10\n\x08\x61\x63tivity\x18\x02 \x01(\t\x12\x12\n\nwaited_for\x18\x03 \x01(\x08\"\"\n\x0fWithdrawRequest\x12\x0f\n\x07\x63oncept\x18\x01 \x01(\t\"\x1f\n\rWithdrawReply\x12\x0e\n\x06models\x18\x01 \x03(\t2\xc1\x02\n\x03Mos\x12\x31\n\x05\x45nrol\x12\x14.mos.v1.EnrolRequest\x1a\x12.mos.v1.EnrolReply\x12\x32\n\x08\x44\x65scribe\x12\x17.mos.v1.DescribeRequest\x1a\r.mos.v1.Model\x12.\n\x05\x46\x65tch\x12\x14.mos.v1.FetchRequest\x1a\r.mos.v1.Chunk0\x01\x12\x31\n\x05Trust\x12\x14.mos.v1.TrustRequest\x1a\x12.mos.v1.TrustReply\x12\x34\n\x06Rounds\x12\x15.mos.v1.RoundsRequest\x1a\x13.mos.v1.RoundsReply\x12:\n\x08Withdraw\x12\x17.mos.v1.WithdrawRequest\x1a\x15.mos.v1.WithdrawReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -49,6 +49,16 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TRUSTREQUEST']._serialized_end=370
   _globals['_TRUSTREPLY']._serialized_start=372
   _globals['_TRUSTREPLY']._serialized_end=404
-  _globals['_MOS']._serialized_start=407
-  _globals['_MOS']._serialized_end=614
+  _globals['_ROUNDSREQUEST']._serialized_start=406
+  _globals['_ROUNDSREQUEST']._serialized_end=421
+  _globals['_ROUNDSREPLY']._serialized_start=423
+  _globals['_ROUNDSREPLY']._serialized_end=549
+  _globals['_MEMBER']._serialized_start=551
+  _globals['_MEMBER']._serialized_end=618
+  _globals['_WITHDRAWREQUEST']._serialized_start=620
+  _globals['_WITHDRAWREQUEST']._serialized_end=654
+  _globals['_WITHDRAWREPLY']._serialized_start=656
+  _globals['_WITHDRAWREPLY']._serialized_end=687
+  _globals['_MOS']._serialized_start=690
+  _globals['_MOS']._serialized_end=1011
 # @@protoc_insertion_point(module_scope)

@@ -71,3 +71,45 @@ class TrustReply(_message.Message):
     STATEMENTS_FIELD_NUMBER: _ClassVar[int]
     statements: _containers.RepeatedScalarFieldContainer[bytes]
     def __init__(self, statements: _Optional[_Iterable[bytes]] = ...) -> None: ...
+
+class RoundsRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class RoundsReply(_message.Message):
+    __slots__ = ("round", "status", "reason", "wanted", "waits_s", "members")
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    STATUS_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    WANTED_FIELD_NUMBER: _ClassVar[int]
+    WAITS_S_FIELD_NUMBER: _ClassVar[int]
+    MEMBERS_FIELD_NUMBER: _ClassVar[int]
+    round: str
+    status: str
+    reason: str
+    wanted: int
+    waits_s: float
+    members: _containers.RepeatedCompositeFieldContainer[Member]
+    def __init__(self, round: _Optional[str] = ..., status: _Optional[str] = ..., reason: _Optional[str] = ..., wanted: _Optional[int] = ..., waits_s: _Optional[float] = ..., members: _Optional[_Iterable[_Union[Member, _Mapping]]] = ...) -> None: ...
+
+class Member(_message.Message):
+    __slots__ = ("participant", "activity", "waited_for")
+    PARTICIPANT_FIELD_NUMBER: _ClassVar[int]
+    ACTIVITY_FIELD_NUMBER: _ClassVar[int]
+    WAITED_FOR_FIELD_NUMBER: _ClassVar[int]
+    participant: str
+    activity: str
+    waited_for: bool
+    def __init__(self, participant: _Optional[str] = ..., activity: _Optional[str] = ..., waited_for: _Optional[bool] = ...) -> None: ...
+
+class WithdrawRequest(_message.Message):
+    __slots__ = ("concept",)
+    CONCEPT_FIELD_NUMBER: _ClassVar[int]
+    concept: str
+    def __init__(self, concept: _Optional[str] = ...) -> None: ...
+
+class WithdrawReply(_message.Message):
+    __slots__ = ("models",)
+    MODELS_FIELD_NUMBER: _ClassVar[int]
+    models: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, models: _Optional[_Iterable[str]] = ...) -> None: ...

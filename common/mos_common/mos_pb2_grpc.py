@@ -54,6 +54,16 @@ class MosStub:
                 request_serializer=mos__common_dot_mos__pb2.TrustRequest.SerializeToString,
                 response_deserializer=mos__common_dot_mos__pb2.TrustReply.FromString,
                 _registered_method=True)
+        self.Rounds = channel.unary_unary(
+                '/mos.v1.Mos/Rounds',
+                request_serializer=mos__common_dot_mos__pb2.RoundsRequest.SerializeToString,
+                response_deserializer=mos__common_dot_mos__pb2.RoundsReply.FromString,
+                _registered_method=True)
+        self.Withdraw = channel.unary_unary(
+                '/mos.v1.Mos/Withdraw',
+                request_serializer=mos__common_dot_mos__pb2.WithdrawRequest.SerializeToString,
+                response_deserializer=mos__common_dot_mos__pb2.WithdrawReply.FromString,
+                _registered_method=True)
 
 
 class MosServicer:
@@ -87,6 +97,20 @@ class MosServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Rounds(self, request, context):
+        """The round that runs, or else the last one: who is in, who is waited for, until when.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Withdraw(self, request, context):
+        """Withdraw a concept of the caller's own name: it is erased, and left out from now on.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_MosServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -109,6 +133,16 @@ def add_MosServicer_to_server(servicer, server):
                     servicer.Trust,
                     request_deserializer=mos__common_dot_mos__pb2.TrustRequest.FromString,
                     response_serializer=mos__common_dot_mos__pb2.TrustReply.SerializeToString,
+            ),
+            'Rounds': grpc.unary_unary_rpc_method_handler(
+                    servicer.Rounds,
+                    request_deserializer=mos__common_dot_mos__pb2.RoundsRequest.FromString,
+                    response_serializer=mos__common_dot_mos__pb2.RoundsReply.SerializeToString,
+            ),
+            'Withdraw': grpc.unary_unary_rpc_method_handler(
+                    servicer.Withdraw,
+                    request_deserializer=mos__common_dot_mos__pb2.WithdrawRequest.FromString,
+                    response_serializer=mos__common_dot_mos__pb2.WithdrawReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -219,6 +253,60 @@ class Mos:
             '/mos.v1.Mos/Trust',
             mos__common_dot_mos__pb2.TrustRequest.SerializeToString,
             mos__common_dot_mos__pb2.TrustReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Rounds(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/mos.v1.Mos/Rounds',
+            mos__common_dot_mos__pb2.RoundsRequest.SerializeToString,
+            mos__common_dot_mos__pb2.RoundsReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Withdraw(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/mos.v1.Mos/Withdraw',
+            mos__common_dot_mos__pb2.WithdrawRequest.SerializeToString,
+            mos__common_dot_mos__pb2.WithdrawReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -21,6 +21,7 @@ from mos_server.network.memory import collect_only_new, return_large_blocks
 from mos_server.network.mos_port import mos_port
 from mos_server.network.service import MosService
 from mos_server.network.superlink import SuperLink, bind_port, listening_address
+from mos_server.round.news import round_news
 from mos_server.round.process import only_process
 from mos_server.round.runner import RoundRunner
 from mos_server.state.folder import State, locked
@@ -65,7 +66,8 @@ def serve(state: State, listening: Callable[[], None], *, device: str | None = N
         listener = stack.enter_context(bind_port(listening_address(state.config.host), state.config.mos_port))
         door = Door(members=superlink.members)
         superlink.doors.append(door)  # a barred key is out at every door
-        service = mos_port(MosService(state, journal, superlink.register), state.pki, listener, door)
+        answers = MosService(state, journal, superlink.register, news=lambda: round_news(journal))
+        service = mos_port(answers, state.pki, listener, door)
         collect_only_new()
         rounds = RoundRunner(state, journal, superlink, pause, unstored, device, dtype)
         asyncio.run(_serve_both(service, superlink, rounds, listening))

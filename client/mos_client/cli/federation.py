@@ -21,6 +21,8 @@ def register(app: typer.Typer) -> None:
     example = 'Example: mos-client join alice.kit pictures/ --concept "<cat>" --class cat'
     app.command(cls=lists_settings(lambda: TuningSettings), epilog=example)(join)
     app.command(epilog="Example: mos-client download alice.kit --state mos-state/cat --out model")(download)
+    app.command(epilog="Example: mos-client withdraw --state mos-state/cat")(withdraw)
+    app.command("open", epilog="Example: mos-client open alice.kit")(open_)
 
 
 def join(
@@ -56,6 +58,13 @@ def join(
             "--fused-only",
             help="Refuse that your concept's own spatial changes are published, where the federation does that.",
         ),
+    ] = False,
+    tune_only: Annotated[
+        bool, typer.Option("--tune-only", help="Tune, show what would leave, and end: the server is not called.")
+    ] = False,
+    ask: Annotated[
+        bool,
+        typer.Option("--ask", help="Send no concept file before you have agreed to its bytes, in mos-client open."),
     ] = False,
     steps: TuningSteps = None,
     seed: Seed = 0,
@@ -107,6 +116,8 @@ def join(
             say=say,
             on_step=lambda step: count(step.number, step.total, f"loss {step.loss:.4f}"),
             anew=anew,
+            tune_only=tune_only,
+            ask=ask,
         )
 
 
@@ -141,6 +152,52 @@ def download(
         say(f"own changes of {token}: {outcome}")
     if own and not fetched:
         say("no own changes are published beside it")
+
+
+def withdraw(
+    state: Annotated[
+        Path | None,
+        typer.Option("--state", help="The state folder of mos-client join.", show_default="the only one in mos-state"),
+    ] = None,
+) -> None:
+    """Have the server erase your concept, and leave it out from now on.
+
+    Models that were published with it stay as they are. It is tuned again to take part again.
+    """
+    from mos_client.federation.enrolment import read_enrolment
+    from mos_client.federation.following import followed
+    from mos_client.federation.leaving import withdraw_concept
+    from mos_client.federation.session import Session
+
+    session = Session.load(state or _only_state())
+    enrolment = followed(read_enrolment(session.state), session.state, say)
+    for line in withdraw_concept(session, enrolment):
+        say(line)
+
+
+def open_(
+    kit: Annotated[
+        Path | None,
+        typer.Argument(metavar="[KIT]", help="The file that the operator sent.", show_default="chosen on the page"),
+    ] = None,
+    state: Annotated[
+        Path | None,
+        typer.Option("--state", help="The state folder of mos-client join.", show_default="those in mos-state here"),
+    ] = None,
+    port: Annotated[
+        int, typer.Option("--port", min=0, max=65535, help="Port on this machine.", show_default="a free one")
+    ] = 0,
+    browser: Annotated[
+        bool, typer.Option("--browser/--no-browser", help="Open the browser, or only print the address.")
+    ] = True,
+) -> None:
+    """Open the page in the browser: from the kit to pictures, without typing commands.
+
+    It listens on this machine alone. The address holds a secret: whoever has it can act for you.
+    """
+    from mos_client.page.application import serve_page
+
+    serve_page(Path("mos-state"), state, kit, port=port, browser=browser, say=say)
 
 
 def _only_state() -> Path:

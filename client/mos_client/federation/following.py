@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -17,6 +17,7 @@ import grpc
 
 from mos_client.federation.calling import CALL_S, calling, explained
 from mos_client.federation.enrolment import Enrolment
+from mos_client.federation.news import fetch_news
 from mos_client.federation.pinning import adopt
 from mos_common import mos_pb2
 from mos_common.errors import MosError, NetworkError, TrustError
@@ -129,6 +130,8 @@ class Follower:
     def _run(self) -> None:
         while not self._stop.is_set():
             self.look()
+            with suppress(MosError):  # others say that the server is away, or the disk full
+                fetch_news(self.enrolment, self.state)
             self._stop.wait(self.every_s)
 
     def _report(self, error: MosError) -> None:

@@ -13,6 +13,8 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+from mos_client.federation.activity import JOINED, reported
+from mos_client.federation.consent import await_consent
 from mos_client.federation.download import download_model, greet, wait_for_model
 from mos_client.federation.enrolment import enrol
 from mos_client.federation.following import Follower
@@ -23,6 +25,7 @@ from mos_client.federation.remembered import check_same_concept, check_same_pict
 from mos_client.federation.session import SETTINGS, Session, locked
 from mos_client.federation.supernode import SuperNode
 from mos_client.federation.tuned import OnStep, judged_now, tuned_already, tuned_file
+from mos_client.tuning.steering import Steering, Wanted
 from mos_common.commands import draw_command
 from mos_common.errors import NetworkError, StateError
 from mos_common.files import write_atomically
@@ -41,19 +44,38 @@ Say = Callable[[str], None]
 RETRY_S = 10.0
 
 
-def join(session: Session, kit: Kit, *, rounds: int | None, say: Say, on_step: OnStep, anew: bool = False) -> None:
+def join(
+    session: Session,
+    kit: Kit,
+    *,
+    rounds: int | None,
+    say: Say,
+    on_step: OnStep,
+    anew: bool = False,
+    tune_only: bool = False,
+    ask: bool = False,
+) -> None:
     """Serve round after round until interrupted, or until `rounds` models were downloaded.
 
     Everything that can be judged without the network is judged before the kit is used. `anew` tunes
     what the session says, though the state folder remembers another concept or other pictures.
+    `tune_only` ends when the concept is tuned: the server is not called. With `ask` no concept file
+    is sent before there is a yes to it (`consent.py`).
 
     Raises:
         MosError: with what to do.
 
     """
     check_kit(kit, session.state)
-    with locked(session.state), _terminated_is_interrupted():
+    with locked(session.state), _terminated_is_interrupted(), reported(session.state) as report:
+        say, on_step = report.saying(say), report.stepping(on_step)
+        Steering.of(session.state).want(Wanted.RUN)
         session, judged = prepared(session, anew=anew)
+        if tune_only:
+            session.save()
+            announce(session, tuned_file(session, on_step, judged=judged), say)
+            say("nothing has been sent, and the server was not called; the same command without --tune-only joins")
+            return
         for line in say_what_leaves(publishes_own=kit.publishes == "own", agreed=session.own):
             say(line)
         enrolment = enrol(kit, session.state, say)
@@ -62,8 +84,9 @@ def join(session: Session, kit: Kit, *, rounds: int | None, say: Say, on_step: O
         session.save()
         begun, announced = threading.Event(), threading.Event()
         follower = Follower(enrolment, session.state, say)
-        with follower.running(), _answering(session, follower, begun, announced, say):
+        with follower.running(), _answering(session, follower, begun, announced, say, ask=ask):
             announce(session, tuned_file(session, on_step, begun, judged), say)
+            report.stage(JOINED)
             announced.set()
             serve(session, follower, rounds, say)
 
@@ -172,11 +195,11 @@ def serve(session: Session, follower: Follower, rounds: int | None, say: Say) ->
 
 
 def withheld_until(
-    announced: threading.Event, stop: threading.Event, app: Callable[..., Any], before_reply: Callable[[], None]
+    announced: threading.Event, stop: threading.Event, app: Callable[..., Any], before_reply: Callable[[Any], None]
 ) -> Callable[..., Any]:
     """Wrap the app so that no reply is sent before the participant has been shown what it contains.
 
-    `before_reply` is called before every reply, since a tuning may end at the same moment.
+    `before_reply` is called with every reply, since a tuning may end at the same moment.
     """
 
     def reply(**request: Any) -> Any:
@@ -184,7 +207,7 @@ def withheld_until(
         while not announced.wait(0.1):
             if stop.is_set():
                 raise NetworkError("interrupted before you were shown what leaves this machine: nothing left it")
-        before_reply()
+        before_reply(answer)
         return answer
 
     return reply
@@ -192,7 +215,7 @@ def withheld_until(
 
 @contextmanager
 def _answering(
-    session: Session, follower: Follower, begun: threading.Event, announced: threading.Event, say: Say
+    session: Session, follower: Follower, begun: threading.Event, announced: threading.Event, say: Say, *, ask: bool
 ) -> Iterator[None]:
     """Run the SuperNode, and its tasks in a thread of this process, within the block."""
     from mos_client.federation.app import STATE, app
@@ -209,7 +232,12 @@ def _answering(
         # Tasks wait until this process tunes and shows its progress.
         return node.look_after() and begun.is_set()
 
-    withheld = withheld_until(announced, stop, app, lambda: announce_news(session, say))
+    def before_reply(reply: Any) -> None:
+        announce_news(session, say)
+        if ask:
+            await_consent(session, reply, stop, say)
+
+    withheld = withheld_until(announced, stop, app, before_reply)
     worker = threading.Thread(
         target=Executor(lambda: node.address, node.secret_file, withheld).run,
         args=(stop, ready),

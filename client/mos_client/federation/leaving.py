@@ -8,6 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mos_client.federation.enrolment import Enrolment
+    from mos_client.federation.session import Session
 
 
 @dataclass(frozen=True)
@@ -71,3 +76,21 @@ def say_what_leaves(*, publishes_own: bool = False, agreed: bool = False) -> Ite
         yield f"- {each.what} ({each.when})"
     if publishes_own:
         yield AGREED if agreed else REFUSED
+
+
+def withdraw_concept(session: Session, enrolment: Enrolment) -> Iterator[str]:
+    """Have the server erase the concept, and yield lines that say what came of it.
+
+    Raises:
+        RequestError: the server does not have it.
+        MosError: as `news.withdraw` raises.
+
+    """
+    from mos_client.federation.consent import take_back
+    from mos_client.federation.news import withdraw
+
+    take_back(session.state)  # first: a `join --ask` that runs must not send it again
+    models = withdraw(enrolment, session.request.concept)
+    yield f"{session.token(enrolment.participant)}: erased at the server, and left out of future rounds"
+    if models:
+        yield f"it is still in {', '.join(models)}, which everybody may have: a published model is never changed"

@@ -42,7 +42,7 @@ def rekey_session(session: Session, base: Base, pictures: str | None = None) -> 
         BaseModelError: `base` is not the operator's model.
 
     """
-    from mos_client.tuning.tune_folder import progress_picture
+    from mos_client.tuning.tune_folder import progress_picture, progress_scores
     from mos_common.concept_file import rekey_concept
     from mos_common.kit import read_kit, write_kit
 
@@ -57,8 +57,9 @@ def rekey_session(session: Session, base: Base, pictures: str | None = None) -> 
         if kept.is_file() and not path.is_file():
             rekey_concept(kept, base)
             kept.rename(path)
-            if progress_picture(kept).is_file():
-                progress_picture(kept).rename(progress_picture(path))
+            for beside in (progress_picture, progress_scores):
+                if beside(kept).is_file():
+                    beside(kept).rename(beside(path))
     if (session.state / SETTINGS).is_file() and rekeyed != session:
         rekeyed.save()
     kit_file = session.state / KIT

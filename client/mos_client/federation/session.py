@@ -7,6 +7,10 @@ settings.json               what `join` was asked for
 concepts/                   tuned concept files; none is tuned twice
 pictures.json               digests of the pictures that were tuned on
 what-leaves.txt             every tensor that is sent when the server asks
+consent.json                the digest of the file that `join --ask` may send
+activity.json               what `join` does at the moment, or did last
+round.json                  the server's news of the round, while `join` runs
+steering                    `pause` or `stop`, while a tuning is to do that
 tuning/                     checkpoints of a run under way
 models/, candidates/        downloaded models; a candidate while it is scored
 flower/, ca.crt             the SuperNode's own files

@@ -18,6 +18,7 @@ from mos_client.federation.remembered import Seen, look_at, recall, remember
 from mos_client.federation.session import Session
 from mos_client.pictures.folder import Picture, pictures_digest
 from mos_client.tuning.request import TuneRequest
+from mos_client.tuning.steering import Steering
 from mos_common.errors import PicturesError, StateError
 from mos_common.outage import Outage
 
@@ -60,7 +61,8 @@ def tuned_file(
 
         path = session.named(_digest(judged))
         if not path.is_file():  # else it has just been found under an earlier release's name
-            tune_folder(session.request, path, work=session.tuning, judged=judged, on_step=on_step)
+            steering = Steering.of(session.state)
+            tune_folder(session.request, path, work=session.tuning, judged=judged, on_step=on_step, steering=steering)
         remember(session.state, look_at(session.request.images, _pictures(judged)))
         return path
 

@@ -6,10 +6,11 @@ from it and ends in the same file, to the bit, as one that was never interrupted
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable
 from contextlib import closing, suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from mos_client.tuning.loop import Step, Tuning
 from mos_client.tuning.offloading import offloaded
 from mos_client.tuning.pace import Pace
 from mos_client.tuning.request import TuneRequest
+from mos_client.tuning.steering import Steering
 from mos_client.tuning.watch import Watch, check_tensorboard, tensorboard
 from mos_common.base_model import Base
 from mos_common.concept import Concept
@@ -44,15 +46,17 @@ def tune_folder(
     resume: bool = True,
     logs: Path | None = None,
     on_step: OnStep = lambda step: None,
+    steering: Steering | None = None,
 ) -> Path:
     """Tune the concept of `request` on its pictures, less two held back, and write it to `out`.
 
-    Beside it goes `NAME.progress.png`, the drawings made while tuning. `base` is the request's base
-    model where the caller has loaded it already, `judged` the judgement of just this tuning;
-    `logs` is a folder for TensorBoard.
+    Beside it go `NAME.progress.png`, the drawings made while tuning, and their scores in
+    `NAME.progress.json`. `base` is the request's base model where the caller has loaded it already,
+    `judged` the judgement of just this tuning; `logs` is a folder for TensorBoard.
 
     Raises:
         MosError: as `judge` raises, before anything is tuned.
+        RequestError: `steering` says to stop; a later run goes on from there.
         ConceptError: the loss is not finite.
         StateError: a file cannot be written any more.
 
@@ -81,6 +85,10 @@ def tune_folder(
     if resume and restore(tuning, watch, work, run, run_before):
         log.info("resuming from step %d of %d", tuning.done, settings.steps)
     pace = Pace(settings, plan)
+
+    def save() -> None:
+        write_atomically(work / CHECKPOINT, snapshot(tuning, watch, run))
+
     with tensorboard(logs) as writer, closing(tuning.steps()) as steps, offloaded(base, settings) as on_gpu:
         for step in steps:
             on_step(step)
@@ -93,8 +101,8 @@ def tune_folder(
                     _evaluate(watch, tuning, out, writer)
                 if watch.finished:
                     break
-            if not last and step.number % settings.checkpoint_every == 0:
-                write_atomically(work / CHECKPOINT, snapshot(tuning, watch, run))
+            if not last:
+                _keep(step.number, settings.checkpoint_every, save, steering)
     if watch is not None:
         _choose_best(watch, tuning)
     write_concept(_concept(tuning, request), out)
@@ -103,6 +111,14 @@ def tune_folder(
     with suppress(OSError):
         work.rmdir()
     return out
+
+
+def _keep(step: int, every: int, save: Callable[[], None], steering: Steering | None) -> None:
+    """Write a checkpoint if it is time for one, and do what the run's owner wants."""
+    if step % every == 0:
+        save()
+    if steering is not None:
+        steering.obey(step, save)
 
 
 def _concept(tuning: Tuning, request: TuneRequest) -> Concept:
@@ -131,6 +147,11 @@ def progress_picture(out: Path) -> Path:
     return out.with_suffix(".progress.png")
 
 
+def progress_scores(out: Path) -> Path:
+    """Return the path of those drawings' scores: a list of evaluations, and the best's step."""
+    return out.with_suffix(".progress.json")
+
+
 def _evaluate(watch: Watch, tuning: Tuning, out: Path, writer: Any) -> None:
     evaluation = watch.evaluate(tuning)
     log.info(
@@ -139,6 +160,8 @@ def _evaluate(watch: Watch, tuning: Tuning, out: Path, writer: Any) -> None:
         " (best so far)" if watch.best is evaluation else "",
     )
     watch.write_grid(progress_picture(out))
+    scores = {"best": watch.best and watch.best.step, "evaluations": [asdict(each) for each in watch.evaluations]}
+    write_atomically(progress_scores(out), json.dumps(scores).encode())
     if writer:
         for name in ("identity", "prompt_adherence", "own"):
             writer.add_scalar(name, getattr(evaluation, name), evaluation.step)

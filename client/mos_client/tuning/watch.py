@@ -36,6 +36,7 @@ from mos_common.scores import ImageScorer, context_alignment, image_alignment
 SEED = 7
 CLASS_SEEDS = (7, 8, 9, 10)
 STEPS = 12
+MARGIN = 150  # of the picture of all drawings, in pixels: what is written beside each row
 OVERFIT_DROP = 0.1  # of prompt adherence below its best, while identity no longer grows
 _NAMES_OF_0_1_0 = {"following": "prompt_adherence"}
 
@@ -133,7 +134,7 @@ class Watch:
             return
         side = self.rows[0].shape[2]
         scale = max(1, 128 // side)
-        cell, margin = side * scale, 150
+        cell, margin = side * scale, MARGIN
         sheet = Image.new("RGB", (margin + len(WATCHED) * cell, len(self.rows) * cell), "white")
         pen = ImageDraw.Draw(sheet)
         evaluated = self.evaluations[-len(self.rows) :]
@@ -169,6 +170,14 @@ class Watch:
         ]
         self.best_values = _numbered(tensors, "best.")
         self.rows = _numbered(tensors, "row.")
+
+
+def drawings_in(grid: Image.Image, row: int) -> list[Image.Image]:
+    """Return the drawings in one row of what `write_grid` wrote; -1 is the newest."""
+    cell = (grid.width - MARGIN) // len(WATCHED)
+    top = row * cell if row >= 0 else grid.height + row * cell
+    lefts = (MARGIN + place * cell for place in range(len(WATCHED)))
+    return [grid.crop((left, top, left + cell, top + cell)) for left in lefts]
 
 
 def check_tensorboard(folder: Path) -> None:

@@ -23,6 +23,7 @@ from mos_common import mos_pb2
 from mos_common.digests import digest_of_file
 from mos_common.errors import StateError, TrustError
 from mos_common.model_files import MANIFEST
+from mos_common.names import CONCEPT_NAME
 from mos_common.node_key import check_proof
 from mos_common.outage import in_words
 from mos_common.own.names import own_name
@@ -31,9 +32,11 @@ from mos_common.signing import SIGNATURES
 from mos_server.network.calls import Method, Refusal
 from mos_server.network.quota import Quota
 from mos_server.network.trust import trust_reply
+from mos_server.state.concepts import withdraw
 from mos_server.state.folder import State
 from mos_server.state.journal import Journal
 from mos_server.state.published import candidate_to_score, published_model, published_own
+from mos_server.state.records import PUBLISHED
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +53,7 @@ _MODEL = re.compile(r"(?P<round>round-\d{3,9})(?P<candidate>-candidate)?")
 class MosService:
     """The answers to participants, from the state folder and the journal.
 
-    It calls `enrolled(pem, name)` for each new key.
+    It calls `enrolled(pem, name)` for each new key, and `news` returns those of the rounds.
     """
 
     def __init__(
@@ -59,12 +62,14 @@ class MosService:
         journal: Journal,
         enrolled: Callable[[bytes, str], None],
         *,
+        news: Callable[[], mos_pb2.RoundsReply] = mos_pb2.RoundsReply,
         hourly_bytes: float = HOURLY_BYTES_AT_MOST,
     ) -> None:
         self._downloaded = Quota(hourly_bytes)
         self._state = state
         self._journal = journal
         self._enrolled = enrolled
+        self._news = news
 
     @property
     def methods(self) -> Mapping[str, Method]:
@@ -74,6 +79,8 @@ class MosService:
             "Describe": Method(mos_pb2.DescribeRequest, self.describe),
             "Fetch": Method(mos_pb2.FetchRequest, self.fetch, streams=True),
             "Trust": Method(mos_pb2.TrustRequest, self.trust),
+            "Rounds": Method(mos_pb2.RoundsRequest, self.rounds),
+            "Withdraw": Method(mos_pb2.WithdrawRequest, self.withdraw),
         }
 
     def is_admitted(self, key: str) -> bool:
@@ -131,6 +138,24 @@ class MosService:
     def trust(self, request: mos_pb2.TrustRequest, key: str) -> mos_pb2.TrustReply:
         """Send the statements by which the federation's keys were rotated."""
         return trust_reply(self._state.pki)
+
+    def rounds(self, request: mos_pb2.RoundsRequest, key: str) -> mos_pb2.RoundsReply:
+        """Say how the round stands."""
+        return self._news()
+
+    def withdraw(self, request: mos_pb2.WithdrawRequest, key: str) -> mos_pb2.WithdrawReply:
+        """Withdraw a concept of the caller's own name, whichever of its keys has sent it."""
+        (name,) = (each.name for each in self._journal.participants.all() if each.key == key)
+        if not CONCEPT_NAME.fullmatch(request.concept):
+            raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, "that is no name of a concept")
+        token = f"<{name}/{request.concept[1:]}"
+        if all(upload.token != token for upload in self._journal.uploads.kept()):
+            raise Refusal(grpc.StatusCode.NOT_FOUND, f"{token} is not kept here: there is nothing to withdraw")
+        withdrawn = withdraw(self._state, self._journal, token)
+        log.info("%s was withdrawn by its participant", token)
+        published = {each.id for each in self._journal.rounds.all() if each.status == PUBLISHED}
+        inside = {upload.round for upload in withdrawn if upload.round is not None} & published
+        return mos_pb2.WithdrawReply(models=sorted(inside))
 
     def _model(self, wanted: str, key: str) -> tuple[str, Path]:
         """Return (name, folder) of a model that this caller may see.

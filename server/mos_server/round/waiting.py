@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 from mos_server.state.journal import Journal
 from mos_server.state.records import ASKED, COLLECTING, SCORING, Member, Round, RoundSettings
@@ -74,8 +75,16 @@ def describe_waiting(round_: Round) -> str:
     )
 
 
-def describe_waited_for(journal: Journal, round_: Round) -> Iterator[str]:
-    """Yield a line that says who is waited for now and until when, if anybody is."""
+@dataclass(frozen=True)
+class Waiting:
+    """Whom a round waits for now, and until when at the latest, in seconds since the epoch."""
+
+    names: Sequence[str]
+    until: float
+
+
+def waited_for(journal: Journal, round_: Round) -> Waiting | None:
+    """Return whom a round waits for; None while it waits for nobody."""
     settings = round_.settings
     if round_.status in (ASKED, COLLECTING):
         uploads = journal.uploads.of(round_.id)
@@ -85,16 +94,22 @@ def describe_waited_for(journal: Journal, round_: Round) -> Iterator[str]:
     elif round_.status == SCORING:
         begun = [at for _, at, text in journal.notes.of(round_.id) if text.startswith(SCORING_BEGINS)]
         if not begun:
-            return
+            return None
         done = [each for each in journal.rounds.members(round_.id) if each.activity in {"scored", *UNSCORABLE}]
         answered, answers, latest = len(done), [each.at for each in done], begun[-1] + settings.scoring_s
         enough = True
     else:
-        return
+        return None
     silent = [each.name for each in journal.rounds.members(round_.id) if _is_waited_for(each, round_)]
     if enough and answers and silent and have_enough(settings, answered, len(silent)):
         latest = min(latest, max(answers) + settings.grace_s)
-    yield f"waiting for {listed(silent) or 'somebody to come'}, until {at_time(latest)}"
+    return Waiting(silent, latest)
+
+
+def describe_waited_for(journal: Journal, round_: Round) -> Iterator[str]:
+    """Yield a line that says who is waited for now and until when, if anybody is."""
+    if (waiting := waited_for(journal, round_)) is not None:
+        yield f"waiting for {listed(waiting.names) or 'somebody to come'}, until {at_time(waiting.until)}"
 
 
 def _is_waited_for(member: Member, round_: Round) -> bool:

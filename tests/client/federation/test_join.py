@@ -223,14 +223,14 @@ def test_no_reply_leaves_before_it_was_said_what_leaves_with_it():
     """If the server asked earlier, reply and announcement are ready at the same moment."""
     announced, stop, replies = threading.Event(), threading.Event(), []
     looked: list[str] = []
-    app = withheld_until(announced, stop, "{message} in {context}".format, lambda: looked.append("at the concept file"))
+    app = withheld_until(announced, stop, "{message} in {context}".format, lambda reply: looked.append(f"at {reply}"))
     asking = threading.Thread(target=lambda: replies.append(app(message="train", context="round 1")))
     asking.start()
     asking.join(0.3)
     assert (replies, looked) == ([], [])
     announced.set()
     asking.join(10)
-    assert looked == ["at the concept file"]
+    assert looked == ["at train in round 1"]
     assert replies == ["train in round 1"]
     announced.clear()
     stop.set()
