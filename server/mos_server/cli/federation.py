@@ -114,6 +114,16 @@ def serve(
     state: StateFolder,
     device: Device = None,
     dtype: Dtype = None,
+    metrics_port: Annotated[
+        int | None,
+        typer.Option(
+            "--metrics-port",
+            min=0,
+            max=65535,
+            help="Loopback port for Prometheus metrics, health and readiness; 0: any free one.",
+            show_default="none",
+        ),
+    ] = None,
 ) -> None:
     """Serve participants and run rounds until Ctrl-C or SIGTERM.
 
@@ -132,7 +142,7 @@ def serve(
     def listening() -> None:
         say(f"serving {state} at {config.host}, ports {config.fleet_port} and {config.mos_port}; Ctrl-C stops it")
 
-    serve_state(opened, listening, device=device, dtype=dtype)
+    serve_state(opened, listening, device=device, dtype=dtype, metrics_port=metrics_port, announce=say)
     say("stopped")
 
 

@@ -17,7 +17,7 @@ from typing import Any
 from sqlalchemy import Connection, RowMapping, delete, insert, select, update
 
 from mos_common.errors import StateError, TrustError
-from mos_common.files import could_not_write
+from mos_common.files import canonical_json, could_not_write
 from mos_common.outage import Outage
 from mos_server.state.audit import SEAL, Row, append_rows, line_time, make_row, problems, seal_of
 from mos_server.state.journal.audit_triggers import install_triggers
@@ -72,6 +72,14 @@ class Audit:
         """Return every line, earliest first."""
         query = select(audit).order_by(audit.c.sequence)
         return [_row(row) for row in self._database.rows(query)]
+
+    def when(self, what: str, round_id: str) -> float | None:
+        """Return when the newest line of a kind about a round was written (s since the epoch)."""
+        entries = [canonical_json(entry).decode()[1:-1] for entry in ({"what": what}, {"round": round_id})]
+        matches = (audit.c.line.contains(entry, autoescape=True) for entry in entries)
+        newest = select(audit.c.line).where(*matches).order_by(audit.c.sequence.desc()).limit(1)
+        rows = self._database.rows(newest)
+        return dt.datetime.fromisoformat(json.loads(rows[0]["line"])["at"]).timestamp() if rows else None
 
     def check(self) -> Row | None:
         """Check file, journal and seals against each other, and return the last line, if any.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
-from sqlalchemy import ColumnElement, RowMapping, insert, select, update
+from sqlalchemy import ColumnElement, RowMapping, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from mos_common.errors import RequestError
@@ -71,6 +71,12 @@ class Uploads:
     def everything(self) -> list[Upload]:
         """Return every upload of every round, refused or not."""
         return self._where(uploads.c.id.is_not(None))
+
+    def tally(self) -> list[tuple[str | None, int, int]]:
+        """Return, for each reason of a refusal and for None, how many uploads, and their bytes."""
+        count, size = func.count().label("count"), func.sum(uploads.c.bytes).label("size")
+        query = select(uploads.c.refused, count, size).group_by(uploads.c.refused)
+        return [(row["refused"], int(row["count"]), int(row["size"])) for row in self._database.rows(query)]
 
     def refuse(self, upload: int, reason: str) -> None:
         """Take an admitted upload out of its round because it cannot be fused."""
