@@ -92,8 +92,7 @@ def _provider() -> TracerProvider:
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
-    named = {"service.name": "mos-server", "service.version": RELEASE}
-    # What the operator sets in OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES comes before ours.
-    provider = TracerProvider(resource=Resource.create(named).merge(Resource.create()))
+    named = {"service.name": os.environ.get("OTEL_SERVICE_NAME") or "mos-server", "service.version": RELEASE}
+    provider = TracerProvider(resource=Resource.create(named))
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
     return provider
