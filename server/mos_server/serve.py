@@ -17,16 +17,17 @@ from prometheus_client import CollectorRegistry
 from mos_common.errors import StateError
 from mos_common.files import could_not_write
 from mos_common.outage import Outage
+from mos_common.pages.serving import LOOPBACK
 from mos_common.shell import say
 from mos_server.monitoring.app import monitoring_port
 from mos_server.monitoring.collector import Refused, StateCollector
 from mos_server.monitoring.health import Health
 from mos_server.network.door import Door
-from mos_server.network.loopback import LOOPBACK
 from mos_server.network.memory import collect_only_new, return_large_blocks
 from mos_server.network.mos_port import mos_port
 from mos_server.network.service import MosService
 from mos_server.network.superlink import SuperLink, bind_port, listening_address
+from mos_server.page.opening import PageOptions, opened_page
 from mos_server.round.process import only_process
 from mos_server.round.runner import RoundRunner
 from mos_server.state.folder import State, locked
@@ -48,13 +49,14 @@ def serve(
     device: str | None = None,
     dtype: str | None = None,
     metrics_port: int | None = None,
+    page: PageOptions | None = None,
     announce: Callable[[str], None] = log.info,
 ) -> None:
     """Serve a state folder until SIGTERM or SIGINT, and leave no process behind.
 
     `listening` is called once both ports answer. A round that is running resumes at the next start.
-    `metrics_port` is a loopback port for metrics and health (0: any free one); its address is
-    announced.
+    `metrics_port` is a loopback port for metrics and health (0: any free one), `page` says how the
+    operator's page is served; their addresses are announced.
 
     Raises:
         StateError: another server is running on the folder.
@@ -96,6 +98,8 @@ def serve(
             registry.register(StateCollector(state, journal, health))
             port = stack.enter_context(monitoring_port(metrics_port, registry, health))
             announce(f"metrics: http://{LOOPBACK}:{port}/metrics; health: /healthz and /readyz there")
+        if page is not None:
+            stack.enter_context(opened_page(page, state, journal, health, announce))
 
         def ready() -> None:
             health.listening()

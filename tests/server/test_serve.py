@@ -156,5 +156,5 @@ def test_an_operator_has_a_command_for_each_part_of_the_job():
     names = {command.name or command.callback.__name__ for command in app.registered_commands}
     assert names == {
         *("init", "invite", "bar", "serve", "round", "settings", "status", "concepts", "fuse", "export"),
-        *("rotate", "audit", "prune", "forget"),
+        *("rotate", "audit", "prune", "forget", "hold-back", "publish", "sheet"),
     }

@@ -18,7 +18,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from mos_server.monitoring.health import Health
-from mos_server.network.loopback import at_home, serving
+from mos_server.network.loopback import at_home, listen_on, serving
 
 
 def monitoring_app(registry: CollectorRegistry, health: Health) -> Starlette:
@@ -47,5 +47,6 @@ def monitoring_port(port: int, registry: CollectorRegistry, health: Health) -> I
         NetworkError: the port is in use.
 
     """
-    with serving(monitoring_app(registry, health), port) as number:
-        yield number
+    listener = listen_on(port, "--metrics-port")
+    with serving(monitoring_app(registry, health), listener):
+        yield int(listener.getsockname()[1])

@@ -113,7 +113,7 @@ class StateCollector(Collector):
             seconds.add_metric([each.id, each.status], readings.state_seconds(self._journal, each))
             limits.add_metric([each.id, each.status], readings.state_limit_seconds(each))
         yield from (seconds, limits)
-        fused = [readings.fusion_seconds(self._journal, each) for each in reversed(rounds[-20:])]
+        fused = (readings.fusion_seconds(self._journal, each) for each in reversed(rounds[-20:]))
         last = next((each for each in fused if each is not None), None)
         if last is not None:
             yield _gauge("mos_fusion_seconds", "How long the last fusion took, recording included.", last)

@@ -82,8 +82,8 @@ def uploads(journal: Journal) -> Uploaded:
 
 def state_seconds(journal: Journal, round_: Round) -> float:
     """Return for how many seconds an open round has been in its state."""
-    since = journal.audit.when(f"round {round_.status}", round_.id)
-    return max(0.0, time.time() - (round_.asked if since is None else since))
+    since = [at for state, at in journal.audit.states_of(round_.id) if state == round_.status]
+    return max(0.0, time.time() - (since[-1] if since else round_.asked))
 
 
 def state_limit_seconds(round_: Round) -> float:
@@ -101,8 +101,12 @@ def state_limit_seconds(round_: Round) -> float:
 
 def fusion_seconds(journal: Journal, round_: Round) -> float | None:
     """Return how many seconds the last fusion of a round took; None if it made no candidate."""
-    began, ended = (journal.audit.when(f"round {status}", round_.id) for status in (FUSING, SCORING))
-    return None if began is None or ended is None or ended < began else ended - began
+    began, took = None, None
+    for state, at in journal.audit.states_of(round_.id):
+        if state == SCORING and began is not None:
+            took = at - began
+        began = at if state == FUSING else began
+    return took
 
 
 @dataclass(frozen=True)

@@ -1,19 +1,19 @@
-"""Applications on a loopback port, in a thread of their own."""
+"""Applications for this machine alone, each in a thread of the server's process."""
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
-import uvicorn
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.types import ASGIApp
 
-from mos_server.network.superlink import bind_port
+from mos_common.errors import NetworkError
+from mos_common.pages.serving import LOOPBACK, listen, server_of
 
-LOOPBACK = "127.0.0.1"
 _ENDS_WITHIN_S = 5.0
 
 
@@ -22,31 +22,30 @@ def at_home() -> Middleware:
     return Middleware(TrustedHostMiddleware, allowed_hosts=[LOOPBACK, "localhost"], www_redirect=False)
 
 
-@contextmanager
-def serving(application: Any, port: int) -> Iterator[int]:
-    """Serve an ASGI application on a loopback port within the block, and yield the port's number.
-
-    Port 0 is any free one.
+def listen_on(port: int, flag: str) -> socket.socket:
+    """Return a socket that listens on a loopback port; 0 is any free one.
 
     Raises:
-        NetworkError: the port is in use.
+        NetworkError: the port is in use; the message names the flag.
 
     """
-    listener = bind_port(LOOPBACK, port)
-    config = uvicorn.Config(
-        application,
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        proxy_headers=False,
-        limit_concurrency=64,
-        timeout_graceful_shutdown=1,
-    )
-    server = uvicorn.Server(config)
+    try:
+        return listen(port)
+    except NetworkError as error:
+        reason = str(error).partition(": give another")[0]
+        raise NetworkError(
+            f"{reason}: stop what uses it (ss -ltnp 'sport = :{port}'), or give another {flag}"
+        ) from error
+
+
+@contextmanager
+def serving(application: ASGIApp, listener: socket.socket) -> Iterator[None]:
+    """Serve an application on a listening socket within the block, and close it."""
+    server = server_of(application)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="loopback port", daemon=True)
     thread.start()
     try:
-        yield int(listener.getsockname()[1])
+        yield
     finally:
         server.should_exit = True
         thread.join(_ENDS_WITHIN_S)

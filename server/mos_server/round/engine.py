@@ -255,12 +255,11 @@ class RoundEngine:
     def _publish(self) -> bool:
         """Publish the model or hold it back; return False if a concept was withdrawn meanwhile."""
         uploads = self._admitted()
-        reasons = reasons_to_hold_back(self._round, uploads)
-        if reasons:
-            required = f"the round requires an identity of at least {self._round.settings.min_identity:g}"
-            self._hold_back(f"{'; '.join(reasons)}; {required}")
+        round_ = self._journal.rounds.get(self._round.id)  # its operator may have asked for a review meanwhile
+        if reasons := reasons_to_hold_back(round_, uploads):
+            self._hold_back("; ".join(reasons))
             return True
-        if publish(self._state, self._journal, self._round, uploads, self._base) is None:
+        if publish(self._state, self._journal, round_, uploads, self._base) is None:
             self._check_cancelled()
             return False
         log.info("%s: published", self._round.id)

@@ -52,6 +52,7 @@ class RoundSettings:
     share: of those who were asked, the share that must have answered before `grace_s` counts.
     grace_s: seconds without an answer after which the others are not waited for.
     publishes: `own` if own changes of those who agree are published beside the fused model.
+    review: hold the model back until its operator publishes it.
     """
 
     wait: int = 1
@@ -63,6 +64,7 @@ class RoundSettings:
     share: float = 0.5
     grace_s: float = 3600.0
     publishes: Publishes = "fused"
+    review: bool = False
 
     def __post_init__(self) -> None:
         if self.wait < 1:

@@ -78,6 +78,13 @@ class Uploads:
         query = select(uploads.c.refused, count, size).group_by(uploads.c.refused)
         return [(row["refused"], int(row["count"]), int(row["size"])) for row in self._database.rows(query)]
 
+    def counts(self) -> dict[str, tuple[int, int]]:
+        """Return, for each round, how many uploads are in it and how many were refused."""
+        fused = func.count().filter(_IS_KEPT).label("fused")
+        query = select(uploads.c.round, fused, func.count().label("all")).group_by(uploads.c.round)
+        found = self._database.rows(query.where(uploads.c.round.is_not(None)))
+        return {row["round"]: (int(row["fused"]), int(row["all"] - row["fused"])) for row in found}
+
     def refuse(self, upload: int, reason: str) -> None:
         """Take an admitted upload out of its round because it cannot be fused."""
         with self._database.writing() as db:
