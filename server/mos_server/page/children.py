@@ -127,7 +127,6 @@ class Children:
 
     @staticmethod
     def _read(child: Child) -> None:
-        assert child.process.stdout is not None
-        for line in child.process.stdout:
-            child.lines.append(line.rstrip()[:1000])
-        child.process.wait()
+        with child.process as process:  # closes its pipes at the end
+            for line in process.stdout or ():
+                child.lines.append(line.rstrip()[:1000])

@@ -25,7 +25,7 @@ from mos_server.state.records import (
 )
 from mos_server.state.rotation import warnings_of
 
-LOG_LINES, AUDIT_LINES, ROUNDS_SHOWN = 150, 60, 200
+LOG_LINES, AUDIT_LINES, ROUNDS_SHOWN = 150, 40, 200
 _KINDS = {PUBLISHED: "good", HELD_BACK: "warn", FAILED: "bad", **dict.fromkeys(UNFINISHED, "info")}
 
 
