@@ -124,7 +124,7 @@ def sheet_picture(federation: Federation, request: Request) -> Response:
 
 def concepts(federation: Federation, request: Request) -> Response:
     """Show the concepts that are kept."""
-    return _page(federation, request, "concepts.html", "Concepts", uploads=federation.journal.uploads.kept())
+    return _page(federation, request, "concepts.html", "Concepts", kept=federation.journal.uploads.concepts())
 
 
 def server(federation: Federation, request: Request) -> Response:

@@ -200,4 +200,27 @@ class Upload:
     @property
     def token(self) -> str:
         """The name that prompts use: `<alice/cat>`."""
-        return f"<{self.participant}/{self.concept.strip('<>')}>"
+        return token_of(self.participant, self.concept)
+
+
+@dataclass(frozen=True)
+class KeptConcept:
+    """A concept of which uploads are kept: in how many rounds, in which last, and how large."""
+
+    participant: str
+    concept: str
+    rounds: int
+    last_round: str | None
+    received: float
+    bytes: int
+    own: bool
+
+    @property
+    def token(self) -> str:
+        """The name that prompts use."""
+        return token_of(self.participant, self.concept)
+
+
+def token_of(participant: str, concept: str) -> str:
+    """Return the name of a participant's concept in prompts: `<alice/cat>`."""
+    return f"<{participant}/{concept.strip('<>')}>"

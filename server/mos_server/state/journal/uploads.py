@@ -12,7 +12,7 @@ from mos_common.identity_scores import Identity
 from mos_server.state.journal.database import Database
 from mos_server.state.journal.participants import Participants
 from mos_server.state.journal.tables import uploads
-from mos_server.state.records import Upload
+from mos_server.state.records import KeptConcept, Upload
 
 _WITHDRAWN = "withdrawn"
 _IS_KEPT = uploads.c.refused.is_(None)
@@ -67,6 +67,21 @@ class Uploads:
     def kept(self) -> list[Upload]:
         """Return every kept concept, with or without a round."""
         return self._where(_IS_KEPT)
+
+    def concepts(self) -> list[KeptConcept]:
+        """Return every kept concept once, however many rounds have it, the latest first."""
+        columns = (uploads.c.participant, uploads.c.concept)
+        query = select(
+            *columns,
+            func.count(uploads.c.round).label("rounds"),
+            func.max(uploads.c.round).label("last_round"),
+            func.max(uploads.c.received).label("received"),
+            func.max(uploads.c.bytes).label("bytes"),
+            func.max(uploads.c.own).label("own"),
+        )
+        latest = func.max(uploads.c.received).desc()
+        found = self._database.rows(query.where(_IS_KEPT).group_by(*columns).order_by(latest, *columns))
+        return [KeptConcept(**{**row, "own": bool(row["own"])}) for row in found]
 
     def everything(self) -> list[Upload]:
         """Return every upload of every round, refused or not."""
