@@ -111,6 +111,21 @@ def _read_until(server: subprocess.Popen[str], words: str) -> str:
     return shown
 
 
+def promtool(*arguments: object, text: str | None = None) -> str:
+    """Run promtool, which reads `text`, and return what it says; without it, skip or fail."""
+    found = shutil.which("promtool")
+    if found is None:
+        reason = "no promtool here: install Debian's package prometheus"
+        if os.environ.get("CI"):
+            pytest.fail(reason)
+        pytest.skip(reason)
+    ran = subprocess.run(
+        [found, *map(str, arguments)], input=text, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    return ran.stdout + ran.stderr
+
+
 @pytest.fixture(scope="module")
 def published_state(
     tmp_path_factory: pytest.TempPathFactory,

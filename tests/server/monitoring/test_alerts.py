@@ -7,10 +7,7 @@ minute of that clock and handed to `promtool test rules` as it is.
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
-import subprocess
 import time
 from pathlib import Path
 
@@ -18,7 +15,7 @@ import pytest
 import yaml
 
 from mos_server.state.records import COLLECTING, RoundSettings, Upload
-from server.monitoring.conftest import Scrape, Served
+from server.monitoring.conftest import Scrape, Served, promtool
 
 MONITORING = Path(__file__).parents[3] / "deploy" / "monitoring"
 RULES, DASHBOARD = MONITORING / "alerts.yaml", MONITORING / "dashboard.json"
@@ -26,19 +23,6 @@ ALERTS = {"MosRoundStuck", "MosIdentityLost", "MosDiskLow", "MosUploadsRefused",
 # Minutes of the recording at which something happens.
 REFUSED, DISK_FULL, CERTIFICATE_ENDS, ROUND_OVERDUE, END = 3, 8, 20, 35, 46
 _FAULTS_SEEN_S = 0.3
-
-
-def promtool(*arguments: object) -> str:
-    """Run promtool and return what it says."""
-    found = shutil.which("promtool")
-    if found is None:
-        reason = "no promtool here: install Debian's package prometheus"
-        if os.environ.get("CI"):
-            pytest.fail(reason)
-        pytest.skip(reason)
-    ran = subprocess.run([found, *map(str, arguments)], capture_output=True, text=True, timeout=120, check=False)
-    assert ran.returncode == 0, ran.stdout + ran.stderr
-    return ran.stdout
 
 
 @pytest.fixture(scope="module")
