@@ -93,17 +93,23 @@ def read_kit(path: Path) -> Kit:
     return kit
 
 
-def write_kit(kit: Kit, path: Path) -> None:
-    """Write a kit file, readable by its owner alone.
+def kit_bytes(kit: Kit) -> bytes:
+    """Return the content of a kit file.
 
     Only the kit of a federation whose keys were rotated has statements, and only that of one which
     publishes own changes says so: 0.1.0 reads all others.
+    """
+    unused = {
+        name for name, used in (("statements", kit.statements), ("publishes", kit.publishes == "own")) if not used
+    }
+    return canonical_json(kit.model_dump(mode="json", exclude=unused)) + b"\n"
+
+
+def write_kit(kit: Kit, path: Path) -> None:
+    """Write a kit file, readable by its owner alone.
 
     Raises:
         StateError: it cannot be written.
 
     """
-    unused = {
-        name for name, used in (("statements", kit.statements), ("publishes", kit.publishes == "own")) if not used
-    }
-    write_atomically(path, canonical_json(kit.model_dump(mode="json", exclude=unused)) + b"\n", mode=0o600)
+    write_atomically(path, kit_bytes(kit), mode=0o600)

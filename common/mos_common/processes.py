@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 
 
-def end_process(process: subprocess.Popen[bytes], grace_s: float) -> int:
+def end_process(process: subprocess.Popen[bytes] | subprocess.Popen[str], grace_s: float) -> int:
     """Terminate a process, kill it if it runs on for `grace_s` seconds, and return its exit code.
 
     The code is negative if a signal ended it: -15 for SIGTERM, -9 if it was killed. A process that

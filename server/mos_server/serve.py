@@ -12,15 +12,22 @@ from contextlib import AbstractAsyncContextManager, ExitStack, closing
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
 
+from prometheus_client import CollectorRegistry
+
 from mos_common.errors import StateError
 from mos_common.files import could_not_write
 from mos_common.outage import Outage
+from mos_common.pages.serving import LOOPBACK
 from mos_common.shell import say
+from mos_server.monitoring.app import monitoring_port
+from mos_server.monitoring.collector import Refused, StateCollector
+from mos_server.monitoring.health import Health
 from mos_server.network.door import Door
 from mos_server.network.memory import collect_only_new, return_large_blocks
 from mos_server.network.mos_port import mos_port
 from mos_server.network.service import MosService
 from mos_server.network.superlink import SuperLink, bind_port, listening_address
+from mos_server.page.opening import PageOptions, opened_page
 from mos_server.round.news import round_news
 from mos_server.round.process import only_process
 from mos_server.round.runner import RoundRunner
@@ -28,6 +35,7 @@ from mos_server.state.folder import State, locked
 from mos_server.state.journal import Journal
 from mos_server.state.pause import Pause, Unstored
 from mos_server.state.recovery import tidy
+from mos_server.tracing import check_installed
 
 log = logging.getLogger(__name__)
 
@@ -35,16 +43,29 @@ _LOOK_EVERY_S = 0.5
 _SEEN_EVERY_S = 15.0
 
 
-def serve(state: State, listening: Callable[[], None], *, device: str | None = None, dtype: str | None = None) -> None:
+def serve(
+    state: State,
+    listening: Callable[[], None],
+    *,
+    device: str | None = None,
+    dtype: str | None = None,
+    metrics_port: int | None = None,
+    page: PageOptions | None = None,
+    announce: Callable[[str], None] = log.info,
+) -> None:
     """Serve a state folder until SIGTERM or SIGINT, and leave no process behind.
 
     `listening` is called once both ports answer. A round that is running resumes at the next start.
+    `metrics_port` is a loopback port for metrics and health (0: any free one), `page` says how the
+    operator's page is served; their addresses are announced.
 
     Raises:
         StateError: another server is running on the folder.
         NetworkError: a port is in use.
+        RequestError: traces are asked for, and OpenTelemetry is not installed.
 
     """
+    check_installed()
     return_large_blocks()
     with ExitStack() as stack:
         stack.enter_context(locked(state))
@@ -54,8 +75,13 @@ def serve(state: State, listening: Callable[[], None], *, device: str | None = N
         pause, unstored = Pause(state), Unstored(state)
         with only_process(state):
             tidy(state, journal)
+        registry, health = CollectorRegistry(), Health(state, journal)
         superlink = SuperLink(
-            state, admitted=journal.participants.is_admitted, saw=Seen(journal), unstored=unstored.report
+            state,
+            admitted=journal.participants.is_admitted,
+            saw=Seen(journal),
+            unstored=unstored.report,
+            refused=Refused(registry),
         )
         stack.callback(superlink.close)
         for participant in journal.participants.all():
@@ -70,7 +96,18 @@ def serve(state: State, listening: Callable[[], None], *, device: str | None = N
         service = mos_port(answers, state.pki, listener, door)
         collect_only_new()
         rounds = RoundRunner(state, journal, superlink, pause, unstored, device, dtype)
-        asyncio.run(_serve_both(service, superlink, rounds, listening))
+        if metrics_port is not None:
+            registry.register(StateCollector(state, journal, health))
+            port = stack.enter_context(monitoring_port(metrics_port, registry, health))
+            announce(f"metrics: http://{LOOPBACK}:{port}/metrics; health: /healthz and /readyz there")
+        if page is not None:
+            stack.enter_context(opened_page(page, state, journal, health, announce))
+
+        def ready() -> None:
+            health.listening()
+            listening()
+
+        asyncio.run(_serve_both(service, superlink, rounds, ready, health))
 
 
 class Seen:
@@ -125,13 +162,17 @@ def log_to_file(state: State) -> None:
 
 
 async def _serve_both(
-    service: AbstractAsyncContextManager[None], superlink: SuperLink, rounds: RoundRunner, listening: Callable[[], None]
+    service: AbstractAsyncContextManager[None],
+    superlink: SuperLink,
+    rounds: RoundRunner,
+    listening: Callable[[], None],
+    health: Health,
 ) -> None:
     async with service:
-        await _serve(superlink, rounds, listening)
+        await _serve(superlink, rounds, listening, health)
 
 
-async def _serve(superlink: SuperLink, rounds: RoundRunner, listening: Callable[[], None]) -> None:
+async def _serve(superlink: SuperLink, rounds: RoundRunner, listening: Callable[[], None], health: Health) -> None:
     asked_to_stop, ports_may_close = asyncio.Event(), asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, asked_to_stop.set)
@@ -139,6 +180,7 @@ async def _serve(superlink: SuperLink, rounds: RoundRunner, listening: Callable[
     try:
         while not asked_to_stop.is_set() and not serving.done():
             await asyncio.to_thread(rounds.step)
+            health.stepped()
             await _wait(asked_to_stop, _LOOK_EVERY_S)
     finally:
         # The process of a round reports its end through the private port: close that port last.

@@ -162,7 +162,10 @@ def test_compose_runs_the_server_on_the_ports_of_the_kits():
     probe = server["healthcheck"]["test"]
     assert probe[:3] == ["CMD", "python", "-c"]
     compile(probe[3], "healthcheck", "exec")
-    assert str(tuple(ports)) in probe[3]
+    asked = re.search(r"http://127\.0\.0\.1:(\d+)/readyz", probe[3])
+    assert server["command"][-2:] == ["--metrics-port", asked[1]]
+    scraped = yaml.safe_load((DEPLOY / "monitoring" / "prometheus.yaml").read_text(encoding="utf-8"))["scrape_configs"]
+    assert scraped[0]["static_configs"] == [{"targets": [f"127.0.0.1:{asked[1]}"]}]
     assert server["read_only"] is True
     assert server["cap_drop"] == ["ALL"]
     assert dict(instructions("Containerfile.server"))["VOLUME"] == server["volumes"][0].split(":")[1]

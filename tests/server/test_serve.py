@@ -18,6 +18,7 @@ from mos_common.kit import read_kit
 from mos_server.cli import federation as commands
 from mos_server.cli import people
 from mos_server.cli.main import app
+from mos_server.round import asking
 from mos_server.round import follow as following
 from mos_server.state.folder import ServerConfig, State, create_state, locked
 from mos_server.state.journal import Journal
@@ -87,13 +88,13 @@ def test_a_participants_name_fits_into_a_token(state: State, tmp_path: Path, nam
 
 @pytest.mark.parametrize(("text", "seconds"), [("45s", 45), ("30m", 1800), ("2h", 7200), ("1.5d", 129600)])
 def test_durations_have_a_unit(text: str, seconds: float):
-    assert commands.duration_s(text, "--deadline") == seconds
+    assert asking.duration_s(text, "--deadline") == seconds
 
 
 @pytest.mark.parametrize("text", ["", "2", "h", "-1h", "0s", "2 h", "two hours"])
 def test_what_is_not_a_duration_is_refused(text: str):
     with pytest.raises(RequestError, match="--deadline"):
-        commands.duration_s(text, "--deadline")
+        asking.duration_s(text, "--deadline")
 
 
 def test_a_base_that_cannot_be_loaded_leaves_no_state(tmp_path: Path):
@@ -156,5 +157,5 @@ def test_an_operator_has_a_command_for_each_part_of_the_job():
     names = {command.name or command.callback.__name__ for command in app.registered_commands}
     assert names == {
         *("init", "invite", "bar", "serve", "round", "settings", "status", "concepts", "fuse", "export"),
-        *("rotate", "audit", "prune", "forget"),
+        *("rotate", "audit", "prune", "forget", "hold-back", "publish", "sheet"),
     }

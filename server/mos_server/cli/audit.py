@@ -11,8 +11,8 @@ import typer
 from mos_common.errors import RequestError, TrustError
 from mos_common.files import canonical_json
 from mos_common.shell import say
-from mos_server.cli.federation import duration_s
 from mos_server.cli.settings import StateFolder
+from mos_server.round.asking import duration_s
 from mos_server.state.audit import line_time
 
 

@@ -1,8 +1,7 @@
-"""The operator's commands for a federation: init, serve, round, status, concepts."""
+"""The operator's commands for a federation: init, round, status, concepts."""
 
 from __future__ import annotations
 
-import re
 from contextlib import closing
 from pathlib import Path
 from typing import Annotated
@@ -12,8 +11,7 @@ import typer
 from mos_common.commands import command_line
 from mos_common.errors import RequestError, StateError
 from mos_common.flags import FiniteType
-from mos_common.options import Base, Device, Dtype
-from mos_common.own.names import Publishes
+from mos_common.options import Base
 from mos_common.shell import say
 from mos_server.cli.settings import (
     KeepAll,
@@ -26,24 +24,20 @@ from mos_server.cli.settings import (
     StateFolder,
     Weights,
     Workers,
-    changed_fusion,
     settings,
 )
+from mos_server.round.asking import changed_fusion
 
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)([smhd])")
-_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _RUNNING = {
     True: "running",
     False: "not running (start it: {serve})",
     None: "may be running: its lock, {state}/lock, belongs to another user",
 }
-LONGEST_S = 3650 * 86400.0  # a calendar ends somewhere
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands to `mos-server`."""
     app.command(cls=ListsSettings, epilog="Example: mos-server init federation --host fuse.example.org")(init)
-    app.command(epilog="Example: mos-server serve federation")(serve)
     app.command("round", cls=ListsSettings, epilog="Example: mos-server round federation --wait 3 --deadline 2h")(
         round_
     )
@@ -110,32 +104,6 @@ def init(
     say(f"next: {invite_someone}, and {command_line('mos-server', 'serve', state)}")
 
 
-def serve(
-    state: StateFolder,
-    device: Device = None,
-    dtype: Dtype = None,
-) -> None:
-    """Serve participants and run rounds until Ctrl-C or SIGTERM.
-
-    A round that was interrupted resumes at the next start.
-    """
-    from mos_server.serve import serve as serve_state
-    from mos_server.state.folder import open_state
-    from mos_server.state.rotation import warnings_of
-
-    opened = open_state(state)
-    config = opened.config
-
-    for line in warnings_of(opened):
-        say(line)
-
-    def listening() -> None:
-        say(f"serving {state} at {config.host}, ports {config.fleet_port} and {config.mos_port}; Ctrl-C stops it")
-
-    serve_state(opened, listening, device=device, dtype=dtype)
-    say("stopped")
-
-
 def round_(
     state: StateFolder,
     wait: Annotated[int, typer.Option("--wait", help="Wait for at least this many concepts.")] = 1,
@@ -184,6 +152,12 @@ def round_(
         Published | None,
         typer.Option("--publish", help="`fused`: no own changes beside this model.", show_default="the federation's"),
     ] = None,
+    review: Annotated[
+        bool, typer.Option("--review", help="Hold the model back until you publish it: mos-server publish.")
+    ] = False,
+    no_follow: Annotated[
+        bool, typer.Option("--no-follow", help="Ask for the round and return at once; the server runs it.")
+    ] = False,
     cancel: Annotated[
         bool, typer.Option("--cancel", help="Cancel the round that is running; no other flag is needed.")
     ] = False,
@@ -196,37 +170,40 @@ def round_(
     Ctrl-C ends this command, not the round: the server goes on with it. The same command follows it
     again.
     """
+    from mos_server.round.asking import asked_settings
     from mos_server.round.follow import describe_round, follow_round
     from mos_server.state.folder import open_state
     from mos_server.state.journal import Journal
     from mos_server.state.records import RoundSettings
 
     def asked() -> RoundSettings:
-        return RoundSettings(
+        return asked_settings(
+            opened.config,
             wait=wait,
             share=share,
-            grace_s=duration_s(grace, "--grace"),
-            deadline_s=duration_s(deadline, "--deadline"),
-            scoring_s=duration_s(scoring, "--scoring"),
+            grace=grace,
+            deadline=deadline,
+            scoring=scoring,
             min_identity=min_identity,
             flag_loss=flag_loss,
-            fusion=changed_fusion(
-                opened.config.fusion,
-                method=method,
-                sets=sets,
-                weights=weight,
-                workers=workers,
-                ridge=ridge,
-                preserve=preserve,
-                keep_all=keep_all,
-            ),
-            publishes=_published(publish, opened.config.publishes),
+            review=review,
+            publish=None if publish is None else publish.value,
+            method=method,
+            sets=sets,
+            weights=weight,
+            workers=workers,
+            ridge=ridge,
+            preserve=preserve,
+            keep_all=keep_all,
         )
 
     opened = open_state(state)
     with closing(Journal(opened.database)) as journal:
         if cancel:
             say(f"{journal.rounds.cancel().id}: cancelled; what was uploaded is kept")
+            return
+        if no_follow:
+            say(f"{journal.rounds.ask(asked()).id}: asked for")
             return
         if (running := journal.rounds.unfinished()) is not None:
             say(f"{running.id} is already running, with its own settings: following it")
@@ -347,34 +324,3 @@ def concepts(
         )
         names = ", ".join(concept.token for concept in rest.manifest.concepts)
         say(f"{out}: {names}, as if {withdrawn[0].token} had never been there")
-
-
-def _published(asked: Published | None, federation: Publishes) -> Publishes:
-    """Return what a round publishes.
-
-    Raises:
-        RequestError: it would publish what the federation's kits do not say.
-
-    """
-    if asked is Published.OWN and federation != "own":
-        raise RequestError(
-            "--publish own: participants joined with kits that say that only fused models are published, so nobody "
-            "agreed; mos-server init --publish own makes a federation whose kits ask for it"
-        )
-    return federation if asked is None else asked.value
-
-
-def duration_s(text: str, flag: str) -> float:
-    """Return the seconds of a duration such as 45s, 30m, 2h or 7d.
-
-    Raises:
-        RequestError: the text is not written like that, or it is longer than `LONGEST_S`.
-
-    """
-    parts = _DURATION.fullmatch(text)
-    if parts is None or float(parts[1]) == 0:
-        raise RequestError(f"{flag} {text!r}: expected a number and a unit, such as 45s, 30m, 2h or 7d")
-    seconds = float(parts[1]) * _SECONDS[parts[2]]
-    if seconds > LONGEST_S:
-        raise RequestError(f"{flag} {text!r}: expected at most {LONGEST_S / 86400:.0f}d")
-    return seconds

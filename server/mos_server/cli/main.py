@@ -6,7 +6,7 @@ import typer
 
 from mos_common.exporting import command
 from mos_common.shell import add_version, run
-from mos_server.cli import audit, federation, forget, fuse, people, prune, rotate
+from mos_server.cli import audit, federation, forget, fuse, models, people, prune, rotate, serving
 
 app = typer.Typer(
     name="mos-server",
@@ -19,6 +19,8 @@ add_version(app)
 
 fuse.register(app)
 federation.register(app)
+serving.register(app)
+models.register(app)
 people.register(app)
 rotate.register(app)
 audit.register(app)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import datetime as dt
-import re
 from contextlib import closing
 from pathlib import Path
 from typing import Annotated
@@ -13,10 +11,8 @@ import typer
 from mos_common.commands import command_line
 from mos_common.errors import RequestError
 from mos_common.shell import say
-from mos_server.cli.federation import duration_s
 from mos_server.cli.settings import StateFolder
-
-_PARTICIPANT = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
+from mos_server.round.asking import duration_s
 
 
 def register(app: typer.Typer) -> None:
@@ -40,36 +36,18 @@ def invite(
 
     A name that has joined already gets one key more: a kit adds one key to its name.
     """
-    from mos_common.base_names import short_name
-    from mos_common.kit import Kit, write_kit
+    from mos_common.kit import write_kit
     from mos_server.state.folder import open_state
+    from mos_server.state.inviting import check_name, new_kit
     from mos_server.state.journal import Journal
 
-    if not _PARTICIPANT.fullmatch(name):
-        raise RequestError(f"participant name {name!r}: use at most 32 characters: lower-case letters, digits, - and _")
+    check_name(name)
     opened, valid_s = open_state(state), duration_s(valid, "--valid")
     if out.exists():
         raise RequestError(f"{out} already exists: choose another --out")
-    config = opened.config
     with closing(Journal(opened.database)) as journal:
-        anchors = opened.pki.anchors(config.server_id)
-        token, expires = journal.participants.invite(name, valid_s=valid_s, again=again)
+        kit = new_kit(opened, journal, name, valid_s=valid_s, again=again)
         keys = [each for each in journal.participants.all() if each.name == name and each.revoked is None]
-    kit = Kit(
-        server_id=config.server_id,
-        name=name,
-        fleet=config.fleet_address,
-        mos=config.mos_address,
-        ca=anchors.authority,
-        token=token,
-        expires=dt.datetime.fromtimestamp(int(expires), dt.UTC),
-        base=config.base_fingerprint,
-        # The path of a local folder is the operator's business: kits carry only its name.
-        base_name=short_name(config.base),
-        signing_key=anchors.signing_key,
-        statements=anchors.statements,
-        publishes=config.publishes,
-    )
     write_kit(kit, out)
     if again:
         say(f"{name} was barred, and may join again with this kit; the barred keys stay barred")

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import closing
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from typer.core import TyperCommand
 
 from mos_common.files import canonical_json
 from mos_common.flags import FiniteType
-from mos_common.settings import describe_settings, flag_texts
+from mos_common.settings import describe_settings
 from mos_common.shell import say
 from mos_server.fusion.methods import METHODS
+from mos_server.round.asking import changed_fusion
 
 if TYPE_CHECKING:
     from click import Context, HelpFormatter
@@ -100,38 +101,6 @@ def describe_methods() -> Iterator[str]:
         method = method_named(name)
         yield f"--method {name}: {method.help}"
         yield from (f"- {line}" for line in describe_settings(method.settings))
-
-
-def changed_fusion(
-    kept: Mapping[str, Any],
-    *,
-    method: str | None = None,
-    sets: Sequence[str] | None = None,
-    weights: Sequence[str] | None = None,
-    workers: str | None = None,
-    ridge: float | None = None,
-    preserve: float | None = None,
-    keep_all: bool = False,
-) -> dict[str, Any]:
-    """Return kept fusion settings, overridden by those of a command line; both are JSON.
-
-    Without flags the kept settings are returned unchanged.
-
-    Raises:
-        RequestError: as for `FusionSettings.changed`.
-
-    """
-    if not (method or sets or weights or workers or keep_all or ridge is not None or preserve is not None):
-        return dict(kept)
-    from mos_server.fusion.settings import DEFAULT, FusionSettings
-
-    if method is not None and method != kept.get("method", DEFAULT):
-        # Another method starts from its own defaults: the kept ones may be unknown to this version.
-        kept = {**kept, "method": method, "settings": {}}
-    texts = flag_texts(sets, ridge=ridge, preserve=preserve)
-    before = FusionSettings.from_json(kept)
-    changed = before.changed(method=method, texts=texts, weights=weights or (), workers=workers, keep_all=keep_all)
-    return changed.to_json()
 
 
 def settings(

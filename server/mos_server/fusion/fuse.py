@@ -25,6 +25,7 @@ from mos_server.fusion.methods.gradient import GradientSettings
 from mos_server.fusion.methods.method import MethodSettings, Option, Solved, settings_in_manifest
 from mos_server.fusion.ordinary_folder import ordinary_folder
 from mos_server.fusion.statistics import Recorder, Statistics, UnusableConceptError
+from mos_server.tracing import span
 
 log = logging.getLogger(__name__)
 
@@ -66,6 +67,7 @@ def fuse(
     if any(weight != 1 for weight in weights.values()):
         check_honoured(settings.method, [Option.WEIGHTS])
     with ExitStack() as stack:
+        stack.enter_context(span("fusion", method=settings.method, concepts=len(concepts)))
         ordinary = None
         if moments_dir is None:
             moments_dir = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mos-moments-")))

@@ -106,7 +106,8 @@ class Gate:
     """An ASGI application in front of Flower's.
 
     `unstored` is told why the server's own disk or database refused something: its sender is
-    answered 503 and comes again. `saw` gets the key of every call that has proved one.
+    answered 503 and comes again. `saw` gets the key of every call that has proved one, `refused`
+    the HTTP status of every refusal.
     """
 
     def __init__(
@@ -118,6 +119,7 @@ class Gate:
         spool: Path,
         unstored: Callable[[str], None],
         saw: Callable[[str], None] = lambda key: None,
+        refused: Callable[[int], None] = lambda status: None,
         hourly_bytes: float = HOURLY_BYTES_AT_MOST,
     ) -> None:
         self._application = application
@@ -126,6 +128,7 @@ class Gate:
         self._spool = spool
         self._saw = saw
         self._unstored = unstored
+        self._refused = refused
         self._quota = Quota(hourly_bytes)
         self._large = asyncio.Semaphore(_LARGE_AT_A_TIME)
 
@@ -137,21 +140,21 @@ class Gate:
             request = self._judged(scope)
             key = self._port.identify(request.headers)
         except RefusedError as refused:
-            return await _refuse(send, refused.status)
+            return await self._refuse(send, refused.status)
         except TrustError:
-            return await _refuse(send, 401)
+            return await self._refuse(send, 401)
         except StateError as error:
             self._unstored(str(error))
-            return await _refuse(send, 503)
+            return await self._refuse(send, 503)
         with self._door.call(tuple(scope["client"]), key):
             try:
                 await self._answer(request, key, scope, receive, send)
             except RefusedError as refused:
                 log.warning("key %s: %s refused: %s", key[:12], request.path, refused)
-                await _refuse(send, refused.status, receive)
+                await self._refuse(send, refused.status, receive)
             except (OSError, StateError) as error:
                 self._unstored(str(could_not_write(self._spool, error) if isinstance(error, OSError) else error))
-                await _refuse(send, 503, receive)
+                await self._refuse(send, 503, receive)
             except _GoneError:
                 return
 
@@ -250,6 +253,10 @@ class Gate:
         self._quota.count(key, size)
         if self._quota.spent(key):
             raise RefusedError(429, "the key has sent more than its hourly quota")
+
+    async def _refuse(self, send: Send, status: int, receive: Receive | None = None) -> None:
+        self._refused(status)
+        await _refuse(send, status, receive)
 
     def _temporary(self) -> Spool:
         return tempfile.SpooledTemporaryFile(_IN_MEMORY_BYTES, dir=str(self._spool))

@@ -66,8 +66,9 @@ class SuperLink:
         admitted: Callable[[str], bool],
         saw: Callable[[str], None],
         unstored: Callable[[str], None],
+        refused: Callable[[int], None] = lambda status: None,
     ) -> None:
-        """`saw` and `unstored` are the gate's."""
+        """`saw`, `unstored` and `refused` are the gate's."""
         self._public_tls = ServerTls(state.pki, _PROTOCOL)
         # The process of a round trusts the authorities that there are when it starts.
         self._private_tls = ServerTls(state.pki, _PROTOCOL)
@@ -98,6 +99,7 @@ class SuperLink:
             spool=state.flower,
             unstored=unstored,
             saw=saw,
+            refused=refused,
         )
 
     @property

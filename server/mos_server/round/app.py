@@ -23,6 +23,7 @@ from mos_server.round.runner import ADDRESS, DEVICE, DTYPE, PARENT, ROUND, STATE
 from mos_server.state.folder import State, open_state
 from mos_server.state.journal import Journal
 from mos_server.state.records import FAILED
+from mos_server.tracing import exporting
 
 log = logging.getLogger(__name__)
 app = ServerApp()
@@ -37,7 +38,8 @@ def run_round(grid: Grid, context: Context) -> None:
     """
     round_id = os.environ[ROUND]
     try:
-        _run(grid, open_state(Path(os.environ[STATE])), round_id)
+        with exporting():
+            _run(grid, open_state(Path(os.environ[STATE])), round_id)
     except StateError as error:
         pause_because(str(error))
         log.error("%s pauses: %s", round_id, error)

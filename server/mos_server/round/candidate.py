@@ -11,7 +11,7 @@ from mos_common.errors import FusionError, TrustError
 from mos_server.state.concepts import named_concepts
 from mos_server.state.folder import State
 from mos_server.state.journal import Journal
-from mos_server.state.records import Round, Upload, describe_fusion
+from mos_server.state.records import HELD_BACK, Round, Upload, describe_fusion
 
 if TYPE_CHECKING:
     from mos_common.base_model import Base
@@ -149,16 +149,17 @@ def _is_whole(folder: Path) -> bool:
 
 
 def reasons_to_hold_back(round_: Round, uploads: list[Upload]) -> list[str]:
-    """Return a reason for each concept that does not reach the identity the operator asked for."""
-    least = round_.settings.min_identity
-    if least is None:
-        return []
-    reasons = []
-    for upload in uploads:
+    """Return why a model is not published: concepts below the identity asked for, or a review."""
+    reasons, least = list[str](), round_.settings.min_identity
+    for upload in uploads if least is not None else ():
         if upload.identity is None:
             reasons.append(f"{upload.token} was not scored")
-        elif upload.identity.fused < least:
+        elif least is not None and upload.identity.fused < least:
             reasons.append(f"{upload.token} has identity {upload.identity.fused:.3f}")
+    if reasons:
+        reasons.append(f"the round requires an identity of at least {least:g}")
+    if round_.settings.review:
+        reasons.append("its operator looks at it first")
     return reasons
 
 
@@ -181,7 +182,7 @@ def is_made(state: State, journal: Journal, round_: Round) -> bool:
     if manifest is not None and _is_signed_here(state, folder):
         identity = {upload.token: upload.identity for upload in uploads}
         flagged = lost_identity(round_, uploads).keys()
-        agreed = {upload.token for upload in _publishing_own(round_, uploads)}
+        agreed = {upload.token for upload in publishing_own(round_, uploads)}
         if _is_made_of(manifest, uploads, round_.settings.fusion, round_.id) and all(
             (concept.identity, concept.flagged, concept.own is not None)
             == (identity[concept.token], concept.token in flagged, concept.token in agreed)
@@ -197,19 +198,21 @@ def is_made(state: State, journal: Journal, round_: Round) -> bool:
     return False
 
 
-def _publishing_own(round_: Round, uploads: list[Upload]) -> list[Upload]:
+def publishing_own(round_: Round, uploads: list[Upload]) -> list[Upload]:
     """Return the uploads whose own changes are published: both sides agreed."""
     return [upload for upload in uploads if upload.own and round_.settings.publishes == "own"]
 
 
-def publish(state: State, journal: Journal, round_: Round, uploads: list[Upload], base: Base) -> Path | None:
+def publish(state: State, journal: Journal, round_: Round, uploads: list[Upload], base: Base | None) -> Path | None:
     """Sign a scored candidate, make it the round's model, and return the model's folder.
 
-    Own changes of those who agreed are written beside it first, each signed by itself.
+    Own changes of those who agreed are written beside it first, each signed by itself; without
+    them, no base is needed.
 
-    The model is published by one entry of the journal, made only if the round is not cancelled and
-    still has exactly these uploads. Until then nobody is given the folder, and if that entry cannot
-    be made, nothing is published: the folder is removed and None is returned.
+    The model is published by one entry of the journal, made only if the round is still as given
+    (not cancelled, not to be reviewed) and has exactly these uploads. Until then nobody is given
+    the folder, and if that entry cannot be made, nothing is published: the folder is removed and
+    None is returned.
     """
     from mos_common.digests import digest_of_file
     from mos_common.model_files import MANIFEST
@@ -220,21 +223,23 @@ def publish(state: State, journal: Journal, round_: Round, uploads: list[Upload]
     if not is_made(state, journal, round_):
         identity = {upload.token: upload.identity for upload in uploads if upload.identity is not None}
         flagged = lost_identity(round_, uploads).keys()
-        own = _own_files(state, _publishing_own(round_, uploads), base)
+        own = _own_files(state, publishing_own(round_, uploads), base)
         key = state.pki.signing_key()
         if own:
             write_own(published, own, key)
         publish_candidate(candidate, published, identity, flagged, key, {token: own[token].digest for token in own})
     manifest = digest_of_file(published / MANIFEST)
     with journal.decision():
-        allowed = journal.rounds.get(round_.id).unfinished and journal.uploads.admitted(round_.id) == uploads
+        now, held = journal.rounds.get(round_.id), round_.status == HELD_BACK
+        goes_on = now.status == HELD_BACK if held else now.unfinished and now.settings.review == round_.settings.review
+        allowed = goes_on and journal.uploads.admitted(round_.id) == uploads
         if allowed:
             journal.notes.add(round_.id, f"published: {published}")
             details: dict[str, Any] = {"round": round_.id, "manifest": manifest}
-            if own_published := _publishing_own(round_, uploads):
+            if own_published := publishing_own(round_, uploads):
                 details["own"] = len(own_published)
             journal.audit.add("model signed", details=details)
-            journal.rounds.publish(round_.id, manifest)
+            (journal.rounds.publish_held if held else journal.rounds.publish)(round_.id, manifest)
     shutil.rmtree(candidate, ignore_errors=True)
     if not allowed:
         state.artefacts.delete_model(round_.id)
@@ -242,9 +247,11 @@ def publish(state: State, journal: Journal, round_: Round, uploads: list[Upload]
     return published
 
 
-def _own_files(state: State, uploads: list[Upload], base: Base) -> dict[str, OwnFiles]:
+def _own_files(state: State, uploads: list[Upload], base: Base | None) -> dict[str, OwnFiles]:
     from mos_server.models.own import own_files
 
+    if base is None:
+        return {}
     return {named.token: own_files(named, base) for named in named_concepts(state, uploads)}
 
 

@@ -70,6 +70,7 @@ from mos_server.state.records import (
     Round,
     Upload,
 )
+from mos_server.tracing import span
 
 if TYPE_CHECKING:
     from mos_common.base_model import Base
@@ -106,20 +107,27 @@ class RoundEngine:
             MosError: the round cannot be completed; the journal says how far it got.
 
         """
+        with span("round", round=self._round.id):
+            self._run(nodes)
+
+    def _run(self, nodes: Nodes) -> None:
         self._note(self.summary())
         self._set_aside()
         uploads = self._exchange(nodes, self._concept_questions, "tuning")
         if not self._is_settled():
-            self._collect(uploads)
+            with span("exchange", kind="concepts"):
+                self._collect(uploads)
         try:
             while True:
                 if not self._is_made():
                     self._fuse()
-                    self._score(nodes)
+                    with span("exchange", kind="scores"):
+                        self._score(nodes)
                     if not self._is_current():
                         continue  # a concept was withdrawn meanwhile: fuse the others
-                if self._publish():
-                    break
+                with span("publishing"):
+                    if self._publish():
+                        break
         except UndecidedError as question:
             self._hold_back(f"{question}. {self._answers(question)}")
         for participant, answer in uploads.arrived():
@@ -247,12 +255,11 @@ class RoundEngine:
     def _publish(self) -> bool:
         """Publish the model or hold it back; return False if a concept was withdrawn meanwhile."""
         uploads = self._admitted()
-        reasons = reasons_to_hold_back(self._round, uploads)
-        if reasons:
-            required = f"the round requires an identity of at least {self._round.settings.min_identity:g}"
-            self._hold_back(f"{'; '.join(reasons)}; {required}")
+        round_ = self._journal.rounds.get(self._round.id)  # its operator may have asked for a review meanwhile
+        if reasons := reasons_to_hold_back(round_, uploads):
+            self._hold_back("; ".join(reasons))
             return True
-        if publish(self._state, self._journal, self._round, uploads, self._base) is None:
+        if publish(self._state, self._journal, round_, uploads, self._base) is None:
             self._check_cancelled()
             return False
         log.info("%s: published", self._round.id)

@@ -29,7 +29,9 @@ def end_with_server() -> None:
     """
 
     def watch() -> None:
-        sys.stdin.buffer.read()
+        # Not through sys.stdin: Python cannot end while a thread is inside one of its buffers.
+        while os.read(sys.stdin.fileno(), 4096):
+            pass
         if os.getpgrp() == os.getpid():
             os.killpg(os.getpid(), signal.SIGKILL)
         os.kill(os.getpid(), signal.SIGKILL)

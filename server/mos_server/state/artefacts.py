@@ -6,6 +6,7 @@ models/<round>/                   the published model of a round
 models/<round>.own/              own changes of its concepts, a folder each
 models/<round>-candidate/         its candidate, until it is published
 models/<round>-aside-<n>/         what lay in a model's place and was not it; never handed out
+sheets/<round>-<digest>/          what a round's model draws, by the digests of concepts
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ class Artefacts:
             ) from error
 
     def delete_concept(self, digest: str) -> None:
-        """Erase a kept upload and every second moment that was computed from it, if they exist.
+        """Erase a kept upload, its second moments and its pictures on contact sheets.
 
         Raises:
             StateError: a file cannot be deleted.
@@ -63,7 +64,8 @@ class Artefacts:
         try:
             # With a dot in front: the rest of a write that a crash cut short.
             halves = self.concept_file(digest).parent.glob(f".{digest}{_SUFFIX}.*")
-            for path in [self.concept_file(digest), *halves, *self.moments.rglob(f"*{digest}*")]:
+            made_of_it = [*self.moments.rglob(f"*{digest}*"), *self.sheets.rglob(f"*{digest}*")]
+            for path in [self.concept_file(digest), *halves, *made_of_it]:
                 path.unlink(missing_ok=True)
         except OSError as error:
             raise could_not_write(self.root, error) from error
@@ -80,6 +82,11 @@ class Artefacts:
     def moments(self) -> Path:
         """The folder in which fusion keeps second moments."""
         return self.root / "moments"
+
+    @property
+    def sheets(self) -> Path:
+        """The folder in which contact sheets are kept."""
+        return self.root / "sheets"
 
     def model(self, round_id: str) -> Path:
         """Return the folder of a round's published model; it exists once it is published."""

@@ -4,7 +4,7 @@ config.json     the options of `mos-server init`, read when something needs them
 pki/            keys and certificates
 server.db       the journal
 audit.jsonl     the audit, see audit.py
-concepts/, moments/, models/     see artefacts.py
+concepts/, moments/, models/, sheets/     see artefacts.py
 flower/         Flower's own database and files
 log/            the logs of the server and of each round
 lock, pid       a lock held while a server runs, and the process that took it last

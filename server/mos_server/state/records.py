@@ -52,6 +52,7 @@ class RoundSettings:
     share: of those who were asked, the share that must have answered before `grace_s` counts.
     grace_s: seconds without an answer after which the others are not waited for.
     publishes: `own` if own changes of those who agree are published beside the fused model.
+    review: hold the model back until its operator publishes it.
     """
 
     wait: int = 1
@@ -63,6 +64,7 @@ class RoundSettings:
     share: float = 0.5
     grace_s: float = 3600.0
     publishes: Publishes = "fused"
+    review: bool = False
 
     def __post_init__(self) -> None:
         if self.wait < 1:
@@ -198,4 +200,27 @@ class Upload:
     @property
     def token(self) -> str:
         """The name that prompts use: `<alice/cat>`."""
-        return f"<{self.participant}/{self.concept.strip('<>')}>"
+        return token_of(self.participant, self.concept)
+
+
+@dataclass(frozen=True)
+class KeptConcept:
+    """A concept of which uploads are kept: in how many rounds, in which last, and how large."""
+
+    participant: str
+    concept: str
+    rounds: int
+    last_round: str | None
+    received: float
+    bytes: int
+    own: bool
+
+    @property
+    def token(self) -> str:
+        """The name that prompts use."""
+        return token_of(self.participant, self.concept)
+
+
+def token_of(participant: str, concept: str) -> str:
+    """Return the name of a participant's concept in prompts: `<alice/cat>`."""
+    return f"<{participant}/{concept.strip('<>')}>"

@@ -51,6 +51,7 @@ def superfluous(state: State, journal: Journal, *, keep: int | None = None) -> l
             *_unneeded_by_concepts(state, journal),
             *_old_candidates(state, journal),
             *_unneeded_own(state, journal),
+            *_old_sheets(state),
             *(_old_models(state, journal, keep) if keep is not None else ()),
         ]
         return [Superfluous(path.relative_to(state.path), size_of(path), why) for path, why in found]
@@ -172,6 +173,13 @@ def _unneeded_own(state: State, journal: Journal) -> Iterator[tuple[Path, str]]:
         for each in sorted(folder.iterdir()):
             if each.name not in agreed:
                 yield each, "own changes of a concept that was withdrawn"
+
+
+def _old_sheets(state: State) -> Iterator[tuple[Path, str]]:
+    for folder in sorted(state.artefacts.sheets.glob("round-*")):
+        round_id = folder.name.rpartition("-")[0]
+        if not (state.artefacts.model(round_id).is_dir() or state.artefacts.candidate(round_id).is_dir()):
+            yield folder, "the contact sheet of a model that is gone"
 
 
 def _old_models(state: State, journal: Journal, keep: int) -> Iterator[tuple[Path, str]]:

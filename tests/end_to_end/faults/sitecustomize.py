@@ -4,8 +4,10 @@
                      `after` it, in processes whose command line contains `process`
     MOS_TEST_ONCE    a folder: a fault that has happened leaves a file there and is not repeated
     MOS_TEST_CLOCK   a file with seconds by which the wall clock of this process is off
+    MOS_TEST_FLOWER  `on-time`: Flower's own clock is not off, so that it misses no heartbeat
     MOS_TEST_TROUBLE a file: while it exists, every write below MOS_TEST_DISK fails with the error
                      whose number it holds, such as that of a full disk
+    MOS_TEST_FREE    a file with the share of the disk that is said to be free
 
 The product knows nothing of this: functions are exchanged when their module has been imported.
 """
@@ -19,6 +21,7 @@ import importlib.abc
 import importlib.util
 import io
 import os
+import shutil
 import signal
 import sqlite3
 import sys
@@ -106,7 +109,8 @@ def _shift_clock(file):
     time.time = lambda: real() + shift()
     # gRPC hands its deadlines to C code, whose clock is not shifted.
     yield from ((f"grpc.{module}", "time", unshifted) for module in ("_channel", "aio._utils"))
-    yield "flwr.supercore.date", "now", lambda now: lambda: now() + datetime.timedelta(seconds=shift())
+    if os.environ.get("MOS_TEST_FLOWER") != "on-time":
+        yield "flwr.supercore.date", "now", lambda now: lambda: now() + datetime.timedelta(seconds=shift())
 
 
 def _spoil_disk(trouble, disk):
@@ -160,7 +164,19 @@ def _spoil_disk(trouble, disk):
     return "mos_server.state.journal.database", "Database.writing", writing
 
 
+def _fill_disk(file):
+    real = shutil.disk_usage
+
+    def disk_usage(path):
+        usage = real(path)
+        return usage._replace(free=int(usage.total * float(file.read_text()))) if file.exists() else usage
+
+    shutil.disk_usage = disk_usage
+
+
 exchanged = list(_kills())
+if free := os.environ.get("MOS_TEST_FREE"):
+    _fill_disk(Path(free))
 if clock := os.environ.get("MOS_TEST_CLOCK"):
     exchanged.extend(_shift_clock(Path(clock)))
 if trouble := os.environ.get("MOS_TEST_TROUBLE"):

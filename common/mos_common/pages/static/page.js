@@ -57,7 +57,8 @@ function again() {
 
 // A form that was sent is not sent twice by an impatient second click.
 document.addEventListener("submit", (event) => {
-  if (event.defaultPrevented) return;
+  // The answer to a form with data-download is a file: the page stays, and may send it again.
+  if (event.defaultPrevented || "download" in event.target.dataset) return;
   if (event.target.dataset.sent) event.preventDefault();
   event.target.dataset.sent = "yes";
   const button = event.submitter;

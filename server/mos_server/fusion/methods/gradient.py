@@ -31,6 +31,7 @@ from mos_server.fusion.presets import PRESETS, Preset, Terms, describe_presets
 from mos_server.fusion.recording_settings import RecordingSettings
 from mos_server.fusion.solve import residual, square_of
 from mos_server.fusion.statistics import Recording, Statistics, wanted_inputs
+from mos_server.tracing import span
 
 _PER_GROUP = "; or three, for text encoder, keys and values, rest of the UNet; none: the preset's"
 
@@ -134,22 +135,24 @@ def merge(
         if not layers:
             continue
         recordings = _recordings(base, concepts, group, layers, settings, solved.changes)
-        statistics.gather([*recordings.values()])
+        with span("recording", group=group.name.lower(), recordings=len(recordings)):
+            statistics.gather([*recordings.values()])
         started = time.monotonic()
-        equations = NormalEquations(
-            layers,
-            statistics.of(recordings[None]),
-            preserve=of_group(terms.preserve, group),
-            ridge=of_group(terms.ridge, group),
-            ridge_kind=settings.ridge_kind,
-            towards=settings.towards,
-            cap=settings.cap,
-        )
-        for named in concepts:
-            equations.add(named.concept, statistics.of(recordings[named.token]), weights[named.token])
-        sharpen = of_group(terms.sharpen, group)
-        changes = equations.solve(sharpen)
-        plain = changes if sharpen == 1 else equations.solve()
+        with span("solving", group=group.name.lower(), layers=len(layers)):
+            equations = NormalEquations(
+                layers,
+                statistics.of(recordings[None]),
+                preserve=of_group(terms.preserve, group),
+                ridge=of_group(terms.ridge, group),
+                ridge_kind=settings.ridge_kind,
+                towards=settings.towards,
+                cap=settings.cap,
+            )
+            for named in concepts:
+                equations.add(named.concept, statistics.of(recordings[named.token]), weights[named.token])
+            sharpen = of_group(terms.sharpen, group)
+            changes = equations.solve(sharpen)
+            plain = changes if sharpen == 1 else equations.solve()
         solved.changes |= changes
         solved.drift[group.name.lower()] = equations.drift(changes)
         statistics.progress(f"{group}: {len(layers)} layers solved in {time.monotonic() - started:.1f} s")

@@ -10,14 +10,14 @@ import datetime as dt
 import json
 import logging
 import secrets
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, RowMapping, delete, insert, select, update
 
 from mos_common.errors import StateError, TrustError
-from mos_common.files import could_not_write
+from mos_common.files import canonical_json, could_not_write
 from mos_common.outage import Outage
 from mos_server.state.audit import SEAL, Row, append_rows, line_time, make_row, problems, seal_of
 from mos_server.state.journal.audit_triggers import install_triggers
@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 
 _ONCE_AT_MOST = 256
 _SEALED = ("key", "concept", "digest")
+_LINES = select(audit.c.line).order_by(audit.c.sequence)
 
 
 class Audit:
@@ -73,6 +74,19 @@ class Audit:
         query = select(audit).order_by(audit.c.sequence)
         return [_row(row) for row in self._database.rows(query)]
 
+    def states_of(self, round_id: str) -> list[tuple[str, float]]:
+        """Return the states that a round has entered, and when (s since the epoch), in order."""
+        marks = ('"what":"round ', canonical_json({"round": round_id}).decode()[1:-1])
+        matches = (audit.c.line.contains(mark, autoescape=True) for mark in marks)
+        entries = [json.loads(row["line"]) for row in self._database.rows(_LINES.where(*matches))]
+        return [(each["what"].removeprefix("round "), _seconds(each["at"])) for each in entries]
+
+    def last(self, count: int) -> list[dict[str, Any]]:
+        """Return the entries of the newest lines, newest first, as `entries` does."""
+        newest = select(audit).order_by(audit.c.sequence.desc()).limit(count)
+        rows = [_row(row) for row in self._database.rows(newest)]
+        return list(self._entries(rows))
+
     def check(self) -> Row | None:
         """Check file, journal and seals against each other, and return the last line, if any.
 
@@ -98,8 +112,11 @@ class Audit:
 
     def entries(self) -> Iterator[dict[str, Any]]:
         """Yield the entries of every line, with the value in place of each seal that is known."""
+        yield from self._entries(self.rows())
+
+    def _entries(self, rows: Iterable[Row]) -> Iterator[dict[str, Any]]:
         values = {row["seal"]: row["value"] for row in self._database.rows(select(audit_seals))}
-        for row in self.rows():
+        for row in rows:
             entry = json.loads(row.line)
             details = {name: _opened(value, values) for name, value in entry["details"].items()}
             who = {"who": _opened(entry["who"], values)} if "who" in entry else {}
@@ -172,6 +189,10 @@ class Audit:
 
 def _opened(value: Any, values: Mapping[str, str]) -> Any:
     return values.get(value, value) if isinstance(value, str) and SEAL.fullmatch(value) else value
+
+
+def _seconds(at: str) -> float:
+    return dt.datetime.fromisoformat(at).timestamp()
 
 
 def _row(row: RowMapping) -> Row:

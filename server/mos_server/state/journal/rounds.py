@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from sqlalchemy import Select, func, insert, select, update
@@ -12,7 +12,7 @@ from mos_common.errors import RequestError
 from mos_server.state.clock import moment
 from mos_server.state.journal.database import Database
 from mos_server.state.journal.tables import members, participants, rounds
-from mos_server.state.records import ASKED, CANCELLED, PUBLISHED, UNFINISHED, Member, Round, RoundSettings
+from mos_server.state.records import ASKED, CANCELLED, HELD_BACK, PUBLISHED, UNFINISHED, Member, Round, RoundSettings
 
 _ROUNDS = select(
     rounds.c.id,
@@ -90,6 +90,30 @@ class Rounds:
             self.advance(name, PUBLISHED)
             is_it = (rounds.c.id == name) & (rounds.c.status == PUBLISHED)
             db.execute(update(rounds).where(is_it).values(manifest=manifest))
+
+    def publish_held(self, name: str, manifest: str) -> None:
+        """Publish a round that is held back, as `publish` does one that is not."""
+        is_held = (rounds.c.id == name) & (rounds.c.status == HELD_BACK)
+        values = {"status": PUBLISHED, "reason": "", "ended": time.time(), "manifest": manifest}
+        with self._database.writing() as db:
+            db.execute(update(rounds).where(is_held).values(values))
+
+    def hold_back(self) -> Round:
+        """Have the model of the unfinished round held back when it is made, and return the round.
+
+        Raises:
+            RequestError: no round is unfinished.
+            StateError: its settings are of another release, or damaged.
+
+        """
+        with self._database.writing() as db:
+            if (running := self.unfinished()) is None:
+                raise RequestError(
+                    "no round is running: there is nothing to hold back, and a published model is never changed"
+                )
+            values = asdict(replace(running.settings, review=True))
+            db.execute(update(rounds).where(rounds.c.id == running.id).values(settings=values))
+        return self.get(running.id)
 
     def cancel(self) -> Round:
         """Cancel the unfinished round, and return it. What was uploaded is kept.

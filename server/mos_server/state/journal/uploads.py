@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
-from sqlalchemy import ColumnElement, RowMapping, insert, select, update
+from sqlalchemy import ColumnElement, RowMapping, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from mos_common.errors import RequestError
@@ -12,7 +12,7 @@ from mos_common.identity_scores import Identity
 from mos_server.state.journal.database import Database
 from mos_server.state.journal.participants import Participants
 from mos_server.state.journal.tables import uploads
-from mos_server.state.records import Upload
+from mos_server.state.records import KeptConcept, Upload
 
 _WITHDRAWN = "withdrawn"
 _IS_KEPT = uploads.c.refused.is_(None)
@@ -68,9 +68,37 @@ class Uploads:
         """Return every kept concept, with or without a round."""
         return self._where(_IS_KEPT)
 
+    def concepts(self) -> list[KeptConcept]:
+        """Return every kept concept once, however many rounds have it, the latest first."""
+        columns = (uploads.c.participant, uploads.c.concept)
+        query = select(
+            *columns,
+            func.count(uploads.c.round).label("rounds"),
+            func.max(uploads.c.round).label("last_round"),
+            func.max(uploads.c.received).label("received"),
+            func.max(uploads.c.bytes).label("bytes"),
+            func.max(uploads.c.own).label("own"),
+        )
+        latest = func.max(uploads.c.received).desc()
+        found = self._database.rows(query.where(_IS_KEPT).group_by(*columns).order_by(latest, *columns))
+        return [KeptConcept(**{**row, "own": bool(row["own"])}) for row in found]
+
     def everything(self) -> list[Upload]:
         """Return every upload of every round, refused or not."""
         return self._where(uploads.c.id.is_not(None))
+
+    def tally(self) -> list[tuple[str | None, int, int]]:
+        """Return, for each reason of a refusal and for None, how many uploads, and their bytes."""
+        count, size = func.count().label("count"), func.sum(uploads.c.bytes).label("size")
+        query = select(uploads.c.refused, count, size).group_by(uploads.c.refused)
+        return [(row["refused"], int(row["count"]), int(row["size"])) for row in self._database.rows(query)]
+
+    def counts(self) -> dict[str, tuple[int, int]]:
+        """Return, for each round, how many uploads are in it and how many were refused."""
+        fused = func.count().filter(_IS_KEPT).label("fused")
+        query = select(uploads.c.round, fused, func.count().label("all")).group_by(uploads.c.round)
+        found = self._database.rows(query.where(uploads.c.round.is_not(None)))
+        return {row["round"]: (int(row["fused"]), int(row["all"] - row["fused"])) for row in found}
 
     def refuse(self, upload: int, reason: str) -> None:
         """Take an admitted upload out of its round because it cannot be fused."""

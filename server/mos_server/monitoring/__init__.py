@@ -1,0 +1,1 @@
+"""Numbers for machines: metrics for Prometheus, health and readiness, on a loopback port."""
