@@ -80,6 +80,15 @@ def init(
             help="`own`: each concept's own spatial changes too, of participants who agree. Kits say so, for good.",
         ),
     ] = Published.FUSED,
+    journal: Annotated[
+        str,
+        typer.Option(
+            "--journal",
+            help="Keep the journal in PostgreSQL: postgresql+psycopg://USER@HOST/DATABASE, its password in PGPASSWORD "
+            "or ~/.pgpass.",
+            show_default="a file in STATE",
+        ),
+    ] = "",
 ) -> None:
     """Create a federation: keys, certificates, an empty journal.
 
@@ -89,9 +98,12 @@ def init(
     from mos_common.base_model import fingerprint_of
     from mos_common.base_names import absolute_name
     from mos_server.state.folder import ServerConfig, check_can_create, create_state
+    from mos_server.state.journal.postgresql import check_unused, checked_address
 
     fusion = changed_fusion({}, method=method, sets=sets, workers=workers)
     check_can_create(state)
+    if journal:
+        check_unused(checked_address(journal))
     base = absolute_name(base)  # `serve` may be started from elsewhere
     config = ServerConfig(
         base=base,
@@ -102,6 +114,7 @@ def init(
         mos_port=mos_port,
         fusion=fusion,
         publishes=publish.value,
+        journal=journal,
     )
     create_state(state, config)
     say(f"{state}: a federation on {base} ({config.base_fingerprint[:12]})")
@@ -268,6 +281,8 @@ def status(state: StateFolder) -> None:
         settings_of = command_line("mos-server", "settings", state)
         if config.publishes == "own":
             say("own changes of those who agree are published beside the models")
+        if config.journal:
+            say(f"journal: {config.journal}")
         say(f"fusion of rounds to come: {describe_fusion(config.fusion)} ({settings_of})")
     if pause := pause_of(opened):
         say(f"paused: {pause}")

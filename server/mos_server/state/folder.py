@@ -2,7 +2,7 @@
 
 config.json     the options of `mos-server init`, read when something needs them
 pki/            keys and certificates
-server.db       the journal
+server.db       the journal, unless it is in a PostgreSQL server
 audit.jsonl     the audit, see audit.py
 concepts/, moments/, models/     see artefacts.py
 flower/         Flower's own database and files
@@ -31,6 +31,7 @@ from mos_common.files import canonical_json, could_not_write, write_atomically
 from mos_common.json_models import JsonModelError, StrictModel, from_json
 from mos_common.own.names import Publishes
 from mos_server.state.artefacts import FOLDERS, Artefacts
+from mos_server.state.journal.postgresql import PostgreSQL
 from mos_server.state.pki import Pki, create_pki
 from mos_server.state.records import Fusion
 
@@ -48,6 +49,7 @@ class ServerConfig(StrictModel):
     host: the name or address under which participants reach the two ports.
     also_names: other names of this machine, former ones for example, for which its certificate
         is valid.
+    journal: the address of the journal in PostgreSQL, without a password; empty: server.db.
     publishes: `own` if own changes of those who agree are published too; kits say so.
     fusion: how rounds are fused unless their own settings say otherwise; only values that
         differ from the defaults.
@@ -63,6 +65,7 @@ class ServerConfig(StrictModel):
     server_id: str = Field(default_factory=lambda: secrets.token_hex(16))
     fusion: Fusion = Field(default_factory=dict)
     publishes: Publishes = "fused"
+    journal: str = ""
 
     @property
     def hosts(self) -> tuple[str, ...]:
@@ -114,9 +117,21 @@ class State:
         return Pki(self.path / "pki")
 
     @property
-    def database(self) -> Path:
-        """The journal."""
-        return self.path / DATABASE
+    def database(self) -> Path | PostgreSQL:
+        """Where the journal is.
+
+        Raises:
+            StateError: config.json is lost, and the journal is not in this folder.
+
+        """
+        file = self.path / DATABASE
+        try:
+            url = self.config.journal
+        except StateError:
+            if not file.is_file():
+                raise
+            url = ""
+        return PostgreSQL(url, self.path) if url else file
 
     @property
     def artefacts(self) -> Artefacts:
@@ -206,7 +221,7 @@ def _changed(state: State, values: Mapping[str, Any]) -> State:
 
 
 def _write_config(path: Path, config: ServerConfig) -> None:
-    values = {"also_names": config.also_names, "publishes": config.publishes == "own"}
+    values = {"also_names": config.also_names, "publishes": config.publishes == "own", "journal": config.journal}
     unused = {name for name, used in values.items() if not used}  # 0.1.0 reads what it knows
     write_atomically(path / CONFIG, canonical_json(config.model_dump(exclude=unused)) + b"\n")
 
