@@ -25,6 +25,7 @@ from mos_common.concept import Concept
 from mos_common.edlora import LowRank
 from mos_server.state.journal.postgresql import PostgreSQL
 from postgresql import Cluster
+from s3 import Bucket
 
 torch.set_num_threads(1)
 # A busy machine is no failure: no deadlines. `make test` tries the same examples every time, so
@@ -101,6 +102,13 @@ def cluster() -> Iterator[Cluster]:
         pytest.skip("PostgreSQL is not installed: apt-get install postgresql")
     with Cluster.started() as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def bucket() -> Iterator[Bucket]:
+    """An S3-compatible store of this test run, on loopback."""
+    with Bucket.served() as served:
+        yield served
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

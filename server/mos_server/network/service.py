@@ -34,6 +34,7 @@ from mos_server.network.trust import trust_reply
 from mos_server.state.folder import State
 from mos_server.state.journal import Journal
 from mos_server.state.published import candidate_to_score, published_model, published_own
+from mos_server.state.store import StoreError
 
 log = logging.getLogger(__name__)
 
@@ -146,6 +147,8 @@ class MosService:
         if own is not None and any(each.id == own.round for each in self._journal.rounds.all()):
             try:
                 return wanted, published_own(self._state, self._journal, own.round, own.token)
+            except StoreError:
+                raise  # it is there: the caller asks again
             except StateError as error:
                 log.warning("%s is not handed out: %s", wanted, error)
         if parts is not None and any(each.id == parts["round"] for each in self._journal.rounds.all()):
@@ -155,6 +158,8 @@ class MosService:
                     return name, published_model(self._state, self._journal, name)
                 if any(upload.key == key for upload in self._journal.uploads.admitted(name)):
                     return wanted, candidate_to_score(self._state, self._journal, name)
+            except StoreError:
+                raise  # it is there: the caller asks again
             except StateError as error:
                 log.warning("%s is not handed out: %s", wanted, error)
         raise Refusal(grpc.StatusCode.NOT_FOUND, f"there is no model {wanted[:80]!r} for you")

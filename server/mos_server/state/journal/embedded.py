@@ -48,7 +48,7 @@ class Embedded:
         return engine
 
     def begin(self, connection: Connection, *, writes: bool) -> None:
-        """Begin a transaction. A writer takes its lock at once: else it could be refused half-way."""
+        """Begin a transaction; a writer takes its lock at once, so none is refused half-way."""
         connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
     def prepare(self) -> None:
