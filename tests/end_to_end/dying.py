@@ -96,6 +96,8 @@ class Dying:
         shutil.copytree(self.root / "warm", self.live, symlinks=True)
         if places := self.elsewhere():
             shutil.rmtree(self.server)
+            for someone in self.participants:
+                someone.kit.unlink()
             create_server(self.server, self.participants, **places)
 
     def start(self, processes: Processes, *, joining: bool = True) -> None:

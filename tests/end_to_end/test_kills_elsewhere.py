@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import threading
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -14,6 +13,7 @@ from end_to_end.dying import Dying, Kill, warm
 from end_to_end.federation import check_nothing_left
 from end_to_end.test_kills import AT_ONCE, LATE, ROUND, SERVER
 from mos_bench.processes import Processes
+from mos_common.errors import StateError
 from mos_server.state.folder import DATABASE, open_state
 from mos_server.state.journal import Journal
 from mos_server.state.published import published_model
@@ -72,9 +72,10 @@ def test_a_round_outlives_a_restart_of_postgresql(federation, undisturbed, clust
         federation.ask(processes)
         federation.until(processes, lambda: federation.stands() not in ("", "asked"))
         cluster.stop()
-        waited = threading.Event()
-        waited.wait(3)  # calls of that time fail, on both ports and in the round's process
+        # The command that follows the round ends; its process ends too, and is started again.
+        assert processes.running["operator"].wait(120) == StateError.exit_code
         cluster.start()
+        federation.ask(processes)
         federation.finish(processes)
     assert federation.published() == undisturbed
 

@@ -84,7 +84,7 @@ class MosService:
     def runs(self, key: str, release: Release) -> str:
         """Record the release that an admitted key has come with; return the participant's name."""
         self._journal.participants.runs(key, release.name)
-        return next((each.name for each in self._journal.participants.all() if each.key == key), key[:12])
+        return self._journal.participants.name_of(key) or key[:12]
 
     def enrol(self, request: mos_pb2.EnrolRequest) -> tuple[mos_pb2.EnrolReply, str]:
         """Admit a key that comes with a valid token."""
