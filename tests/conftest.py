@@ -12,7 +12,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import hypothesis
@@ -23,6 +23,9 @@ from PIL import Image, ImageDraw
 from mos_common.base_model import Base, load_base
 from mos_common.concept import Concept
 from mos_common.edlora import LowRank
+from mos_server.state.journal.postgresql import PostgreSQL
+from postgresql import Cluster
+from s3 import Bucket
 
 torch.set_num_threads(1)
 # A busy machine is no failure: no deadlines. `make test` tries the same examples every time, so
@@ -89,6 +92,32 @@ def random_base(random_base_folder: Callable[..., Path]) -> Callable[..., Base]:
         return loaded[key]
 
     return base
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    """A PostgreSQL server of this test run, on loopback."""
+    if not Cluster.is_installed():
+        assert "CI" not in os.environ, "PostgreSQL is not installed: apt-get install postgresql"
+        pytest.skip("PostgreSQL is not installed: apt-get install postgresql")
+    with Cluster.started() as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def bucket() -> Iterator[Bucket]:
+    """An S3-compatible store of this test run, on loopback."""
+    with Bucket.served() as served:
+        yield served
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Path | PostgreSQL:
+    """Where a journal may be: in a file of `tmp_path`, or in a new database of a server."""
+    if request.param == "sqlite":
+        return tmp_path / "server.db"
+    cluster: Cluster = request.getfixturevalue("cluster")
+    return PostgreSQL(cluster.new_database(), tmp_path)
 
 
 @pytest.fixture(scope="session")

@@ -46,6 +46,8 @@ class Dying:
 
     root: Path
     participants: list[Participant] = field(default_factory=list)
+    # Empties what the server keeps outside its folder, and returns the flags of `init` for that.
+    elsewhere: Callable[[], dict[str, str]] = dict
 
     @property
     def live(self) -> Path:
@@ -89,9 +91,14 @@ class Dying:
         shutil.copytree(self.live, self.root / "warm", symlinks=True)
 
     def fresh(self) -> None:
-        """Begin a case: the folders as they were kept."""
+        """Begin a case: the folders as they were kept; what is kept elsewhere is made anew."""
         shutil.rmtree(self.live, ignore_errors=True)
         shutil.copytree(self.root / "warm", self.live, symlinks=True)
+        if places := self.elsewhere():
+            shutil.rmtree(self.server)
+            for someone in self.participants:
+                someone.kit.unlink()
+            create_server(self.server, self.participants, **places)
 
     def start(self, processes: Processes, *, joining: bool = True) -> None:
         """Start the server and the participants."""
@@ -162,12 +169,17 @@ class Dying:
             return [text for _, _, text in journal.notes.of("round-001")]
 
 
-def warm(root: Path, tuned: Path, invited: Callable[[Dying], None] = lambda dying: None) -> Dying:
+def warm(
+    root: Path,
+    tuned: Path,
+    invited: Callable[[Dying], None] = lambda dying: None,
+    elsewhere: Callable[[], dict[str, str]] = dict,
+) -> Dying:
     """A federation in which both have tuned (see `create`) and no round was asked for.
 
     `invited` is called when the kits are there and nobody has joined.
     """
-    dying = Dying(root)
+    dying = Dying(root, elsewhere=elsewhere)
     dying.create(tuned)
     create_server(dying.server, dying.participants)
     invited(dying)

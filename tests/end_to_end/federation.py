@@ -82,11 +82,11 @@ def tuned_people(tuned: Path, out: Path, *, scoring: Collection[str] = PARTICIPA
 
 
 def create_server(
-    folder: Path, people: Sequence[Participant], *, method: str | None = None, sets: Sequence[str] = ()
+    folder: Path, people: Sequence[Participant], *, method: str | None = None, sets: Sequence[str] = (), **places: str
 ) -> None:
     """Make a server's folder on free ports, and a kit for each participant."""
     fleet, mos = map(int, free_ports(2))
-    init(folder, fleet_port=fleet, mos_port=mos, method=method, sets=list(sets))
+    init(folder, fleet_port=fleet, mos_port=mos, method=method, sets=list(sets), **places)
     for someone in people:
         invite(folder, someone.name, someone.kit)
 

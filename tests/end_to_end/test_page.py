@@ -191,7 +191,10 @@ def test_regions_and_hostile_names(tmp_path):
         while list((tmp_path / "mos-state").glob("*/page/*.json")) and time.monotonic() < end:
             from mos_client.page.work import Job
 
-            jobs = [Job(tmp_path / "mos-state" / "cat", file.stem) for file in (tmp_path / "mos-state").glob("*/page/*.json")]
+            jobs = [
+                Job(tmp_path / "mos-state" / "cat", file.stem)
+                for file in (tmp_path / "mos-state").glob("*/page/*.json")
+            ]
             if not any(job.runs for job in jobs):
                 break
             time.sleep(0.5)

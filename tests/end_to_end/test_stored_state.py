@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
 from contextlib import closing
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ from end_to_end.federation import processes
 from mos_bench.demo import free_ports, join_command
 from mos_bench.participant import Participant
 from mos_common.concept_file import content_digest, read_concept
+from mos_common.digests import digest_of_bytes
 from mos_common.fused_model import ADAPTER, EMBEDDINGS, read_fused
 from mos_common.kit import read_kit
 from mos_common.signing import verify_model
@@ -22,8 +25,17 @@ from mos_server.state.journal import Journal
 from mos_server.state.records import PUBLISHED
 from stored import StoredFederation, unpack_0_1_0
 
+Before = dict[Path, bytes]
 STEPS = 3  # as they joined with: another number would be another concept, tuned anew
 TOKENS = ["<alice/coral>", "<bob/ginger>"]
+
+
+def never_changed(federation: StoredFederation) -> Before:
+    """Return what an upgrade leaves as it is: kits, keys, and models of earlier rounds."""
+    kept = ["participants/*/kit.json", "participants/*/state/node_key*", "server/pki/*"]
+    models = ["server/models/round-001/*", "participants/*/state/models/round-001/*"]
+    files = [path for pattern in (*kept, *models) for path in federation.folder.glob(pattern) if path.is_file()]
+    return {path: path.read_bytes() for path in files}
 
 
 def tuned(federation: StoredFederation) -> dict[str, str]:
@@ -43,7 +55,10 @@ def finished(
         Participant("alice", "<coral>", "woman", federation.folder / "participants" / "alice"),
         Participant("bob", "<ginger>", "cat", federation.folder / "participants" / "bob"),
     ]
-    before = tuned(federation)
+    before, files = tuned(federation), never_changed(federation)
+    (federation.folder / "before.json").write_text(
+        json.dumps({str(path): digest_of_bytes(data) for path, data in files.items()})
+    )
     with processes() as running:
         running.start("server", ["mos-server", "serve", federation.server])
         for someone in participants:
@@ -91,6 +106,21 @@ def test_the_same_concepts_give_the_same_model_as_in_that_release(finished):
         assert tensors.keys() == expected.keys()
         for key, tensor in tensors.items():
             torch.testing.assert_close(tensor, expected[key], rtol=1e-3, atol=1e-5)
+
+
+def test_nobody_needed_a_new_kit_and_what_was_published_is_as_it_was(finished):
+    """The keys by which people and server know each other are those of 0.1.0, and so are models."""
+    federation, participants, _ = finished
+    before = json.loads((federation.folder / "before.json").read_text())
+    now = {str(path): digest_of_bytes(data) for path, data in never_changed(federation).items()}
+    assert {path: now.get(path) for path in before} == before
+    assert any("node_key" in path for path in before)
+    assert sum("models/round-001/manifest.json" in path for path in before) == 1 + len(participants)
+    with closing(Journal(open_state(federation.server).database)) as journal:
+        assert [used is not None for _, _, used in journal.participants.invitations()] == [True, True]
+        assert sorted(each.name for each in journal.participants.all()) == ["alice", "bob"]
+        published = journal.audit.entries()
+        assert "invited" not in {entry["what"] for entry in published}
 
 
 def test_what_alice_had_uploaded_was_not_asked_for_again(finished):

@@ -1,4 +1,4 @@
-"""The operator's commands for a federation: init, round, status, concepts."""
+"""The operator's commands for a federation: round, status, concepts."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import typer
 from mos_common.commands import command_line
 from mos_common.errors import RequestError, StateError
 from mos_common.flags import FiniteType
-from mos_common.options import Base
 from mos_common.shell import say
+from mos_server.cli.init import init
 from mos_server.cli.settings import (
     KeepAll,
     ListsSettings,
@@ -26,7 +26,6 @@ from mos_server.cli.settings import (
     Workers,
     settings,
 )
-from mos_server.round.asking import changed_fusion
 
 _RUNNING = {
     True: "running",
@@ -44,64 +43,6 @@ def register(app: typer.Typer) -> None:
     app.command(cls=ListsSettings, epilog="Example: mos-server settings federation --set preserve=3")(settings)
     app.command(epilog="Example: mos-server status federation")(status)
     app.command(epilog='Example: mos-server concepts federation withdraw "<alice/cat>"')(concepts)
-
-
-def init(
-    state: StateFolder,
-    base: Base = "tiny",
-    host: Annotated[
-        str, typer.Option("--host", help="Name or address at which participants reach this machine.")
-    ] = "127.0.0.1",
-    also_name: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--also-name", help="Another name of this machine for the certificate; repeat it.", show_default="none"
-        ),
-    ] = None,
-    fleet_port: Annotated[
-        int, typer.Option("--fleet-port", min=1, max=65535, help="Port for the rounds (Flower).")
-    ] = 9092,
-    mos_port: Annotated[
-        int, typer.Option("--mos-port", min=1, max=65535, help="Port for enrolment and downloads.")
-    ] = 9093,
-    method: MethodName = None,
-    sets: Sets = None,
-    workers: Workers = None,
-    publish: Annotated[
-        Published,
-        typer.Option(
-            "--publish",
-            help="`own`: each concept's own spatial changes too, of participants who agree. Kits say so, for good.",
-        ),
-    ] = Published.FUSED,
-) -> None:
-    """Create a federation: keys, certificates, an empty journal.
-
-    --method, --set and --workers say how its rounds are fused. `mos-server settings` lists these
-    settings and changes them later.
-    """
-    from mos_common.base_model import fingerprint_of
-    from mos_common.base_names import absolute_name
-    from mos_server.state.folder import ServerConfig, check_can_create, create_state
-
-    fusion = changed_fusion({}, method=method, sets=sets, workers=workers)
-    check_can_create(state)
-    base = absolute_name(base)  # `serve` may be started from elsewhere
-    config = ServerConfig(
-        base=base,
-        base_fingerprint=fingerprint_of(base),
-        host=host,
-        also_names=tuple(also_name or ()),
-        fleet_port=fleet_port,
-        mos_port=mos_port,
-        fusion=fusion,
-        publishes=publish.value,
-    )
-    create_state(state, config)
-    say(f"{state}: a federation on {base} ({config.base_fingerprint[:12]})")
-    say(f"participants reach it at {host}, ports {fleet_port} and {mos_port}: open these two to them, and no others")
-    invite_someone = command_line("mos-server", "invite", state, "NAME", "--out", "NAME.kit")
-    say(f"next: {invite_someone}, and {command_line('mos-server', 'serve', state)}")
 
 
 def round_(
@@ -240,11 +181,9 @@ def status(state: StateFolder) -> None:
     else:
         say(f"server: {running}; {config.host}, ports {config.fleet_port} and {config.mos_port}")
         say(f"base model: {config.base} ({config.base_fingerprint[:12]})")
-        for line in warnings_of(opened):
+        for line in [*warnings_of(opened), *config.described()]:
             say(line)
         settings_of = command_line("mos-server", "settings", state)
-        if config.publishes == "own":
-            say("own changes of those who agree are published beside the models")
         say(f"fusion of rounds to come: {describe_fusion(config.fusion)} ({settings_of})")
     if pause := pause_of(opened):
         say(f"paused: {pause}")

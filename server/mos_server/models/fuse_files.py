@@ -91,7 +91,8 @@ def fuse_state(
         concepts = named_concepts(opened, uploads)
     loaded = load_base(opened.config.base, device=device, dtype=dtype)
     rekey_state(opened, loaded)
-    fused = _fused(loaded, concepts, settings, opened.artefacts.moments, progress)
+    with opened.artefacts.moments_of([upload.digest for upload in uploads]) as moments:
+        fused = _fused(loaded, concepts, settings, moments, progress)
     if own:
         agreed = {upload.token for upload in uploads if upload.own}
         fused = _written_own(fused, [named for named in concepts if named.token in agreed], loaded, out)

@@ -37,6 +37,7 @@ from mos_server.state.folder import State
 from mos_server.state.journal import Journal
 from mos_server.state.published import candidate_to_score, published_model, published_own
 from mos_server.state.records import PUBLISHED
+from mos_server.state.store import StoreError
 
 log = logging.getLogger(__name__)
 
@@ -90,7 +91,7 @@ class MosService:
     def runs(self, key: str, release: Release) -> str:
         """Record the release that an admitted key has come with; return the participant's name."""
         self._journal.participants.runs(key, release.name)
-        return next((each.name for each in self._journal.participants.all() if each.key == key), key[:12])
+        return self._journal.participants.name_of(key) or key[:12]
 
     def enrol(self, request: mos_pb2.EnrolRequest) -> tuple[mos_pb2.EnrolReply, str]:
         """Admit a key that comes with a valid token."""
@@ -171,6 +172,8 @@ class MosService:
         if own is not None and any(each.id == own.round for each in self._journal.rounds.all()):
             try:
                 return wanted, published_own(self._state, self._journal, own.round, own.token)
+            except StoreError:
+                raise  # it is there: the caller asks again
             except StateError as error:
                 log.warning("%s is not handed out: %s", wanted, error)
         if parts is not None and any(each.id == parts["round"] for each in self._journal.rounds.all()):
@@ -180,6 +183,8 @@ class MosService:
                     return name, published_model(self._state, self._journal, name)
                 if any(upload.key == key for upload in self._journal.uploads.admitted(name)):
                     return wanted, candidate_to_score(self._state, self._journal, name)
+            except StoreError:
+                raise  # it is there: the caller asks again
             except StateError as error:
                 log.warning("%s is not handed out: %s", wanted, error)
         raise Refusal(grpc.StatusCode.NOT_FOUND, f"there is no model {wanted[:80]!r} for you")

@@ -70,13 +70,14 @@ def fuse_candidate(
     candidate = state.artefacts.candidate(round_id)
     journal.uploads.forget_identities(round_id)
     shutil.rmtree(candidate, ignore_errors=True)
-    with recorder_for(settings.workers, base) as recorder:
+    digests = [upload.digest for upload in uploads]
+    with recorder_for(settings.workers, base) as recorder, state.artefacts.moments_of(digests) as moments:
         fused = fuse(
             base,
             concepts,
             settings.of_method,
             weights=settings.weights,
-            moments_dir=state.artefacts.moments,
+            moments_dir=moments,
             recorder=recorder if attribution is None or recorder is not None else attribution.recorder(base),
             progress=progress,
         )
@@ -175,6 +176,7 @@ def is_made(state: State, journal: Journal, round_: Round) -> bool:
     A folder there that is not this model is removed if it is a publication of this round that did
     not take effect, such as one with a concept that was withdrawn since, and else set aside.
     """
+    state.artefacts.fetch_model(round_.id)
     folder, uploads = state.artefacts.model(round_.id), journal.uploads.admitted(round_.id)
     if not folder.exists():
         return False
@@ -228,6 +230,7 @@ def publish(state: State, journal: Journal, round_: Round, uploads: list[Upload]
         if own:
             write_own(published, own, key)
         publish_candidate(candidate, published, identity, flagged, key, {token: own[token].digest for token in own})
+    state.artefacts.keep_model(round_.id)
     manifest = digest_of_file(published / MANIFEST)
     with journal.decision():
         now, held = journal.rounds.get(round_.id), round_.status == HELD_BACK

@@ -108,8 +108,9 @@ def model_trouble(state: State, journal: Journal, round_: Round) -> str:
 def describe_influence(state: State, round_: Round) -> Iterator[str]:
     """Yield the lines of `mos-server status` about what a round's concepts do to each other."""
     for folder in (state.artefacts.model(round_.id), state.artefacts.candidate(round_.id)):
-        with suppress(OSError, ValueError, LookupError, TypeError):  # none yet, or a damaged one
-            for line in worst_influences(json.loads((folder / "manifest.json").read_bytes())):
+        # None yet, a damaged one, or a store that cannot be used now.
+        with suppress(StateError, ValueError, LookupError, TypeError):
+            for line in worst_influences(json.loads(state.artefacts.manifest(folder.name) or "")):
                 yield f"  {line}"
             return
 

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from mos_common.errors import ConceptError, RequestError, StateError
-from mos_server.state.artefacts import remove_own
 from mos_server.state.folder import State
 from mos_server.state.journal import Journal
 from mos_server.state.records import Upload
@@ -60,7 +59,7 @@ def named_concepts(state: State, uploads: Sequence[Upload]) -> list[NamedConcept
             same = False
         if not same:
             raise StateError(
-                f"{state.artefacts.concept_file(upload.digest)} is not the concept that was admitted as "
+                f"{state.artefacts.place_of_concept(upload.digest)} is not the concept that was admitted as "
                 f"{upload.token}: restore it from a backup, or withdraw it"
             )
         named.append(NamedConcept(upload.participant, concept))
@@ -83,5 +82,5 @@ def withdraw(state: State, journal: Journal, wanted: str) -> list[Upload]:
             state.artefacts.delete_concept(digest)
     for upload in withdrawn:
         if upload.round is not None:
-            remove_own(state.artefacts.model(upload.round), [upload.token])
+            state.artefacts.remove_own(upload.round, [upload.token])
     return withdrawn

@@ -2,9 +2,9 @@
 
 config.json     the options of `mos-server init`, read when something needs them
 pki/            keys and certificates
-server.db       the journal
+server.db       the journal, unless it is in a PostgreSQL server
 audit.jsonl     the audit, see audit.py
-concepts/, moments/, models/, sheets/     see artefacts.py
+concepts/, moments/, models/, sheets/     see artefacts.py; with a store, copies of what is there
 flower/         Flower's own database and files
 log/            the logs of the server and of each round
 lock, pid       a lock held while a server runs, and the process that took it last
@@ -31,8 +31,10 @@ from mos_common.files import canonical_json, could_not_write, write_atomically
 from mos_common.json_models import JsonModelError, StrictModel, from_json
 from mos_common.own.names import Publishes
 from mos_server.state.artefacts import FOLDERS, Artefacts
+from mos_server.state.journal.postgresql import PostgreSQL
 from mos_server.state.pki import Pki, create_pki
 from mos_server.state.records import Fusion
+from mos_server.state.store import Store
 
 CONFIG = "config.json"
 DATABASE = "server.db"
@@ -48,6 +50,8 @@ class ServerConfig(StrictModel):
     host: the name or address under which participants reach the two ports.
     also_names: other names of this machine, former ones for example, for which its certificate
         is valid.
+    journal: the address of the journal in PostgreSQL, without a password; empty: server.db.
+    artefacts: the address of the store of uploads and models; empty: this folder.
     publishes: `own` if own changes of those who agree are published too; kits say so.
     fusion: how rounds are fused unless their own settings say otherwise; only values that
         differ from the defaults.
@@ -63,11 +67,19 @@ class ServerConfig(StrictModel):
     server_id: str = Field(default_factory=lambda: secrets.token_hex(16))
     fusion: Fusion = Field(default_factory=dict)
     publishes: Publishes = "fused"
+    journal: str = ""
+    artefacts: str = ""
 
     @property
     def hosts(self) -> tuple[str, ...]:
         """All names in the certificate, the one that kits carry first."""
         return tuple(dict.fromkeys([self.host, *self.also_names]))
+
+    def described(self) -> list[str]:
+        """Return a line for each choice of `init` that is not the usual one."""
+        own = "own changes of those who agree are published beside the models" if self.publishes == "own" else ""
+        places = {"journal": self.journal, "uploads and models": self.artefacts}
+        return [own] * bool(own) + [f"{name}: {place}" for name, place in places.items() if place]
 
     @property
     def fleet_address(self) -> str:
@@ -114,14 +126,33 @@ class State:
         return Pki(self.path / "pki")
 
     @property
-    def database(self) -> Path:
-        """The journal."""
-        return self.path / DATABASE
+    def database(self) -> Path | PostgreSQL:
+        """Where the journal is.
 
-    @property
+        Raises:
+            StateError: config.json is lost, and the journal is not in this folder.
+
+        """
+        file = self.path / DATABASE
+        if file.is_file():  # also when config.json is lost
+            return file
+        return PostgreSQL(self.config.journal, self.path) if self.config.journal else file
+
+    @cached_property
     def artefacts(self) -> Artefacts:
-        """Uploads, second moments and models."""
-        return Artefacts(self.path)
+        """Uploads, second moments and models.
+
+        Raises:
+            StateError: config.json is lost, and uploads are not in this folder.
+
+        """
+        try:
+            url = self.config.artefacts
+        except StateError:
+            if not (self.path / "concepts").is_dir():
+                raise
+            return Artefacts(self.path)
+        return Artefacts(self.path, Store(url) if url else None)
 
     @property
     def flower(self) -> Path:
@@ -147,7 +178,8 @@ def create_state(path: Path, config: ServerConfig) -> State:
         raise RequestError(f"port {config.fleet_port} is given twice: --fleet-port and --mos-port must differ")
     check_can_create(path)
     try:
-        for folder in ("pki", "flower", "log", *FOLDERS):
+        kept_here = [name for name in FOLDERS if name != "concepts" or not config.artefacts]
+        for folder in ("pki", "flower", "log", *kept_here):
             (path / folder).mkdir(parents=True, exist_ok=True)
         path.chmod(0o700)
     except OSError as error:
@@ -206,7 +238,8 @@ def _changed(state: State, values: Mapping[str, Any]) -> State:
 
 
 def _write_config(path: Path, config: ServerConfig) -> None:
-    values = {"also_names": config.also_names, "publishes": config.publishes == "own"}
+    values = {"also_names": config.also_names, "publishes": config.publishes == "own", "journal": config.journal}
+    values |= {"artefacts": config.artefacts}
     unused = {name for name, used in values.items() if not used}  # 0.1.0 reads what it knows
     write_atomically(path / CONFIG, canonical_json(config.model_dump(exclude=unused)) + b"\n")
 

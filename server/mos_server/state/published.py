@@ -33,6 +33,7 @@ def published_model(state: State, journal: Journal, round_id: str) -> Path:
     round_, folder = journal.rounds.get(round_id), state.artefacts.model(round_id)
     if round_.status != PUBLISHED:
         raise StateError(f"{round_id} is {round_.status}, so it has no published model")
+    state.artefacts.fetch_model(round_id, round_.manifest or "")
     data = _manifest_bytes(folder)
     # Releases before 0.2 did not journal the digest.
     same = digest_of_bytes(data) == round_.manifest if round_.manifest else is_model_of(state, journal, round_id)
@@ -83,10 +84,18 @@ def candidate_to_score(state: State, journal: Journal, round_id: str) -> Path:
 
 
 def is_model_of(state: State, journal: Journal, round_id: str) -> bool:
-    """Return whether a model of a round's own concepts lies in the round's place."""
+    """Return whether a model of a round's own concepts lies in the round's place.
+
+    Raises:
+        StateError: the store of models cannot be used.
+
+    """
     folder = state.artefacts.model(round_id)
+    data = state.artefacts.manifest(round_id)
+    if data is None:
+        return False
     try:
-        manifest = _read(_manifest_bytes(folder), folder)
+        manifest = _read(data, folder)
         own = _concepts(manifest, folder) <= _named(journal.uploads.of(round_id))
     except StateError:
         return False

@@ -23,12 +23,15 @@ def reading_journal(state: State) -> Iterator[Journal]:
         StateError: it cannot be read, or is damaged.
 
     """
+    place = state.database
     try:
-        journal = Journal(state.database)
+        journal = Journal(place)
     except StateError as error:
+        if not isinstance(place, Path):
+            raise  # there is no file to copy
         with (
             tempfile.TemporaryDirectory(prefix="mos-journal-") as folder,
-            closing(_copy(state.database, Path(folder), error)) as copy,
+            closing(_copy(place, Path(folder), error)) as copy,
         ):
             yield copy
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 from typing import TYPE_CHECKING
 
 from mos_common.errors import BaseModelError, ConceptError
@@ -36,10 +37,9 @@ def rekey_state(state: State, base: Base) -> State:
     if expected == base.fingerprint:
         return state
     for digest in state.artefacts.concepts():
-        path = state.artefacts.concept_file(digest)
         try:
-            rekey_concept(path, base, mode=0o600)
+            state.artefacts.rewrite_concept(digest, partial(rekey_concept, base=base, mode=0o600))
         except ConceptError as error:
-            log.warning("%s keeps its old fingerprint: %s", path, error)
+            log.warning("%s keeps its old fingerprint: %s", state.artefacts.place_of_concept(digest), error)
     # Last, so that an interrupted update is run again.
     return keep_fingerprint(state, base.fingerprint)

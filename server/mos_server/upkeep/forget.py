@@ -18,6 +18,7 @@ from mos_common.signing import is_signed
 from mos_server.state.folder import State, keep_fusion, locked
 from mos_server.state.journal import Journal
 from mos_server.upkeep.prune import CANDIDATE, empty_flower_files, remove_path
+from mos_server.upkeep.stored import models_naming, named_in_store
 from mos_server.upkeep.traces import Traces, traces_of
 
 
@@ -55,6 +56,12 @@ def forget(state: State, journal: Journal, name: str, *, models: bool = False) -
         erased = [*own, *doomed, *_files_named_after(state, traces)]
         for path in erased:
             remove_path(path)
+        if (store := state.artefacts.store) is not None:
+            stored = models_naming(store, traces)
+            published = sorted({*published, *stored})
+            for key in [*(f"models/{each}" for each in stored if models), *named_in_store(store, traces)]:
+                state.artefacts.erase_stored(key)
+                erased.append(state.path / key)
         empty_flower_files(state)
         erased += list(_blot_logs(state, traces))
         _blot_settings(state, traces)

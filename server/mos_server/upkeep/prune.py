@@ -19,6 +19,8 @@ from mos_common.own.names import SUFFIX, beside, folder_name
 from mos_server.state.folder import State, locked, serving_process
 from mos_server.state.journal import Journal
 from mos_server.state.records import HELD_BACK, PUBLISHED
+from mos_server.state.stored_models import stored_models
+from mos_server.upkeep.stored import unneeded_in_store
 
 CANDIDATE = "-candidate"
 # Files are written beside their place, under a name with a dot, and renamed at once. What is still
@@ -28,11 +30,15 @@ _LEFT_AFTER_S = 3600.0
 
 @dataclass(frozen=True)
 class Superfluous:
-    """A file or folder that nobody needs: its path inside the state folder, its size, and why."""
+    """A file or folder that nobody needs: its path inside the state folder, its size, and why.
+
+    `stored` if it is in the store of artefacts, where the path is the beginning of keys.
+    """
 
     path: Path
     size: int
     why: str
+    stored: bool = False
 
 
 def superfluous(state: State, journal: Journal, *, keep: int | None = None) -> list[Superfluous]:
@@ -53,8 +59,11 @@ def superfluous(state: State, journal: Journal, *, keep: int | None = None) -> l
             *_unneeded_own(state, journal),
             *_old_sheets(state),
             *(_old_models(state, journal, keep) if keep is not None else ()),
+            *(_copies(state, journal, 1 if keep is None else keep) if state.artefacts.store is not None else ()),
         ]
-        return [Superfluous(path.relative_to(state.path), size_of(path), why) for path, why in found]
+        here = [Superfluous(path.relative_to(state.path), size_of(path), why) for path, why in found]
+        stored = unneeded_in_store(state, journal, keep)
+        return here + [Superfluous(Path(each.path), each.size, each.why, stored=True) for each in stored]
     except OSError as error:
         raise could_not_write(state.path, error) from error
 
@@ -67,7 +76,10 @@ def remove(state: State, journal: Journal, items: list[Superfluous]) -> int:
 
     """
     for item in items:
-        remove_path(state.path / item.path)
+        if item.stored:
+            state.artefacts.erase_stored(item.path.as_posix())
+        else:
+            remove_path(state.path / item.path)
     size = sum(item.size for item in items)
     models = [item.path.name for item in items if item.path.parent.name == "models"]
     details = {"files": len(items), "bytes": size, "models": models}
@@ -138,7 +150,7 @@ def _unneeded_by_concepts(state: State, journal: Journal) -> Iterator[tuple[Path
     # Files first: what is here now, of a concept that the journal does not have later, is nobody's.
     moments = sorted(state.artefacts.moments.rglob("[!.]*.safetensors"))
     before = time.time() - _LEFT_AFTER_S
-    concepts = [state.artefacts.concept_file(digest) for digest in state.artefacts.concepts()]
+    concepts = sorted((state.path / "concepts").glob("[!.]*.safetensors"))  # none with a store
     old = [path for path in concepts if path.stat().st_mtime < before]
     kept = {upload.digest for upload in journal.uploads.kept()}
     for path in moments:
@@ -184,14 +196,31 @@ def _old_sheets(state: State) -> Iterator[tuple[Path, str]]:
 
 def _old_models(state: State, journal: Journal, keep: int) -> Iterator[tuple[Path, str]]:
     published = [each.id for each in journal.rounds.all() if each.status == PUBLISHED]
-    there = [state.artefacts.model(name) for name in published if state.artefacts.model(name).is_dir()]
-    old = there[: -max(keep, 1)]
+    stored = stored_models(state.artefacts.store) if state.artefacts.store is not None else ()
+    there = [
+        state.artefacts.model(name) for name in published if state.artefacts.model(name).is_dir() or name in stored
+    ]
+    old = [folder for folder in there[: -max(keep, 1)] if folder.is_dir()]
     fetched = _open_files(state) if old else set()
     for folder in old:
         if not any({folder, beside(folder)}.intersection(path.parents) for path in fetched):
             yield folder, f"a published model older than the newest {keep}"
             if beside(folder).is_dir():
                 yield beside(folder), f"own changes beside a published model older than the newest {keep}"
+
+
+def _copies(state: State, journal: Journal, keep: int) -> Iterator[tuple[Path, str]]:
+    """Yield copies of models that the store has: what is fetched again comes from there."""
+    assert state.artefacts.store is not None
+    stored = stored_models(state.artefacts.store)
+    published = [each.id for each in journal.rounds.all() if each.status == PUBLISHED and each.id in stored]
+    # Those before the newest `keep` are gone from both, by `_old_models`.
+    kept = published[-keep:-1] if keep > 1 else published[:-1]
+    fetched = _open_files(state)
+    for name in kept:
+        for folder in (state.artefacts.model(name), beside(state.artefacts.model(name))):
+            if folder.is_dir() and not any(folder in path.parents for path in fetched):
+                yield folder, "a copy of what is in the store"
 
 
 def _open_files(state: State) -> set[Path]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import sqlite3
 import threading
 from collections.abc import Callable
 from contextlib import closing
@@ -19,6 +18,7 @@ from mos_common.node_key import create_node_key, key_digest, public_pem
 from mos_server.state import audit as audit_file
 from mos_server.state.journal import Journal
 from mos_server.state.records import CANCELLED, FUSING, RoundSettings, Upload
+from postgresql import change
 
 
 @pytest.fixture
@@ -27,8 +27,8 @@ def file(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def journal(tmp_path: Path):
-    with closing(Journal(tmp_path / "server.db")) as opened:
+def journal(place):
+    with closing(Journal(place)) as opened:
         yield opened
 
 
@@ -94,10 +94,9 @@ def test_a_change_that_is_taken_back_has_no_line(journal, tmp_path):
     assert len(journal.audit.rows()) == before
 
 
-def test_a_change_made_by_another_program_has_its_line_too(journal, tmp_path):
+def test_a_change_made_by_another_program_has_its_line_too(journal, tmp_path, place):
     enrolled(journal, "alice", tmp_path)
-    with closing(sqlite3.connect(tmp_path / "server.db")) as stranger, stranger:
-        stranger.execute("UPDATE participants SET revoked = 1")
+    change(place, "UPDATE participants SET revoked = 1")
     journal.rounds.ask(RoundSettings())
     assert [what for what, _ in told(journal)][-2:] == ["barred", "round asked"]
 
@@ -200,28 +199,34 @@ def test_what_was_done_to_the_file_is_seen_now_and_after_more_events(
         journal.audit.check()
 
 
-def test_a_removed_file_is_not_quietly_written_again(journal, tmp_path, file):
+def test_triggers_that_somebody_removed_are_there_again_at_the_next_opening(journal, place):
+    statement = "DROP TRIGGER audit_asked"
+    change(place, statement if isinstance(place, Path) else f"{statement} ON rounds")
+    with closing(Journal(place)) as again:
+        again.rounds.ask(RoundSettings())
+        assert told(again) == [("round asked", None)]
+
+
+def test_a_removed_file_is_not_quietly_written_again(journal, tmp_path, file, place):
     enrolled(journal, "alice", tmp_path)
     file.unlink()
-    with closing(Journal(tmp_path / "server.db")) as again, pytest.raises(TrustError, match="lines 1 to 2 are missing"):
+    with closing(Journal(place)) as again, pytest.raises(TrustError, match="lines 1 to 2 are missing"):
         again.audit.check()
 
 
-def test_lines_changed_in_the_journal_and_values_behind_seals_are_seen(journal, tmp_path):
+def test_lines_changed_in_the_journal_and_values_behind_seals_are_seen(journal, tmp_path, place):
     enrolled(journal, "alice", tmp_path)
-    with closing(sqlite3.connect(tmp_path / "server.db")) as tool, tool:
-        tool.execute("UPDATE audit_seals SET value = 'bob' WHERE value = 'alice'")
+    change(place, "UPDATE audit_seals SET value = 'bob' WHERE value = 'alice'")
     with pytest.raises(TrustError, match="stands for another value"):
         journal.audit.check()
-    with closing(sqlite3.connect(tmp_path / "server.db")) as tool, tool:
-        tool.execute("UPDATE audit_seals SET value = 'alice' WHERE value = 'bob'")
-        tool.execute("DELETE FROM audit WHERE sequence = 2")
+    change(place, "UPDATE audit_seals SET value = 'alice' WHERE value = 'bob'")
+    change(place, "DELETE FROM audit WHERE sequence = 2")
     with pytest.raises(TrustError, match="unknown to the journal"):
         journal.audit.check()
 
 
 @pytest.mark.parametrize("written", [0, 1, 60, 10**6], ids=["nothing", "a byte", "half a line", "all of it"])
-def test_a_process_killed_while_it_appends_leaves_each_line_once(tmp_path, file, monkeypatch, written):
+def test_a_process_killed_while_it_appends_leaves_each_line_once(place, file, monkeypatch, written):
     """The change is committed, `written` bytes are in the file; the next process completes it."""
 
     def killed(path: Path, rows: list) -> None:
@@ -230,13 +235,13 @@ def test_a_process_killed_while_it_appends_leaves_each_line_once(tmp_path, file,
             out.write(data)
         raise KeyboardInterrupt
 
-    with closing(Journal(tmp_path / "server.db")) as journal:
+    with closing(Journal(place)) as journal:
         journal.participants.invite("alice", valid_s=60)
         with monkeypatch.context() as patch:
             patch.setattr("mos_server.state.journal.audit.append_rows", killed)
             with pytest.raises(KeyboardInterrupt):
                 journal.participants.invite("bob", valid_s=60)
-    with closing(Journal(tmp_path / "server.db")) as journal:
+    with closing(Journal(place)) as journal:
         journal.audit.check()
         assert [entry["sequence"] for entry in lines(file)] == [1, 2]
         journal.participants.invite("carol", valid_s=60)
@@ -257,9 +262,9 @@ def test_a_disk_without_room_holds_no_change_up_and_the_lines_follow(journal, tm
     journal.audit.check()
 
 
-def test_two_processes_that_write_at_once_make_one_chain(tmp_path, file):
+def test_two_processes_that_write_at_once_make_one_chain(place, file):
     def write(name: str) -> None:
-        with closing(Journal(tmp_path / "server.db")) as own:
+        with closing(Journal(place)) as own:
             for i in range(15):
                 own.participants.invite(f"{name}{i}", valid_s=60)
 
@@ -268,7 +273,7 @@ def test_two_processes_that_write_at_once_make_one_chain(tmp_path, file):
         thread.start()
     for thread in threads:
         thread.join()
-    with closing(Journal(tmp_path / "server.db")) as journal:
+    with closing(Journal(place)) as journal:
         journal.audit.check()
         assert len(lines(file)) == 45
 

@@ -12,8 +12,8 @@ from mos_server.state.records import RoundSettings
 
 
 @pytest.fixture
-def asked(tmp_path, request):
-    journal = Journal(tmp_path / "server.db")
+def asked(place):
+    journal = Journal(place)
     yield journal.rounds.ask(RoundSettings(deadline_s=300.0))
     journal.close()
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,8 @@ from mos_server.state.concepts import withdraw
 from mos_server.state.folder import ServerConfig, State, create_state
 from mos_server.state.journal import Journal
 from mos_server.state.journal.database import Database
+from mos_server.state.journal.embedded import Embedded
+from mos_server.state.journal.postgresql import PostgreSQL
 from mos_server.state.journal.tables import notes
 from mos_server.state.records import CANCELLED, COLLECTING, FAILED, FUSING, PUBLISHED, RoundSettings, Upload
 
@@ -25,9 +28,12 @@ WEEK = 7 * 86400.0
 SCORES = Identity(class_word=0.1, single=0.6, fused=0.5, ceiling=0.8)
 
 
+Place = Path | PostgreSQL
+
+
 @pytest.fixture
-def journal(tmp_path: Path) -> Iterator[Journal]:
-    journal = Journal(tmp_path / "server.db")
+def journal(place: Place) -> Iterator[Journal]:
+    journal = Journal(place)
     yield journal
     journal.close()
 
@@ -164,20 +170,21 @@ def test_notes_are_read_on_from_where_one_was(journal: Journal):
     assert [text for _, _, text in journal.notes.of("round-001", first)] == ["two"]
 
 
-def test_what_was_journalled_survives_the_process(journal: Journal, tmp_path: Path):
+def test_what_was_journalled_survives_the_process(journal: Journal, place: Place):
     admit(journal, "alice")
     journal.rounds.ask(RoundSettings())
     stored = journal.uploads.add(upload("round-001", "alice"))
     journal.uploads.set_identity(stored.id, SCORES)
-    other = Journal(tmp_path / "server.db")  # the first was never closed, like one that was killed
+    other = Journal(place)  # the first was never closed, like one that was killed
     assert other.uploads.admitted("round-001")[0].identity == SCORES
     assert other.rounds.unfinished() == journal.rounds.unfinished()
     other.close()
 
 
 @pytest.fixture
-def state(tmp_path: Path) -> State:
-    return create_state(tmp_path / "state", ServerConfig(base="tiny", base_fingerprint="ab" * 32))
+def state(tmp_path: Path, place: Place) -> State:
+    url = place.url if isinstance(place, PostgreSQL) else ""
+    return create_state(tmp_path / "state", ServerConfig(base="tiny", base_fingerprint="ab" * 32, journal=url))
 
 
 def test_withdrawing_erases_the_file_and_what_was_computed_from_it(state: State):
@@ -214,9 +221,10 @@ def test_a_journal_that_cannot_be_opened_says_so(tmp_path: Path):
 
 
 def test_a_journal_is_its_owners_alone(journal: Journal, tmp_path: Path):
-    journal.notes.add("round-001", "one")
+    journal.participants.invite("alice", valid_s=WEEK)
     files = list(tmp_path.iterdir())
-    assert {path.name for path in files} >= {"server.db", "server.db-wal"}
+    embedded = {"server.db", "server.db-wal"} if isinstance(journal._database.place, Embedded) else set()
+    assert {path.name for path in files} >= {"audit.jsonl"} | embedded
     assert {stat.S_IMODE(path.stat().st_mode) for path in files} == {0o600}
 
 
@@ -233,14 +241,36 @@ def test_what_is_journalled_is_on_the_disk_and_what_is_erased_is_overwritten(tmp
         assert settings() == {"journal_mode": "wal", "synchronous": 2, "secure_delete": 1}
 
 
-def test_a_call_is_journalled_whole_or_not_at_all(tmp_path: Path):
+def test_a_call_is_journalled_whole_or_not_at_all(place: Place):
     """The second statement of a transaction fails: the first has not happened, for nobody."""
-    with closing(Database(tmp_path / "server.db")) as database:
+    with closing(Database(place)) as database:
         with pytest.raises(ZeroDivisionError), database.writing() as db:
             db.execute(insert(notes).values(round="round-001", at=0.0, text="begun"))
             assert len(database.rows(select(notes))) == 1
             _ = 1 / 0
         assert database.rows(select(notes)) == []
+
+
+def test_a_refused_statement_does_not_end_the_transaction_around_it(journal: Journal):
+    with journal.decision():
+        journal.uploads.add(upload("round-001", "alice"))
+        with pytest.raises(RequestError, match="already has a concept"):
+            journal.uploads.add(upload("round-001", "alice", digest="d2"))
+        journal.notes.add("round-001", "going on")
+    assert [each.digest for each in journal.uploads.of("round-001")] == ["d1"]
+    assert len(journal.notes.of("round-001")) == 1
+
+
+def test_a_text_of_strangers_may_have_any_character(journal: Journal):
+    for character in map(chr, [*range(32), 0x7F, 0xFFFF, 0x10FFFF]):
+        journal.notes.add("round-001", f"<{character}>")
+        journal.uploads.add(upload("round-001", "alice", refused=f"'{character}' %s %(a)s :b"))
+    journal.rounds.ask(RoundSettings(fusion={"settings": {"contexts": ["V\0"]}}))
+    texts = [text for _, _, text in journal.notes.of("round-001")]
+    assert len(texts) == 35
+    assert all(text in (f"<{chr(i)}>", "<\N{REPLACEMENT CHARACTER}>") for i, text in enumerate(texts[:32]))
+    assert journal.rounds.get("round-001").settings.fusion["settings"]["contexts"] == ["V\0"]
+    journal.audit.check()
 
 
 def test_threads_share_a_journal(journal: Journal):
@@ -256,6 +286,21 @@ def test_threads_share_a_journal(journal: Journal):
     assert [member.attempts for member in journal.rounds.members("round-001")] == [40]
 
 
-def test_a_missing_folder_is_reported(tmp_path: Path):
+def test_a_missing_folder_is_reported(tmp_path: Path, place: Place):
+    missing = tmp_path / "no such folder"
+    moved = replace(place, folder=missing) if isinstance(place, PostgreSQL) else missing / "server.db"
     with pytest.raises(StateError, match=r"cannot be used.*Nothing that was journalled before is lost"):
-        Journal(tmp_path / "no such folder" / "server.db")
+        Journal(moved)
+
+
+def test_what_is_forgotten_is_in_no_file_of_the_journal(journal: Journal, tmp_path: Path):
+    """SQLite's file is searched; PostgreSQL says that the table has no dead row left."""
+    admit(journal, "zacharias")
+    journal.forget("zacharias", ["key of zacharias"], lambda text: False, lambda text: text, lambda value: value)
+    journal.compact()
+    if isinstance(place := journal._database.place, PostgreSQL):
+        rows = journal._database.rows(text("SELECT pg_relation_size('participants') AS bytes"))
+        assert rows[0]["bytes"] == 0
+        assert place.url
+    else:
+        assert all(b"zacharias" not in path.read_bytes() for path in tmp_path.iterdir())

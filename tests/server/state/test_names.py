@@ -11,14 +11,15 @@ import pytest
 from mos_common.errors import RequestError, TrustError
 from mos_server.state.journal import Journal
 from mos_server.state.journal.participants import Barred
+from mos_server.state.journal.postgresql import PostgreSQL
 from mos_server.state.people import describe_people
 
 WEEK = 7 * 86400.0
 
 
 @pytest.fixture
-def journal(tmp_path: Path) -> Iterator[Journal]:
-    with closing(Journal(tmp_path / "server.db")) as opened:
+def journal(place: Path | PostgreSQL) -> Iterator[Journal]:
+    with closing(Journal(place)) as opened:
         yield opened
 
 

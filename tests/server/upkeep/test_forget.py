@@ -16,6 +16,7 @@ from mos_common.node_key import create_node_key, key_digest, public_pem
 from mos_server.cli.main import app
 from mos_server.state.folder import ServerConfig, State, create_state, locked
 from mos_server.state.journal import Journal
+from mos_server.state.journal.postgresql import PostgreSQL
 from mos_server.state.records import PUBLISHED, RoundSettings, Upload
 from mos_server.upkeep import forget as forgetting
 from mos_server.upkeep.traces import Traces
@@ -25,9 +26,10 @@ WEIGHTS = {"weights": {"<annemarie/my-face>": 2.0, "<ben/dog>": 3.0}}
 
 
 @pytest.fixture
-def state(tmp_path: Path) -> State:
+def state(tmp_path: Path, place: Path | PostgreSQL) -> State:
     """Annemarie and Ben in two rounds, with everything that a server writes about them."""
-    config = ServerConfig(base="tiny", base_fingerprint="ab" * 32, fusion=WEIGHTS)
+    url = place.url if isinstance(place, PostgreSQL) else ""
+    config = ServerConfig(base="tiny", base_fingerprint="ab" * 32, fusion=WEIGHTS, journal=url)
     made = create_state(tmp_path / "state", config)
     with closing(Journal(made.database)) as journal:
         keys = {name: enrolled(journal, name, tmp_path) for name in ("annemarie", "ben")}

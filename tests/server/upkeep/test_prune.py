@@ -15,15 +15,17 @@ from typer.testing import CliRunner
 from mos_server.cli.main import app
 from mos_server.state.folder import ServerConfig, State, create_state, locked
 from mos_server.state.journal import Journal
+from mos_server.state.journal.postgresql import PostgreSQL
 from mos_server.state.records import FAILED, HELD_BACK, PUBLISHED, SCORING, RoundSettings, Upload
 
 KEPT, GONE = "ab" * 32, "cd" * 32
 
 
 @pytest.fixture
-def state(tmp_path: Path) -> State:
+def state(tmp_path: Path, place: Path | PostgreSQL) -> State:
     """Three published rounds, a failed one, and one under way; a kept concept and one withdrawn."""
-    made = create_state(tmp_path / "state", ServerConfig(base="tiny", base_fingerprint="ab" * 32))
+    url = place.url if isinstance(place, PostgreSQL) else ""
+    made = create_state(tmp_path / "state", ServerConfig(base="tiny", base_fingerprint="ab" * 32, journal=url))
     with closing(Journal(made.database)) as journal:
         for status in (PUBLISHED, PUBLISHED, PUBLISHED, FAILED, SCORING):
             name = journal.rounds.ask(RoundSettings()).id

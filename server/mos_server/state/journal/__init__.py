@@ -4,6 +4,7 @@ The server, the process of a running round and the commands open it at the same 
 to the disk before it returns, so that a round killed at any point resumes from here.
 
     database.py     the database itself: opening, transactions, errors
+    embedded.py, postgresql.py      what is special in SQLite, and in a PostgreSQL server
     tables.py       tables and columns, and their revision
     audit.py        a line for every change, and for what else is done
     forgetting.py   erase a person from every table
@@ -23,6 +24,7 @@ from mos_server.state.journal.database import Database
 from mos_server.state.journal.forgetting import blot_texts, change_settings, delete_person
 from mos_server.state.journal.notes import Notes
 from mos_server.state.journal.participants import Participants
+from mos_server.state.journal.postgresql import PostgreSQL
 from mos_server.state.journal.rounds import Rounds
 from mos_server.state.journal.uploads import Uploads
 
@@ -32,17 +34,18 @@ __all__ = ["Journal"]
 class Journal:
     """The journal of one state folder, by subject. Threads may share one; processes open their own.
 
-    Opening it creates the tables, or brings those of an earlier release up to date.
+    Opening it creates the tables, or brings those of an earlier release up to date. It is in a file
+    of the folder, or in a PostgreSQL server.
 
     Raises:
-        StateError: the file cannot be used, or a newer release wrote it. Every call may raise it.
+        StateError: it cannot be used, or a newer release wrote it. Every call may raise it.
 
     """
 
-    def __init__(self, file: Path) -> None:
-        self._database = Database(file)
+    def __init__(self, place: Path | PostgreSQL) -> None:
+        self._database = Database(place)
         try:
-            self.audit = Audit(self._database, file.with_name(AUDIT))
+            self.audit = Audit(self._database, self._database.place.folder / AUDIT)
         except BaseException:
             self._database.close()
             raise
@@ -83,7 +86,7 @@ class Journal:
         return count
 
     def compact(self) -> None:
-        """Rewrite the file so that nothing that was deleted is left in it.
+        """Rewrite the database so that nothing that was deleted is left in its files.
 
         Raises:
             StateError: another process is reading it.
@@ -92,5 +95,5 @@ class Journal:
         self._database.compact()
 
     def close(self) -> None:
-        """Release the file."""
+        """Close its connections."""
         self._database.close()

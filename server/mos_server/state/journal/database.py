@@ -1,6 +1,7 @@
-"""The only module that knows that the journal is SQLite: opening, transactions, errors.
+"""An open journal: transactions, errors, migrations.
 
-The modules next to it use SQLAlchemy statements that any database takes, one transaction per call.
+`embedded.py` and `postgresql.py` know the two databases that may hold it. The modules next to them
+use SQLAlchemy statements that both take, one transaction per call.
 """
 
 from __future__ import annotations
@@ -11,19 +12,17 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-from sqlalchemy import URL, Connection, Engine, Executable, RowMapping, create_engine, event, inspect, text
+from sqlalchemy import Connection, Engine, Executable, RowMapping, event, inspect, text
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from mos_common.errors import StateError
+from mos_server.state.journal.embedded import Embedded
+from mos_server.state.journal.postgresql import PostgreSQL
 from mos_server.state.journal.tables import REVISION
 
 MIGRATIONS = Path(__file__).parent.parent / "migrations"
-_BUSY_S = 30.0  # how long a call waits for another process's transaction
-# Readers never wait for a writer, commits are on the disk, deleted rows are overwritten.
-_PRAGMAS = ("journal_mode=WAL", "synchronous=FULL", "secure_delete=ON")
 _WRITES = "mos_writes"
 _FIRST = "0001"  # the tables of releases before 0.2, which recorded no revision
 _MIGRATING = threading.Lock()  # alembic's `op` and `context` are global
@@ -32,17 +31,16 @@ _MIGRATING = threading.Lock()  # alembic's `op` and `context` are global
 class Database:
     """An open database at the revision that this code reads. Threads may share it."""
 
-    def __init__(self, file: Path) -> None:
-        self._file = file
+    def __init__(self, place: Path | PostgreSQL) -> None:
+        self.place = Embedded(place) if isinstance(place, Path) else place
         self._mine = threading.local()
         # Called inside every transaction of `writing` before its commit, and after it.
         self.before_commit: Callable[[Connection], None] = lambda connection: None
         self.after_commit: Callable[[], None] = lambda: None
-        self._engine = _engine(file)
+        self._engine = _engine(self.place)
         try:
             with self._errors():
-                file.touch(mode=0o600)
-                file.chmod(0o600)
+                self.place.prepare()
                 _migrate(self)
         except BaseException:
             self._engine.dispose()
@@ -104,24 +102,14 @@ class Database:
                 return _rows(connection, query)
 
     def compact(self) -> None:
-        """Rewrite the file without free pages and empty its log: nothing deleted is left in either.
+        """Rewrite the database so that nothing that was deleted is left in its files.
 
         Raises:
             StateError: the database cannot be used, or another process is reading it.
 
         """
         with self._errors(), self._engine.connect() as connection:
-            driver = connection.connection.driver_connection
-            assert driver is not None
-            try:  # not SQLAlchemy's: it would begin a transaction, in which a file cannot be rewritten
-                driver.execute("VACUUM").close()
-                busy, *_ = driver.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-            except sqlite3.Error as error:
-                raise StateError(
-                    f"{self._file} cannot be rewritten ({error}): make room, and run this again"
-                ) from error
-        if busy:
-            raise StateError(f"{self._file} is being read by another command: end that one, and run this one again")
+            self.place.compact(connection)
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
@@ -131,31 +119,15 @@ class Database:
             raise  # a statement violated a constraint: the caller knows which
         except (DBAPIError, PoolTimeoutError, sqlite3.Error, OSError) as error:
             reason = error.orig if isinstance(error, DBAPIError) else error
-            raise StateError(
-                f"{self._file} cannot be used ({reason}): is the disk full or read-only, or is it another user's? "
-                "Nothing that was journalled before is lost"
-            ) from error
+            raise StateError(self.place.trouble(reason)) from error
 
 
-def _engine(file: Path) -> Engine:
-    engine = create_engine(
-        URL.create("sqlite", database=str(file)),
-        connect_args={"timeout": _BUSY_S},
-        max_overflow=-1,
-        hide_parameters=True,
-    )
-
-    @event.listens_for(engine, "connect")
-    def prepare(connection: Any, _record: object) -> None:
-        connection.isolation_level = None  # transactions begin where `begin` says, not where sqlite3 guesses
-        for pragma in _PRAGMAS:
-            connection.execute(f"PRAGMA {pragma}").close()
+def _engine(place: Embedded | PostgreSQL) -> Engine:
+    engine = place.engine()
 
     @event.listens_for(engine, "begin")
     def begin(connection: Connection) -> None:
-        # A writer takes its lock at once: one that reads first could be refused half-way.
-        writes = connection.get_execution_options().get(_WRITES, False)
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+        place.begin(connection, writes=connection.get_execution_options().get(_WRITES, False))
 
     return engine
 

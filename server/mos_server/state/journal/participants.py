@@ -125,7 +125,8 @@ class Participants:
 
     def barred_since(self, name: str) -> float | None:
         """Return when a name lost its last key; None while it has one, or never had any."""
-        keys = [each.revoked for each in self.all() if each.name == name]
+        query = select(participants.c.revoked).where(participants.c.name == name)
+        keys = [row["revoked"] for row in self._database.rows(query)]
         return max(filter(None, keys)) if keys and all(keys) else None
 
     def _nobody(self, name: str, everyone: list[Participant]) -> str:
@@ -133,6 +134,11 @@ class Participants:
             return f"{name} is barred already: all its keys are revoked, and no kit of it is unused"
         known = ", ".join(sorted({each.name for each in everyone if each.revoked is None})) or "none"
         return f"unknown participant {name!r}; known: {known}"
+
+    def name_of(self, key: str) -> str | None:
+        """Return whose key this is, admitted or not; None: nobody's."""
+        rows = self._database.rows(select(participants.c.name).where(participants.c.key == key))
+        return str(rows[0]["name"]) if rows else None
 
     def is_admitted(self, key: str) -> bool:
         """Return whether a key is admitted now."""

@@ -16,6 +16,7 @@ from sqlalchemy import (
     MetaData,
     Table,
     Text,
+    TypeDecorator,
     and_,
 )
 
@@ -23,6 +24,18 @@ REVISION = "0009"
 """The newest file in `migrations/versions`, whose tables this code reads and writes."""
 
 metadata = MetaData()
+
+
+class Prose(TypeDecorator[str]):
+    """Sentences, in which strangers' words may stand: PostgreSQL refuses a text with a NUL."""
+
+    impl = Text
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: object) -> str | None:
+        """Put the replacement character where a NUL is."""
+        return None if value is None else value.replace("\0", "\N{REPLACEMENT CHARACTER}")
+
 
 # Times are in seconds since the epoch.
 invitations = Table(
@@ -51,7 +64,7 @@ rounds = Table(
     metadata,
     Column("id", Text, primary_key=True),
     Column("status", Text, nullable=False),
-    Column("reason", Text, nullable=False, server_default=""),
+    Column("reason", Prose, nullable=False, server_default=""),
     Column("settings", JSON, nullable=False),
     Column("asked", Double, nullable=False),
     Column("ended", Double),
@@ -64,7 +77,7 @@ members = Table(
     metadata,
     Column("round", Text, primary_key=True),
     Column("key", Text, primary_key=True),
-    Column("activity", Text, nullable=False),
+    Column("activity", Prose, nullable=False),
     Column("attempts", Integer, nullable=False, server_default="0"),
     Column("at", Double, nullable=False),
 )
@@ -80,7 +93,7 @@ uploads = Table(
     Column("digest", Text, nullable=False),
     Column("bytes", Integer, nullable=False),
     Column("received", Double, nullable=False),
-    Column("refused", Text),
+    Column("refused", Prose),
     Column("identity", JSON(none_as_null=True)),
     Column("own", Integer, nullable=False, server_default="0"),
 )
@@ -102,7 +115,7 @@ notes = Table(
     Column("id", Integer, primary_key=True),
     Column("round", Text, nullable=False),
     Column("at", Double, nullable=False),
-    Column("text", Text, nullable=False),
+    Column("text", Prose, nullable=False),
 )
 Index("notes_of_a_round", notes.c.round, notes.c.id)
 
@@ -121,7 +134,7 @@ audit_seals = Table(
     metadata,
     Column("seal", Text, primary_key=True),
     Column("person", Text, nullable=False),
-    Column("value", Text, nullable=False),
+    Column("value", Prose, nullable=False),
     Column("salt", LargeBinary, nullable=False),
 )
 Index("seals_of_a_person", audit_seals.c.person, audit_seals.c.value)

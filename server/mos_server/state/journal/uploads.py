@@ -35,19 +35,20 @@ class Uploads:
         """
         with self._database.writing() as db:
             try:
-                added = db.execute(
-                    insert(uploads).values(
-                        round=upload.round,
-                        key=upload.key,
-                        participant=upload.participant,
-                        concept=upload.concept,
-                        digest=upload.digest,
-                        bytes=upload.bytes,
-                        received=upload.received,
-                        refused=upload.refused,
-                        own=upload.own,
-                    )
-                ).inserted_primary_key
+                with db.begin_nested():  # PostgreSQL ends a transaction in which a statement failed
+                    added = db.execute(
+                        insert(uploads).values(
+                            round=upload.round,
+                            key=upload.key,
+                            participant=upload.participant,
+                            concept=upload.concept,
+                            digest=upload.digest,
+                            bytes=upload.bytes,
+                            received=upload.received,
+                            refused=upload.refused,
+                            own=int(upload.own),
+                        )
+                    ).inserted_primary_key
             except IntegrityError as error:
                 raise RequestError(
                     f"{upload.participant} already has a concept {upload.concept} in {upload.round}: "
