@@ -1,4 +1,4 @@
-"""A real browser for tests: Debian's Chromium. Without it tests are skipped, and under CI they fail."""
+"""A real browser for tests: Debian's Chromium. Without it they are skipped, under CI they fail."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From a kit to a picture of two people's concepts, by clicks in a real browser; strangers are refused."""
+"""From a kit to a picture of two people, by clicks in a real browser; strangers are refused."""
 
 from __future__ import annotations
 
