@@ -1,4 +1,4 @@
-"""From a kit to a picture of two people's concepts, by clicks in a real browser; strangers are refused."""
+"""From a kit to a picture of two people's concepts, by clicks in a real browser."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_from_a_kit_to_a_picture_of_two_people_in_at_most_15_clicks(tmp_path):
             clicks.look("pictures")
             clicks.click("Go on to tuning", "link")
             browser.get_by_text("Nothing speaks against").wait_for()
-            browser.get_by_label("Steps", exact=True).fill("101")
+            browser.get_by_role("spinbutton", name="Steps").fill("14")
             clicks.click("Start tuning")
             browser.get_by_role("button", name="Pause").wait_for()
             clicks.click("Pause")
@@ -107,8 +107,8 @@ def test_from_a_kit_to_a_picture_of_two_people_in_at_most_15_clicks(tmp_path):
             browser.goto(address)
             clicks.click(re.compile("coral|" + name), "link")
             clicks.click("Resume")
-            browser.get_by_text("drawn after step").first.wait_for()
             browser.get_by_role("link", name="See what would leave").wait_for()
+            browser.get_by_text("drawn after step").first.wait_for()
             clicks.look("tuning")
             clicks.click("See what would leave", "link")
             assert not (state / "enrolled.json").exists(), "nothing has left before the button"
@@ -191,7 +191,10 @@ def test_regions_and_hostile_names(tmp_path):
         while list((tmp_path / "mos-state").glob("*/page/*.json")) and time.monotonic() < end:
             from mos_client.page.work import Job
 
-            jobs = [Job(tmp_path / "mos-state" / "cat", file.stem) for file in (tmp_path / "mos-state").glob("*/page/*.json")]
+            jobs = [
+                Job(tmp_path / "mos-state" / "cat", file.stem)
+                for file in (tmp_path / "mos-state").glob("*/page/*.json")
+            ]
             if not any(job.runs for job in jobs):
                 break
             time.sleep(0.5)

@@ -47,7 +47,16 @@ def start_check(standing: Standing) -> None:
     job, request = standing.check, standing.session.request
     if standing.has_pictures and not job.log.exists():
         sheet = job.log.with_suffix(".png")
-        words: list[str | Path] = ["check", request.images, "--concept", request.concept, "--class", request.class_word, "--out", sheet]
+        words: list[str | Path] = [
+            "check",
+            request.images,
+            "--concept",
+            request.concept,
+            "--class",
+            request.class_word,
+            "--out",
+            sheet,
+        ]
         job.start([*words, *tuning_words(standing.session)])
 
 
