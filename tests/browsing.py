@@ -1,4 +1,4 @@
-"""A real browser for tests: Debian's Chromium. Without it they are skipped, under CI they fail."""
+"""A real browser for tests: Debian's Chromium. Where CI is set, its absence fails."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From a kit to a picture of two people, by clicks in a real browser; strangers are refused."""
+"""From a kit to a picture of two people's concepts, by clicks in a real browser."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import pytest
 from browsing import needs_chromium, serious, window
 from end_to_end.federation import ENVIRONMENT, QUICK, create_server, join_tuned, processes
 from mos_bench.demo import prepare
+from mos_client.page.work import Job, end_join
 from mos_common.picture_metadata import read_recipe
 
 pytestmark = [needs_chromium, pytest.mark.timeout(1500)]
@@ -39,7 +40,7 @@ class Clicks:
     def look(self, name):
         """Judge the page as it is, in light and dark, wide and narrow."""
         for scheme in ("dark", "light"):
-            self.page.emulate_media(color_scheme=scheme)
+            self.page.emulate_media(color_scheme=scheme, reduced_motion="reduce")  # no colour on its way
             self.troubles += serious(self.page)
             self.page.screenshot(path=self.shots / f"{name}-{scheme}.png", full_page=True)
         wide = self.page.viewport_size
@@ -59,6 +60,13 @@ def opened(home, kit):
         env={"PATH": f"{BIN}:/usr/bin:/bin", "PYTHONUNBUFFERED": "1"} | ENVIRONMENT,
     )
     return process, re.search(r"http://\S+", process.stdout.readline())[0]
+
+
+def close(process):
+    """End the page's program; what it has started runs on."""
+    process.terminate()
+    process.wait(30)
+    process.stdout.close()
 
 
 def refused(address, **headers):
@@ -96,19 +104,18 @@ def test_from_a_kit_to_a_picture_of_two_people_in_at_most_15_clicks(tmp_path):
             clicks.look("pictures")
             clicks.click("Go on to tuning", "link")
             browser.get_by_text("Nothing speaks against").wait_for()
-            browser.get_by_label("Steps", exact=True).fill("101")
+            browser.get_by_role("spinbutton", name="Steps").fill("14")
             clicks.click("Start tuning")
             browser.get_by_role("button", name="Pause").wait_for()
             clicks.click("Pause")
             browser.get_by_text("paused").wait_for()
-            page.terminate()  # closing the page stops nothing, and it is found again
-            page.wait(30)
+            close(page)  # closing the page stops nothing, and it is found again
             page, address = opened(tmp_path, alice.kit)
             browser.goto(address)
             clicks.click(re.compile("coral|" + name), "link")
             clicks.click("Resume")
-            browser.get_by_text("drawn after step").first.wait_for()
             browser.get_by_role("link", name="See what would leave").wait_for()
+            browser.get_by_text("drawn after step").first.wait_for()
             clicks.look("tuning")
             clicks.click("See what would leave", "link")
             assert not (state / "enrolled.json").exists(), "nothing has left before the button"
@@ -138,11 +145,7 @@ def test_from_a_kit_to_a_picture_of_two_people_in_at_most_15_clicks(tmp_path):
             assert refused(f"http://127.0.0.1:{port}/c/{name}/draw") == 403
             assert refused(address, Host="evil.example") == 421
         finally:
-            page.terminate()
-            page.wait(30)
-            subprocess.run([BIN / "mos-client", "--version"], check=True, capture_output=True)
-            from mos_client.page.work import end_join
-
+            close(page)
             end_join(state)
 
 
@@ -185,12 +188,9 @@ def test_regions_and_hostile_names(tmp_path):
                 assert answer.status == 404
             assert troubles == []
     finally:
-        page.terminate()
-        page.wait(30)
+        close(page)
         end = time.monotonic() + 60
         while list((tmp_path / "mos-state").glob("*/page/*.json")) and time.monotonic() < end:
-            from mos_client.page.work import Job
-
             jobs = [
                 Job(tmp_path / "mos-state" / "cat", file.stem)
                 for file in (tmp_path / "mos-state").glob("*/page/*.json")

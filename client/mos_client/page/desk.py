@@ -79,12 +79,14 @@ class Standing:
     @property
     def runs(self) -> bool:
         """True while a `join` runs on it, whoever has started it."""
-        return self.activity is not None and self.activity.runs
+        if self.activity is not None and self.activity.runs:
+            return True
+        return any(Job(self.state, name).runs for name in ("tune", "join"))  # not yet reported
 
     @property
     def taking_part(self) -> bool:
         """True while that `join` answers the server."""
-        return self.runs and self.activity is not None and self.activity.stage == JOINED
+        return self.activity is not None and self.activity.runs and self.activity.stage == JOINED
 
     @property
     def concept_file(self) -> Path | None:

@@ -35,7 +35,7 @@ def show_tuning(request: Request) -> Response:
     values["ready"] = any(line == "nothing speaks against tuning on it" for line in lines)
     pictures = sorted(standing.session.request.images.glob("*")) if standing.has_pictures else []
     values["real"] = [path.name for path in pictures if path.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp")][:4]
-    values["command"] = _tune(standing).command
+    values["typed"] = _tune(standing).command
     values["failed"] = _tune(standing).trouble
     return show(request, "tuning.html", standing, **values)
 

@@ -295,3 +295,22 @@ def test_a_key_that_downloads_the_same_again_and_again_is_told_when_to_come_back
     assert caught.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
     assert "more than its hourly quota: come again in" in caught.value.details()
     assert 0 < int(dict(caught.value.trailing_metadata())["mos-retry-after-s"]) <= 3600
+
+
+def test_a_participant_withdraws_its_own_concept_and_nobody_elses(federation: Federation):
+    """Whichever key of the name has sent it; another's concept of that name stays."""
+    alice, bob = federation.participant("alice"), federation.participant("bob")
+    round_ = federation.journal.rounds.ask(RoundSettings())
+    for name, key in (("alice", alice), ("bob", bob)):
+        digest = key_digest(public_pem(key))
+        federation.journal.uploads.add(Upload(0, round_.id, digest, name, "<cat>", name * 8, 1, 0.0, None, None))
+
+    def withdraw(key: ec.EllipticCurvePrivateKey, concept: str) -> mos_pb2.WithdrawReply:
+        request = mos_pb2.WithdrawRequest(concept=concept)
+        return federation.stub(key).Withdraw(request, metadata=sign_call(key, "Withdraw", request))
+
+    assert refused(lambda: withdraw(alice, "<bob/cat>"))[0] == "INVALID_ARGUMENT"
+    assert refused(lambda: withdraw(alice, "<dog>"))[0] == "NOT_FOUND"
+    assert list(withdraw(alice, "<cat>").models) == []
+    assert [upload.token for upload in federation.journal.uploads.kept()] == ["<bob/cat>"]
+    assert refused(lambda: withdraw(alice, "<cat>"))[0] == "NOT_FOUND"
