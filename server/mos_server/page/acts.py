@@ -17,6 +17,7 @@ from mos_server.page.federation import Federation
 from mos_server.round.asking import duration_s
 from mos_server.round.holding import held_back
 from mos_server.state.concepts import withdraw
+from mos_server.state.folder import State
 from mos_server.state.inviting import check_name, new_kit
 
 
@@ -35,7 +36,11 @@ class Acts:
 
     def __init__(self, federation: Federation) -> None:
         self._federation = federation
-        self._state, self._journal = federation.state, federation.journal
+        self._journal = federation.journal
+
+    @property
+    def _state(self) -> State:
+        return self._federation.state
 
     def invite(self, request: Request, sent: Sent) -> Response:
         """Make a kit, and answer with its file."""

@@ -18,11 +18,16 @@ if TYPE_CHECKING:
 class Federation:
     """A served state folder, and what the page needs to show it and to act on it."""
 
-    state: State
+    served: State
     journal: Journal
     health: Health
     children: Children
     sizes: Sizes = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "sizes", Sizes(self.state))
+        object.__setattr__(self, "sizes", Sizes(self.served))
+
+    @property
+    def state(self) -> State:
+        """The state folder as it is now: commands change its settings while a server runs."""
+        return State(self.served.path)

@@ -7,10 +7,12 @@ import re
 from pathlib import Path
 
 import pytest
+import requests
 
 from mos_common.errors import RequestError
 from mos_common.pages.access import Role
-from mos_server.page.opening import HEADER, PageOptions
+from mos_server.monitoring.health import Health
+from mos_server.page.opening import HEADER, PageOptions, opened_page
 from server.page.conftest import ACT, LOOK, Page, shown
 from server.round.conftest import Federation
 
@@ -122,6 +124,19 @@ def test_a_proxy_shows_a_secret_for_each_role(page: Page, tmp_path: Path):
     assert "you may look" not in page.get("/", token="", **{HEADER: ACT}).text
     assert "you may look" in page.get("/", token="", **{HEADER: LOOK}).text
     assert page.get("/", token="", **{HEADER: "another"}).status_code == 403
+
+
+def test_behind_a_proxy_the_page_answers_to_its_name_and_prints_no_secret(federation: Federation):
+    options = PageOptions(0, {ACT: Role.ACT}, ("fuse.example.org",))
+    health, said = Health(federation.state, federation.journal), list[str]()
+    with opened_page(options, federation.state, federation.journal, health, said.append):
+        (line,) = said
+        assert ACT not in line and "token" not in line
+        url = f"http://{re.search(r'127[.]0[.]0[.]1:[0-9]+', line)[0]}/people"
+        ask = {"host": "fuse.example.org"}
+        assert requests.get(url, headers={**ask, HEADER: ACT}, timeout=30).status_code == 200
+        assert requests.get(url, headers=ask, timeout=30).status_code == 403
+        assert requests.get(url, headers={"host": "evil.example", HEADER: ACT}, timeout=30).status_code == 421
 
 
 @pytest.mark.parametrize(

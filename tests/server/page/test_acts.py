@@ -11,6 +11,7 @@ from docs.commands import check_command
 from mos_common.kit import read_kit
 from mos_server.models.sheet import draw_sheet
 from mos_server.state.records import CANCELLED, COLLECTING, HELD_BACK, PUBLISHED
+from mos_server.state.rotation import rotate_certificate
 from server.page.conftest import LOOK, Page, shown
 from server.round.conftest import Federation
 
@@ -187,3 +188,12 @@ def test_an_act_that_the_audit_cannot_take_is_not_done(page: Page, monkeypatch: 
     answer = page.post("/people/invite", name="alice")
     assert "the disk is full" in shown(answer)
     assert page.journal.participants.invitations() == []
+
+
+def test_a_kit_says_where_the_server_is_now(page: Page, tmp_path):
+    """`mos-server rotate` may move a server while it runs."""
+    assert page.get("/server").status_code == 200
+    rotate_certificate(page.state, "fusion2.example.org")
+    (tmp_path / "kit").write_bytes(page.post("/people/invite", name="alice").content)
+    assert read_kit(tmp_path / "kit").mos == "fusion2.example.org:9093"
+    assert "fusion2.example.org" in shown(page.get("/server"))

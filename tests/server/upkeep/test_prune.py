@@ -158,9 +158,9 @@ def test_own_changes_of_the_withdrawn_and_beside_no_model_go(state):
     assert not any(".own" in file for file in files(state))
 
 
-def test_the_contact_sheet_of_a_model_that_is_gone_is_removed(state, journal):
-    for name in ("round-001-abcdef012345", "round-002-abcdef012345"):
+def test_the_contact_sheet_of_a_model_that_is_gone_is_removed(state: State):
+    for name in ("round-008-abcdef012345", "round-009-abcdef012345"):
         (state.artefacts.sheets / name).mkdir(parents=True)
-    state.artefacts.model("round-002").mkdir(parents=True)
-    found = [str(item.path) for item in superfluous(state, journal) if "contact sheet" in item.why]
-    assert found == ["sheets/round-001-abcdef012345"]
+    state.artefacts.model("round-009").mkdir(parents=True)
+    prune(state)
+    assert [each.name for each in state.artefacts.sheets.iterdir()] == ["round-009-abcdef012345"]
