@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import pwd
 import secrets
@@ -16,9 +17,11 @@ from pathlib import Path
 
 from sqlalchemy import create_engine, make_url, text
 
+from mos_bench.processes import PR_SET_CHILD_SUBREAPER
 from mos_server.state.journal.postgresql import PostgreSQL
 
 USER = "operator"
+PR_GET_CHILD_SUBREAPER = 37
 # The data may be lost with the machine: a test does not outlive it.
 FAST = ["-c", "fsync=off", "-c", "full_page_writes=off", "-c", "max_connections=200"]
 
@@ -71,7 +74,14 @@ class Cluster:
     def start(self) -> None:
         """Start the server, which is nobody's child."""
         options = ["-p", str(self.port), "-c", "listen_addresses=127.0.0.1", "-c", "unix_socket_directories=", *FAST]
-        self._ctl("start", "-w", "-l", self.folder / "log", "-o", " ".join(options))
+        # `Processes` makes this process the parent of orphans, and ends those that it finds.
+        libc, before = ctypes.CDLL(None), ctypes.c_int()
+        libc.prctl(PR_GET_CHILD_SUBREAPER, ctypes.byref(before), 0, 0, 0)
+        libc.prctl(PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
+        try:
+            self._ctl("start", "-w", "-l", self.folder / "log", "-o", " ".join(options))
+        finally:
+            libc.prctl(PR_SET_CHILD_SUBREAPER, before.value, 0, 0, 0)
 
     def stop(self) -> None:
         """Stop it, and end whatever is connected."""
