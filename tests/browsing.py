@@ -21,17 +21,24 @@ needs_chromium = pytest.mark.skipif(
 
 
 @contextmanager
-def window(**options: Any) -> Iterator[Any]:
-    """Yield a page of a browser of its own, as playwright drives it."""
+def chromium() -> Iterator[Any]:
+    """Yield a browser, as playwright drives it."""
     from playwright.sync_api import sync_playwright
 
     assert CHROMIUM is not None, "chromium is not installed: apt-get install chromium"
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         try:
-            yield browser.new_page(**options)
+            yield browser
         finally:
             browser.close()
+
+
+@contextmanager
+def window(**options: Any) -> Iterator[Any]:
+    """Yield a page of a browser of its own."""
+    with chromium() as browser:
+        yield browser.new_page(**options)
 
 
 def serious(page: Any) -> list[str]:

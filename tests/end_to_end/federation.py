@@ -27,7 +27,7 @@ from mos_client.federation.session import Session
 from mos_client.federation.tuned import tuned_file
 from mos_client.tuning.request import TuneRequest
 from mos_common.base_model import Base
-from mos_server.cli.federation import init
+from mos_server.cli.init import init
 from mos_server.cli.people import invite
 from mos_server.state.folder import State, open_state
 from mos_server.state.journal import Journal

@@ -33,7 +33,7 @@ from mos_common.base_model import Base
 from mos_common.concept import Concept
 from mos_common.concept_file import write_concept
 from mos_common.edlora import LowRank
-from mos_server.cli.federation import init
+from mos_server.cli.init import init
 from mos_server.cli.people import invite
 from mos_server.state.folder import open_state
 from mos_server.state.journal import Journal

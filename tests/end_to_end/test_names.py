@@ -32,7 +32,7 @@ from mos_common.node_key import key_digest, public_pem
 from mos_common.rotation import public_pem as signing_pem
 from mos_common.signing import verify_model
 from mos_common.trust import read_pins
-from mos_server.cli.federation import init
+from mos_server.cli.init import init
 from mos_server.cli.people import invite
 from mos_server.state.folder import open_state
 from mos_server.state.pki import private_pem

@@ -16,15 +16,16 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from end_to_end.chromium import check_accessible, chromium
+from browsing import chromium, needs_chromium, serious
 from end_to_end.federation import ENVIRONMENT, Federation, processes, tuned_people
 from mos_bench.demo import free_ports
-from mos_server.cli.federation import init
+from mos_server.cli.init import init
 from mos_server.state.records import HELD_BACK, PUBLISHED
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
+pytestmark = needs_chromium
 PAGES = ("/", "/people", "/rounds", "/concepts", "/server", "/rounds/round-001")
 ROUND_MS = 300_000
 
@@ -129,7 +130,7 @@ def test_an_operator_runs_a_round_in_the_browser(browser: Browser, tuned: Path, 
             page.set_viewport_size({"width": width, "height": 800})
             for path in PAGES:
                 page.goto(origin + path)
-                check_accessible(page)
+                assert serious(page) == [], page.url
                 assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), (path, width)
 
         page.get_by_role("button", name="Publish round-001").click()

@@ -22,7 +22,7 @@ from mos_common.errors import NetworkError, TrustError
 from mos_common.fused_model import read_fused
 from mos_common.kit import read_kit
 from mos_common.signing import verify_model
-from mos_server.cli.federation import init
+from mos_server.cli.init import init
 from mos_tiny import demo_sketch
 
 BIN = Path(sys.executable).parent

@@ -15,7 +15,7 @@ from alembic.migration import MigrationContext
 from sqlalchemy import create_engine, text
 
 from mos_common.errors import RequestError, StateError
-from mos_server.cli.federation import init
+from mos_server.cli.init import init
 from mos_server.state.folder import CONFIG, DATABASE, open_state
 from mos_server.state.journal import Journal
 from mos_server.state.journal.postgresql import PostgreSQL, check_unused, checked_address

@@ -13,7 +13,7 @@ import s3fs
 from mos_common.digests import digest_of_bytes
 from mos_common.errors import RequestError, StateError
 from mos_common.files import canonical_json
-from mos_server.cli.federation import init
+from mos_server.cli.init import init
 from mos_server.state.folder import CONFIG, State, open_state
 from mos_server.state.journal import Journal
 from mos_server.state.published import published_model, published_own
