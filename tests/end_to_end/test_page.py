@@ -104,7 +104,7 @@ def test_from_a_kit_to_a_picture_of_two_people_in_at_most_15_clicks(tmp_path):
             clicks.look("pictures")
             clicks.click("Go on to tuning", "link")
             browser.get_by_text("Nothing speaks against").wait_for()
-            browser.get_by_role("spinbutton", name="Steps").fill("14")
+            browser.get_by_role("spinbutton", name="Steps").fill("40")
             clicks.click("Start tuning")
             browser.get_by_role("button", name="Pause").wait_for()
             clicks.click("Pause")
