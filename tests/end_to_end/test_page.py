@@ -122,7 +122,7 @@ def test_from_a_kit_to_a_picture_of_two_people_in_at_most_15_clicks(tmp_path):
             clicks.look("leaving")
             clicks.click(re.compile("Agree and send"))
             browser.get_by_text("You take part").wait_for()
-            round_ = ["mos-server", "round", tmp_path / "server", "--wait", "2", "--deadline", "15m"]
+            round_ = ["mos-server", "round", tmp_path / "server", "--wait", "2", "--deadline", "15m", "--keep-all"]
             running.start("operator", round_)
             browser.get_by_role("link", name="Draw with round-001").wait_for()
             browser.get_by_role("cell", name="bob").wait_for()
