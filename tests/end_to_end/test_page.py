@@ -139,7 +139,7 @@ def test_from_a_kit_to_a_picture_of_two_people_in_at_most_15_clicks(tmp_path):
             recipe = read_recipe(state / "gallery" / "0001" / "picture.png")
             assert {each.token for each in recipe.concepts} == {someone.token for someone in people}
             clicks.click(re.compile("Draw .* again"))
-            browser.get_by_text("same").first.wait_for()
+            browser.get_by_text("bit-equal to").first.wait_for()
             withdraws(browser, clicks, alice)
             port = address.split(":")[2].split("/")[0]
             assert refused(f"http://127.0.0.1:{port}/c/{name}/draw") == 403
