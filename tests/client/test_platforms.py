@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-# Run first in a process of its own. filelock chooses its lock by operating system, so it is loaded
-# before fcntl is removed; on Windows it uses another.
+# Run first in a process of its own. filelock and psutil choose by operating system: they are loaded
+# before fcntl is removed; on Windows they use other modules.
 WITHOUT_POSIX = """
 import builtins, ctypes, os, sys
-import filelock, torch, flwr.app, multiprocessing, subprocess, tempfile, asyncio, concurrent.futures
+import filelock, psutil, torch, flwr.app, multiprocessing, subprocess, tempfile, asyncio, concurrent.futures
 POSIX_ONLY = {"fcntl", "pwd", "grp", "resource", "termios"}
 for name in POSIX_ONLY:
     sys.modules[name] = None
