@@ -156,8 +156,8 @@ def withdraws(browser, clicks, alice):
     browser.get_by_text(f"{alice.token}: erased at the server").wait_for()
 
 
-def test_regions_and_hostile_names(tmp_path):
-    """Boxes and brush reach the scene; markup in names and captions is text; paths lead nowhere."""
+def test_hostile_names_and_paths(tmp_path):
+    """Markup in names and captions is text; paths lead nowhere."""
     people = prepare(tmp_path, ("coral", "ginger", "tom"))[:1]
     create_server(tmp_path / "server", people)
     page, address = opened(tmp_path, people[0].kit)
