@@ -140,6 +140,7 @@ def test_from_a_kit_to_a_picture_of_two_people_in_at_most_15_clicks(tmp_path):
             assert {each.token for each in recipe.concepts} == {someone.token for someone in people}
             clicks.click(re.compile("Draw .* again"))
             browser.get_by_text("bit-equal to").first.wait_for()
+            draws_regions(browser, clicks, people, state)
             withdraws(browser, clicks, alice)
             port = address.split(":")[2].split("/")[0]
             assert refused(f"http://127.0.0.1:{port}/c/{name}/draw") == 403
@@ -147,6 +148,36 @@ def test_from_a_kit_to_a_picture_of_two_people_in_at_most_15_clicks(tmp_path):
         finally:
             close(page)
             end_join(state)
+
+
+def draws_regions(browser, clicks, people, state):
+    """A box by the mouse for one, and a painted mask for the other, reach the picture's recipe."""
+    for someone in people:
+        browser.get_by_label(someone.token, exact=True).check()
+    browser.get_by_text("Where each is drawn").click()
+    canvas = browser.locator("#canvas")
+    canvas.scroll_into_view_if_needed()
+    around = canvas.bounding_box()
+
+    def drag(*places):
+        (x, y), *others = [(around["x"] + x * around["width"], around["y"] + y * around["height"]) for x, y in places]
+        browser.mouse.move(x, y)
+        browser.mouse.down()
+        for other in others:
+            browser.mouse.move(*other)
+        browser.mouse.up()
+
+    browser.get_by_label("Of the region").select_option(people[0].token)
+    drag((0.05, 0.05), (0.45, 0.95))
+    browser.get_by_label("Of the region").select_option(people[1].token)
+    browser.get_by_role("button", name="Brush").click()
+    drag((0.75, 0.2), (0.75, 0.8))
+    clicks.click("Draw")
+    browser.get_by_role("button", name="Draw 0003 again").wait_for()
+    box, painted = read_recipe(state / "gallery" / "0003" / "picture.png").regions
+    assert (box.prompt, painted.prompt) == tuple(someone.token for someone in people)
+    assert box.box == pytest.approx((0.05, 0.05, 0.45, 0.95), abs=0.01)
+    assert painted.mask is not None
 
 
 def withdraws(browser, clicks, alice):
