@@ -41,7 +41,12 @@ def test_tune_inspect_and_draw(command, make_pictures, random_base_folder, tmp_p
     assert out.startswith("cat.safetensors (")
     assert "mos-client draw cat.safetensors 'a photo of <cat>'" in out
     assert "tuning <cat> 2/2 loss" in err
-    assert {p.name for p in tmp_path.iterdir()} == {"cat.safetensors", "cat.progress.png", "pictures"}
+    assert {p.name for p in tmp_path.iterdir()} == {
+        "cat.safetensors",
+        "cat.progress.png",
+        "cat.progress.json",
+        "pictures",
+    }
 
     code, out, _ = command("inspect", "cat.safetensors")
     concept = read_concept(tmp_path / "cat.safetensors")

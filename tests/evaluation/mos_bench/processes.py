@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType, TracebackType
 
@@ -105,12 +106,11 @@ class Processes:
             if child.poll() is None:
                 child.terminate()
         _, alive = psutil.wait_procs(psutil.Process().children(recursive=True), timeout=GRACE_S)
-        for process in alive:
-            process.terminate()
-        _, alive = psutil.wait_procs(alive, timeout=3)
-        for process in alive:
-            process.kill()
-        psutil.wait_procs(alive, timeout=3)
+        for end in (psutil.Process.terminate, psutil.Process.kill):
+            for process in alive:
+                with suppress(psutil.NoSuchProcess):  # it may end by itself at any time
+                    end(process)
+            _, alive = psutil.wait_procs(alive, timeout=3)
         for child in self.running.values():
             child.wait()
         for thread in self.showing:
