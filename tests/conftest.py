@@ -14,6 +14,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import hypothesis
 import pytest
@@ -23,9 +24,11 @@ from PIL import Image, ImageDraw
 from mos_common.base_model import Base, load_base
 from mos_common.concept import Concept
 from mos_common.edlora import LowRank
-from mos_server.state.journal.postgresql import PostgreSQL
-from postgresql import Cluster
-from s3 import Bucket
+
+if TYPE_CHECKING:  # the tour on other libraries has not all that the whole suite needs
+    from mos_server.state.journal.postgresql import PostgreSQL
+    from postgresql import Cluster
+    from s3 import Bucket
 
 torch.set_num_threads(1)
 # A busy machine is no failure: no deadlines. `make test` tries the same examples every time, so
@@ -97,6 +100,8 @@ def random_base(random_base_folder: Callable[..., Path]) -> Callable[..., Base]:
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
     """A PostgreSQL server of this test run, on loopback."""
+    from postgresql import Cluster
+
     if not Cluster.is_installed():
         assert "CI" not in os.environ, "PostgreSQL is not installed: apt-get install postgresql"
         pytest.skip("PostgreSQL is not installed: apt-get install postgresql")
@@ -107,6 +112,8 @@ def cluster() -> Iterator[Cluster]:
 @pytest.fixture(scope="session")
 def bucket() -> Iterator[Bucket]:
     """An S3-compatible store of this test run, on loopback."""
+    from s3 import Bucket
+
     with Bucket.served() as served:
         yield served
 
@@ -116,6 +123,8 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Path | PostgreSQL:
     """Where a journal may be: in a file of `tmp_path`, or in a new database of a server."""
     if request.param == "sqlite":
         return tmp_path / "server.db"
+    from mos_server.state.journal.postgresql import PostgreSQL
+
     cluster: Cluster = request.getfixturevalue("cluster")
     return PostgreSQL(cluster.new_database(), tmp_path)
 
