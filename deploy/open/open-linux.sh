@@ -15,12 +15,17 @@ fail() {
 }
 
 mkdir -p "$environment"
-if [ ! -x "$environment/venv/bin/mos-client" ]; then
-    python=$(command -v python3.13 || command -v python3.12 || command -v python3.11 || command -v python3) ||
-        fail "Python is missing: install python3 and python3-venv, version 3.11 or newer"
-    "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
-        fail "Python 3.11 or newer is needed, $python is older"
-    say "Setting up, once. This takes some minutes and 2 GB or more of disk."
+made_from="$here $(cat "$here/constraints.txt" "$here/pyproject.toml" "$here/common/mos_common/release.py" | cksum)"
+if [ "$(cat "$environment/made-from" 2>/dev/null || true)" != "$made_from" ]; then
+    python=""
+    for each in python3 python3.13 python3.12 python3.11; do # the first one that runs and is new enough
+        if "$each" -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+            python=$each
+            break
+        fi
+    done
+    [ -n "$python" ] || fail "Python is missing: install python3 and python3-venv, version 3.11 or newer"
+    say "Setting up, once for this release. This takes some minutes and 2 GB or more of disk."
     "$python" -m venv "$environment/venv" || fail "python3-venv is missing: install it with your package manager"
     torch=""
     command -v nvidia-smi >/dev/null 2>&1 || torch="--extra-index-url https://download.pytorch.org/whl/cpu"
@@ -28,6 +33,7 @@ if [ ! -x "$environment/venv/bin/mos-client" ]; then
     "$environment/venv/bin/python" -m pip install --disable-pip-version-check \
         --constraint "$here/constraints.txt" $torch "$here" ||
         fail "the installation did not succeed: the lines above say why"
+    printf "%s\n" "$made_from" >"$environment/made-from"
 fi
 cd "$environment"
 "$environment/venv/bin/mos-client" open "$@" || fail "the page ended: the lines above say why"
