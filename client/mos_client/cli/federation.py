@@ -193,7 +193,7 @@ def open_(
 ) -> None:
     """Open the page in the browser: from the kit to pictures, without typing commands.
 
-    It listens on this machine alone. The address holds a secret: whoever has it can act for you.
+    It listens on this machine alone. The address holds a secret: anyone who has it can act for you.
     """
     from mos_client.page.application import serve_page
 

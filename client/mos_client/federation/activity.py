@@ -1,4 +1,4 @@
-"""What `join` does at the moment, in a file of the state folder, for whoever looks at it.
+"""What `join` is doing, kept in a file of the state folder for anyone who looks.
 
 The page reads it; so it shows a `join` of the command line as well, and one that goes on when the
 page was closed. That the file cannot be written never ends the work that it speaks of.
@@ -30,7 +30,7 @@ FAILED, INTERRUPTED, FINISHED = "failed", "interrupted", "finished"
 
 @dataclass(frozen=True)
 class Activity:
-    """What a process does, or did last: `stage` is one of this file's words.
+    """What a process is doing, or did last: `stage` is one of the words above.
 
     `done` of `total` steps are tuned at `step_s` seconds each; `losses` are (step, loss), thinned
     out; `said` are its last lines; `trouble` is why it failed. `process` says which process it is.

@@ -1,4 +1,4 @@
-"""News of the round, asked of the server by `join` and kept for whoever looks: `round.json`."""
+"""News of the round, asked of the server by `join` and kept in `round.json` for all who look."""
 
 from __future__ import annotations
 

@@ -78,7 +78,7 @@ class Standing:
 
     @property
     def runs(self) -> bool:
-        """True while a `join` runs on it, whoever has started it."""
+        """True while a `join` runs on it, no matter who started it."""
         if self.activity is not None and self.activity.runs:
             return True
         return any(Job(self.state, name).runs for name in ("tune", "join"))  # not yet reported

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from starlette.requests import Request
@@ -51,4 +50,4 @@ def _identity(standing: Standing, model: Any) -> dict[str, float] | None:
     """Return the four scores of the own concept in a model, if it is in it and was scored."""
     mine = next((each for each in concepts_of(model) if each.get("token") == standing.token), None)
     identity = mine.get("identity") if mine else None
-    return json.loads(json.dumps(identity)) if isinstance(identity, dict) else None
+    return identity if isinstance(identity, dict) else None

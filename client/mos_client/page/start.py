@@ -31,8 +31,12 @@ def show_start(request: Request) -> Response:
 
 def _shown(request: Request, trouble: str = "", filled: dict[str, str] | None = None) -> Response:
     desk: Desk = request.app.state.desk
-    here = [Standing(name, Session.load(folder), read_activity(folder)) for name, folder in desk.folders().items()]
-    kit, kit_trouble = None, ""
+    here, kit, kit_trouble = list[Standing](), None, ""
+    for name, folder in desk.folders().items():
+        try:
+            here.append(Standing(name, Session.load(folder), read_activity(folder)))
+        except MosError as error:  # one damaged folder does not close the others
+            trouble = trouble or str(error)
     if desk.kit is not None:
         try:
             kit = read_kit(desk.kit)

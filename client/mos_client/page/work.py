@@ -40,7 +40,7 @@ class Job:
 
     @property
     def log(self) -> Path:
-        """What it has printed."""
+        """The file of its output."""
         return self._file(".log")
 
     def start(self, words: Sequence[str | Path]) -> None:

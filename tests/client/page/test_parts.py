@@ -4,15 +4,20 @@ import threading
 from types import SimpleNamespace
 
 import pytest
+from starlette.testclient import TestClient
 
 from mos_client.federation import consent as consents
 from mos_client.federation.activity import read_activity, reported
 from mos_client.federation.consent import await_consent, consented, take_back
+from mos_client.federation.session import SETTINGS
+from mos_client.page.application import participant_page
+from mos_client.page.desk import Desk
 from mos_client.page.pictures import safe_name
 from mos_client.tuning.steering import Steering, Wanted
 from mos_common.digests import digest_of_bytes
 from mos_common.errors import NetworkError, RequestError
 from mos_common.messages import Upload, upload_content
+from mos_common.pages.access import Access, Role
 
 
 @pytest.mark.parametrize(
@@ -34,6 +39,16 @@ def test_a_strangers_file_name_is_made_plain(given, kept):
 def test_other_files_are_not_kept(given):
     with pytest.raises(RequestError, match="neither a picture nor a caption"):
         safe_name(given)
+
+
+def test_a_damaged_state_folder_does_not_close_the_page(tmp_path):
+    (tmp_path / "cat").mkdir()
+    (tmp_path / "cat" / SETTINGS).write_text("{")
+    access = Access(frozenset({"127.0.0.1:8000"}), {"secret": Role.ACT})
+    visitor = TestClient(participant_page(Desk(tmp_path), access), base_url="http://127.0.0.1:8000")
+    answer = visitor.get("/?token=secret")
+    assert str(tmp_path / "cat") in answer.text, "it says which"
+    assert "Go on" in answer.text, "another concept can be begun"
 
 
 def test_a_tuning_saves_before_it_stops_and_runs_on_after_a_pause(tmp_path):
