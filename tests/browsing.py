@@ -45,6 +45,7 @@ def serious(page: Any) -> list[str]:
     """Return what axe-core finds serious or critical on a page, in words."""
     from axe_playwright_python.sync_playwright import Axe
 
+    page.wait_for_load_state("load")  # before its stylesheet a page has the browser's own colours
     found = Axe().run(page).response["violations"]
     return [
         f"{each['id']}: {each['help']} ({each['nodes'][0]['html']})"
