@@ -11,6 +11,7 @@ if "PYTEST_XDIST_WORKER" not in os.environ:  # workers share that of the process
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 from collections.abc import Callable, Iterator
 from pathlib import Path

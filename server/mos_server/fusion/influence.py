@@ -18,14 +18,13 @@ stays as it is with j: keys and values read the text encoder that was fused with
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
-from mos_server.fusion.normal_equation import NormalEquations, Term, weighted_changes
-from mos_server.fusion.solve import damped_inverse, damping, stacked_left
+from mos_server.fusion.normal_equation import NormalEquations
+from mos_server.fusion.solve import damped_inverse, damping
 
 # Solutions and moments that are held at a time, so that memory does not grow with the concepts.
 # Every moment is read again for each such part, so small ones are held in large parts.
@@ -63,12 +62,9 @@ def _of_input(
     Rows are the concepts of the part, which are left out one by one; columns are i.
     """
     S, G0, count = equations.S[reads], mean_of(None, reads), parts[-1].stop
-    layers = [
-        _Terms.of(layer.name, terms)
-        for layer in equations.layers
-        if layer.reads == reads and (terms := equations.terms[layer.name])
-    ]
-    changed = [tuple(layer.name for layer in layers if i in layer.members) for i in range(count)]
+    layers = equations.stacked(reads)
+    products = [layer.B.T @ layer.B for layer in layers]
+    changed = [tuple(layer.name for layer in layers if i in layer.energies) for i in range(count)]
     # ΔᵀΔ, summed over the layers that a concept changes: most concepts change the same ones.
     squares = {names: S.new_zeros(len(part), S.numel()) for names in dict.fromkeys(filter(None, changed))}
     left_over, means = S.new_zeros(len(part), count), _means(mean_of, reads, part)
@@ -79,8 +75,8 @@ def _of_input(
         right[torch.cat([layer.concepts for layer in layers]) == j] = 0
         inverse = damped_inverse(S_without, equations.ridge, equations.ridge_kind)
         solutions = torch.split(inverse(right), [len(layer.changes) for layer in layers])
-        for layer, M in zip(layers, solutions, strict=True):
-            BtD = layer.BtB @ M
+        for layer, BtB, M in zip(layers, products, solutions, strict=True):
+            BtD = BtB @ M
             for names, square in squares.items():
                 if layer.name in names:
                     square[row].view(S.shape).addmm_(M.T, BtD)
@@ -95,32 +91,3 @@ def _of_input(
 
 def _means(mean_of: MeanOf, reads: str, part: range) -> Float[Tensor, "part d_in d_in"]:
     return torch.stack([mean_of(i, reads) for i in part])
-
-
-@dataclass(frozen=True)
-class _Terms:
-    """The terms of one layer, stacked by the ranks of all concepts."""
-
-    name: str
-    concepts: Int[Tensor, " ranks"]
-    weights: Float[Tensor, " ranks"]
-    moments: Float[Tensor, "ranks d_in"]  # wi si Ai Gi
-    changes: Float[Tensor, "ranks d_in"]  # wi si Ai
-    BtB: Float[Tensor, "ranks ranks"]
-    members: frozenset[int]
-
-    @classmethod
-    def of(cls, name: str, terms: Sequence[Term]) -> _Terms:
-        """Stack them."""
-        B = stacked_left([term.pair for term in terms])
-        ranks = torch.tensor([term.pair.rank for term in terms])
-        concepts, weights = (torch.tensor(each) for each in zip(*((t.concept, t.weight) for t in terms), strict=True))
-        return cls(
-            name,
-            concepts.repeat_interleave(ranks),
-            weights.double().repeat_interleave(ranks),
-            torch.cat([term.right for term in terms]),
-            weighted_changes(terms),
-            B.T @ B,
-            frozenset(term.concept for term in terms),
-        )

@@ -5,12 +5,12 @@ Memory holds S of every distinct input and Σ ri rows for every layer, but no ac
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from mos_common.concept import Concept
@@ -29,6 +29,34 @@ class Term:
     weight: float
     right: Float[Tensor, "rank d_in"]  # wi si Ai Gi
     energy: float  # ‖Xi ΔWiᵀ‖²/mi
+
+
+@dataclass(frozen=True)
+class StackedTerms:
+    """The terms of one layer, stacked by the ranks of all concepts."""
+
+    name: str
+    concepts: Int[Tensor, " ranks"]
+    weights: Float[Tensor, " ranks"]
+    moments: Float[Tensor, "ranks d_in"]  # wi si Ai Gi
+    changes: Float[Tensor, "ranks d_in"]  # wi si Ai
+    B: Float[Tensor, "d_out ranks"]
+    energies: Mapping[int, float]  # ‖Xi ΔWiᵀ‖²/mi of each concept that changes the layer
+
+    @classmethod
+    def of(cls, name: str, terms: Sequence[Term]) -> StackedTerms:
+        """Stack them."""
+        ranks = torch.tensor([term.pair.rank for term in terms])
+        concepts, weights = (torch.tensor(each) for each in zip(*((t.concept, t.weight) for t in terms), strict=True))
+        return cls(
+            name,
+            concepts.repeat_interleave(ranks),
+            weights.double().repeat_interleave(ranks),
+            torch.cat([term.right for term in terms]),
+            weighted_changes(terms),
+            stacked_left([term.pair for term in terms]),
+            {term.concept: term.energy for term in terms},
+        )
 
 
 class NormalEquations:
@@ -79,8 +107,15 @@ class NormalEquations:
 
     def solve(self, sharpen: float = 1.0) -> dict[str, LowRank]:
         """Return Δ* of every layer that a concept changes; `sharpen` is s."""
+        return {name: refactored(left, right) for name, left, right in self._products(sharpen)}
+
+    def solve_uncut(self) -> dict[str, LowRank]:
+        """Return the same with s = 1, of the summed rank and in float64, which serves measuring."""
+        return {name: LowRank(right, left, float(len(right))) for name, left, right in self._products(1.0)}
+
+    def _products(self, sharpen: float) -> Iterator[tuple[str, Tensor, Tensor]]:
+        """Yield the name of every layer, [B1 … Bn], and what Δ* has to its right."""
         inverses: dict[str, Inverse] = {}
-        changes = {}
         for layer in self.layers:
             if not (terms := self.terms[layer.name]):
                 continue
@@ -89,9 +124,12 @@ class NormalEquations:
             right = self.right(terms, self.S[layer.reads])
             if sharpen != 1:
                 right += (sharpen - 1) * self._standing_out(terms, layer.reads)
-            right = inverses[layer.reads](right)
-            changes[layer.name] = refactored(stacked_left([term.pair for term in terms]), right)
-        return changes
+            yield layer.name, stacked_left([term.pair for term in terms]), inverses[layer.reads](right)
+
+    def stacked(self, reads: str) -> list[StackedTerms]:
+        """Return the terms of every changed layer that reads one input."""
+        layers = [layer for layer in self.layers if layer.reads == reads and self.terms[layer.name]]
+        return [StackedTerms.of(layer.name, self.terms[layer.name]) for layer in layers]
 
     def right(self, terms: Sequence[Term], S: Float[Tensor, "d_in d_in"]) -> Float[Tensor, "ranks d_in"]:
         """Return [w1 s1 A1 (G1 + c R); …] of some terms; R is the ridge for S."""

@@ -127,21 +127,6 @@ def balanced_pair(
     return LowRank((root[:, None] * Vt).float(), (U * root).float(), float(len(sigma)))
 
 
-def residual(
-    G: Float[Tensor, "d_in d_in"], fused: LowRank, own: LowRank, square: Float[Tensor, "d_in d_in"] | None = None
-) -> tuple[float, float]:
-    """Return (‖X (Δ - ΔW)ᵀ‖²/m, ‖X ΔWᵀ‖²/m) from the second moment G = Xᵀ X / m alone.
-
-    The first is ⟨ΔᵀΔ, G⟩ - 2 ⟨BᵀΔ, s A G⟩ + ‖X ΔWᵀ‖²/m, with ΔW = s·B·A. `square` is ΔᵀΔ, which
-    serves every concept.
-    """
-    AG = own.scale * own.A.double() @ G
-    energy = energy_given(own, AG)
-    BtD = (fused.scale * own.B.double().T @ fused.B.double()) @ fused.A.double()
-    square = square_of(fused) if square is None else square
-    return max(float((square * G).sum()) - 2 * float((BtD * AG).sum()) + energy, 0.0), energy
-
-
 def square_of(pair: LowRank) -> Float[Tensor, "d_in d_in"]:
     """Return ΔᵀΔ."""
     B, A = pair.scale * pair.B.double(), pair.A.double()

@@ -37,6 +37,7 @@ from mos_server.fusion.recording_settings import RecordingSettings
 
 log = logging.getLogger(__name__)
 Recorded = tuple["Recording", "Moments | UnusableConceptError"]
+Mean = Callable[[str], Float[Tensor, "d_in d_in"]]
 Recorder = Callable[[Sequence["Recording"]], Iterator[Recorded]]
 # The code that decides what is recorded: when it changes, kept moments are recorded again.
 RECORDED_BY = (
@@ -200,7 +201,7 @@ class Statistics:
             return kept
         return self._keep(recording, recording.record(self.base, Moments()))
 
-    def means(self, recording: Recording) -> Callable[[str], Float[Tensor, "d_in d_in"]]:
+    def means(self, recording: Recording) -> Mean:
         """Return a function that reads G of one input; the recording's moments were read before.
 
         It raises FusionError if the file has gone or was damaged meanwhile.

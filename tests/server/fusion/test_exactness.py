@@ -18,7 +18,7 @@ from mos_server.fusion.fuse import fuse
 from mos_server.fusion.gram import sliced_gram
 from mos_server.fusion.methods.gradient import GradientSettings
 from mos_server.fusion.moments import Moments
-from mos_server.fusion.solve import residual, solve_change, stacked_left
+from mos_server.fusion.solve import solve_change, stacked_left
 from mos_server.fusion.statistics import Recording
 
 MOST_EXCESS = 1e-6
@@ -142,9 +142,3 @@ def test_shapes_of_stable_diffusion_are_solved_to_the_same_share(width, rows, co
         right = torch.cat([pair.A.double() @ g for pair, g in zip(pairs, G, strict=True)])
         change = solve_change(sum(G), stacked_left(pairs), right, ridge=1e-9)
         assert dense.excess(change.change(torch.float64)) < MOST_EXCESS
-        assert residual(G[0], change, pairs[0])[0] == pytest.approx(
-            float((X[0].double() @ (change.change(torch.float64) - pairs[0].change(torch.float64)).T).square().sum())
-            / rows,
-            rel=1e-2,
-            abs=1e-6 * float((X[0].double() @ pairs[0].change(torch.float64).T).square().sum()) / rows,
-        )

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mos_common.edlora import LowRank
-from mos_server.fusion.solve import RIDGES, damping, refactored, residual, solve_change, stacked_left
+from mos_server.fusion.solve import RIDGES, damping, refactored, solve_change, stacked_left
 from reference import lbfgs
 
 D_IN, D_OUT = 12, 9
@@ -205,22 +205,6 @@ def test_preserving_more_changes_ordinary_rows_less():
         moved.append(float((it.ordinary @ solved(it).change(torch.float64).T).norm()))
     assert moved == sorted(moved, reverse=True)
     assert moved[-1] < 0.5 * moved[0]
-
-
-def test_residual_is_what_stored_rows_say():
-    """From the second moment alone, without the activations: the same two numbers."""
-    it = problem(ranks=(1, 4), alphas=(3.0, 2.0))
-    fused = solved(it)
-    for X, pair, own in zip(it.rows, it.pairs, it.changes, strict=True):
-        rest, energy = residual(X.T @ X / len(X), fused, pair)
-        assert rest == pytest.approx(float((X @ (fused.change(torch.float64) - own).T).square().sum()) / len(X))
-        assert energy == pytest.approx(float((X @ own.T).square().sum()) / len(X))
-
-
-def test_a_change_that_survives_whole_has_no_residual():
-    it = problem(ranks=(2,))
-    rest, energy = residual(it.S(), it.pairs[0], it.pairs[0])
-    assert rest == pytest.approx(0, abs=1e-12 * energy)
 
 
 @pytest.mark.parametrize("ranks", [1, 5, D_OUT, 30])

@@ -20,17 +20,16 @@ from mos_common.fused_model import NamedConcept, Survival
 from mos_common.layers import Group, Layer
 from mos_common.settings import setting
 from mos_server.fusion.attachments import Inputs, attached_changes
-from mos_server.fusion.influence import kept_without
+from mos_server.fusion.influence import MeanOf, kept_without
 from mos_server.fusion.layerwise import changed_layers
 from mos_server.fusion.leaving_out import Influence, check_influence
 from mos_server.fusion.methods.method import Method, Option, Solved
-from mos_server.fusion.moments import Moments
 from mos_server.fusion.normal_equation import NormalEquations
 from mos_server.fusion.per_group import PerGroup, of_group, values_of
 from mos_server.fusion.presets import PRESETS, Preset, Terms, describe_presets
 from mos_server.fusion.recording_settings import RecordingSettings
-from mos_server.fusion.solve import residual, square_of
-from mos_server.fusion.statistics import Recording, Statistics, wanted_inputs
+from mos_server.fusion.statistics import Mean, Recording, Statistics, wanted_inputs
+from mos_server.fusion.survival import survival_in
 from mos_server.tracing import span
 
 _PER_GROUP = "; or three, for text encoder, keys and values, rest of the UNet; none: the preset's"
@@ -152,24 +151,23 @@ def merge(
                 equations.add(named.concept, statistics.of(recordings[named.token]), weights[named.token])
             sharpen = of_group(terms.sharpen, group)
             changes = equations.solve(sharpen)
-            plain = changes if sharpen == 1 else equations.solve()
         solved.changes |= changes
         solved.drift[group.name.lower()] = equations.drift(changes)
         statistics.progress(f"{group}: {len(layers)} layers solved in {time.monotonic() - started:.1f} s")
-        unsharpened = list[float]()
-        squares = {name: square_of(change) for name, change in changes.items()}
-        plain_squares = {name: square_of(change) for name, change in plain.items()} if plain is not changes else {}
-        for named in concepts:
-            moments = statistics.of(recordings[named.token])
-            survival = _survival(layers, named.concept, moments, changes, squares)
-            solved.survival[named.token][group.name.lower()] = survival
-            # Sharpening moves targets away from what was asked for, so shares of energy kept would
-            # say less about who takes from whom.
-            if plain is not changes:
-                survival = _survival(layers, named.concept, moments, plain, plain_squares)
-            unsharpened.append(survival.energy_kept)
+        readers = [statistics.means(recording) for recording in recordings.values()]
+
+        def mean_of(concept: int | None, reads: str, readers: Sequence[Mean] = readers) -> Tensor:
+            return readers[0 if concept is None else concept + 1](reads)
+
+        # Sharpening moves targets away from what was asked for, so what concepts take from each
+        # other is judged without it.
+        solutions = [changes] if sharpen == 1 else [changes, equations.solve_uncut()]
+        survival = survival_in(equations, solutions, mean_of, len(concepts))
+        for named, left in zip(concepts, survival[0], strict=True):
+            solved.survival[named.token][group.name.lower()] = left
         if len(concepts) > 1:
-            influence = _influence(equations, unsharpened, concepts, group, recordings, statistics)
+            influence = _influence(equations, group, concepts, survival[-1], mean_of)
+            statistics.progress(f"{group}: what is left of each computed in {time.monotonic() - started:.1f} s")
             solved.influence[group.name.lower()] = influence
             if settings.least_share is not None:
                 check_influence(influence, settings.least_share)
@@ -178,22 +176,16 @@ def merge(
 
 def _influence(
     equations: NormalEquations,
-    kept: Sequence[float],
-    concepts: Sequence[NamedConcept],
     group: Group,
-    recordings: Mapping[str | None, Recording],
-    statistics: Statistics,
+    concepts: Sequence[NamedConcept],
+    unsharpened: Sequence[Survival],
+    mean_of: MeanOf,
 ) -> Influence:
-    """Return what concepts do to each other; `kept` is of the solution without sharpening."""
-    tokens = [named.token for named in concepts]
-    started = time.monotonic()
-    ordinary, *means = (statistics.means(recordings[token]) for token in [None, *tokens])
-    without, energy = kept_without(
-        equations, lambda i, reads: (ordinary if i is None else means[i])(reads), len(concepts)
-    )
-    statistics.progress(f"{group}: influence of each concept computed in {time.monotonic() - started:.1f} s")
+    """Return what concepts do to each other."""
+    kept = torch.tensor([each.energy_kept for each in unsharpened]).double()
+    without, energy = kept_without(equations, mean_of, len(concepts))
     loudness = torch.tensor([_loudness(equations.layers, named.concept) for named in concepts]).double()
-    return Influence(group, tokens, torch.tensor(kept).double(), without, energy, loudness)
+    return Influence(group, [named.token for named in concepts], kept, without, energy, loudness)
 
 
 def _loudness(layers: Sequence[Layer], concept: Concept) -> float:
@@ -224,25 +216,6 @@ def _recordings(
         )
         recordings[named.token] = Recording(group, named, attached, reads, settings)
     return recordings
-
-
-def _survival(
-    layers: Sequence[Layer],
-    concept: Concept,
-    moments: Moments,
-    changes: Mapping[str, LowRank],
-    squares: Mapping[str, Tensor],
-) -> Survival:
-    """Return what is left of one concept in a solution; `squares` are ΔᵀΔ of every layer."""
-    left_over = energy = 0.0
-    residuals = {}
-    for layer in layers:
-        if layer.name in concept.pairs:
-            G, pair = moments.mean(layer.reads), concept.pairs[layer.name]
-            rest, own = residual(G, changes[layer.name], pair, squares[layer.name])
-            residuals[layer.name] = rest
-            left_over, energy = left_over + rest, energy + own
-    return Survival(energy_kept=1 - left_over / energy if energy else 1.0, residual=residuals)
 
 
 METHOD = Method(GradientSettings, merge, honours=frozenset({Option.WEIGHTS, Option.WORKERS, Option.MOMENTS}))
