@@ -39,7 +39,7 @@ def run(app: typer.Typer) -> None:
     logging.getLogger("mos_server").setLevel(logging.INFO)
     quiet = {"TRANSFORMERS_VERBOSITY": "error", "DIFFUSERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     # Threads that spin while they wait slow every step down on a shared machine, and threads that
-    # sleep at once slow small layers down on a quiet one. GNU's OpenMP can do a little of the first.
+    # sleep at once slow small layers down on a quiet one. GNU OpenMP can do a little of the first.
     quiet |= {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "1000"}
     for name, value in {"TOKENIZERS_PARALLELISM": "false", **quiet}.items():
         os.environ.setdefault(name, value)
