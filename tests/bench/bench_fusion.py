@@ -187,7 +187,7 @@ def bench_whole(bench: Bench, counts: tuple[int, ...], times: int, against: str 
     alone: dict[str, MethodSettings] = {
         "16 contexts, 20 steps, guided": dear,
         "4 contexts": replace(dear, contexts=GradientSettings().contexts),
-        "4 steps": replace(dear, steps=GradientSettings().steps),
+        "3 steps": replace(dear, steps=GradientSettings().steps),
         "no guidance": replace(dear, guidance=1.0),
     }
     for count in counts:

@@ -10,7 +10,9 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from browsing import needs_chromium, serious, window
 from end_to_end.federation import ENVIRONMENT, QUICK, create_server, join_tuned, processes
@@ -100,7 +102,7 @@ def test_from_a_kit_to_a_picture_of_two_people_in_at_most_15_clicks(tmp_path):
             files = [file for file in sorted(alice.pictures.iterdir()) if file.name != "concept.json"]
             browser.get_by_label("Drop pictures here").set_input_files(files)  # JavaScript sends them
             browser.get_by_text("Used as:").first.wait_for()
-            browser.get_by_role("img", name="Contact sheet").wait_for()
+            browser.get_by_role("img", name="as it is used").first.wait_for()
             clicks.look("pictures")
             clicks.click("Go on to tuning", "link")
             browser.get_by_text("Nothing speaks against").wait_for()
@@ -109,6 +111,7 @@ def test_from_a_kit_to_a_picture_of_two_people_in_at_most_15_clicks(tmp_path):
             browser.get_by_role("button", name="Pause").wait_for()
             clicks.click("Pause")
             browser.get_by_text("paused").wait_for()
+            browser.goto("about:blank")  # a page that is open asks again and again
             close(page)  # closing the page stops nothing, and it is found again
             page, address = opened(tmp_path, alice.kit)
             browser.goto(address)
@@ -116,6 +119,7 @@ def test_from_a_kit_to_a_picture_of_two_people_in_at_most_15_clicks(tmp_path):
             clicks.click("Resume")
             browser.get_by_role("link", name="See what would leave").wait_for()
             browser.get_by_text("drawn after step").first.wait_for()
+            browser.get_by_role("img", name="the mean of the last 12").wait_for()
             clicks.look("tuning")
             clicks.click("See what would leave", "link")
             assert not (state / "enrolled.json").exists(), "nothing has left before the button"
@@ -141,6 +145,7 @@ def test_from_a_kit_to_a_picture_of_two_people_in_at_most_15_clicks(tmp_path):
             clicks.click(re.compile("Draw .* again"))
             browser.get_by_text("bit-equal to").first.wait_for()
             draws_regions(browser, clicks, people, state)
+            draws_before_and_after(browser, clicks)
             withdraws(browser, clicks, alice)
             port = address.split(":")[2].split("/")[0]
             assert refused(f"http://127.0.0.1:{port}/c/{name}/draw") == 403
@@ -172,12 +177,28 @@ def draws_regions(browser, clicks, people, state):
     browser.get_by_label("Of the region").select_option(people[1].token)
     browser.get_by_role("button", name="Brush").click()
     drag((0.75, 0.2), (0.75, 0.8))
+    browser.get_by_role("button", name="Sketch").click()
+    drag((0.2, 0.2), (0.3, 0.5), (0.2, 0.8))
     clicks.click("Draw")
-    browser.get_by_role("button", name="Draw 0003 again").wait_for()
-    box, painted = read_recipe(state / "gallery" / "0003" / "picture.png").regions
+    clicks.click("Draw 0003 again")
+    browser.get_by_text("bit-equal to").nth(1).wait_for()
+    recipe = read_recipe(state / "gallery" / "0003" / "picture.png")
+    box, painted = recipe.regions
+    assert [control.name for control in recipe.controls] == ["sketch"]
+    lines = np.asarray(Image.open(state / "gallery" / "0003" / "sketch.png"))
+    assert lines[:, 256:].max() == 0, "nothing was drawn to the right"
+    assert 0 < (lines > 127).mean() < 0.02, "white lines on black"
     assert (box.prompt, painted.prompt) == tuple(someone.token for someone in people)
     assert box.box == pytest.approx((0.05, 0.05, 0.45, 0.95), abs=0.01)
     assert painted.mask is not None
+
+
+def draws_before_and_after(browser, clicks):
+    clicks.click("The round", "link")
+    clicks.click("Draw it before and after")
+    browser.get_by_role("img", name="Before fusion").wait_for()
+    browser.get_by_role("img", name="After fusion, in round-001").wait_for()
+    clicks.look("before and after")
 
 
 def withdraws(browser, clicks, alice):
@@ -185,6 +206,86 @@ def withdraws(browser, clicks, alice):
     browser.get_by_label("Yes, withdraw").check()
     clicks.click("Withdraw")
     browser.get_by_text(f"{alice.token}: erased at the server").wait_for()
+
+
+class Keys:
+    """A page used by its keyboard alone: every element is reached as a person reaches it."""
+
+    def __init__(self, page):
+        self.page = page
+        page.set_default_timeout(WAIT_MS)
+
+    def reach(self, role, name):
+        """Press Tab until an element has the focus, and see that the focus shows."""
+        element = self.page.get_by_role(role, name=name).first
+        element.wait_for()
+        for _ in range(120):
+            self.page.keyboard.press("Tab")
+            if element.evaluate("element => element === document.activeElement"):
+                style = element.evaluate("element => getComputedStyle(element).outlineStyle")
+                assert style != "none", f"{name}: the focus does not show"
+                return
+        raise AssertionError(f"{name} is never reached")
+
+    def press(self, role, name, key="Enter"):
+        self.reach(role, name)
+        self.page.keyboard.press(key)
+
+    def write(self, role, name, text):
+        self.reach(role, name)
+        self.page.keyboard.press("Control+A")
+        self.page.keyboard.type(text)
+
+    def look_until(self, role, name):
+        """Look again, as the page offers, until something is there."""
+        end = time.monotonic() + WAIT_MS / 1000
+        while not self.page.get_by_role(role, name=name).first.is_visible():
+            assert time.monotonic() < end, f"{name} never appears"
+            time.sleep(1)
+            self.press("link", "Look again")
+            self.page.wait_for_load_state()
+
+
+def test_by_keyboard_alone_and_without_javascript(tmp_path):
+    """From the kit to a picture of the own concept, and to what would leave."""
+    alice = prepare(tmp_path, ("coral", "ginger", "tom"))[0]
+    name = alice.concept.strip("<>")
+    state = tmp_path / "mos-state" / name
+    page, address = opened(tmp_path, alice.kit)
+    try:
+        with window(java_script_enabled=False) as browser:
+            keys = Keys(browser)
+            browser.goto(address)
+            browser.keyboard.press("Tab")
+            browser.keyboard.press("Enter")
+            assert browser.url.endswith("#main"), "the first key skips to the content"
+            keys.write("textbox", "Its name", name)
+            keys.write("textbox", "What it is", alice.class_word)
+            keys.press("button", "Go on")
+            files = [file for file in sorted(alice.pictures.iterdir()) if file.name != "concept.json"]
+            browser.get_by_label("Drop pictures here").set_input_files(files)  # the system's own dialog
+            keys.press("button", "Add")
+            first = next(file.name for file in files if file.suffix == ".png" and ".mask" not in file.name)
+            keys.look_until("img", f"{first} as it is used")
+            keys.write("textbox", f"Caption of {first}", "V in the snow")
+            keys.press("button", "Save captions")
+            keys.look_until("img", f"{first} as it is used")
+            assert "in the snow" in browser.get_by_role("textbox", name=f"Caption of {first}").input_value()
+            keys.press("link", "Go on to tuning")
+            keys.look_until("button", "Start tuning")
+            keys.write("spinbutton", "Steps", "12")
+            keys.press("button", "Start tuning")
+            keys.look_until("link", "See what would leave")
+            keys.press("link", "See what would leave")
+            browser.get_by_text("bytes").first.wait_for()
+            keys.press("link", "Draw")
+            keys.press("checkbox", alice.concept, key="Space")
+            keys.press("button", "Draw")
+            keys.look_until("link", "Save")
+            assert read_recipe(state / "gallery" / "0001" / "picture.png").prompt == alice.concept
+    finally:
+        close(page)
+        end_join(state)
 
 
 def test_hostile_names_and_paths(tmp_path):

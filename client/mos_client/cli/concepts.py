@@ -29,6 +29,14 @@ def check(
     images: Images,
     base: Base = "tiny",
     out: Annotated[Path, typer.Option("--out", help="The contact sheet: a .png, .jpg or .webp.")] = Path("check.png"),
+    crops: Annotated[
+        Path | None,
+        typer.Option(
+            "--crops",
+            help="A new folder for every picture as the base sees it: cropped, and dark outside its mask.",
+            show_default="write none",
+        ),
+    ] = None,
     masks_with: Annotated[
         Path | None,
         typer.Option(
@@ -89,7 +97,7 @@ def check(
     loaded = load_base(base, device=device, dtype=dtype)
     marks = Marks(concept, mark)
     folder = scan(images, marks)
-    for line in check_folder(images, loaded, out, marks, scanned=folder):
+    for line in check_folder(images, loaded, out, marks, scanned=folder, crops=crops):
         say(line)
     concept_out = Path(f"{request.concept.strip('<>')}.safetensors")
     judged = judge(

@@ -13,6 +13,10 @@ from mos_common.errors import PicturesError, RequestError
 from mos_common.options import Base, Device, Dtype, Seed, TuningSteps
 from mos_common.shell import counting, lists_settings, say
 
+OneState = Annotated[
+    Path | None,
+    typer.Option("--state", help="The state folder of mos-client join.", show_default="the only one in mos-state"),
+]
 KitFile = Annotated[Path, typer.Argument(metavar="KIT", help="The file that the operator sent.")]
 
 
@@ -21,6 +25,7 @@ def register(app: typer.Typer) -> None:
     example = 'Example: mos-client join alice.kit pictures/ --concept "<cat>" --class cat'
     app.command(cls=lists_settings(lambda: TuningSettings), epilog=example)(join)
     app.command(epilog="Example: mos-client download alice.kit --state mos-state/cat --out model")(download)
+    app.command(epilog="Example: mos-client status --state mos-state/cat")(status)
     app.command(epilog="Example: mos-client withdraw --state mos-state/cat")(withdraw)
     app.command("open", epilog="Example: mos-client open alice.kit")(open_)
 
@@ -154,12 +159,19 @@ def download(
         say("no own changes are published beside it")
 
 
-def withdraw(
-    state: Annotated[
-        Path | None,
-        typer.Option("--state", help="The state folder of mos-client join.", show_default="the only one in mos-state"),
-    ] = None,
-) -> None:
+def status(state: OneState = None) -> None:
+    """Show how it stands: tuning, what you agreed to, the round and who is waited for, scores.
+
+    It is read from the state folder, so it works while join runs, and without a network.
+    """
+    from mos_client.federation.session import Session
+    from mos_client.federation.status import status_of
+
+    for line in status_of(Session.load(state or _only_state())):
+        say(line)
+
+
+def withdraw(state: OneState = None) -> None:
     """Have the server erase your concept, and leave it out from now on.
 
     Models that were published with it stay as they are. It is tuned again to take part again.

@@ -7,31 +7,51 @@ another question.
 
 from __future__ import annotations
 
-import json
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from pydantic import ConfigDict
+
 from mos_client.federation.session import Session
 from mos_client.federation.tuned import tuned_already
 from mos_common.digests import digest_of_bytes, digest_of_file
 from mos_common.errors import NetworkError
-from mos_common.files import canonical_json, write_atomically
+from mos_common.files import write_atomically
+from mos_common.fused_model import Sha256
+from mos_common.json_models import JsonModelError, StrictModel, from_json
 from mos_common.outage import Outage
 
 CONSENT = "consent.json"
 _LOOK_AGAIN_S = 0.5
 
 
+class Consent(StrictModel):
+    """A yes to the file of this SHA-256.
+
+    `own`: its own changes may be published too. `at` is in seconds since 1970.
+    """
+
+    model_config = ConfigDict(frozen=True)
+    digest: Sha256
+    own: bool
+    at: float
+
+
+def read_consent(state: Path) -> Consent | None:
+    """Return the participant's yes, or None if there is none."""
+    try:
+        return from_json(Consent, (state / CONSENT).read_text(encoding="utf-8"))
+    except (OSError, UnicodeError, JsonModelError):
+        return None
+
+
 def consented(state: Path) -> str | None:
     """Return the SHA-256 of the concept file that may be sent, or None."""
-    try:
-        digest = json.loads((state / CONSENT).read_bytes())["digest"]
-        return digest if isinstance(digest, str) else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    given = read_consent(state)
+    return given.digest if given else None
 
 
 def consent(session: Session, digest: str) -> None:
@@ -41,8 +61,8 @@ def consent(session: Session, digest: str) -> None:
         StateError: it cannot be written.
 
     """
-    said = {"digest": digest, "own": session.own, "at": time.time()}
-    write_atomically(session.state / CONSENT, canonical_json(said) + b"\n", mode=0o600)
+    said = Consent(digest=digest, own=session.own, at=time.time())
+    write_atomically(session.state / CONSENT, said.model_dump_json().encode() + b"\n", mode=0o600)
 
 
 def take_back(state: Path) -> None:

@@ -59,6 +59,11 @@ class Session:
         """Downloaded models, a folder each."""
         return self.state / "models"
 
+    def downloaded(self) -> list[Path]:
+        """Return the downloaded models, newest first."""
+        found = [path for path in self.models.glob("round-*") if path.is_dir() and "." not in path.name]
+        return sorted(found, key=lambda path: (len(path.name), path.name), reverse=True)
+
     @property
     def tuning(self) -> Path:
         """Checkpoints of a tuning under way."""

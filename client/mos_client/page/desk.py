@@ -110,8 +110,7 @@ class Standing:
     @property
     def models(self) -> list[Path]:
         """The downloaded models, newest first."""
-        found = [path for path in self.session.models.glob("round-*") if path.is_dir() and "." not in path.name]
-        return sorted(found, key=lambda path: (len(path.name), path.name), reverse=True)
+        return self.session.downloaded()
 
     @property
     def token(self) -> str:

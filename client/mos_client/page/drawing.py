@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import io
 import json
 from pathlib import Path
 from typing import Annotated, Any
 
-from PIL import Image
+from PIL import Image, ImageOps, ImageStat
 from pydantic import Field
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import FileResponse, RedirectResponse, Response
 
+from mos_client.inspection.own_scores import concepts_in
 from mos_client.page.desk import Standing, standing_of
-from mos_client.page.rounds import concepts_of
 from mos_client.page.showing import show
 from mos_client.page.work import Job
 from mos_client.pictures.reading import DAMAGED
@@ -31,6 +30,8 @@ MOST_PICTURES = 8
 _MOST_REGIONS, _MOST_MASK_BYTES, _MOST_SIDE = 12, 1 << 20, 2048
 _PNG = "data:image/png;base64,"
 _MOST_SKETCH_BYTES = 16 << 20
+_WHITE_PAPER = 127  # of 255, on average
+SKETCH = "sketch.png"
 
 
 class Marked(StrictModel):
@@ -50,7 +51,7 @@ class AllMarked(StrictModel):
 def show_draw(request: Request) -> Response:
     """Show the form, and the gallery."""
     standing = standing_of(request)
-    tokens = [str(each.get("token")) for each in concepts_of(standing.models[0])] if standing.models else []
+    tokens = [str(each.get("token")) for each in concepts_in(standing.models[0])] if standing.models else []
     values = {"tokens": tokens, "gallery": _gallery(standing), "sketches": standing.session.request.base == TINY}
     return show(request, "draw.html", standing, **values, most=MOST_PICTURES)
 
@@ -73,9 +74,12 @@ def draw(request: Request, sent: Sent) -> Response:
         scene["regions"] = regions
     elif len(chosen) > 1:
         scene["auto_layout"] = "side-by-side"
-    for sketch in sent.files("sketch"):
-        _write_png(sketch.file.read(_MOST_SKETCH_BYTES), folder / "sketch.png", "the sketch")
-        scene["controls"] = [{"adapter": "sketch", "picture": "sketch.png"}]
+    sketches = [file.file.read(_MOST_SKETCH_BYTES) for file in sent.files("sketch")]
+    if drawn := sent.text("drawn_sketch", ""):
+        sketches.append(_png_in(drawn, "the sketch"))
+    if sketches:
+        _write_png(sketches[0], folder / SKETCH, "the sketch", white_lines=True)
+        scene["controls"] = [{"adapter": "sketch", "picture": SKETCH}]
     write_atomically(folder / "scene.json", json.dumps(scene).encode())
     words: list[str | Path] = ["draw", model, "--scene", folder / "scene.json", "--out", folder / "picture.png"]
     words += ["--preview", folder / "preview.png", "--base", standing.session.request.base]
@@ -91,7 +95,11 @@ def again(request: Request, sent: Sent) -> Response:
     if model is None:
         raise RequestError("the model that drew it is not here")
     words: list[str | Path] = ["draw", model, "--again", picture, "--out", folder / "picture.png"]
-    _job(standing, folder.name).start([*words, "--base", standing.session.request.base])
+    words += ["--base", standing.session.request.base]
+    if (sketch := picture.with_name(SKETCH)).is_file():
+        write_atomically(folder / SKETCH, sketch.read_bytes())
+        words += ["--control", f"sketch: {folder / SKETCH}"]
+    _job(standing, folder.name).start(words)
     return RedirectResponse(f"/c/{standing.name}/draw#gallery", 303)
 
 
@@ -135,18 +143,25 @@ def _marked(text: str) -> list[Marked]:
 def _region(marked: Marked, number: int, folder: Path) -> dict[str, Any]:
     if marked.box is not None:
         return {"prompt": marked.text, "box": marked.box}
-    if marked.mask is None or not marked.mask.startswith(_PNG):
+    if marked.mask is None:
         raise RequestError(f"region {number + 1} has neither a box nor a mask: draw it again")
-    try:
-        data = base64.b64decode(marked.mask[len(_PNG) :], validate=True)
-    except binascii.Error as error:
-        raise RequestError(f"the mask of region {number + 1} is damaged: draw it again") from error
-    name = f"mask-{number}.png"
-    _write_png(data, folder / name, f"the mask of region {number + 1}")
+    name, what = f"mask-{number}.png", f"the mask of region {number + 1}"
+    _write_png(_png_in(marked.mask, what), folder / name, what)
     return {"prompt": marked.text, "mask": name}
 
 
-def _write_png(data: bytes, file: Path, what: str) -> None:
+def _png_in(address: str, what: str) -> bytes:
+    """Return the picture that a canvas has sent."""
+    try:
+        if not address.startswith(_PNG):
+            raise ValueError(address[:20])
+        return base64.b64decode(address[len(_PNG) :], validate=True)
+    except ValueError as error:  # base64's own is one
+        raise RequestError(f"{what} is damaged: draw it again") from error
+
+
+def _write_png(data: bytes, file: Path, what: str, *, white_lines: bool = False) -> None:
+    """Write a picture in grey. With `white_lines` a sketch on white paper becomes its negative."""
     try:
         with Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "WEBP")) as image:
             if max(image.size) > _MOST_SIDE:
@@ -154,6 +169,8 @@ def _write_png(data: bytes, file: Path, what: str) -> None:
             grey = image.convert("L")
     except DAMAGED as error:
         raise RequestError(f"{what} is no picture that can be read: give a PNG, JPEG or WebP") from error
+    if white_lines and ImageStat.Stat(grey).mean[0] > _WHITE_PAPER:
+        grey = ImageOps.invert(grey)
     out = io.BytesIO()
     grey.save(out, "PNG")
     write_atomically(file, out.getvalue())

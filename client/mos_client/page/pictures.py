@@ -10,7 +10,7 @@ from pathlib import Path
 from PIL import Image
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import RedirectResponse, Response
+from starlette.responses import FileResponse, RedirectResponse, Response
 
 from mos_client.page.desk import Standing, standing_of
 from mos_client.page.showing import show
@@ -30,7 +30,7 @@ _SIDE = 320
 
 @dataclass(frozen=True)
 class Shown:
-    """One picture on the page: `remarks` are those of `check`."""
+    """One picture on the page, with the remarks of `check`; `used`: it has written the crop."""
 
     number: int
     name: str
@@ -39,6 +39,7 @@ class Shown:
     editable: bool
     held_back: bool
     masked: bool
+    used: bool
     remarks: list[str]
 
 
@@ -56,6 +57,8 @@ def start_check(standing: Standing) -> None:
             request.class_word,
             "--out",
             sheet,
+            "--crops",
+            _crops(standing),
         ]
         job.start([*words, *tuning_words(standing.session)])
 
@@ -104,6 +107,7 @@ def _described(standing: Standing, folder: Folder) -> list[Shown]:
                 held_back=picture in held,
                 masked=picture.mask_file is not None,
                 remarks=remarks,
+                used=_used(standing, number) is not None,
             )
         )
     return described
@@ -181,6 +185,14 @@ def thumbnail(request: Request) -> Response:
     return webp(image)
 
 
+def used(request: Request) -> Response:
+    """Return one picture as the base sees it, as `check` has written it."""
+    file = _used(standing_of(request), request.path_params["number"])
+    if file is None:
+        raise HTTPException(404)
+    return FileResponse(file, media_type="image/png")
+
+
 def sheet(request: Request) -> Response:
     """Return the contact sheet of `check`: crops and masks as the base sees them."""
     try:
@@ -198,6 +210,14 @@ def webp(image: Image.Image) -> Response:
 
 def _sheet(standing: Standing) -> Path:
     return standing.check.log.with_suffix(".png")
+
+
+def _crops(standing: Standing) -> Path:
+    return standing.check.log.with_suffix(".crops")
+
+
+def _used(standing: Standing, number: int) -> Path | None:
+    return next(_crops(standing).glob(f"{number:03d}-*.png"), None)
 
 
 def _picture(standing: Standing, name: str) -> Picture:

@@ -4,25 +4,28 @@ from __future__ import annotations
 
 from typing import Any
 
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import RedirectResponse, Response
+from starlette.responses import FileResponse, RedirectResponse, Response
 
 from mos_client.federation.news import read_news
-from mos_client.page.desk import Standing, standing_of
+from mos_client.inspection.own_scores import scores_in
+from mos_client.page.compared import compare, compared
+from mos_client.page.desk import standing_of
 from mos_client.page.leaving import take_part
 from mos_client.page.showing import show
 from mos_client.page.work import Job, end_join
-from mos_common.errors import MosError, RequestError
-from mos_common.model_files import parse_manifest, read_manifest
+from mos_common.errors import RequestError
 from mos_common.pages.actions import Sent
 
 
 def show_round(request: Request) -> Response:
     """Show who is in and waited for, and how the concept survived in every model."""
     standing = standing_of(request)
-    models = [{"name": model.name, "scores": _identity(standing, model)} for model in standing.models]
-    job = Job(standing.state, "join")
-    return show(request, "round.html", standing, news=read_news(standing.state), models=models, job=job)
+    models = [{"name": model.name, "scores": scores_in(model, standing.token)} for model in standing.models]
+    values: dict[str, Any] = {"news": read_news(standing.state), "models": models, "job": Job(standing.state, "join")}
+    values["compared"] = compared(standing)
+    return show(request, "round.html", standing, **values)
 
 
 def change(request: Request, sent: Sent) -> Response:
@@ -37,17 +40,17 @@ def change(request: Request, sent: Sent) -> Response:
     return RedirectResponse(f"/c/{standing.name}/round", 303)
 
 
-def concepts_of(model: Any) -> list[dict[str, Any]]:
-    """Return the concepts that a verified model's manifest names."""
-    try:
-        concepts = parse_manifest(model, read_manifest(model)).get("concepts")
-    except MosError:
-        return []
-    return [each for each in concepts if isinstance(each, dict)] if isinstance(concepts, list) else []
+def draw_both(request: Request, sent: Sent) -> Response:
+    """Draw the concept before and after fusion, with the same words and seeds."""
+    standing = standing_of(request)
+    compare(standing)
+    return RedirectResponse(f"/c/{standing.name}/round", 303)
 
 
-def _identity(standing: Standing, model: Any) -> dict[str, float] | None:
-    """Return the four scores of the own concept in a model, if it is in it and was scored."""
-    mine = next((each for each in concepts_of(model) if each.get("token") == standing.token), None)
-    identity = mine.get("identity") if mine else None
-    return identity if isinstance(identity, dict) else None
+def drawn(request: Request) -> Response:
+    """Return the drawings of one side."""
+    side = request.path_params["side"]
+    files = {each.name: each.file for each in compared(standing_of(request))}
+    if side not in files or not files[side].is_file():
+        raise HTTPException(404)
+    return FileResponse(files[side], media_type="image/png")

@@ -9,7 +9,7 @@ from itertools import chain
 from pathlib import Path
 
 from mos_client.pictures.captions import TEMPLATES
-from mos_client.pictures.contact_sheet import write_contact_sheet
+from mos_client.pictures.contact_sheet import write_contact_sheet, write_crops
 from mos_client.pictures.folder import FEWEST, Folder, Picture, scan, split
 from mos_client.pictures.layout import REPEATS
 from mos_client.pictures.leftovers import lines_about
@@ -21,32 +21,35 @@ from mos_client.pictures.wording import counted, few
 from mos_common.base_model import Base
 from mos_common.commands import command_line
 from mos_common.errors import PicturesError, RequestError
-from mos_common.files import check_writable
+from mos_common.files import check_writable, is_folder, replacing_folder
 from mos_common.pictures import picture_format
 
 MOST_CAPTIONS = 200  # shown, before and after
 
 
 def check_folder(
-    images: Path, base: Base, out: Path, marks: Marks = ANY_MARK, *, scanned: Folder | None = None
+    images: Path,
+    base: Base,
+    out: Path,
+    marks: Marks = ANY_MARK,
+    *,
+    scanned: Folder | None = None,
+    crops: Path | None = None,
 ) -> Iterator[str]:
     """Yield the report line by line, and write the contact sheet to `out`.
 
-    `scanned` is what `scan` says of the folder, where the caller has asked already.
+    In the folder `crops` every picture is written as the base sees it. `scanned` is what `scan`
+    says of the folder, where the caller has asked already.
 
     Raises:
         PicturesError: the folder is missing, holds too few usable pictures, or something in it can
             be meant in two ways; the lines before say what is wrong with each.
-        RequestError, StateError: `out` is in the folder of pictures, or cannot be written.
+        RequestError, StateError: `out` or `crops` is in the folder of pictures, or cannot be
+            written, or `crops` holds something.
 
     """
     folder = scanned or scan(images, marks)
-    if out.resolve().parent in {path.resolve() for path in (images, *(each.path.parent for each in folder.pictures))}:
-        raise RequestError(
-            f"--out {out} is in the folder of pictures and would be read as one of them: choose another place"
-        )
-    check_writable(out)
-    picture_format(out)
+    _check_places(out, crops, {path.resolve() for path in (images, *(each.path.parent for each in folder.pictures))})
     yield f"{images}: {counted(len(folder.pictures), 'usable picture')}"
     for note in folder.layout:
         yield f"  {note}"
@@ -77,8 +80,27 @@ def check_folder(
         remarks_by_path.setdefault(path, []).append(remark)
         yield f"  look at {path.name}: it {remark}"
     yield from _notes(folder)
+    if crops is not None:
+        with replacing_folder(crops) as written:
+            write_crops(folder.pictures, sizes, written)
+        yield f"crops: {crops}"
     write_contact_sheet(folder.pictures, held_back, remarks_by_path, sizes, out)
     yield f"contact sheet: {out}"
+
+
+def _check_places(out: Path, crops: Path | None, read_from: set[Path]) -> None:
+    """Check that what is written is never read as a picture, and takes nothing else's place."""
+    inside = f"--out {out}" if out.resolve().parent in read_from else ""
+    if crops is not None and not read_from.isdisjoint({crops.resolve(), *crops.resolve().parents}):
+        inside = f"--crops {crops}"
+    if inside:
+        raise RequestError(
+            f"{inside} is in the folder of pictures and would be read as one of them: choose another place"
+        )
+    if crops is not None and is_folder(crops) and any(crops.iterdir()):
+        raise RequestError(f"--crops {crops} holds something already: choose another place")
+    check_writable(out)
+    picture_format(out)
 
 
 def _captions(folder: Folder, marks: Marks) -> Iterator[str]:

@@ -28,7 +28,7 @@ def write_contact_sheet(
     pen = ImageDraw.Draw(sheet)
     for i, picture in enumerate(pictures):
         x, y = i % COLUMNS * CELL, i // COLUMNS * (CELL + 3 * LINE)
-        shown = _shown(picture, sizes)
+        shown = shown_as_used(picture, sizes)
         shown.thumbnail((CELL - 8, CELL - 8))
         sheet.paste(shown, (x + (CELL - shown.width) // 2, y + (CELL - shown.height) // 2))
         pen.text((x + 4, y + CELL), _short(picture.path.name), fill=INK)
@@ -39,7 +39,14 @@ def write_contact_sheet(
     save_image(sheet, out)
 
 
-def _shown(picture: Picture, sizes: list[tuple[int, int]]) -> Image.Image:
+def write_crops(pictures: Sequence[Picture], sizes: list[tuple[int, int]], folder: Path) -> None:
+    """Write every picture as it is used, numbered in the order of the folder from 000."""
+    for number, picture in enumerate(pictures):
+        save_image(shown_as_used(picture, sizes), folder / f"{number:03d}-{picture.path.stem}.png")
+
+
+def shown_as_used(picture: Picture, sizes: list[tuple[int, int]]) -> Image.Image:
+    """Return a picture as it is cropped, shaded outside its mask."""
     read = picture.read()
     size = bucket_for(read.picture.size, sizes)
     (view,) = views_of(read.picture, read.mask, size, crops=1, mirror=False, seed="")

@@ -9,7 +9,7 @@ from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from starlette.requests import Request
 from starlette.responses import HTMLResponse
 
-from mos_common.pages import formats
+from mos_common.pages import curves, formats
 from mos_common.pages.access import visitor_of
 from mos_common.release import RELEASE
 from mos_common.texts import visible
@@ -34,6 +34,8 @@ def templates_of(package: str) -> Environment:
         "share": formats.share,
         "score": formats.score,
         "visible": visible,
+        "polyline": curves.polyline,
+        "smoothed": curves.smoothed,
     }
     environment.globals["release"] = RELEASE
     return environment

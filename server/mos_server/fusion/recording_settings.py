@@ -33,7 +33,7 @@ class RecordingSettings:
         "it), all (padding too), graded (1, 0.2 and 0.05), or three weights such as 1,1,0.2",
     )
     unconditional: bool = setting(False, "record the empty prompt on each concept's model too")
-    steps: int = setting(4, "denoising steps of the sampling that is recorded")
+    steps: int = setting(3, "denoising steps of the sampling that is recorded")
     guidance: float | None = setting(
         1.0, "guidance of the sampling that is recorded (1: no guidance); none: the base's own"
     )

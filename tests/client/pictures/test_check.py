@@ -227,3 +227,28 @@ def test_the_contact_sheet_shows_every_picture_and_shades_what_its_mask_leaves_o
     assert right[0] < 150 < right[2] + 60
     assert last == (250, 60, 10)
     assert empty == (255, 255, 255)
+
+
+def test_every_picture_is_written_as_it_is_used(folder, tiny, tmp_path):
+    """In the order of the folder, at a size of the base, and dark outside its mask."""
+    mask = Image.new("L", (96, 96), 0)
+    mask.paste(255, (0, 0, 48, 96))
+    mask.save(folder / "01.mask.png")
+    lines = list(check_folder(folder, tiny, tmp_path / "sheet.png", crops=tmp_path / "crops"))
+    assert f"crops: {tmp_path / 'crops'}" in lines
+    written = sorted((tmp_path / "crops").iterdir())
+    assert [file.name for file in written] == ["000-00.png", "001-01.png", "002-02.png", "003-03.png"]
+    plain, masked, *_ = (np.asarray(Image.open(file).convert("L"), dtype=float) for file in written)
+    width = masked.shape[1]
+    assert masked[:, : width // 3].mean() > 1.3 * masked[:, -width // 3 :].mean()
+    assert plain.std() > masked[:, -width // 3 :].std()
+
+
+def test_crops_take_no_other_files_place(folder, tiny, tmp_path):
+    with pytest.raises(RequestError, match="would be read as one"):
+        list(check_folder(folder, tiny, tmp_path / "sheet.png", crops=folder / "crops"))
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("mine")
+    with pytest.raises(RequestError, match="holds something already"):
+        list(check_folder(folder, tiny, tmp_path / "sheet.png", crops=tmp_path / "mine"))
+    assert (tmp_path / "mine" / "notes.txt").read_text() == "mine"

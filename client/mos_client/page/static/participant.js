@@ -21,6 +21,8 @@ for (const drop of document.querySelectorAll(".drop")) {
 const canvas = document.getElementById("canvas");
 if (canvas) {
   const pen = canvas.getContext("2d"), regions = [], side = canvas.width, colours = ["#3a5bd9", "#e0803a", "#1c8a50", "#b03a8a"];
+  const tools = ["box", "brush", "pen"].filter((name) => document.getElementById(`tool-${name}`));
+  const lines = []; // of the sketch, each a layer of its own
   let tool = "box", begun = null, at = null, painting = null;
   const what = document.getElementById("region-text"), field = document.getElementById("regions");
   const place = (event) => {
@@ -41,13 +43,16 @@ if (canvas) {
         pen.fillRect(x0, y0, x1 - x0, y1 - y0);
       } else pen.drawImage(region.painted, 0, 0);
     });
-    if (painting) pen.drawImage(painting, 0, 0);
+    if (painting && tool === "brush") pen.drawImage(painting, 0, 0);
     pen.globalAlpha = 1;
+    for (const line of painting && tool === "pen" ? [...lines, painting] : lines) pen.drawImage(line, 0, 0);
   }
   function keep() {
     const sent = regions.map((region) => region.box ? {text: region.text, box: region.box} : {text: region.text, mask: region.mask});
     field.value = sent.length ? JSON.stringify(sent) : "";
+    document.getElementById("drawn-sketch").value = lines.length ? onBlack(lines) : "";
     const named = regions.map((region, i) => `${i + 1}: ${region.text} (${region.box ? "box" : "painted"})`);
+    if (lines.length) named.push(`a sketch of ${lines.length} line${lines.length > 1 ? "s" : ""}`);
     document.getElementById("region-list").textContent = named.join(", ");
     show();
   }
@@ -58,26 +63,32 @@ if (canvas) {
   }
   function stroke(from, to) {
     const brush = painting.getContext("2d");
-    brush.lineWidth = side / 10;
+    brush.lineWidth = tool === "pen" ? side / 100 : side / 10;
     brush.lineCap = "round";
-    brush.strokeStyle = "#ffffff";
+    brush.strokeStyle = tool === "pen" ? getComputedStyle(canvas).color : "#ffffff";
     brush.beginPath();
     brush.moveTo(from[0] * side, from[1] * side);
     brush.lineTo(to[0] * side, to[1] * side + 0.01);
     brush.stroke();
   }
-  function mask() {
+  function onBlack(layers) {
+    // White where a layer was painted, whatever its colour on the page.
+    const painted = layer(), white = painted.getContext("2d");
+    for (const each of layers) white.drawImage(each, 0, 0);
+    white.globalCompositeOperation = "source-in";
+    white.fillStyle = "#ffffff";
+    white.fillRect(0, 0, side, side);
     const made = layer(), context = made.getContext("2d");
     context.fillStyle = "#000000";
     context.fillRect(0, 0, side, side);
-    context.drawImage(painting, 0, 0);
+    context.drawImage(painted, 0, 0);
     return made.toDataURL("image/png");
   }
   canvas.addEventListener("pointerdown", (event) => {
     event.preventDefault();
     canvas.setPointerCapture(event.pointerId);
     begun = at = place(event);
-    if (tool === "brush") { painting = layer(); stroke(begun, at); }
+    if (tool !== "box") { painting = layer(); stroke(begun, at); }
     show();
   });
   canvas.addEventListener("pointermove", (event) => {
@@ -90,18 +101,22 @@ if (canvas) {
   canvas.addEventListener("pointerup", () => {
     if (!begun) return;
     const text = what.value, box = boxed(begun, at);
-    if (painting) regions.push({text, mask: mask(), painted: painting});
+    if (tool === "pen") lines.push(painting);
+    else if (painting) regions.push({text, mask: onBlack([painting]), painted: painting});
     else if (box[2] - box[0] > 0.03 && box[3] - box[1] > 0.03) regions.push({text, box});
     begun = painting = null;
     keep();
   });
-  for (const name of ["box", "brush"]) {
+  for (const name of tools) {
     document.getElementById(`tool-${name}`).addEventListener("click", () => {
       tool = name;
-      for (const each of ["box", "brush"]) document.getElementById(`tool-${each}`).setAttribute("aria-pressed", String(each === name));
+      for (const each of tools) document.getElementById(`tool-${each}`).setAttribute("aria-pressed", String(each === name));
     });
   }
-  document.getElementById("undo").addEventListener("click", () => { regions.pop(); keep(); });
+  document.getElementById("undo").addEventListener("click", () => {
+    (tool === "pen" ? lines : regions).pop();
+    keep();
+  });
   document.getElementById("drawing").addEventListener("submit", () => {
     // A region says what is in it, and what is around it as everywhere else.
     const around = document.getElementById("text").value.trim();

@@ -62,11 +62,15 @@ class Results:
         return json.dumps(document, indent=1, ensure_ascii=False).encode() + b"\n"
 
     def csv(self) -> bytes:
-        """Return the rows as CSV."""
+        """Return a line for each case as CSV, and a column for each figure with its unit."""
+        cases: dict[str, dict[str, object]] = {}
+        for row in self.rows:
+            cases.setdefault(row.case, {"case": row.case})[f"{row.figure} ({row.unit})"] = row.value
         text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(["case", "figure", "value", "unit"])
-        writer.writerows([row.case, row.figure, row.value, row.unit] for row in self.rows)
+        columns = dict.fromkeys(name for case in cases.values() for name in case)
+        writer = csv.DictWriter(text, ["case", *(name for name in columns if name != "case")], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(cases.values())
         return text.getvalue().encode()
 
 
