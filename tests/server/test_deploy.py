@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import configparser
 import json
+import os
 import re
 import shlex
 import shutil
@@ -28,6 +29,7 @@ from mos_server.state.journal import Journal
 TOP = Path(__file__).parents[2]
 DEPLOY, DOCS = TOP / "deploy", TOP / "docs"
 UNITS = ["mos-server.service", "mos-client@.service"]
+STARTERS = ["open-linux.sh", "open-macos.command", "open-windows.cmd"]
 CONTAINERFILES = ["Containerfile.server", "Containerfile.client"]
 
 
@@ -46,6 +48,34 @@ def test_the_table_of_exit_codes_is_that_of_the_code():
 
 def test_the_pointer_app_is_the_one_that_is_sent():
     assert (DEPLOY / "flower-app" / "pyproject.toml").read_text(encoding="utf-8") == POINTER
+
+
+@pytest.mark.skipif(
+    shutil.which("shellcheck") is None and not os.environ.get("CI"),
+    reason="needs shellcheck (apt-get install shellcheck)",
+)
+@pytest.mark.parametrize("name", STARTERS[:2])
+def test_a_starter_is_a_clean_script(name):
+    found = subprocess.run(
+        ["shellcheck", DEPLOY / "open" / name], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert found.stdout == ""
+
+
+def test_every_label_of_the_starter_for_windows_is_there():
+    text = (DEPLOY / "open" / STARTERS[2]).read_bytes().decode()
+    assert text.count("\r\n") == text.count("\n"), "cmd.exe loses its place in a file without carriage returns"
+    labels, targets = (set(re.findall(form, text, re.M)) for form in (r"^:(\w+)\r?$", r"goto (\w+)"))
+    assert targets == labels
+
+
+@pytest.mark.parametrize("name", STARTERS)
+def test_a_starter_renews_the_environment_for_another_release(name):
+    """It is made from the files that say what is installed."""
+    text = (DEPLOY / "open" / name).read_text().replace("\\", "/")
+    for file in ("constraints.txt", "pyproject.toml", "common/mos_common/release.py"):
+        assert file in text
+        assert (TOP / file).is_file()
 
 
 @pytest.mark.parametrize("name", UNITS)
