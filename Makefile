@@ -16,7 +16,7 @@ help:
 	@echo "make bench   speed and memory, side by side with the rivals (build/bench/, half an hour)"
 	@echo "make bench-slow  the same at the real size of Stable Diffusion 1.5; on a GPU where there is one"
 	@echo "make gpu     everything that needs a GPU, and training tiny on (build/gpu/); again: it continues"
-	@echo "make requirements  pin and hash what a deployment installs (deploy/requirements.txt)"
+	@echo "make requirements  pin and hash what a deployment installs (deploy/requirements*.txt)"
 	@echo "make sbom    a bill of materials of the environment, in CycloneDX (build/sbom.json)"
 	@echo "make format  rewrite the code in its one format"
 
@@ -72,10 +72,13 @@ format: .venv
 OF_TORCH := torch triton cuda-bindings cuda-pathfinder cuda-toolkit $(addprefix nvidia-,cublas cuda-cupti cuda-nvrtc \
 	cuda-runtime cudnn-cu13 cufft cufile curand cusolver cusparse cusparselt-cu13 nccl-cu13 nvjitlink nvshmem-cu13 nvtx)
 
+COMPILE := $(BIN)/uv pip compile pyproject.toml --constraint constraints.txt --universal --python-version 3.11 \
+	--generate-hashes --no-header --no-annotate --quiet $(addprefix --no-emit-package ,$(OF_TORCH))
+
 requirements: .venv
-	echo hatchling | $(BIN)/uv pip compile pyproject.toml - --constraint constraints.txt --universal \
-		--python-version 3.11 --generate-hashes --no-header --no-annotate --quiet \
-		$(addprefix --no-emit-package ,$(OF_TORCH)) --output-file deploy/requirements.txt
+	echo hatchling | $(COMPILE) - --output-file deploy/requirements.txt
+	$(COMPILE) --extra postgresql --extra s3 --extra traces --output-file deploy/requirements-server.txt \
+		$$(sed -n 's/^\([A-Za-z0-9._-]*\)==.*/--no-emit-package \1/p' deploy/requirements.txt)
 
 SBOM_OF ?= $(BIN)/python
 

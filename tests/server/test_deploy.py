@@ -30,6 +30,7 @@ TOP = Path(__file__).parents[2]
 DEPLOY, DOCS = TOP / "deploy", TOP / "docs"
 UNITS = ["mos-server.service", "mos-client@.service"]
 STARTERS = ["open-linux.sh", "open-macos.command", "open-windows.cmd"]
+REQUIREMENTS = ["requirements.txt", "requirements-server.txt"]
 CONTAINERFILES = ["Containerfile.server", "Containerfile.client"]
 
 
@@ -131,7 +132,11 @@ def test_a_container_file_names_files_that_exist_and_ends_as_an_ordinary_user(na
 def test_both_images_are_built_the_same_way():
     server, client = (instructions(name) for name in CONTAINERFILES)
     ports_and_commands = ("EXPOSE", "ENTRYPOINT", "CMD")
-    assert [line for line in server if line[0] not in ports_and_commands] == [
+    # The server's has the extras of PostgreSQL, stores and traces besides.
+    extras = [line for line in server if "requirements-server.txt" in line[1]]
+    assert len(extras) == 2
+    plain = [(word, text.replace(" deploy/requirements-server.txt", "")) for word, text in server]
+    assert [line for line in plain if line[0] not in ports_and_commands and line != extras[1]] == [
         line for line in client if line[0] not in ports_and_commands
     ]
 
@@ -140,8 +145,9 @@ def test_torch_has_a_pinned_version_to_install():
     assert re.search(r"^torch==", (TOP / "constraints.txt").read_text(encoding="utf-8"), re.M)
 
 
-def test_every_package_but_torch_is_pinned_as_tested_and_hashed():
-    text = (DEPLOY / "requirements.txt").read_text(encoding="utf-8")
+@pytest.mark.parametrize("name", REQUIREMENTS)
+def test_every_package_but_torch_is_pinned_as_tested_and_hashed(name):
+    text = (DEPLOY / name).read_text(encoding="utf-8")
     pinned = re.findall(
         r"^([\w.-]+)==(\S+)(?: ; [^\\\n]+)? \\\n((?:    --hash=sha256:[0-9a-f]{64}(?: \\)?\n)+)", text, re.M
     )
@@ -154,28 +160,33 @@ def test_every_package_but_torch_is_pinned_as_tested_and_hashed():
         name: version for name, version in versions.items() if name in tested
     }
     assert not [name for name in versions if name in ("torch", "triton") or name.startswith(("nvidia-", "cuda-"))]
-    wanted = {normal(requirement.name) for requirement in runtime_requirements()} | {"hatchling"}
-    assert wanted - {"torch"} <= versions.keys()
 
 
-def test_what_is_installed_here_by_the_product_is_all_in_the_list_of_hashes():
+@pytest.mark.parametrize("extras", [(), ("postgresql", "s3", "traces")], ids=["both", "server"])
+def test_what_is_installed_here_by_the_product_is_all_in_the_list_of_hashes(extras):
     """Walk from the product through the requirements of what is installed, as pip does."""
-    text = (DEPLOY / "requirements.txt").read_text(encoding="utf-8")
+    files = REQUIREMENTS if extras else REQUIREMENTS[:1]
+    text = "".join((DEPLOY / name).read_text(encoding="utf-8") for name in files)
     listed = {normal(name) for name in re.findall(r"^([\w.-]+)==", text, re.M)}
-    needed, ahead = set(), [requirement.name for requirement in runtime_requirements() if requirement.name != "torch"]
+    assert {normal(each.name) for each in runtime_requirements(*extras)} | {"hatchling"} <= listed | {"torch"}
+    asked: set[tuple[str, str]] = set()
+    ahead = [(each.name, extra) for each in runtime_requirements(*extras) for extra in ("", *each.extras)]
     while ahead:
-        if (name := normal(ahead.pop())) not in needed and name != "torch":
-            needed.add(name)
-            for line in requires(name) or []:
-                requirement = Requirement(line)
-                if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
-                    ahead.append(requirement.name)
-    assert needed <= listed
+        name, extra = ahead.pop()
+        if (normal(name), extra) in asked or name == "torch":
+            continue
+        asked.add((normal(name), extra))
+        for line in requires(name) or []:
+            requirement = Requirement(line)
+            if requirement.marker is None or requirement.marker.evaluate({"extra": extra}):
+                ahead += [(requirement.name, each) for each in ("", *requirement.extras)]
+    assert {name for name, _ in asked} <= listed
 
 
-def runtime_requirements() -> list[Requirement]:
+def runtime_requirements(*extras: str) -> list[Requirement]:
     project = tomllib.loads((TOP / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    return [Requirement(line) for line in project["dependencies"]]
+    optional = [line for extra in extras for line in project["optional-dependencies"][extra]]
+    return [Requirement(line) for line in [*project["dependencies"], *optional]]
 
 
 def normal(name: str) -> str:
