@@ -28,7 +28,7 @@ from mos_common.edlora import LowRank
 from mos_common.errors import BaseModelError, FusionError, TrustError
 from mos_common.fingerprint import is_base, why_not
 from mos_common.identity_scores import Identity
-from mos_common.json_models import JsonModelError, StrictModel, from_json
+from mos_common.json_models import JsonModelError, Sha256, StrictModel, from_json
 from mos_common.model_files import MANIFEST, read_manifest
 from mos_common.model_folder import check_model, trust_for, unsigned_remark
 from mos_common.names import TOKEN
@@ -36,7 +36,6 @@ from mos_common.texts import ShownText, visible
 
 log = logging.getLogger(__name__)
 ADAPTER, EMBEDDINGS = "adapter.safetensors", "embeddings.safetensors"
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Token = Annotated[str, Field(pattern=f"^{TOKEN.pattern}$")]
 _Row = Annotated[list[float], FailFast()]
 

@@ -7,12 +7,13 @@ wrong JSON can take 400 MB. Here the first damaged part of a file ends its readi
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Self, TypeVar
+from typing import Annotated, Any, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, model_validator
 from pydantic.functional_validators import ModelWrapValidatorHandler
 
 Model = TypeVar("Model", bound="StrictModel")
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 MOST_ENTRIES = 20_000  # of one list or mapping: more than a thousand concepts have, or a model has layers
 _LONGEST = 200  # characters of a reason
 _STOPS = "the first error ends it"

@@ -17,11 +17,11 @@ from PIL import Image
 from pydantic import ConfigDict, Field
 
 from mos_common.base_model import Base
-from mos_common.control.drawn import DrawnControl, Sha256
+from mos_common.control.drawn import DrawnControl
 from mos_common.drawing import Drawing
 from mos_common.drawn_regions import DrawnRegion
 from mos_common.errors import PicturesError, RequestError
-from mos_common.json_models import JsonModelError, StrictModel, from_json
+from mos_common.json_models import JsonModelError, Sha256, StrictModel, from_json
 from mos_common.prompt_grammar import MOST_CHARACTERS
 from mos_common.release import RELEASE
 from mos_common.settings import settings_from_json, settings_to_json

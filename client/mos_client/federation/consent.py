@@ -20,8 +20,7 @@ from mos_client.federation.tuned import tuned_already
 from mos_common.digests import digest_of_bytes, digest_of_file
 from mos_common.errors import NetworkError
 from mos_common.files import write_atomically
-from mos_common.fused_model import Sha256
-from mos_common.json_models import JsonModelError, StrictModel, from_json
+from mos_common.json_models import JsonModelError, Sha256, StrictModel, from_json
 from mos_common.outage import Outage
 
 CONSENT = "consent.json"

@@ -6,10 +6,8 @@ from typing import Annotated
 
 from pydantic import ConfigDict, Field
 
-from mos_common.json_models import StrictModel
+from mos_common.json_models import Sha256, StrictModel
 from mos_common.texts import ShownText
-
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class DrawnControl(StrictModel):

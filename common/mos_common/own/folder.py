@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Literal
 
 from mos_common.digests import digest_of_bytes
 from mos_common.errors import ConceptError, TrustError
-from mos_common.fused_model import ADAPTER, File, FusedConcept, Manifest, Sha256, Token
-from mos_common.json_models import JsonModelError, StrictModel, from_json
+from mos_common.fused_model import ADAPTER, File, FusedConcept, Manifest, Token
+from mos_common.json_models import JsonModelError, Sha256, StrictModel, from_json
 from mos_common.model_files import not_listed, read_manifest
 from mos_common.model_folder import Finding, Trust, check_model, examine, trust_for
 from mos_common.own.names import beside, own_folder
