@@ -10,6 +10,7 @@ from mos_client.federation.news import RoundNews, read_news
 from mos_client.federation.session import Session
 from mos_client.federation.tuned import tuned_already
 from mos_client.inspection.own_scores import scores_in
+from mos_client.tuning.steering import Steering, Wanted
 from mos_common.digests import digest_of_file
 from mos_common.errors import MosError
 from mos_common.kit import read_kit
@@ -25,7 +26,7 @@ def status_of(session: Session) -> Iterator[str]:
     The folder is read; nobody is asked.
     """
     yield f"{session.request.concept} ({session.request.class_word}) in {session.state}"
-    yield _doing(read_activity(session.state))
+    yield _doing(read_activity(session.state), Steering.of(session.state).wanted)
     yield from _file(session)
     news = read_news(session.state)
     if news is not None:
@@ -33,7 +34,7 @@ def status_of(session: Session) -> Iterator[str]:
     yield from _models(session)
 
 
-def _doing(activity: Activity | None) -> str:
+def _doing(activity: Activity | None, wanted: Wanted) -> str:
     if activity is None:
         return "nothing has run on it yet"
     if activity.stage in _ENDED or not activity.runs:
@@ -42,7 +43,8 @@ def _doing(activity: Activity | None) -> str:
     if activity.stage == TUNING and activity.total:
         loss = f", loss {score(activity.loss)}" if activity.loss is not None else ""
         left = f", about {duration(activity.left_s)} left" if activity.left_s is not None else ""
-        return f"tuning: step {activity.done} of {activity.total}{loss}{left}"
+        what = "paused" if wanted is Wanted.PAUSE else "tuning"
+        return f"{what}: step {activity.done} of {activity.total}{loss}{left}"
     return "it takes part" if activity.stage == JOINED else "tuning: the base model is being loaded"
 
 
@@ -82,7 +84,11 @@ def _models(session: Session) -> Iterator[str]:
     if not models:
         yield "no model downloaded yet"
         return
-    token = session.token(read_kit(session.state / KIT).name)
+    try:
+        token = session.token(read_kit(session.state / KIT).name)
+    except MosError as error:  # the kit may be lost without harm
+        yield f"models downloaded: {len(models)}; scores need your name in the federation: {error}"
+        return
     for model in models:
         scores = scores_in(model, token) or {}
         ways = {"without the concept": "class_word", "before fusion": "single", "after": "fused", "real": "ceiling"}

@@ -17,6 +17,7 @@ from mos_client.federation.news import NEWS, Member, RoundNews
 from mos_client.federation.session import Session
 from mos_client.federation.status import status_of
 from mos_client.tuning.request import TuneRequest
+from mos_client.tuning.steering import Steering, Wanted
 from mos_common.digests import digest_of_bytes
 from mos_common.errors import RequestError
 
@@ -51,6 +52,8 @@ def test_a_tuning_says_step_loss_and_time(session, monkeypatch):
             now[0] += 2.0
             step(SimpleNamespace(number=number, total=10, loss=0.25))
         assert "tuning: step 3 of 10, loss 0.250, about 14 s left" in said(session)
+        Steering.of(session.state).want(Wanted.PAUSE)
+        assert "paused: step 3 of 10" in said(session)
         report.stage(JOINED)
         assert "it takes part" in said(session)
     assert "the last join finished" in said(session)
@@ -96,6 +99,11 @@ def test_the_round_and_who_is_waited_for(session):
     assert "round-002: collecting, 2 concepts wanted, waits until" in text
     assert "bob: tunes, waited for" in text
     assert "alice: has sent\n" in text
+
+
+def test_a_lost_kit_leaves_the_rest(session):
+    (session.models / "round-001").mkdir(parents=True)
+    assert "models downloaded: 1; scores need your name" in said(session)
 
 
 def test_scores_of_every_model(session, monkeypatch):
