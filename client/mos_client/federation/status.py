@@ -10,6 +10,7 @@ from mos_client.federation.news import RoundNews, read_news
 from mos_client.federation.session import Session
 from mos_client.federation.tuned import tuned_already
 from mos_client.inspection.own_scores import scores_in
+from mos_client.inspection.tuning_scores import scores_so_far
 from mos_client.tuning.steering import Steering, Wanted
 from mos_common.digests import digest_of_file
 from mos_common.errors import MosError
@@ -27,6 +28,13 @@ def status_of(session: Session) -> Iterator[str]:
     """
     yield f"{session.request.concept} ({session.request.class_word}) in {session.state}"
     yield _doing(read_activity(session.state), Steering.of(session.state).wanted)
+    if (scores := scores_so_far(session.state)) is not None:
+        for each in scores["evaluations"]:
+            best = " (best)" if each["step"] == scores["best"] else ""
+            yield (
+                f"  after step {each['step']}{best}: identity {score(each['identity'])}, "
+                f"prompt {score(each['prompt_adherence'])}"
+            )
     yield from _file(session)
     news = read_news(session.state)
     if news is not None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from PIL import Image
@@ -12,6 +10,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
+from mos_client.inspection.tuning_scores import newest_progress, scores_so_far
 from mos_client.page.desk import Standing, standing_of
 from mos_client.page.pictures import start_check, webp
 from mos_client.page.showing import show
@@ -29,7 +28,7 @@ def show_tuning(request: Request) -> Response:
     if not standing.runs and standing.concept_file is None:
         start_check(standing)
     lines = [line.strip() for line in standing.check.lines]
-    scores = _scores(standing)
+    scores = scores_so_far(standing.state)
     values: dict[str, Any] = {"job": standing.check, "scores": scores, "wanted": Steering.of(standing.state).wanted}
     values["estimate"] = [line for line in lines if line.startswith(("memory:", "time:"))]
     values["ready"] = any(line == "nothing speaks against tuning on it" for line in lines)
@@ -68,7 +67,7 @@ def drawing(request: Request) -> Response:
     """Return one of the newest drawings that were made while tuning."""
     from mos_client.tuning.watch import drawings_in
 
-    file = _newest(standing_of(request), "*.progress.png")
+    file = newest_progress(standing_of(request).state, ".png")
     if file is None:
         raise HTTPException(404)
     with Image.open(file) as grid:
@@ -77,20 +76,6 @@ def drawing(request: Request) -> Response:
     if number >= len(row):
         raise HTTPException(404)
     return webp(row[number])
-
-
-def _scores(standing: Standing) -> dict[str, Any] | None:
-    file = _newest(standing, "*.progress.json")
-    try:
-        values = json.loads(file.read_bytes()) if file else None
-        return values if isinstance(values, dict) and values.get("evaluations") else None
-    except (OSError, ValueError):
-        return None
-
-
-def _newest(standing: Standing, pattern: str) -> Path | None:
-    files = (standing.state / "concepts").glob(pattern)
-    return max(files, key=lambda path: path.stat().st_mtime, default=None)
 
 
 def _tune(standing: Standing) -> Job:

@@ -59,6 +59,16 @@ def test_a_tuning_says_step_loss_and_time(session, monkeypatch):
     assert "the last join finished" in said(session)
 
 
+def test_scores_so_far(session):
+    (session.state / "concepts").mkdir()
+    scores = [{"step": step, "identity": 0.1 * step, "prompt_adherence": 0.5} for step in (1, 2)]
+    file = session.state / "concepts" / "cat.progress.json"
+    file.write_text(json.dumps({"best": 2, "evaluations": scores}))
+    assert "after step 1: identity 0.100, prompt 0.500\n  after step 2 (best): identity 0.200" in said(session)
+    file.write_text("{")
+    assert "after step" not in said(session)
+
+
 def test_why_it_ended(session):
     with pytest.raises(RequestError), reported(session.state):
         raise RequestError("no such cat")
